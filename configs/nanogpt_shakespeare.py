@@ -1,0 +1,50 @@
+"""nanoGPT's Shakespeare for CPUs: 4 layers of width 128 on single bytes, context 64, 2,000 steps of 12 sequences.
+
+    python -m jaxlm.train --config configs/nanogpt_shakespeare.py --data input.txt
+
+The text is tiny Shakespeare (1.1 MB, one file, ASCII: a byte is a character); its last 10% are held out. Model, learning rate and
+schedule are those of nanoGPT's train_shakespeare_char recipe for CPUs, which reports 1.88 nats per character.
+"""
+
+from jaxlm import hardware
+from jaxlm.config import (
+    Checkpoint,
+    Config,
+    Data,
+    Evaluation,
+    Model,
+    Optimizer,
+    Precision,
+    Runtime,
+    Source,
+    Tokenizer,
+    Training,
+    Validation,
+)
+
+config = Config(
+    model=Model(
+        vocabulary_size=257,
+        layers=4,
+        width=128,
+        heads=4,
+        context_length=64,
+        activation="gelu",
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        norm_bias=False,
+    ),
+    tokenizer=Tokenizer(kind="bytes"),
+    data=Data(
+        sources=(Source(name="shakespeare", path="input.txt"),),
+        sequence_length=64,
+        validation=Validation(method="tail", share=0.1),
+    ),
+    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, final_learning_rate_ratio=0.1, beta2=0.99, weight_decay=0.1),
+    precision=Precision(compute="float32"),
+    training=Training(steps=2000, batch_size=12),
+    evaluation=Evaluation(every_steps=500, batch_size=96, sample_tokens=300),
+    checkpoint=Checkpoint(every_steps=500),
+    runtime=Runtime(devices=hardware.cpu_devices()),
+)

@@ -1,0 +1,37 @@
+"""A small decoder on the text that every Python brings along: the modules of its own library, 10 MB, 5% of them held out.
+
+    python -m jaxlm.train --config configs/quickstart.py
+
+4.2M parameters, 1.8M tokens. On two CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11, jax 0.10.2) training takes
+about 230 s and ends at 1.45 bits per byte of the held-out source; gzip -9 makes 1.79 of the same text, xz -9 1.54.
+
+Two emulated devices and bfloat16 where the processor has it: measured there, a step is nearly twice as fast as in float32. Heads of 128
+channels: the scores of attention cost more than the products on CPUs, and two heads have half as many as four.
+"""
+
+from jaxlm import hardware
+from jaxlm.config import Checkpoint, Config, Data, Evaluation, Logging, Model, Optimizer, Precision, Runtime, Training
+
+config = Config(
+    model=Model(
+        vocabulary_size=4096,
+        layers=4,
+        width=256,
+        heads=2,
+        context_length=256,
+        norm="rmsnorm",
+        positions="rotary",
+        activation="relu_squared",
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+    ),
+    data=Data(sequence_length=256),
+    optimizer=Optimizer(learning_rate=4e-3, schedule="linear", warmup_steps=50, final_learning_rate_ratio=0.0),
+    precision=Precision(compute="bfloat16" if hardware.cpu_has_bfloat16() else "float32"),
+    training=Training(steps=900, batch_size=8),
+    evaluation=Evaluation(every_steps=450, samples=2, sample_tokens=200),
+    checkpoint=Checkpoint(every_steps=450),
+    logging=Logging(every_steps=20),
+    runtime=Runtime(devices=hardware.cpu_devices()),
+)

@@ -1,0 +1,1 @@
+"""jaxlm: pretraining of transformer language models in JAX. Importing it changes nothing and needs no jax."""

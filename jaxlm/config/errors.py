@@ -1,0 +1,27 @@
+"""The errors that are the user's to mend: each ends a command with one line and its exit code."""
+
+
+class UserError(Exception):
+    """A mistake in a config, in data or in arguments. Commands print it as one line and exit with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config that can't be used: `path` is the key's full path ("model.layers"), `reason` says what to mend."""
+
+    def __init__(self, path: str, reason: str):
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}" if path else reason)
+
+
+class NoCheckpointError(UserError):
+    """No checkpoint in the run directory can be restored."""
+
+    exit_code = 3
+
+
+class DivergedError(UserError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 4

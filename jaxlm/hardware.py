@@ -1,0 +1,41 @@
+"""What accelerators can do at most, with sources; and what this machine's CPU can do. Imports no jax."""
+
+import os
+from pathlib import Path
+
+# Dense bfloat16 FLOP/s without sparsity, by a part of jax's `device_kind`. Longest match wins.
+# Sources: NVIDIA data sheets: A100 (2020), H100 and H100 PCIe (2023), H200 (2024), L4 and L40S (2023), A10 (2021), B200 (2024);
+# GeForce: Ampere GA102 and Ada whitepapers, tensor FLOP/s with float32 accumulation.
+PEAK_FLOPS: dict[str, float] = {
+    "A100": 312e12,
+    "H100": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H200": 989.4e12,
+    "B200": 2250e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, other cards)."""
+    words = device_kind.split()
+    known = [name for name in PEAK_FLOPS if name in device_kind and name.split()[0] in {word.partition("-")[0] for word in words}]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def cpu_devices(most: int = 2) -> int:
+    """How many CPU devices to emulate: one per core, up to `most`. Small models run faster on two devices than on one with two threads."""
+    return min(most, os.cpu_count() or 1)
+
+
+def cpu_has_bfloat16() -> bool:
+    """True where bfloat16 products are faster than float32: instructions for them, and more than one core."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags and (os.cpu_count() or 1) > 1

@@ -1,0 +1,40 @@
+"""The interface of every family: a tuple of pure functions over a plain nested dict of parameters."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxlm import config
+from jaxlm.types import Array, Batch, Tree, is_axes
+
+
+class Model(NamedTuple):
+    """Pure functions of (params, inputs). All of them are deterministic unless a dropout key is given."""
+
+    config: config.Model
+    init: Callable[[jax.Array], Tree]  # key -> params
+    axes: Tree  # the logical axes of each parameter
+    features: Callable[..., Array]  # (params, batch, dropout_key=None) -> [B, L, D]
+    head_weights: Callable[[Tree], Tree]  # what `scores` reads, whole; called outside a loop over tiles
+    scores: Callable[[Tree, Array], Array]  # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others
+
+    def head(self, params: Tree, x: Array) -> Array:
+        """Float32 logits [..., vocabulary_size]."""
+        return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
+
+    def apply(self, params: Tree, batch: Batch) -> Array:
+        """Float32 logits [B, L, vocabulary_size]; `batch.targets[b, i]` is what `logits[b, i]` predicts."""
+        return self.head(params, self.features(params, batch))
+
+    def parameter_count(self) -> int:
+        """Parameters as published tables count them: rows that only pad the vocabulary are left out."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        sizes = jax.tree.map(self._logical_size, self.axes, shapes, is_leaf=is_axes)
+        return sum(jax.tree.leaves(sizes))
+
+    def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:
+        size = 1
+        for name, dimension in zip(names, leaf.shape, strict=True):
+            size *= self.config.vocabulary_size if name == "vocabulary" else dimension
+        return size

@@ -1,0 +1,86 @@
+"""Multi-head attention with grouped keys and values (arXiv 1706.03762; multi-query 1911.02150, grouped 2305.13245)."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm import config
+from jaxlm.nn.dot_product import Case, Mask, attend, choose
+from jaxlm.nn.execution import Execution
+from jaxlm.nn.initializers import normal
+from jaxlm.nn.matmul import add_bias, matmul
+from jaxlm.nn.norms import HeadNorm
+from jaxlm.nn.parameters import parameter
+from jaxlm.nn.positions import Rotation, rotate
+
+HEADS = ("batch", "length", "heads_act", "head_act")
+KV_HEADS = ("batch", "length", "kv_heads_act", "head_act")
+
+
+class Context(NamedTuple):
+    """What all layers share in one pass, computed once: the mask, and the positions in the form that attention reads."""
+
+    mask: Mask
+    rotation: Rotation | None = None
+    bias: jax.Array | None = None  # float32 [1, H, L, S]
+
+
+class Attention(nn.Module):
+    """Self-attention: [B, L, D] -> [B, L, D]."""
+
+    model: config.Model
+    execution: Execution = Execution()
+    dtype: Any = jnp.float32  # of the parameters
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
+        model, constrain = self.model, self.execution.constrain
+        q_BLHK = constrain(self.project("query", x_BLD, model.heads, "heads"), HEADS)
+        k_BSGK = constrain(self.project("key", x_BLD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        v_BSGK = constrain(self.project("value", x_BLD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        if model.query_key_norm:
+            q_BLHK = HeadNorm(model.norm_epsilon, self.dtype, name="query_norm")(q_BLHK)
+            k_BSGK = HeadNorm(model.norm_epsilon, self.dtype, name="key_norm")(k_BSGK)
+        if context.rotation is not None:
+            q_BLHK, k_BSGK = rotate(q_BLHK, context.rotation), rotate(k_BSGK, context.rotation)
+        y_BLHK = attend(
+            q_BLHK,
+            k_BSGK,
+            v_BSGK,
+            context.mask,
+            self.execution,
+            scale=model.width_per_head**-0.5,
+            bias=context.bias,
+            softcap=model.attention_softcap,
+            dropout=model.attention_dropout,
+            dropout_key=dropout_key,
+        )
+        return self.output(constrain(y_BLHK, HEADS))
+
+    def project(self, name: str, x_BLD: jax.Array, heads: int, axis: str) -> jax.Array:
+        """[B, L, D] -> [B, L, heads, K]."""
+        D, K = self.model.width, self.model.width_per_head
+        w_DHK = parameter(self, f"{name}_kernel", normal(self.model, "input", D), (D, heads, K), ("embed", axis, "head"), self.dtype)
+        y = matmul("BLD,DHK->BLHK", x_BLD, w_DHK)
+        if self.model.attention_bias:
+            bias_HK = parameter(self, f"{name}_bias", nn.initializers.zeros, (heads, K), (axis, "head"), self.dtype)
+            y = add_bias(y, bias_HK)
+        return y
+
+    def output(self, y_BLHK: jax.Array) -> jax.Array:
+        D, (H, K) = self.model.width, y_BLHK.shape[2:]
+        w_HKD = parameter(self, "output_kernel", normal(self.model, "residual", H * K), (H, K, D), ("heads", "head", "embed"), self.dtype)
+        y = matmul("BLHK,HKD->BLD", y_BLHK, w_HKD)
+        if self.model.attention_output_bias:
+            bias_D = parameter(self, "output_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype)
+            y = add_bias(y, bias_D)
+        return y
+
+
+def kernel(model: config.Model, compute: str, length: int, execution: Execution) -> tuple[str, str]:
+    """The attention kernel that training on full windows of `length` will use, and why. ValueError if the one asked for can't."""
+    mask = Mask(causal=True, window=model.sliding_window)
+    softcap, drops = model.attention_softcap is not None, model.attention_dropout > 0
+    return choose(execution, Case(compute, length, length, model.width_per_head, mask, softcap, drops))

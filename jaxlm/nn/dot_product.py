@@ -1,0 +1,166 @@
+"""Scaled dot-product attention from a description of the mask: cuDNN's flash kernel where it supports the case, else a readable XLA path.
+
+`choose` decides and says why, so that a run can print which kernel it uses.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.nn.execution import Execution
+from jaxlm.nn.matmul import matmul
+
+MASKED = -1e30  # finite: a row in which everything is masked stays a number
+BLOCK, MOST_BLOCKS = 128, 4  # queries of a block of the XLA path, at least; blocks of a sequence, at most
+SCORES = "scores"  # not a `PRODUCT`: a policy that keeps those would keep L x S scores
+
+
+class Mask(NamedTuple):
+    """Which keys a query sees. Nothing set: all of them. Conditions add up, but a prefix widens a causal mask."""
+
+    causal: bool = False
+    window: int | None = None  # itself and the window - 1 positions before it
+    lengths: jax.Array | None = None  # int32 [B]: keys from there on are padding
+    segments: jax.Array | None = None  # int32 [B, L]: only keys of the query's own segment
+    prefix_lengths: jax.Array | None = None  # int32 [B]: keys before it are seen by all of the prefix, causal or not
+
+
+class Case(NamedTuple):
+    """What a kernel has to support."""
+
+    dtype: str
+    queries: int
+    keys: int
+    head_width: int
+    mask: Mask
+    softcap: bool = False
+    dropout: bool = False
+
+
+def choose(execution: Execution, case: Case) -> tuple[str, str]:
+    """("cudnn" or "xla", why). Asking for cuDNN where it can't do the case is a ValueError with the reason."""
+    reason = cudnn_obstacle(execution, case)
+    if execution.attention == "cudnn" and reason:
+        raise ValueError(f"cuDNN attention can't be used: {reason}")
+    if execution.attention == "xla":
+        return "xla", "asked for"
+    return ("xla", reason) if reason else ("cudnn", "supported")
+
+
+def cudnn_obstacle(execution: Execution, case: Case) -> str:
+    """Why cuDNN can't do the case, or ''."""
+    widest = 256 if execution.compute_capability >= 9.0 else 128
+    obstacles = {
+        f"the platform is {execution.platform}": execution.platform not in ("cuda", "gpu"),
+        f"the dtype is {case.dtype}": case.dtype not in ("bfloat16", "float16"),
+        f"heads of {case.head_width} channels (multiples of 8 up to {widest})": case.head_width % 8 != 0 or case.head_width > widest,
+        f"{case.queries} queries, {case.keys} keys (multiples of 128)": case.queries % 128 != 0 or case.keys % 128 != 0,
+        "attention soft-cap": case.softcap,
+        "attention dropout": case.dropout,
+        "packed segments": case.mask.segments is not None,
+        "a prefix mask": case.mask.prefix_lengths is not None,
+        "a window that is not causal": case.mask.window is not None and not case.mask.causal,
+    }
+    return next((reason for reason, holds in obstacles.items() if holds), "")
+
+
+def attend(
+    q_BLHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    execution: Execution,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention output [B, L, H, K] in q's dtype; H is a multiple of G. `bias` is float32 [1, H, L, S], added to the scaled scores."""
+    drops = dropout > 0 and dropout_key is not None
+    case = Case(q_BLHK.dtype.name, q_BLHK.shape[1], k_BSGK.shape[1], q_BLHK.shape[3], mask, softcap is not None, drops)
+    kernel, _ = choose(execution, case)
+    if kernel == "cudnn":
+        return cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias)
+    return xla_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias, softcap, dropout if drops else 0.0, dropout_key)
+
+
+def cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias: jax.Array | None) -> jax.Array:
+    return jax.nn.dot_product_attention(
+        q_BLHK,
+        k_BSGK,
+        v_BSGK,
+        # A float32 bias gives NaN gradients (jax issue 32242).
+        bias=None if bias is None else bias.astype(q_BLHK.dtype),
+        scale=scale,
+        is_causal=mask.causal,
+        query_seq_lengths=mask.lengths,
+        key_value_seq_lengths=mask.lengths,
+        local_window_size=None if mask.window is None else (mask.window - 1, 0),
+        implementation="cudnn",
+    )
+
+
+def xla_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softcap, dropout: float, dropout_key) -> jax.Array:
+    """Block by block of queries, each with the keys that it can see at all: a causal mask hides almost half of the scores."""
+    parts = []
+    for rows, columns in visible_blocks(mask, q_BLHK.shape[1], k_BSGK.shape[1]):
+        keys, queries = slice(columns.start, columns.stop), slice(rows.start, rows.stop)
+        block_bias = None if bias is None else bias[:, :, queries, keys]
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, rows.start)
+        q, k, v = q_BLHK[:, queries], k_BSGK[:, keys], v_BSGK[:, keys]
+        parts.append(block_attention(q, k, v, visible_BLS(mask, rows, columns), scale, block_bias, softcap, dropout, key))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def visible_blocks(mask: Mask, queries: int, keys: int) -> list[tuple[range, range]]:
+    """(queries, keys that they may see) of each block; a single one where that saves nothing."""
+    count = min(MOST_BLOCKS, queries // BLOCK)
+    if not mask.causal or mask.prefix_lengths is not None or queries != keys or count < 2 or queries % count:
+        return [(range(queries), range(keys))]
+    size, window = queries // count, mask.window or queries
+    return [(range(start, start + size), range(max(0, start - window + 1), start + size)) for start in range(0, queries, size)]
+
+
+def block_attention(q_BLHK, k_BSGK, v_BSGK, visible, scale: float, bias, softcap, dropout: float, dropout_key) -> jax.Array:
+    """The definition: scores and softmax in float32, L x S in memory. `visible` is bool [B or 1, L, S] or None."""
+    B, L, H, K = q_BLHK.shape
+    G = k_BSGK.shape[2]
+    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
+    scores = matmul("BLGRK,BSGK->BGRLS", q_BLGRK, k_BSGK, jnp.float32, name=SCORES) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
+    if dropout > 0:
+        kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
+    return matmul("BGRLS,BSGK->BLGRK", weights, v_BSGK, name=SCORES).reshape(B, L, H, K)
+
+
+def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:
+    """bool [B or 1, L, S]: the mask of these queries and keys written out; None where everything is visible."""
+    query = jnp.arange(queries.start, queries.stop)[None, :, None]
+    key = jnp.arange(keys.start, keys.stop)[None, None, :]
+    conditions = []
+    if mask.causal:
+        causal = key <= query
+        if mask.prefix_lengths is not None:
+            causal = causal | (key < mask.prefix_lengths[:, None, None])
+        conditions.append(causal)
+    if mask.window is not None:
+        conditions.append(query - key < mask.window)
+    if mask.lengths is not None:
+        conditions.append(key < mask.lengths[:, None, None])
+    if mask.segments is not None:
+        of_query, of_key = (mask.segments[:, part.start : part.stop] for part in (queries, keys))
+        conditions.append(of_query[:, :, None] == of_key[:, None, :])
+    visible = None
+    for condition in conditions:
+        visible = condition if visible is None else visible & condition
+    return visible

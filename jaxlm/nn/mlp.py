@@ -1,0 +1,52 @@
+"""The feed-forward sublayer, plain or gated (arXiv 2002.05202)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm import config
+from jaxlm.nn.execution import Execution
+from jaxlm.nn.initializers import normal
+from jaxlm.nn.matmul import add_bias, matmul
+from jaxlm.nn.parameters import parameter
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668
+    "silu": jax.nn.silu,
+}
+
+
+class MLP(nn.Module):
+    """act(x W_up) W_down, or (act(x W_gate) * x W_up) W_down: [B, L, D] -> [B, L, D]."""
+
+    model: config.Model
+    execution: Execution = Execution()
+    dtype: Any = jnp.float32  # of the parameters
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        model, act = self.model, ACTIVATIONS[self.model.activation]
+        D, F = model.width, model.hidden_width
+        if model.gated:
+            h_BLF = act(self.dense("gate", x_BLD, (D, F), ("embed", "mlp"))) * self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
+        else:
+            h_BLF = act(self.dense("up", x_BLD, (D, F), ("embed", "mlp")))
+        h_BLF = self.execution.constrain(h_BLF, ("batch", "length", "mlp_act"))
+        return self.dense("down", h_BLF, (F, D), ("mlp", "embed"))
+
+    def dense(self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
+        role = "residual" if name == "down" else "input"
+        kernel = parameter(self, f"{name}_kernel", normal(self.model, role, shape[0]), shape, axes, self.dtype)
+        y = matmul("BLI,IO->BLO", x, kernel)
+        if self.model.mlp_bias:
+            # A bias along the width is a vector: it stays whole, like a norm's.
+            axis = "norm" if name == "down" else "mlp"
+            y = add_bias(y, parameter(self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype))
+        return y

@@ -1,0 +1,71 @@
+"""Positions: rotary (arXiv 2104.09864) with scaling, sinusoidal (arXiv 1706.03762 section 3.5), ALiBi (arXiv 2108.12409)."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import config
+
+
+class Rotation(NamedTuple):
+    """cos and sin of the rotary angles, float32 [B or 1, L, 1, K/2]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary_frequencies(model: config.Model) -> np.ndarray:
+    """Radians per position of each pair of a head's channels, float64 [K/2]."""
+    width = model.width_per_head
+    frequencies = model.rotary_theta ** (-np.arange(0, width, 2) / width)
+    return {"none": lambda f: f, "linear": lambda f: f / model.rotary_scaling_factor, "llama3": lambda f: llama3_scaling(model, f)}[
+        model.rotary_scaling
+    ](frequencies)
+
+
+def llama3_scaling(model: config.Model, frequencies: np.ndarray) -> np.ndarray:
+    """Llama 3.1's scaling: slow channels are divided by the factor, fast ones kept, those between blended (arXiv 2407.21783)."""
+    turns = model.rotary_original_length * frequencies / (2 * math.pi)  # full turns within the original context
+    low, high = model.rotary_low_frequency_factor, model.rotary_high_frequency_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / model.rotary_scaling_factor)
+
+
+def rotation(model: config.Model, positions_BL: jax.Array) -> Rotation:
+    """Angles of int32 positions [B or 1, L]."""
+    frequencies = jnp.asarray(rotary_frequencies(model), jnp.float32)[None, None, None, :]
+    angles = positions_BL.astype(jnp.float32)[:, :, None, None] * frequencies
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x_BLHK: jax.Array, rotation: Rotation) -> jax.Array:
+    """Turns channel i with channel i + K/2 (the halves convention of the Llama release in transformers)."""
+    x32 = x_BLHK.astype(jnp.float32)
+    a, b = jnp.split(x32, 2, axis=-1)
+    return jnp.concatenate([a * rotation.cos - b * rotation.sin, b * rotation.cos + a * rotation.sin], axis=-1).astype(x_BLHK.dtype)
+
+
+def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
+    """float32 [B or 1, L, D]: sines in the first half of the channels, cosines in the second (as tensor2tensor and Marian lay them out)."""
+    frequencies = jnp.asarray(10000.0 ** (-np.arange(0, width, 2) / width), jnp.float32)[None, None, :]
+    angles = positions_BL.astype(jnp.float32)[:, :, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """float32 [H]: 2^(-8 i / H) for a power of two; else those of the power below and every other one of the power above (appendix A)."""
+
+    def powers(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    below = 2 ** math.floor(math.log2(heads))
+    return np.array(powers(below) + powers(2 * below)[0::2][: heads - below], np.float32)
+
+
+def alibi_bias(heads: int, queries: int, keys: int) -> jax.Array:
+    """float32 [1, H, L, S]: -slope times the distance back to the key."""
+    distance_LS = jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None]
+    return jnp.asarray(alibi_slopes(heads))[None, :, None, None] * distance_LS.astype(jnp.float32)[None, None]

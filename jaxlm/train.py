@@ -1,0 +1,356 @@
+"""python -m jaxlm.train --config FILE [key=value ...]: prepares what is missing, trains, evaluates, saves, resumes.
+
+jax is imported inside the functions, after `runtime.configure` has set what must be set before it.
+"""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxlm import config, runtime
+from jaxlm.config import Config, ConfigError, DivergedError
+
+if TYPE_CHECKING:
+    from jaxlm.checkpoint import Checkpoints
+    from jaxlm.data import Store
+    from jaxlm.data.schedule import BatchSchedule
+    from jaxlm.data.stream import Stream
+    from jaxlm.models import Model
+    from jaxlm.monitor import Monitor
+    from jaxlm.sharding import Placement
+    from jaxlm.state import TrainState
+    from jaxlm.step import StepMetrics
+
+STOPPED = 75  # exit code: stopped by a signal, saved
+
+EXAMPLE = """examples:
+  python -m jaxlm.train --config configs/quickstart.py
+  python -m jaxlm.train --config configs/quickstart.py model.layers=4 training.steps=200 --data 'books/*.txt'
+  python -m jaxlm.train --config configs/quickstart.py --devices 8 parallel.zero=3 run_directory=runs/sharded
+
+The same command goes on where the run in run_directory stopped. jaxlm/config/schema.py lists the keys."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = runtime.Parser(
+        prog="python -m jaxlm.train",
+        description="Pretrain a language model: prepare the data, train, evaluate, save, resume.",
+        epilog=EXAMPLE,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with `config = Config(...)`, or a run's config.json")
+    parser.add_argument("--data", metavar="PATH", help="train on this file, folder or glob instead of the config's sources")
+    parser.add_argument("--devices", metavar="N", help="the same as runtime.devices=N")
+    parser.add_argument("edits", nargs="*", metavar="key=value", help="changes to the config, such as model.layers=12")
+    args = parser.parse_intermixed_args(argv)
+    edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
+    settings = config.load(args.config, edits, args.data)
+    runtime.configure(settings.runtime)
+    return train(settings, again=shlex.join(["python", "-m", "jaxlm.train", *argv]))
+
+
+class Run(NamedTuple):
+    """The parts of a run that its config alone decides."""
+
+    config: Config
+    placement: "Placement"
+    model: "Model"
+    optimizer: Any  # optax.GradientTransformation
+    put: Callable  # Batch on the host -> Batch on the devices
+    in_flight: int  # steps that may run while the host prepares the next
+
+
+def train(settings: Config, again: str) -> int:
+    """Trains to the end or to a signal and returns the exit code. `again` is the command that goes on, for the message."""
+    from jaxlm import checkpoint, data, monitor, state
+
+    directory = Path(settings.run_directory or "runs/run")
+    with runtime.lock(directory), contextlib.closing(checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep)) as saved:
+        # A mistake in the config is said before hours of data preparation.
+        first_step = saved.latest() or 0
+        if first_step:
+            settings, changes = checkpoint.resumed(directory, settings, first_step)
+            say(f"{directory}: goes on after step {first_step}", *changes)
+        if first_step >= settings.training.steps:
+            say(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
+            return 0
+        run = assemble(settings, first_step)
+        announce(run)
+        store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say)
+        check_vocabulary(settings.model, store)
+        stream = make_stream(settings, store)
+        if first_step:
+            checkpoint.check_store(directory, settings, store.hash)
+            start = saved.restore(first_step, state.abstract(run.model, run.optimizer, run.placement))
+        else:
+            start = state.create(run.model, run.optimizer, run.placement, settings.seed)
+        checkpoint.write(directory, settings, store.hash, runtime.versions())
+        store.tokenizer.save(directory / "tokenizer.json")
+        with monitor.Monitor(directory, settings.training.steps, first_step, settings.logging.tensorboard) as watch:
+            watch.text(first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```")
+            return loop(run, store, stream, start, first_step, saved, watch, again)
+
+
+def say(*lines: str) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def assemble(settings: Config, first_step: int) -> Run:
+    """Mesh, model and optimizer; ConfigError where they don't fit each other, or the batches from `first_step` on."""
+    from functools import partial
+
+    import jax
+
+    from jaxlm import models, optim, sharding
+
+    devices = runtime.devices(settings.runtime)
+    mesh = sharding.make_mesh(settings.parallel, devices)
+    sharding.check(mesh, settings.model, batch_schedule(settings).sizes(first_step), settings.training.microbatches, settings.evaluation)
+    execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    model = models.build(settings.model, settings.precision, execution)
+    placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
+    optimizer = optim.build(settings.optimizer, settings.training.steps)
+    # On CPUs the host's work and the step's share the cores, and emulated devices wait for each other with a deadline that steps
+    # that pile up would miss.
+    in_flight = 0 if devices[0].platform == "cpu" else 1
+    return Run(settings, placement, model, optimizer, partial(jax.device_put, device=placement.batch()), in_flight)
+
+
+def announce(run: Run) -> None:
+    """Says what is about to run: size, mesh, bytes, kernels, and what may surprise."""
+    from jaxlm import sharding, state
+    from jaxlm.nn import attention
+
+    settings, mesh = run.config, run.placement.mesh
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    say(f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}")
+    say(f"model: {settings.model.family}, {run.model.parameter_count():,} parameters")
+    shapes, where = state.shapes(run.model, run.optimizer), state.shardings(run.model, run.optimizer, run.placement)
+    sizes = [sharding.bytes_per_device(s, w) for s, w in ((shapes.params, where.params), (shapes.optimizer, where.optimizer))]
+    say(f"bytes per device: parameters {sizes[0]:,}, optimizer state {sizes[1]:,}")
+    execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    try:
+        kernel, why = attention.kernel(settings.model, settings.precision.compute, settings.data.sequence_length, execution)
+    except ValueError as error:
+        raise ConfigError("runtime.attention", str(error)) from error
+    say(f"attention: {kernel} ({why}); blocks {execution.blocks}, remat {execution.remat}")
+    if settings.optimizer.warmup_steps > settings.training.steps:
+        say(f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}")
+    whole = sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params)) if settings.parallel.zero else []
+    if whole:
+        say(f"warning: more than 1% of the bytes are not split over parallel.fsdp: {', '.join(whole)}")
+
+
+def check_vocabulary(model: config.Model, store: "Store") -> None:
+    if store.tokenizer.size > model.vocabulary_size:
+        raise ConfigError("model.vocabulary_size", f"{model.vocabulary_size} is below the {store.tokenizer.size} ids of the tokenizer")
+
+
+def loop(
+    run: Run,
+    store: "Store",
+    stream: "Stream",
+    state: "TrainState",
+    first_step: int,
+    saved: "Checkpoints",
+    watch: "Monitor",
+    again: str,
+) -> int:
+    """The steps from `first_step` on: each a step, then what is due after it."""
+    from jaxlm import step
+    from jaxlm.data.loader import batches
+
+    settings, steps = run.config, run.config.training.steps
+    train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, settings.seed)
+    evaluate = Evaluation(run, store, state.params)
+    clock = Clock(run, stream)
+    best = saved.best_loss()
+    ahead = batches(stream, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
+
+    with runtime.StopSignal() as stop:
+        for done, batch in enumerate(ahead, first_step + 1):
+            state, metrics = train_step(state, run.put(batch))
+            clock.tick(done, metrics)
+            scores: dict[str, float] = {}
+            last = done == steps
+            stopping = stop.requested is not None and not last
+
+            # The row of a step holds that step's own loss, so that a resumed run writes the rows that an unbroken one would.
+            if due(done, settings.logging.every_steps) or last:
+                values = clock.read(done, metrics)
+                watch.scalars(done, values)
+                watch.progress(done, values)
+
+            # The same windows each time; always at the end.
+            if (due(done, settings.evaluation.every_steps) or last) and not stopping:
+                with clock.paused(metrics):
+                    scores = evaluate(state.params)
+                watch.scalars(done, scores)
+                watch.line(f"step {done}: validation " + evaluate.describe(scores))
+
+            # The newest, and the best whenever there is a better one.
+            better = bool(scores) and scores["eval/loss"] < best
+            if due(done, settings.checkpoint.every_steps) or better or stopping or last:
+                with clock.paused(metrics):
+                    clock.read(done, metrics)
+                    saved.save(done, state, scores)
+                best = min(best, scores.get("eval/loss", best))
+
+            if stopping:
+                saved.wait()
+                watch.line(f"stopped by {stop.requested} after step {done} of {steps}; saved. Go on with\n  {again}")
+                return STOPPED
+        saved.wait()
+    watch.line(f"trained {steps - first_step} steps, {clock.tokens(steps) - clock.tokens(first_step):,} tokens in {clock.wall():.1f} s")
+    show_samples(run, store, state.params, watch)
+    return 0
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def batch_schedule(settings: Config) -> "BatchSchedule":
+    from jaxlm.data.schedule import BatchSchedule
+
+    return BatchSchedule(settings.training.batch_size, settings.training.batch_schedule)
+
+
+def make_stream(settings: Config, store: "Store") -> "Stream":
+    from jaxlm.data.stream import Stream
+    from jaxlm.objectives import OBJECTIVES
+
+    weights, names = zip(*((source.weight, source.name) for source in settings.data.sources), strict=True)
+    objective = OBJECTIVES[settings.objective.kind]
+    return Stream(store.train, weights, names, settings.data.sequence_length, batch_schedule(settings), objective, settings.seed)
+
+
+class Clock:
+    """Reads the metrics of steps and adds what follows from time: tokens/s without compilation, evaluation and saving; MFU."""
+
+    def __init__(self, run: Run, stream: "Stream"):
+        import jax
+
+        from jaxlm import flops, hardware, optim
+
+        settings, devices = run.config, run.placement.mesh.devices
+        peak = hardware.peak_flops(devices.flat[0].device_kind)
+        self.schedule, self.length = stream.schedule, settings.data.sequence_length
+        self.rate = jax.jit(optim.schedule(settings.optimizer, settings.training.steps))
+        self.flops_per_token = flops.train(settings.model, self.length) / self.length
+        self.peak = None if peak is None else peak * devices.size
+        self.in_flight: list[StepMetrics] = []
+        self.most_in_flight = run.in_flight
+        self.began = self.mark = time.perf_counter()
+        self.seconds = 0.0  # of training, up to the mark
+        self.since: tuple[int, float] | None = None  # (step, seconds of training) at the last reading
+
+    def tick(self, step: int, metrics: "StepMetrics") -> None:
+        """Waits until at most `most_in_flight` steps are unfinished."""
+        import jax
+
+        self.in_flight.append(metrics)
+        if len(self.in_flight) > self.most_in_flight or self.since is None:
+            jax.block_until_ready(self.in_flight.pop(0))
+        if self.since is None:  # the first step compiles
+            self.mark, self.since = time.perf_counter(), (step, 0.0)
+
+    def read(self, step: int, metrics: "StepMetrics") -> dict[str, float]:
+        """The row of a step; waits for it. DivergedError if its loss is no finite number."""
+        import jax
+        import numpy as np
+
+        found = jax.device_get(metrics)
+        if not np.isfinite(found.loss):
+            raise DivergedError(f"training: the loss is {found.loss} at step {step}; checkpoints before it are kept")
+        values = {
+            "train/loss": float(found.loss),
+            "train/learning_rate": float(np.asarray(self.rate(step - 1))),
+            "train/grad_norm": float(found.grad_norm),
+            "train/param_norm": float(found.param_norm),
+            "train/tokens": self.tokens(step),
+        }
+        seconds = self.seconds + time.perf_counter() - self.mark
+        since_step, since_seconds = self.since or (step, seconds)
+        if step > since_step:
+            values["train/tokens_per_second"] = (self.tokens(step) - self.tokens(since_step)) / (seconds - since_seconds)
+            if self.peak is not None:
+                values["train/mfu"] = values["train/tokens_per_second"] * self.flops_per_token / self.peak
+            self.since = (step, seconds)
+        return values
+
+    @contextlib.contextmanager
+    def paused(self, metrics: "StepMetrics") -> Iterator[None]:
+        """Time that is not training. Waits for the step first."""
+        import jax
+
+        jax.block_until_ready(metrics)
+        self.seconds += time.perf_counter() - self.mark
+        self.mark = time.perf_counter()
+        yield
+        self.mark = time.perf_counter()
+
+    def tokens(self, step: int) -> int:
+        """Tokens read up to a step, exactly."""
+        return self.schedule.first_sample(step) * self.length
+
+    def wall(self) -> float:
+        """Seconds since the loop began, everything included."""
+        return time.perf_counter() - self.began
+
+
+class Evaluation:
+    """The validation split, scored on the same windows each time."""
+
+    def __init__(self, run: Run, store: "Store", params: Any):
+        from jaxlm import step
+        from jaxlm.data.windows import EvaluationWindows
+
+        settings = run.config
+        size = settings.evaluation.batch_size or settings.training.batch_size
+        size += -size % (run.placement.mesh.shape["data"] * run.placement.mesh.shape["fsdp"])  # a past batch size may not divide
+        self.windows = EvaluationWindows(store.validation, settings.data.sequence_length, size)
+        self.batches = settings.evaluation.steps
+        self.step = step.eval_step(run.model, settings.training, run.placement, params)
+        self.run, self.store = run, store
+        self.targets = sum(len(array) - 1 for array in store.validation)
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """eval/loss, eval/perplexity and eval/bits_per_byte."""
+        from jaxlm import scoring
+
+        loss = scoring.evaluate(self.step, params, self.windows, self.batches, self.run.put, self.run.in_flight)
+        return scoring.summary(loss, self.targets, self.store.validation_bytes)
+
+    def describe(self, scores: dict[str, float]) -> str:
+        text = f"loss {scores['eval/loss']:.4f}, {scores['eval/bits_per_byte']:.4f} bits per byte"
+        sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
+        packed = [f"{name} {8 * size / self.store.validation_bytes:.4f}" for name, size in sizes.items() if size]
+        return text + (f" ({', '.join(packed)})" if packed else "")
+
+
+def show_samples(run: Run, store: "Store", params: Any, watch: "Monitor") -> None:
+    """Prints what the model writes."""
+    import numpy as np
+
+    from jaxlm.decoding import sample
+
+    settings, tokenizer = run.config.evaluation, store.tokenizer
+    if not settings.samples:
+        return
+    prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(settings.sample_prompt)]).astype(np.int32)
+    window = run.config.data.sequence_length
+    ids = sample(run.model, params, prompt, settings.samples, settings.sample_tokens, window, settings.sample_temperature, run.config.seed)
+    for number, row in enumerate(ids, 1):
+        end = np.flatnonzero(row == tokenizer.end_of_text)
+        text = settings.sample_prompt + tokenizer.decode(row[: end[0]] if len(end) else row)
+        watch.line(f"--- sample {number} ---\n{text}")
+        watch.text(run.config.training.steps, f"sample/{number}", f"```\n{text}\n```")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.command(main))

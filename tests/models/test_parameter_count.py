@@ -1,0 +1,79 @@
+"""Parameter counts of published models, from their configs, without making an array."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import config, models
+
+BARE = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
+LLAMA: dict[str, Any] = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True, "tied_head": False, **BARE}
+BLOOM: dict[str, Any] = {"positions": "alibi", "embedding_norm": True}
+
+
+def sizes(vocabulary: int, layers: int, width: int, heads: int, mlp_width: int | None = None, **fields) -> config.Model:
+    return config.Model(vocabulary_size=vocabulary, layers=layers, width=width, heads=heads, mlp_width=mlp_width, **fields)
+
+
+MODELS = {
+    "GPT-2": (sizes(50257, 12, 768, 12), 124_439_808),
+    "GPT-2 medium": (sizes(50257, 24, 1024, 16), 354_823_168),
+    "GPT-2 XL": (sizes(50257, 48, 1600, 25), 1_557_611_200),
+    "Llama 2 7B": (sizes(32000, 32, 4096, 32, 11008, **LLAMA), 6_738_415_616),
+    "TinyLlama 1.1B": (sizes(32000, 22, 2048, 32, 5632, kv_heads=4, **LLAMA), 1_100_048_384),
+    "Llama 3 8B": (sizes(128256, 32, 4096, 32, 14336, kv_heads=8, **LLAMA), 8_030_261_248),
+    "Mistral 7B": (sizes(32000, 32, 4096, 32, 14336, kv_heads=8, sliding_window=4096, **LLAMA), 7_241_732_096),
+    "Qwen3 0.6B": (
+        sizes(151936, 28, 1024, 16, 3072, kv_heads=8, head_width=128, query_key_norm=True, **(LLAMA | {"tied_head": True})),
+        596_049_920,
+    ),
+    "BLOOM 560M": (sizes(250880, 24, 1024, 16, **BLOOM), 559_214_592),
+    "BLOOM 176B": (sizes(250880, 70, 14336, 112, **BLOOM), 176_247_271_424),
+    "BloombergGPT": (sizes(131072, 70, 7680, 40, **BLOOM), 50_558_868_480),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_counts(name):
+    model, published = MODELS[name]
+    assert models.build(model).parameter_count() == published
+
+
+THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2LMHeadModel", {}),
+    "Llama 2 7B": ("LlamaForCausalLM", {}),
+    "Mistral 7B": ("MistralForCausalLM", {}),
+    "Qwen3 0.6B": (
+        "Qwen3ForCausalLM",
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "BLOOM 560M": ("BloomForCausalLM", {"hidden_size": 1024, "n_layer": 24, "n_head": 16}),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_counts_of_transformers(name):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    cls, fields = THEIRS[name]
+    peer = getattr(transformers, cls)
+    with torch.device("meta"):
+        theirs = sum(parameter.numel() for parameter in peer(peer.config_class(**fields)).parameters())
+    assert models.build(MODELS[name][0]).parameter_count() == theirs
+
+
+def test_count_is_the_arrays_without_padding():
+    model = sizes(130, 2, 12, 3, context_length=8, head_bias=True, tied_head=False)
+    built = models.build(model)
+    shapes = jax.eval_shape(built.init, jax.random.key(0))
+    in_memory = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    # 130 rows are padded to 256 in the table, in the head and in its bias.
+    assert built.parameter_count() == in_memory - (256 - 130) * (12 + 12 + 1)

@@ -1,0 +1,137 @@
+"""Unrolled and scanned stacks and every recomputation policy are the same function with the same gradient and the same tree."""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+from jaxlm import config, models
+from jaxlm.losses import loss_sums
+from jaxlm.models.stack import run_stack
+from jaxlm.nn.dropout import site_key
+from jaxlm.nn.execution import Execution
+from jaxlm.types import Batch, Tree
+
+# Dropout is on: its random numbers must not depend on how the stack is run either.
+MODEL = config.Model(vocabulary_size=61, layers=2, width=24, heads=2, positions="none", norm="rmsnorm", dropout=0.1)
+WAYS = ["unrolled", "scanned"]
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 9), np.int32)
+
+
+def loss_of(execution: Execution) -> tuple[Any, Tree]:
+    """The loss as a function of the parameters, and parameters for it."""
+    model = models.build(MODEL, execution=execution)
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    key = jax.random.key(5, impl="rbg")  # compiles faster than the default
+
+    def loss(params: Tree) -> jax.Array:
+        x = model.features(params, Batch(TOKENS[:, :-1]), key)
+        return loss_sums(model.scores(model.head_weights(params), x), TOKENS[:, 1:], jnp.ones((2, 8))).loss
+
+    return loss, params
+
+
+def computed(blocks: str, remat: str) -> tuple[float, Tree]:
+    loss, params = loss_of(Execution(blocks=blocks, remat=remat))
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    return float(value), jax.tree.map(np.asarray, gradients)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[float, Tree]:
+    return computed("unrolled", "none")
+
+
+@pytest.mark.parametrize(("blocks", "remat"), [("unrolled", "weights"), ("unrolled", "full"), ("scanned", "none"), ("scanned", "dots")])
+def test_same_loss_and_gradients(blocks, remat, plain):
+    """XLA may order sums differently in each program: a few roundings of float32 (6e-8)."""
+    loss, gradients = computed(blocks, remat)
+    expected_loss, expected = plain
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    scale = max(float(np.linalg.norm(g)) for g in jax.tree.leaves(expected))
+
+    def compare(path: tuple, ours: np.ndarray, theirs: np.ndarray) -> None:
+        assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs) + 1e-7 * scale, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(compare, gradients, expected)
+
+
+def primitives(jaxpr: Any) -> Counter:
+    """How often each primitive stands in a traced program, its inner ones included."""
+    counts = Counter(equation.primitive.name for equation in jaxpr.eqns)
+    kinds = (core.Jaxpr, core.ClosedJaxpr)
+    for equation in jaxpr.eqns:
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, kinds)):
+            if isinstance(inner, kinds):
+                counts += primitives(getattr(inner, "jaxpr", inner))
+    return counts
+
+
+def marked_gather(weights: Tree, axes: Tree) -> Tree:
+    """Stands for gathering: like it, a function with a gradient of its own. A primitive that nothing else uses makes it visible."""
+    del axes
+    gather = jax.custom_vjp(lambda w: jnp.cosh(w))
+    gather.defvjp(lambda w: (gather(w), None), lambda _, gradient: (gradient,))
+    return jax.tree.map(gather, weights)
+
+
+def work(blocks: str, remat: str) -> tuple[float, float]:
+    """(products, gathers) of one block, forward and backward."""
+    loss, params = loss_of(Execution(blocks=blocks, remat=remat, gather=marked_gather))
+    counts = primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    copies = MODEL.layers if blocks == "unrolled" else 1  # a scanned block stands in the program once
+    # Outside the blocks: the head's product, three times; the token table, gathered twice, and the last norm.
+    return (counts["dot_general"] - 3) / copies, (counts["cosh"] - 3) / copies
+
+
+@pytest.mark.parametrize("blocks", WAYS)
+def test_policies_recompute_what_they_say(blocks):
+    """A block has 14 weights. Six multiply activations, two more products are in attention: three times eight, forward and backward."""
+    assert work(blocks, "none") == (24, 14)
+    # The six kernels again; what biases and norms were spread out to is kept.
+    assert work(blocks, "weights") == (24, 14 + 6)
+    # The two products of attention again, and all weights but the last bias, which no gradient needs.
+    assert work(blocks, "dots") == (24 + 2, 14 + 13)
+    # Also the products with weights, but for the last.
+    assert work(blocks, "full") == (24 + 7, 14 + 13)
+
+
+@pytest.mark.parametrize("blocks", WAYS)
+def test_every_layer_gets_its_own_weights_and_key(blocks):
+    key = jax.random.key(3)
+
+    def apply(weights, x, layer_key):
+        return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key)])
+
+    out = run_stack(apply, {"w": jnp.arange(4.0)[:, None]}, {"w": ("layers", None)}, jnp.zeros(4), key, Execution(blocks=blocks))
+    expected = [i + float(jax.random.uniform(site_key(key, i))) for i in range(4)]
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+def test_weights_are_gathered_layer_by_layer():
+    """`gather` sees one layer's weights and axes at a time, without the stacked dimension."""
+    seen = []
+
+    def gather(weights, axes):
+        seen.append((weights["w"].shape, axes["w"]))
+        return jax.tree.map(lambda w: 2 * w, weights)
+
+    def apply(weights, x, _):
+        return x + jnp.sum(weights["w"])
+
+    out = run_stack(apply, {"w": jnp.ones((3, 2))}, {"w": ("layers", "embed")}, jnp.zeros(()), None, Execution(gather=gather))
+    assert seen == [((2,), ("embed",))] * 3 and float(out) == 12.0
+
+
+def test_init_does_not_depend_on_how_the_stack_is_run():
+    """The traced programs are the same, so the values are."""
+    ways = [Execution(), Execution(blocks="scanned", remat="full"), Execution(gather=marked_gather, constrain=lambda x, axes: 0 * x)]
+    programs = [str(jax.make_jaxpr(models.build(MODEL, execution=way).init)(jax.random.key(0))) for way in ways]
+    assert "random_bits" in programs[0]
+    assert programs[0] == programs[1] == programs[2]

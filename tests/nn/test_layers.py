@@ -1,0 +1,138 @@
+"""Activations, norms, products with weights, dropout: against formulas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import config
+from jaxlm.nn.attention import Context
+from jaxlm.nn.block import Block
+from jaxlm.nn.dot_product import Mask
+from jaxlm.nn.dropout import dropout, site_key
+from jaxlm.nn.matmul import add_bias, matmul
+from jaxlm.nn.mlp import ACTIVATIONS, MLP
+from jaxlm.nn.norms import layer_norm, rms_norm
+from jaxlm.nn.parameters import init_params
+
+FORMULAS = {
+    "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: max(x, 0.0),
+    "relu_squared": lambda x: max(x, 0.0) ** 2,
+    "silu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    points = np.linspace(-5, 5, 41, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[name](points), [FORMULAS[name](float(x)) for x in points], atol=2e-6)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_mlp(gated):
+    model = config.Model(width=6, heads=1, mlp_width=10, gated=gated, activation="relu_squared")
+    x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
+    shapes = jax.eval_shape(MLP(model).init, jax.random.key(0), x)["params"]
+    rng = np.random.default_rng(1)
+    p = {name: rng.normal(size=box.value.shape).astype(np.float32) for name, box in shapes.items()}
+    assert p.keys() == {f"{part}_{kind}" for part in ["up", "down"] + ["gate"] * gated for kind in ("kernel", "bias")}
+    acted, other = ("gate", "up") if gated else ("up", None)
+    hidden = np.maximum(x @ p[f"{acted}_kernel"] + p[f"{acted}_bias"], 0) ** 2
+    if other:
+        hidden = hidden * (x @ p["up_kernel"] + p["up_bias"])
+    np.testing.assert_allclose(MLP(model).apply({"params": p}, x), hidden @ p["down_kernel"] + p["down_bias"], rtol=1e-4, atol=1e-4)
+
+
+def test_norms():
+    rng = np.random.default_rng(0)
+    # A mean far from zero: the variance is taken around it.
+    x, scale, bias = rng.normal(3, 2, (4, 5, 8)).astype(np.float32), rng.normal(size=8), rng.normal(size=8)
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    expected = (x - mean) / np.sqrt(variance + 0.1) * scale + bias
+    np.testing.assert_allclose(layer_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 0.1), expected, atol=1e-5)
+    np.testing.assert_allclose(layer_norm(jnp.asarray(x), jnp.asarray(scale), None, 0.1), expected - bias, atol=1e-5)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
+    np.testing.assert_allclose(rms_norm(jnp.asarray(x), jnp.asarray(scale), 0.1), expected, atol=1e-5)
+
+
+def test_norms_of_bfloat16_are_computed_in_float32():
+    """1000 + small differences: squares and means in bfloat16 (8 bits) would lose them."""
+    x = jnp.asarray([[1000.0, 1008.0, 1016.0, 1024.0]], jnp.bfloat16)
+    y = layer_norm(x, jnp.ones(4), None, 1e-6)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), [[-1.342, -0.447, 0.447, 1.342]], rtol=2**-8)
+
+
+@pytest.mark.parametrize("spec", ["BLD,DHK->BLHK", "BLHK,HKD->BLD", "BLI,IO->BLO", "BLD,VD->BLV"])
+def test_matmul_is_einsum_with_its_gradient(spec):
+    sizes = dict(zip("BLDHKIOV", (2, 3, 8, 4, 5, 6, 7, 9), strict=True))
+    left, right = spec.split("->")[0].split(",")
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=[sizes[a] for a in axes]).astype(np.float32) for axes in (left, right))
+
+    def loss(product):
+        return lambda x, w: jnp.sum(jnp.sin(product(spec, x, w)))
+
+    ours, theirs = (jax.jit(jax.value_and_grad(loss(product), argnums=(0, 1)))(x, w) for product in (matmul, jnp.einsum))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize(("x_dtype", "w_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_matmul_dtypes(x_dtype, w_dtype):
+    x, w = jnp.ones((1, 5, 3), x_dtype), jnp.ones((3, 2), w_dtype)
+    y, back = jax.vjp(lambda x, w: matmul("BLI,IO->BLO", x, w), x, w)
+    dx, dw = back(y)
+    assert (y.dtype, dx.dtype, dw.dtype) == (x_dtype, x_dtype, w_dtype)
+    assert matmul("BLI,IO->BLO", x, w, jnp.float32).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("spec", ["BLI,IO->BLO", "BLI,OI->BLO"])
+def test_weight_gradient_is_not_rounded(spec):
+    """1 + 2^-10 needs 11 bits: a float32 weight gets it from bfloat16 activations."""
+    x = jnp.asarray([1.0, 2.0**-10], jnp.bfloat16).reshape(1, 2, 1)
+    gradient = jax.grad(lambda w: jnp.sum(matmul(spec, x, w).astype(jnp.float32)))(jnp.ones((1, 1)))
+    assert float(gradient[0, 0]) == 1.0 + 2.0**-10
+
+
+def test_bias_gradient_is_not_rounded():
+    gradient = jax.grad(lambda b: jnp.sum(add_bias(jnp.zeros((1, 1025, 1), jnp.bfloat16), b).astype(jnp.float32)))(jnp.zeros(1))
+    assert float(gradient[0]) == 1025.0
+
+
+def test_dropout_rate():
+    x = jnp.full((100_000,), 3.0)
+    y = np.asarray(dropout(x, 0.3, jax.random.key(0)))
+    # Five standard deviations of the share of 100,000 draws: 5 sqrt(0.3 * 0.7 / 100,000).
+    assert abs((y == 0).mean() - 0.3) < 0.0073
+    np.testing.assert_allclose(y[y != 0], 3.0 / 0.7, rtol=1e-6)
+
+
+def test_dropout_off():
+    x = jnp.arange(8.0)
+    assert dropout(x, 0.5, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+    assert site_key(None, 3) is None
+    assert config.Model().dropout == config.Model().attention_dropout == 0.0
+
+
+def test_dropout_keys_of_sites_differ():
+    x, key = jnp.ones((64,)), jax.random.key(0)
+    masks = {tuple(np.asarray(dropout(x, 0.5, site_key(key, site)))) for site in range(4)}
+    assert len(masks) == 4
+
+
+def test_dropout_of_the_sublayers_is_independent():
+    """Kernels of zero and output biases of one: x + dropout(1) + dropout(1), each 0 or 2."""
+    model = config.Model(width=64, heads=1, dropout=0.5)
+    x, context = jnp.zeros((2, 8, 64)), Context(Mask(causal=True))
+    shapes = jax.eval_shape(lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
+    params["attention"]["output_bias"] = params["mlp"]["down_bias"] = np.ones(64)
+    y = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(jax.random.key(0, impl="rbg"))
+    # 1,024 draws: five standard deviations of a share are 0.08.
+    values, counts = np.unique(y, return_counts=True)
+    assert values.tolist() == [0.0, 2.0, 4.0]
+    np.testing.assert_allclose(counts / y.size, [0.25, 0.5, 0.25], atol=0.08)

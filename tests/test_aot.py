@@ -1,0 +1,108 @@
+"""The train step compiled for 8 GPUs that are not there: which kernels and collectives it has, and how much memory it takes.
+
+Needs the CUDA plugin of jax (extra `cuda`), no GPU. Run with: pytest -m aot
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm import config, models, optim, sharding, state, step
+from jaxlm.types import Batch
+
+pytestmark = pytest.mark.aot
+pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
+
+from jax.experimental import topologies  # noqa: E402 (after the skip)
+
+# What XLA needs to know of an H100 SXM (NVIDIA H100 data sheet and tuning guide), as its GpuTargetConfigProto.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3350000000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+class Program(NamedTuple):
+    """A compiled step."""
+
+    text: str
+    peak_bytes: int
+
+    def counts(self) -> dict[str, int]:
+        return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", self.text)) for name in COLLECTIVES}
+
+    def gathered_shapes(self) -> set[tuple[int, ...]]:
+        """Shapes of what all-gathers give."""
+        lines = [line.split("all-gather")[0] for line in self.text.splitlines() if re.search(r"[ )]all-gather(?:-start)?\(", line)]
+        return {tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\[([\d,]+)\]", line)}
+
+
+def compiled(settings: config.Config, devices: int) -> Program:
+    """The train step of `settings` on `devices` H100 of one machine."""
+    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x{devices}x1").devices
+    mesh = sharding.make_mesh(settings.parallel, found)
+    execution = sharding.execution(mesh, settings.parallel, settings.precision, "cudnn")
+    model = models.build(settings.model, settings.precision, execution)
+    placement, optimizer = sharding.Placement(mesh, model.axes, settings.parallel.zero), optim.build(settings.optimizer, 100)
+    shape = (settings.training.batch_size, settings.data.sequence_length)
+    ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch()) for dtype in (jnp.int32, jnp.float32))
+    run = step.train_step(model, optimizer, settings.training, placement, seed=0)
+    arguments = state.abstract(model, optimizer, placement), Batch(tokens=ids, targets=ids, weights=weights)
+    program = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
+    return Program(program.as_text(), program.memory_analysis().peak_memory_in_bytes)
+
+
+def recipe(name: str, *edits: str) -> config.Config:
+    return config.load(Path(__file__).parent.parent / "configs" / f"{name}.py", edits)
+
+
+def test_llama_1b_under_zero_3():
+    settings = recipe("llama_1b", "training.batch_size=32", "training.microbatches=1")
+    assert settings.parallel.zero == 3 and settings.parallel.remat == "full"
+    program = compiled(settings, 8)
+    counts = program.counts()
+    assert "__cudnn$fmhaSoftmax" in program.text and "__cudnn$fmhaSoftmaxBackward" in program.text
+    assert counts["all-to-all"] == counts["collective-permute"] == 0
+    assert counts["all-gather"] <= 16 and 1 <= counts["reduce-scatter"] <= 4
+    # 4 sequences of 2048 per GPU: no gathered array has their shape, or that of all 32.
+    assert not [shape for shape in program.gathered_shapes() if shape[:2] in ((4, 2048), (32, 2048)) and len(shape) > 2]
+    assert program.peak_bytes <= 5.5 * 2**30
+    # Gradients are summed over the GPUs in float32, as precision.gradients says.
+    reduced = [line for line in program.text.splitlines() if re.search(r"[ )]reduce-scatter(?:-start)?\(", line)]
+    assert reduced and not [line for line in reduced if "bf16[" in line.split("reduce-scatter-start(")[0]]
+
+
+def test_gpt2_under_zero_1_with_tensor_parallelism():
+    settings = recipe("gpt2_124m", "training.batch_size=32", "training.microbatches=1", "parallel.tensor=2")
+    program = compiled(settings, 8)
+    assert "__cudnn$fmhaSoftmaxBackward" in program.text and program.counts()["all-to-all"] == 0
+
+
+def test_one_gpu_has_no_collectives():
+    settings = recipe("gpt2_124m", "training.batch_size=12", "training.microbatches=1", "parallel.zero=0")
+    program = compiled(settings, 1)
+    assert sum(program.counts().values()) == 0 and "__cudnn$fmhaSoftmax" in program.text
+
+
+def test_sliding_windows_and_alibi_use_the_flash_kernel():
+    base = recipe("gpt2_124m", "training.batch_size=16", "training.microbatches=1", "model.layers=2")
+    for changes in (dict(sliding_window=256), dict(positions="alibi")):
+        program = compiled(replace(base, model=replace(base.model, **changes)), 8)
+        assert "__cudnn$fmha" in program.text and program.counts()["all-to-all"] == 0

@@ -1,0 +1,110 @@
+"""Long measurements on a quiet machine: pytest -m campaign -s. They print what they find, and hold it against the figures.
+
+JAXLM_SHAKESPEARE names the file of tiny Shakespeare for the comparison with nanoGPT.
+"""
+
+import json
+import os
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import config, data, runtime, train
+from jaxlm.config import Source
+from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.stream import Stream
+from jaxlm.objectives import OBJECTIVES
+
+pytestmark = pytest.mark.campaign
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def rows(directory: Path) -> dict[str, float]:
+    """The last value of every tag."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return {tag: value for line in lines for tag, value in json.loads(line).items()}
+
+
+def test_quickstart(tmp_path, capfd):
+    """At most 300 s; bits per byte at most 0.85 of gzip -9."""
+    started = time.perf_counter()
+    arguments = [f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}"]
+    assert runtime.command(train.main, ["--config", str(CONFIGS / "quickstart.py"), *arguments]) == 0
+    seconds = time.perf_counter() - started
+    manifest = json.loads(next((tmp_path / "stores").glob("*/manifest.json")).read_text())["validation"]
+    packed = {name: 8 * manifest[f"{name}_bytes"] / manifest["bytes"] for name in ("gzip", "xz")}
+    found = rows(tmp_path / "run")["eval/bits_per_byte"]
+    with capfd.disabled():
+        print(f"\nquickstart: {seconds:.0f} s in all, {found:.4f} bits per byte, {packed}, {found / packed['gzip']:.3f} of gzip")
+    assert seconds < 300 and found <= 0.85 * packed["gzip"]
+
+
+def test_nanogpt_shakespeare(tmp_path, capfd):
+    """At most 1.90 nats per character on the whole validation split (nanoGPT's recipe for CPUs gives 1.898)."""
+    text = os.environ.get("JAXLM_SHAKESPEARE")
+    if not text:
+        pytest.skip("JAXLM_SHAKESPEARE names no file")
+    arguments = ["--data", text, f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}", "evaluation.samples=0"]
+    assert runtime.command(train.main, ["--config", str(CONFIGS / "nanogpt_shakespeare.py"), *arguments]) == 0
+    found = rows(tmp_path / "run")
+    with capfd.disabled():
+        print(f"\nnanoGPT's recipe: {found['eval/loss']:.4f} nats per character, {found['train/tokens_per_second']:,.0f} tokens/s")
+    assert found["eval/loss"] <= 1.90
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1024, 32), (64, 12)])
+def test_stream(tmp_path, capfd, length, batch):
+    """At least 20M tokens/s at context 1024 on one core."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(random.integers(97, 123, 20_000_000, dtype=np.uint8).tobytes())
+    sources = tuple(Source(name=name, path=str(tmp_path / name)) for name in ("a", "b"))
+    settings = config.Data(sources=sources, store=str(tmp_path / "stores"), validation=config.Validation(method="tail", share=0.1))
+    store = data.prepare(settings, config.Tokenizer(kind="bytes"), 257, lambda line: None)
+    stream = Stream(store.train, [1.0, 1.0], ["a", "b"], length, BatchSchedule(batch), OBJECTIVES["causal"], seed=0)
+    started, steps = time.perf_counter(), 500
+    for step in range(steps):
+        stream[step]
+    speed = steps * batch * length / (time.perf_counter() - started)
+    with capfd.disabled():
+        print(f"\nstream at context {length}: {speed / 1e6:.0f}M tokens/s")
+    assert length < 1024 or speed > 20e6
+
+
+def test_host_time_per_step(tmp_path, capfd, monkeypatch):
+    """Median wall time of a step in the loop minus that of the step alone, quickstart on one device: under 1 ms."""
+    settings = config.load(CONFIGS / "quickstart.py", ["runtime.devices=1", f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path}"])
+    steps = {"steps": 300, "batch_size": 1}  # small, so that 1 ms is not lost in the noise of a step
+    quiet = replace(settings.evaluation, every_steps=0, steps=1, samples=0)
+    settings = replace(settings, training=replace(settings.training, **steps), evaluation=quiet)
+    ticks, alone, marks = train.Clock.tick, [], []
+
+    def tick(clock, done, metrics):
+        marks.append(time.perf_counter())
+        ticks(clock, done, metrics)
+
+    monkeypatch.setattr(train.Clock, "tick", tick)
+    assert train.train(settings, again="") == 0
+    wall = statistics.median(np.diff(marks)[50:250])
+
+    from jaxlm import state, step
+
+    run = train.assemble(settings, 0)
+    current = state.create(run.model, run.optimizer, run.placement, 0)
+    train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, 0)
+    store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None)
+    stream = train.make_stream(settings, store)
+    for number in range(250):
+        batch = jax.block_until_ready(run.put(stream[number]))
+        started = time.perf_counter()
+        current, _ = jax.block_until_ready(train_step(current, batch))
+        alone.append(time.perf_counter() - started)
+    device = statistics.median(alone[50:])
+    with capfd.disabled():
+        print(f"\nstep in the loop {wall * 1e3:.2f} ms, alone {device * 1e3:.2f} ms, host {1e3 * (wall - device):.2f} ms")
+    assert wall - device < 1e-3

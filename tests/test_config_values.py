@@ -1,0 +1,175 @@
+"""Values that a config refuses: each with one line that names the key, in Python and as an edit."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxlm import config
+from jaxlm.config import Config, ConfigError, Data, Model, Optimizer, Parallel, Source, Training, schema
+
+
+def edit_mistake(*edits):
+    with pytest.raises(ConfigError) as caught:
+        config.edited(Config(), edits)
+    return caught.value
+
+
+WRONG = [  # a section, a wrong value and what the message says of it
+    (Model, {"layrs": 3}, "model.layrs: unknown key (did you mean 'layers'?)"),
+    (Model, {"layers": True}, "model.layers: must be a whole number, got True"),
+    (Model, {"layers": 3.0}, "model.layers: must be a whole number, got 3.0"),
+    (Model, {"layers": "3"}, "model.layers: must be a whole number, got '3'"),
+    (Model, {"layers": [3]}, "model.layers: must be a whole number, got [3]"),
+    (Model, {"layers": None}, "model.layers: must be a whole number, got None"),
+    (Model, {"kv_heads": "all"}, "model.kv_heads: must be a whole number or none, got 'all'"),
+    (Model, {"gated": 1}, "model.gated: must be true or false, got 1"),
+    (Model, {"norm": "rmsnrm"}, "model.norm: must be one of 'layernorm', 'rmsnorm', got 'rmsnrm' (did you mean 'rmsnorm'?)"),
+    (Model, {"norm": None}, "model.norm: must be one of 'layernorm', 'rmsnorm', got None"),
+    (Model, {"layers": 0}, "model.layers: must be at least 1, got 0"),
+    (Model, {"dropout": 1.0}, "model.dropout: must be below 1, got 1.0"),
+    (Model, {"dropout": -0.1}, "model.dropout: must be at least 0, got -0.1"),
+    (Parallel, {"zero": True}, "parallel.zero: must be one of 0, 1, 2, 3, got True"),
+    (Parallel, {"zero": "1"}, "parallel.zero: must be one of 0, 1, 2, 3, got '1'"),
+    (Optimizer, {"learning_rate": "3e-4"}, "optimizer.learning_rate: must be a number, got '3e-4'"),
+    (Optimizer, {"learning_rate": False}, "optimizer.learning_rate: must be a number, got False"),
+    (Optimizer, {"learning_rate": 0}, "optimizer.learning_rate: must be above 0, got 0.0"),
+    (Optimizer, {"learning_rate": float("nan")}, "optimizer.learning_rate: must be finite, got nan"),
+    (Optimizer, {"learning_rate": float("inf")}, "optimizer.learning_rate: must be finite, got inf"),
+    (Optimizer, {"decay_share": 1.5}, "optimizer.decay_share: must be at most 1, got 1.5"),
+    (Optimizer, {"weight_decay_exclude": "bias"}, "optimizer.weight_decay_exclude: must be a list, got 'bias'"),
+    (Optimizer, {"weight_decay_exclude": ["bias", 1]}, "optimizer.weight_decay_exclude.1: must be a text, got 1"),
+    (Training, {"batch_schedule": [[1, 2, 3]]}, "training.batch_schedule.0: must have 2 values, got [1, 2, 3]"),
+    (Training, {"batch_schedule": [[1, True]]}, "training.batch_schedule.0.1: must be a whole number, got True"),
+    (Config, {"seed": 2**32}, "seed: must be at most 4294967295, got 4294967296"),
+    (Config, {"run_directory": ""}, "run_directory: must not be empty"),
+    (Config, {"model": {"layers": 3}}, "model: must be Model, got {'layers': 3}"),
+    (Config, {"modle": Model()}, "modle: unknown key (did you mean 'model'?)"),
+    (Data, {"sources": ({"name": "a"},)}, "data.sources.0: must be Source, got {'name': 'a'}"),
+    (Source, {}, "data.sources.name: is required"),
+    (Source, {"name": "a", "path": ""}, "data.sources.path: must not be empty"),
+    (Data, {"self": 1}, "data.self: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), WRONG, ids=[message.partition(",")[0] for *_, message in WRONG])
+def test_a_wrong_value_names_its_key(cls, values, message):
+    with pytest.raises(ConfigError) as caught:
+        cls(**values)
+    assert str(caught.value) == message
+
+
+def test_a_long_value_is_cut():
+    with pytest.raises(ConfigError) as caught:
+        Config(model=Data())
+    assert str(caught.value).startswith("model: must be Model, got Data(") and len(str(caught.value)) < 150
+
+
+def test_sections_take_names_only():
+    with pytest.raises(ConfigError, match="model: takes Model"):
+        Model(12)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.layers = 3
+
+
+WRONG_EDITS = [
+    ("model.layrs=3", "model.layrs: unknown key (did you mean 'model.layers'?)"),
+    ("modle.layers=3", "modle: unknown key (did you mean 'model'?)"),
+    ("layers=3", "layers: unknown key (did you mean 'model.layers'?)"),
+    ("steps=3", "steps: unknown key (did you mean 'training.steps' or 'evaluation.steps'?)"),
+    ("model.learning_rate=3", "model.learning_rate: unknown key (did you mean 'optimizer.learning_rate'?)"),
+    ("data.validation.shar=0.1", "data.validation.shar: unknown key (did you mean 'data.validation.share'?)"),
+    ("data.sources.0.wight=1", "data.sources.0.wight: unknown key (did you mean 'data.sources.0.weight'?)"),
+    ("data.sources.0.weight=0", "data.sources.0.weight: must be above 0, got 0.0"),
+    ("data.sources.1.weight=1", "data.sources.1: no such item: data.sources has 1, numbered from 0"),
+    ("data.sources.first.weight=1", "data.sources.first: no such item: data.sources has 1, numbered from 0"),
+    ("model.layers.x=1", "model.layers.x: model.layers is a value, not a section"),
+    ("model.layers", "model.layers: is not an edit: write section.key=value"),
+    ("=3", "=3: is not an edit: write section.key=value"),
+    ("model.layers=", "model.layers: must be a whole number, got ''"),
+    ("model.layers=many", "model.layers: must be a whole number, got 'many'"),
+    ("model.layers=1.5", "model.layers: must be a whole number, got '1.5'"),
+    ("model.layers=inf", "model.layers: must be a whole number, got 'inf'"),
+    ("model.layers=1e400", "model.layers: must be a whole number, got '1e400'"),
+    ("model.layers=0", "model.layers: must be at least 1, got 0"),
+    ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a number, got 'fast'"),
+    ("optimizer.learning_rate=nan", "optimizer.learning_rate: must be finite, got nan"),
+    ("optimizer.learning_rate=none", "optimizer.learning_rate: must be a number, got 'none'"),
+    ("model.gated=yes", "model.gated: must be true or false, got 'yes'"),
+    ("model.norm=batchnorm", "model.norm: must be one of 'layernorm', 'rmsnorm', got 'batchnorm'"),
+    ("optimizer.weight_decay_exclude=bias", "optimizer.weight_decay_exclude: must be a list in JSON, got 'bias'"),
+    ("model=3", "model: must be an object with the keys of Model, got 3"),
+    ("data.sources=[3]", "data.sources.0: must be an object with the keys of Source, got 3 (with data.sources=[3])"),
+    ("data.store=", "data.store: must not be empty"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), WRONG_EDITS, ids=[edit for edit, _ in WRONG_EDITS])
+def test_a_wrong_edit_names_its_key_once(edit, message):
+    assert str(edit_mistake(edit)).partition(" (did you mean 'layernorm'")[0] == message
+
+
+def test_a_contradiction_shows_the_edits_behind_it():
+    assert str(edit_mistake("model.heads=7", "seed=1")).endswith("(with model.heads=7 seed=1)")
+    assert "with" not in str(edit_mistake("model.width=7"))
+
+
+CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the reason
+    (["optimizer.decay_steps=500", "optimizer.schedule=wsd"], "optimizer.decay_steps", "only used by the schedules"),
+    (["optimizer.decay_steps=100"], "optimizer.decay_steps", "100 is not after the warmup (warmup_steps=100)"),
+    (["model.heads=7"], "model.width", "768 is not a multiple of heads (7)"),
+    (["model.kv_heads=5"], "model.kv_heads", "5 does not divide heads (12)"),
+    (["model.positions=rotary", "model.head_width=63"], "model.head_width", "even head width, got 63"),
+    (["model.positions=sinusoidal", "model.width=9", "model.heads=3"], "model.width", "even width, got 9"),
+    (["model.rotary_scaling=linear"], "model.rotary_scaling", "needs positions='rotary', got 'learned'"),
+    (["model.rotary_high_frequency_factor=1"], "model.rotary_high_frequency_factor", "above rotary_low_frequency_factor"),
+    (["tokenizer.kind=file"], "tokenizer.path", "needs the path of a tokenizer.json"),
+    (["tokenizer.path=tokenizer.json"], "tokenizer.path", "only read with tokenizer.kind='file', got kind='bpe'"),
+    (["tokenizer.kind=bytes", "tokenizer.vocabulary_size=300"], "tokenizer.vocabulary_size", "only used with tokenizer.kind='bpe'"),
+    (["tokenizer.vocabulary_size=256"], "tokenizer.vocabulary_size", "at least 257"),
+    (["tokenizer.vocabulary_size=60000"], "tokenizer.vocabulary_size", "60000 exceeds model.vocabulary_size (50257)"),
+    (["model.vocabulary_size=256"], "model.vocabulary_size", "256 is below the 257 ids"),
+    (["tokenizer.kind=bytes", "model.vocabulary_size=256"], "model.vocabulary_size", "256 is below the 257 ids"),
+    (["data.sources.0.path=x"], "data.sources.0.path", "'python_stdlib' takes no path"),
+    (["data.sources.0.format=text"], "data.sources.0.path", "'python_stdlib' needs a path"),
+    (["data.sources=[]"], "data.sources", "at least one source"),
+    (['data.sources=[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]'], "data.sources", "same name: a, a"),
+    (["data.validation.method=source"], "data.validation.path", "needs the path of the validation files"),
+    (["data.validation.path=x"], "data.validation.path", "method='hash' does not read a path"),
+    (["data.validation.share=0"], "data.validation.share", "between 0 and 1, got 0.0"),
+    (["parallel.data=0"], "parallel.data", "at least 1, or -1 for the rest, got 0"),
+    (["parallel.tensor=-2"], "parallel.tensor", "at least 1, or -1 for the rest, got -2"),
+    (["parallel.data=-1"], "parallel", "only one of data, fsdp and tensor"),
+    (["training.batch_schedule=[[20, 32], [10, 32]]"], "training.batch_schedule", "steps must increase"),
+    (["training.microbatches=3"], "training.microbatches", "3 does not divide the batch size 32"),
+    (["data.sequence_length=1025"], "data.sequence_length", "exceeds model.context_length (1024)"),
+    (["runtime.attention=cudnn", "precision.compute=float32"], "runtime.attention", "needs precision.compute='bfloat16' or 'float16'"),
+]
+
+
+@pytest.mark.parametrize(("edits", "key", "reason"), CONTRADICTIONS, ids=[" ".join(edits) for edits, *_ in CONTRADICTIONS])
+def test_contradictions_are_refused(edits, key, reason):
+    error = edit_mistake(*edits)
+    assert error.path == key and reason in error.reason
+
+
+def refusals(source):
+    """Lines of schema.py at which a section is refused: `raise ConfigError(...)` and `refuse(...)`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "refuse"):
+            yield range(node.lineno, node.end_lineno + 1)
+
+
+def test_every_refusal_of_the_schema_is_among_them():
+    reached = set()
+    for edits, *_ in CONTRADICTIONS:
+        error = edit_mistake(*edits)
+        while error is not None:
+            trace = error.__traceback__
+            while trace is not None:
+                if trace.tb_frame.f_code.co_filename == schema.__file__:
+                    reached.add(trace.tb_lineno)
+                trace = trace.tb_next
+            error = error.__cause__
+    assert [lines for lines in refusals(Path(schema.__file__).read_text()) if reached.isdisjoint(lines)] == []

@@ -1,0 +1,133 @@
+"""Cross-entropy against optax and float64; tiles against the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlm.losses import LossSums, loss_sums, tile_length, tiled_loss_sums, token_losses
+
+B, D, V = 3, 6, 11
+
+
+def samples(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [B, L, D], targets [B, L] and uneven weights [B, L]."""
+    rng = np.random.default_rng(length)
+    weights = rng.random((B, length)).astype(np.float32) * (rng.random((B, length)) < 0.7)
+    return rng.normal(size=(B, length, D)).astype(np.float32), rng.integers(0, V, (B, length)), weights.astype(np.float32)
+
+
+def table() -> np.ndarray:
+    return np.random.default_rng(99).normal(size=(D, V)).astype(np.float32)
+
+
+def scores(head: dict, x_BLD: jax.Array) -> jax.Array:
+    return jnp.einsum("BLD,DV->BLV", x_BLD, head["kernel"]).astype(jnp.float32)
+
+
+def test_token_losses_equal_optax():
+    x, targets, _ = samples(7)
+    s = 5 * x @ table()
+    nll, lse = jax.jit(token_losses)(s, targets)
+    np.testing.assert_allclose(nll, jax.jit(optax.softmax_cross_entropy_with_integer_labels)(s, targets), atol=1e-5)
+    np.testing.assert_allclose(lse, np.log(np.exp(s.astype(np.float64)).sum(-1)), atol=1e-5)
+
+
+def test_gradient_is_softmax_minus_one_hot():
+    x, targets, weights = samples(7)
+    s = (x @ table()).astype(np.float64)
+    gradient = jax.jit(jax.grad(lambda s: loss_sums(s, targets, weights).loss))(s.astype(np.float32))
+    expected = (np.exp(s) / np.exp(s).sum(-1, keepdims=True) - np.eye(V)[targets]) * weights[..., None]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_large_scores_stay_finite():
+    s = jnp.asarray([[[1e4, -1e4, 0.0]]])
+    nll, lse = token_losses(s, jnp.asarray([[2]]))
+    assert float(nll[0, 0]) == 1e4 and float(lse[0, 0]) == 1e4
+
+
+def test_sums():
+    x, targets, weights = samples(7)
+    s = (3 * x @ table()).astype(np.float64)
+    lse = np.log(np.exp(s).sum(-1))
+    nll = lse - np.take_along_axis(s, targets[..., None], -1)[..., 0]
+    sums = jax.jit(loss_sums)(s.astype(np.float32), targets, weights)
+    expected = LossSums((nll * weights).sum(), (lse**2 * weights).sum(), weights.sum())
+    for name, ours, theirs in zip(LossSums._fields, sums, expected, strict=True):
+        assert ours.dtype == jnp.float32 and ours.shape == ()
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-6), name
+
+
+def test_targets_without_weight_do_not_count():
+    """Neither their loss nor their gradient, wherever they point."""
+    x, targets, weights = samples(7)
+    assert (weights == 0).any()
+    other = np.where(weights == 0, -100, targets)
+    run = jax.jit(jax.value_and_grad(lambda s, t: loss_sums(s, t, weights).loss))
+    (loss, gradient), (other_loss, other_gradient) = run(x @ table(), targets), run(x @ table(), other)
+    assert float(loss) == float(other_loss)
+    np.testing.assert_array_equal(gradient, other_gradient)
+
+
+@pytest.mark.parametrize(("length", "tile"), [(12, 4), (15, 5), (15, 1), (7, 7), (7, 100)])
+def test_tiles_equal_the_whole(length, tile):
+    """Values, and gradients of the features and of the head; sums of float32 in another order."""
+    x, targets, weights = samples(length)
+
+    def total(function):
+        def run(head, x):
+            sums = function(head, x)
+            return sums.loss + 0.1 * sums.z, sums
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))({"kernel": table()}, x)
+
+    dense = total(lambda head, x: loss_sums(scores(head, x), targets, weights))
+    tiled = total(lambda head, x: tiled_loss_sums(scores, head, x, targets, weights, tile))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), tiled, dense)
+
+
+def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
+    """64 tiles that each add 1 after a 256: in bfloat16, with its 8 bits, 256 + 1 is 256."""
+    length = 65
+    x, targets, weights = np.ones((1, length, 1), np.float32), np.zeros((1, length), np.int32), np.ones((1, length), np.float32)
+    x[0, -1] = 256.0  # tiles are added backwards
+
+    def loss(head):
+        # Two equal scores: the gradient of each tile is -x / 2 for the target's column.
+        return 2 * tiled_loss_sums(lambda h, x: scores(h, x.astype(jnp.bfloat16)), head, x, targets, weights, 1).loss
+
+    gradient = jax.jit(jax.grad(loss))({"kernel": jnp.zeros((1, 2), jnp.bfloat16)})["kernel"]
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient.astype(jnp.float32), [[-320.0, 320.0]])
+
+
+def test_scores_of_a_tile_only_are_in_memory():
+    """The compiled gradient needs less than the scores of all positions."""
+    length, vocabulary = 256, 4096
+    head = {"kernel": jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)}
+    x, y, w = (jax.ShapeDtypeStruct((1, length, *rest), kind) for rest, kind in (((D,), jnp.float32), ((), jnp.int32), ((), jnp.float32)))
+
+    def memory(tile: int) -> int:
+        def loss(head, x, y, w):
+            return tiled_loss_sums(scores, head, x, y, w, tile).loss
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(head, x, y, w).compile().memory_analysis().temp_size_in_bytes
+
+    whole = 4 * length * vocabulary
+    assert memory(16) < whole / 2 < whole <= memory(length)
+
+
+@pytest.mark.parametrize(
+    ("length", "asked", "expected"), [(12, 5, 4), (12, 12, 12), (12, 100, 12), (15, 4, 3), (13, 12, 1), (1024, None, 256), (8, None, 8)]
+)
+def test_tile_length(length, asked, expected):
+    # 8 x 50304 scores are 1.6 MB a position: 333 positions fit 512 MiB.
+    assert tile_length(8, length, 50304, 1, asked) == expected
+
+
+def test_tile_length_counts_each_device_and_is_never_zero():
+    assert tile_length(8, 1024, 50304, 2, None) == 512
+    assert tile_length(8, 1024, 50304, 8, None) == 1024
+    assert tile_length(100_000, 1024, 50304, 1, None) == 1

@@ -1,0 +1,310 @@
+"""The shape of the repository: who imports whom, how long things get, and that the README tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "jaxlm"
+
+# Imports go down these levels. A name is a module, or a folder ("room") whose modules may import each other.
+LEVELS = {
+    "config": 0,
+    "types": 0,
+    "flops": 1,
+    "hardware": 1,
+    "nn": 1,
+    "precision": 1,
+    "losses": 2,
+    "models": 2,
+    "objectives": 2,
+    "optim": 2,
+    "sharding": 2,
+    "checkpoint": 3,
+    "data": 3,
+    "decoding": 3,
+    "monitor": 3,
+    "runtime": 3,
+    "scoring": 3,
+    "state": 3,
+    "step": 3,
+    "train": 4,
+}
+
+# Imports within a level, each for a reason.
+SIDEWAYS = {
+    ("checkpoint", "data"): "a saved batch schedule is merged with the one asked for",
+    ("step", "state"): "a step maps a state to the next",
+}
+
+# The one place of each library, so that it can be replaced there.
+ONLY_IN = {
+    "flax": {"nn", "models"},
+    "grain": {"data"},
+    "orbax": {"checkpoint"},
+    "tensorboard": {"monitor"},
+    "tokenizers": {"data", "interop"},
+    "safetensors": {"interop"},
+    # Left to the tests, which compare with them.
+    "torch": set(),
+    "transformers": set(),
+    # Reading them runs code.
+    "cloudpickle": set(),
+    "dill": set(),
+    "joblib": set(),
+    "marshal": set(),
+    "pickle": set(),
+    "shelve": set(),
+    # Training needs no network.
+    "http": set(),
+    "requests": set(),
+    "socketserver": set(),
+    "urllib": set(),
+}
+
+WITHOUT_JAX = {"config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
+FORBIDDEN_CALLS = {"__import__", "eval", "exec"}
+TOP_LEVEL = {"CONTRIBUTING.md", "README.md", "configs", "jaxlm", "launch", "pyproject.toml", "tests"}
+
+FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 12
+
+
+def sources(folder=PACKAGE):
+    return sorted(folder.rglob("*.py"))
+
+
+@cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def place(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def room(path):
+    """'nn' for jaxlm/nn/block.py, 'step' for jaxlm/step.py; None for jaxlm/__init__.py."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return None if first == "__init__" else first
+
+
+def imported(node):
+    """The dotted names that an import statement may stand for: `from jaxlm import config` is jaxlm.config."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    assert isinstance(node, ast.ImportFrom)
+    assert node.module is not None and node.level == 0, "imports are absolute"
+    return [f"{node.module}.{alias.name}" for alias in node.names]
+
+
+def imports(path):
+    """(dotted name, line) of every import of a file, also inside functions."""
+    nodes = [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return [(name, node.lineno) for node in nodes for name in imported(node)]
+
+
+def functions(path):
+    """Every function of a file; one inside another counts for both."""
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def length(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def tracked():
+    """Paths that git tracks; the test is skipped outside a checkout."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    if listed.returncode or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_every_module_has_a_level():
+    assert {room(path) for path in sources()} - {None} == set(LEVELS)
+
+
+def test_imports_go_down():
+    wrong, sideways = [], set()
+    for path in sources():
+        here = room(path)
+        for name, line in imports(path):
+            package, _, rest = name.partition(".")
+            there = rest.partition(".")[0]
+            if package != "jaxlm" or here == there:
+                continue
+            if here in LEVELS and there in LEVELS and LEVELS[there] == LEVELS[here]:
+                sideways.add((here, there))
+            elif here not in LEVELS or LEVELS.get(there, 99) > LEVELS[here]:
+                wrong.append(f"{place(path)}:{line}: {name}")
+    assert wrong == []
+    assert sideways == set(SIDEWAYS)
+
+
+def test_each_library_has_its_place():
+    found = [(path, name, line) for path in sources() for name, line in imports(path)]
+    wrong = [
+        f"{place(path)}:{line}: {name}" for path, name, line in found if room(path) not in ONLY_IN.get(name.partition(".")[0], {room(path)})
+    ]
+    assert wrong == []
+
+
+def test_no_code_is_made_or_loaded_from_data():
+    wrong = []
+    for path in sources():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call):
+                called = isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS
+                pickled = any(keyword.arg in ("allow_pickle", "trust_remote_code") for keyword in node.keywords)
+                wrong += [f"{place(path)}:{node.lineno}"] if called or pickled else []
+    assert wrong == []
+
+
+def at_import(node):
+    """Statements that run when a module is imported: not those in functions or under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        types_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not types_only and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield child
+            yield from at_import(child)
+
+
+def test_modules_that_come_before_jax_do_not_import_it():
+    wrong = []
+    for path in sources():
+        nodes = [node for node in at_import(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        names = [name.partition(".")[0] for node in nodes for name in imported(node)]
+        if (room(path) in WITHOUT_JAX or LEVELS.get(room(path)) == 4) and {"jax", "flax", "optax", "orbax"} & set(names):
+            wrong.append(place(path))
+    assert wrong == []
+
+
+def test_commands_start_without_jax_and_imports_change_nothing():
+    program = """
+import importlib, os, pkgutil, sys
+before = dict(os.environ)
+import jaxlm, jaxlm.config, jaxlm.train
+assert "jax" not in sys.modules
+import jaxlm.data
+assert "jax" not in sys.modules
+for module in pkgutil.walk_packages(jaxlm.__path__, "jaxlm."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from jax._src.xla_bridge import backends_are_initialized
+assert not backends_are_initialized()
+assert os.environ == before, set(os.environ.items()) ^ set(before.items())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_stay_short():
+    files = sources() + sources(ROOT / "configs")
+    long = [place(path) for path in files if len(path.read_text().splitlines()) > FILE_LINES]
+    long += [f"{place(path)}: {f.name}" for path in files for f in functions(path) if length(f) > FUNCTION_LINES]
+    assert long == []
+    lengths = sorted(length(f) for path in files for f in functions(path))
+    assert lengths[len(lengths) // 2] <= MEDIAN_LINES
+
+
+def test_every_module_says_what_it_is_for():
+    assert [place(path) for path in sources() if not ast.get_docstring(parsed(path))] == []
+
+
+def test_nothing_is_left_to_do():
+    marker = re.compile("TO" + "DO|FIX" + "ME|X" + "XX")
+    left = [name for name in tracked() if marker.search((ROOT / name).read_text(errors="replace"))]
+    assert left == []
+
+
+def test_the_top_level_is_short():
+    names = {name.partition("/")[0] for name in tracked()}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+# --- what the documents say ---
+
+DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()]
+
+
+def tree_of(text):
+    """Paths in the README's tree: the fenced block that begins with a folder, two spaces of indent for each level."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if re.match(r"\S+/(\s|$)", block):
+            yield from tree_paths(block)
+
+
+def tree_paths(block):
+    parents = []
+    for line in filter(str.strip, block.splitlines()):
+        depth = (len(line) - len(line.lstrip(" "))) // 2
+        name = re.split(r" {2,}", line.strip())[0]
+        parents[depth:] = [name.rstrip("/")]
+        yield "/".join(parents)
+
+
+def test_the_tree_is_read_as_it_is_written():
+    tree = "jaxlm/        the package\n  config/\n    load.py   files, edits\n  step.py  a step\nconfigs/\n"
+    text = f"words\n```\n{tree}```\n```\nother\n```\n"
+    assert list(tree_of(text)) == ["jaxlm", "jaxlm/config", "jaxlm/config/load.py", "jaxlm/step.py", "configs"]
+
+
+def test_the_readme_names_every_file():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("no README.md")
+    listed = list(tree_of((ROOT / "README.md").read_text()))
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    assert [path for path in listed if listed.count(path) > 1] == []
+    modules = {name for name in tracked() if name.startswith("jaxlm/") and name.endswith(".py") and not name.endswith("/__init__.py")}
+    assert {path for path in listed if path.startswith("jaxlm/") and path.endswith(".py")} == modules
+
+
+def anchors(text):
+    """The names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ +(.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken_links(document):
+    text = document.read_text()
+    for target in re.findall(r"\]\(<?([^)>\s]+)>?[^)]*\)", text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = document.parent / path if path else document
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            yield target
+
+
+def missing_names(document):
+    """Files and modules that the commands and the `code` of a document name."""
+    text = document.read_text()
+    named = re.findall(r"--config[ =]([\w./-]+\.\w+)", text)
+    named += re.findall(r"(?<![\w/.])((?:configs|jaxlm|launch|tests)/[\w./-]+\.\w+)", text)
+    yield from (name for name in named if not name.startswith("runs/") and not (ROOT / name).exists())
+    for module in re.findall(r"-m (jaxlm(?:\.\w+)+)", text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
+            yield module
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_the_documents_name_exists(document):
+    assert list(broken_links(document)) == []
+    assert list(missing_names(document)) == []
+
+
+def test_a_broken_document_is_noticed(tmp_path):
+    document = tmp_path / "page.md"
+    links = "[a](#one-two) [b](#three) [c](no.md) [d](https://x.org/y)"
+    document.write_text(f"# One two\n{links}\n`--config configs/no.py` python -m jaxlm.no\n")
+    assert list(broken_links(document)) == ["#three", "no.md"]
+    assert set(missing_names(document)) == {"configs/no.py", "jaxlm.no"}
