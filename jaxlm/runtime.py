@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxlm.config import ConfigError, Runtime, UserError
 
@@ -155,10 +155,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's `main` on the arguments and returns its exit code: `sys.exit(command(main))`.
+    """Runs a command's `main` on the arguments and returns its exit code; in a process of its own, `run(main)`.
 
     A UserError becomes one line on stderr and its exit code; a closed pipe and Ctrl-C stay quiet; anything else is our
-    mistake and keeps its traceback (1). Doesn't return after an error if a library's thread would keep the process alive.
+    mistake and keeps its traceback (1).
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv)
@@ -176,22 +176,23 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     except Exception:
         traceback.print_exc()
         code = 1
-    leave_if_stuck(code)
     return code
 
 
-def leave_if_stuck(code: int) -> None:
-    """Ends the process at once if there are threads that the interpreter would wait for.
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command's `main` on this process's arguments and ends the process with its exit code.
 
-    Orbax leaves such threads waiting for ever when a save failed.
+    After an error it doesn't wait for the threads of libraries: Orbax leaves some waiting for ever when a save failed.
     """
-    main = threading.main_thread()
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not main):
+    code = command(main)
+    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if code and not all(thread.daemon for thread in threads):
         for child in multiprocessing.active_children():
             child.terminate()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    sys.exit(code)
 
 
 class StopSignal:

@@ -5,7 +5,6 @@ jax is imported inside the functions, after `runtime.configure` has set what mus
 
 import contextlib
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -353,4 +352,4 @@ def show_samples(run: Run, store: "Store", params: Any, watch: "Monitor") -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.command(main))
+    runtime.run(main)

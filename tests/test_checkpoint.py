@@ -287,7 +287,7 @@ def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it,
         {break_it}
         checkpoints.save(1, {{"w": jax.random.normal(jax.random.key(0), (256, 256)), "b": jnp.ones(8)}})
         checkpoints.close()
-    sys.exit(runtime.command(main))
+    runtime.run(main)
     """
     process = child(program, tmp_path / "checkpoints")
     _, errors = process.communicate(timeout=30)  # without the forced exit it would wait for Orbax's threads for ever

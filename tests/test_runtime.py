@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from jaxlm import runtime
-from jaxlm.config import ConfigError, Runtime, UserError
+from jaxlm.config import ConfigError, DivergedError, Runtime, UserError
 
 OURS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL")
 
@@ -103,7 +103,7 @@ used = Runtime(platform="cuda")
 def main(argv):
     runtime.configure(used)
     runtime.devices(used)
-sys.exit(runtime.command(main, []))
+runtime.run(main)
 """
     )
     done = python(program, CUDA_VISIBLE_DEVICES="-1")
@@ -134,7 +134,8 @@ def command(body, **options):
     from jaxlm import config, runtime
     def main(argv):
         {body}
-    sys.exit(runtime.command(main, ['x']))
+    sys.argv[1:] = ['x']
+    runtime.run(main)
     """
     return python(program, **options)
 
@@ -166,7 +167,7 @@ def test_a_closed_pipe_is_quiet():
     def main(argv):
         for _ in range(100000): print("a line")
         return 0
-    sys.exit(runtime.command(main, []))
+    runtime.run(main)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout and process.stderr
@@ -180,6 +181,19 @@ def test_an_error_ends_the_process_though_a_thread_waits_for_ever():
     body = "print('before'); threading.Thread(target=threading.Event().wait).start(); raise config.UserError('full disk')"
     done = command(body, timeout=20)  # hangs without the forced exit
     assert (done.returncode, done.stdout, done.stderr) == (2, "before\n", "error: full disk\n")
+
+
+def test_an_error_of_a_command_leaves_the_process_of_its_caller_alone():
+    thread_ends, mistake = threading.Event(), DivergedError("training: the loss is nan")
+    thread = threading.Thread(target=thread_ends.wait)
+    thread.start()
+
+    def main(argv):
+        raise mistake
+
+    assert runtime.command(main, []) == 4
+    thread_ends.set()
+    thread.join()
 
 
 # Signals
