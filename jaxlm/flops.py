@@ -3,20 +3,40 @@
 from jaxlm import config
 
 
-def forward(model: config.Model, length: int) -> int:
-    """FLOPs of the forward pass for one sequence of `length` tokens.
+def forward(model: config.Model, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+    """FLOPs of the forward pass for one sample: `length` tokens, of which the head sees `predictions` (None: all).
 
-    Attention scores count every pair (the convention of PaLM, arXiv 2204.02311 appendix B, and of most published MFUs), within the
-    sliding window if there is one. Norms, activations and the embedding lookup are left out.
+    With a `source_length` it is that of an encoder-decoder, whose decoder reads the tokens. Attention scores count every pair (the
+    convention of PaLM, arXiv 2204.02311 appendix B, and of most published MFUs), within the sliding window if there is one. Norms,
+    activations and the embedding lookup are left out.
     """
-    D, H, G, K = model.width, model.heads, model.key_value_heads, model.width_per_head
-    projections = D * H * K + 2 * D * G * K + H * K * D
-    mlp = (3 if model.gated else 2) * D * model.hidden_width
-    pairs = length * min(length, model.sliding_window or length)
-    per_token = model.layers * (projections + mlp) + D * model.vocabulary_size
-    return 2 * (per_token * length + model.layers * 2 * pairs * H * K)
+    transform = model.width if model.head_transform else 0
+    head = (length if predictions is None else predictions) * model.width * (model.vocabulary_size + transform)
+    products = stack(model, length) + head
+    if source_length:
+        queries, keys = projections(model)
+        cross = queries * length + keys * source_length + pairs(model, length, source_length)
+        products += stack(model.encoder, source_length) + model.layers * cross
+    return 2 * products
 
 
-def train(model: config.Model, length: int) -> int:
-    """FLOPs of the forward and backward pass for one sequence; recomputation is not counted."""
-    return 3 * forward(model, length)
+def stack(model: config.Model, length: int) -> int:
+    """Multiplications in the blocks, without cross attention."""
+    mlp = (3 if model.gated else 2) * model.width * model.hidden_width
+    seen = min(length, model.sliding_window or length)
+    return model.layers * ((sum(projections(model)) + mlp) * length + pairs(model, length, seen))
+
+
+def projections(model: config.Model) -> tuple[int, int]:
+    """Multiplications per position that asks (query, output) and per position that is read (key, value)."""
+    return 2 * model.width * model.heads * model.width_per_head, 2 * model.width * model.key_value_heads * model.width_per_head
+
+
+def pairs(model: config.Model, queries: int, keys: int) -> int:
+    """Multiplications of the scores and of the weighted sum."""
+    return 2 * queries * keys * model.heads * model.width_per_head
+
+
+def train(model: config.Model, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+    """FLOPs of the forward and backward pass for one sample; recomputation is not counted."""
+    return 3 * forward(model, length, source_length, predictions)

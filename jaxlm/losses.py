@@ -16,6 +16,7 @@ class LossSums(NamedTuple):
 
     loss: Array  # nats
     z: Array  # squared log-sum-exp (PaLM, arXiv 2204.02311 section 5)
+    correct: Array  # targets that have the highest score
     count: Array
 
 
@@ -29,7 +30,8 @@ def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:
 
 def loss_sums(scores_BLV: Array, targets_BL: Array, weights_BL: Array) -> LossSums:
     nll, lse = token_losses(scores_BLV, targets_BL)
-    return LossSums(jnp.sum(nll * weights_BL), jnp.sum(jnp.square(lse) * weights_BL), jnp.sum(weights_BL))
+    correct = (jnp.argmax(scores_BLV, axis=-1) == targets_BL).astype(jnp.float32)  # costs nothing where nobody reads it
+    return LossSums(*(jnp.sum(values * weights_BL) for values in (nll, jnp.square(lse), correct)), jnp.sum(weights_BL))
 
 
 def tile_length(batch: int, length: int, vocabulary: int, devices: int, asked: int | None) -> int:
@@ -62,5 +64,5 @@ def tiled_loss_sums(
         return jnp.moveaxis(a.reshape(a.shape[0], length // tile, tile, *a.shape[2:]), 1, 0)
 
     zero = jnp.zeros((), jnp.float32)
-    total, _ = jax.lax.scan(add, LossSums(zero, zero, zero), (tiles(x_BLD), tiles(targets_BL), tiles(weights_BL)))
+    total, _ = jax.lax.scan(add, LossSums(zero, zero, zero, zero), (tiles(x_BLD), tiles(targets_BL), tiles(weights_BL)))
     return total

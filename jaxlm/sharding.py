@@ -79,9 +79,10 @@ def make_mesh(parallel: config.Parallel, devices: Sequence[Any]) -> Mesh:
 def check(mesh: Mesh, model: config.Model, batch_sizes: Sequence[int], microbatches: int, evaluation: config.Evaluation) -> None:
     """ConfigError where the mesh does not divide the model or the batches; `batch_sizes` are those still to come."""
     tensor, rows = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, size in (("heads", model.heads), ("mlp_width", model.hidden_width)):
-        if size % tensor:
-            raise ConfigError("parallel.tensor", f"{tensor} does not divide model.{name} ({size})")
+    for prefix, stack in model.stacks.items():
+        for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
+            if size % tensor:
+                raise ConfigError("parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})")
     for size in batch_sizes:
         if size % (rows * microbatches):
             parts = f"{rows} devices" + (f" x {microbatches} microbatches" if microbatches > 1 else "")
@@ -110,12 +111,14 @@ class Placement(NamedTuple):
         return NamedSharding(self.mesh, weight_spec(self.mesh, names, shape.shape, split, jax.tree_util.keystr(path)))
 
     def optimizer(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
-        """NamedShardings of the optax state: moments as the stage says, counters whole."""
+        """NamedShardings of the optax state: moments as the stage says; counters, and what has another shape than its parameter, whole."""
         state = jax.eval_shape(optimizer.init, shapes)
         moments = self.tree("optimizer", shapes)
-        return optax.tree_utils.tree_map_params(
-            optimizer, lambda _, sharding: sharding, state, moments, transform_non_params=lambda _: self.replicated()
-        )
+
+        def place(value: Any, shape: Any, sharding: NamedSharding) -> NamedSharding:
+            return sharding if value.shape == shape.shape else self.replicated()
+
+        return optax.tree_utils.tree_map_params(optimizer, place, state, shapes, moments, transform_non_params=lambda _: self.replicated())
 
     def batch(self) -> NamedSharding:
         """Rows of a batch over data x fsdp."""
@@ -140,10 +143,10 @@ def weight_spec(mesh: Mesh, names: Axes, shape: tuple[int, ...], split: bool, pa
 
 
 def activation_spec(names: Axes) -> P:
-    unknown = [name for name in names if name not in ACTIVATIONS]
+    unknown = [name for name in names if name is not None and name not in ACTIVATIONS]
     if unknown:
         raise ValueError(f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}")
-    return P(*(ACTIVATIONS[name] for name in names if name is not None))
+    return P(*(None if name is None else ACTIVATIONS[name] for name in names))
 
 
 def constrain(mesh: Mesh, x: Array, names: Axes) -> Array:

@@ -25,10 +25,10 @@ class StepMetrics(NamedTuple):
 
 def batch_loss(model: Model, training: config.Training, devices: int, params: Tree, batch: Batch, key: Array | None) -> LossSums:
     """Loss sums of one (micro)batch. `devices` is the number over which its rows are split."""
-    rows, length = batch.tokens.shape
-    tile = tile_length(rows, length, model.config.vocabulary_size, devices, training.loss_tile)
-    x_BLD = model.features(params, batch, key)
-    return tiled_loss_sums(model.scores, model.head_weights(params), x_BLD, batch.targets, batch.weights, tile)
+    rows, targets = batch.targets.shape  # type: ignore[union-attr]
+    tile = tile_length(rows, targets, model.config.vocabulary_size, devices, training.loss_tile)
+    x = model.features(params, batch, key)
+    return tiled_loss_sums(model.scores, model.head_weights(params), x, batch.targets, batch.weights, tile)
 
 
 def gradients(

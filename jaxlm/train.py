@@ -7,6 +7,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jaxlm.sharding import Placement
     from jaxlm.state import TrainState
     from jaxlm.step import StepMetrics
+    from jaxlm.types import Batch
 
 STOPPED = 75  # exit code: stopped by a signal, saved
 
@@ -60,6 +62,7 @@ class Run(NamedTuple):
     optimizer: Any  # optax.GradientTransformation
     put: Callable  # Batch on the host -> Batch on the devices
     in_flight: int  # steps that may run while the host prepares the next
+    example: "Batch"  # of one sample, as the objective makes them
 
 
 def train(settings: Config, again: str) -> int:
@@ -78,7 +81,7 @@ def train(settings: Config, again: str) -> int:
             return 0
         run = assemble(settings, first_step)
         announce(run)
-        store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say)
+        store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say, needs=settings.objective.needs)
         check_vocabulary(settings.model, store)
         stream = make_stream(settings, store)
         if first_step:
@@ -104,25 +107,25 @@ def assemble(settings: Config, first_step: int) -> Run:
 
     import jax
 
-    from jaxlm import models, optim, sharding
+    from jaxlm import models, objectives, optim, sharding
 
+    example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
     devices = runtime.devices(settings.runtime)
     mesh = sharding.make_mesh(settings.parallel, devices)
     sharding.check(mesh, settings.model, batch_schedule(settings).sizes(first_step), settings.training.microbatches, settings.evaluation)
     execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
     model = models.build(settings.model, settings.precision, execution)
     placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
-    optimizer = optim.build(settings.optimizer, settings.training.steps)
+    optimizer = optim.build(settings.optimizer, settings.training.steps, model.axes)
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each other with a deadline that steps
     # that pile up would miss.
     in_flight = 0 if devices[0].platform == "cpu" else 1
-    return Run(settings, placement, model, optimizer, partial(jax.device_put, device=placement.batch()), in_flight)
+    return Run(settings, placement, model, optimizer, partial(jax.device_put, device=placement.batch()), in_flight, example)
 
 
 def announce(run: Run) -> None:
     """Says what is about to run: size, mesh, bytes, kernels, and what may surprise."""
     from jaxlm import sharding, state
-    from jaxlm.nn import attention
 
     settings, mesh = run.config, run.placement.mesh
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -133,10 +136,12 @@ def announce(run: Run) -> None:
     say(f"bytes per device: parameters {sizes[0]:,}, optimizer state {sizes[1]:,}")
     execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
     try:
-        kernel, why = attention.kernel(settings.model, settings.precision.compute, settings.data.sequence_length, execution)
+        kernels = run.model.kernels(run.example)
     except ValueError as error:
         raise ConfigError("runtime.attention", str(error)) from error
-    say(f"attention: {kernel} ({why}); blocks {execution.blocks}, remat {execution.remat}")
+    for name, (kernel, why) in kernels.items():
+        say(f"{name}: {kernel} ({why})")
+    say(f"blocks {execution.blocks}, remat {execution.remat}")
     if settings.optimizer.warmup_steps > settings.training.steps:
         say(f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}")
     whole = sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params)) if settings.parallel.zero else []
@@ -165,7 +170,7 @@ def loop(
 
     settings, steps = run.config, run.config.training.steps
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, settings.seed)
-    evaluate = Evaluation(run, store, state.params)
+    evaluate = Evaluation(run, store, stream, state.params)
     clock = Clock(run, stream)
     best = saved.best_loss()
     ahead = batches(stream, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
@@ -205,7 +210,7 @@ def loop(
                 return STOPPED
         saved.wait()
     watch.line(f"trained {steps - first_step} steps, {clock.tokens(steps) - clock.tokens(first_step):,} tokens in {clock.wall():.1f} s")
-    show_samples(run, store, state.params, watch)
+    show_samples(run, store, evaluate.windows, state.params, watch)
     return 0
 
 
@@ -220,12 +225,12 @@ def batch_schedule(settings: Config) -> "BatchSchedule":
 
 
 def make_stream(settings: Config, store: "Store") -> "Stream":
+    from jaxlm import objectives
     from jaxlm.data.stream import Stream
-    from jaxlm.objectives import OBJECTIVES
 
     weights, names = zip(*((source.weight, source.name) for source in settings.data.sources), strict=True)
-    objective = OBJECTIVES[settings.objective.kind]
-    return Stream(store.train, weights, names, settings.data.sequence_length, batch_schedule(settings), objective, settings.seed)
+    objective = objectives.build(settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary)
+    return Stream(store.train, weights, names, objective, batch_schedule(settings), settings.seed)
 
 
 class Clock:
@@ -238,9 +243,11 @@ class Clock:
 
         settings, devices = run.config, run.placement.mesh.devices
         peak = hardware.peak_flops(devices.flat[0].device_kind)
-        self.schedule, self.length = stream.schedule, settings.data.sequence_length
+        self.schedule, objective = stream.schedule, stream.objective
+        self.tokens_per_sample = objective.tokens
         self.rate = jax.jit(optim.schedule(settings.optimizer, settings.training.steps))
-        self.flops_per_token = flops.train(settings.model, self.length) / self.length
+        sizes = objective.length, objective.source_length, objective.predictions
+        self.flops_per_token = flops.train(settings.model, *sizes) / objective.tokens
         self.peak = None if peak is None else peak * devices.size
         self.in_flight: list[StepMetrics] = []
         self.most_in_flight = run.in_flight
@@ -295,7 +302,7 @@ class Clock:
 
     def tokens(self, step: int) -> int:
         """Tokens read up to a step, exactly."""
-        return self.schedule.first_sample(step) * self.length
+        return self.schedule.first_sample(step) * self.tokens_per_sample
 
     def wall(self) -> float:
         """Seconds since the loop began, everything included."""
@@ -305,50 +312,61 @@ class Clock:
 class Evaluation:
     """The validation split, scored on the same windows each time."""
 
-    def __init__(self, run: Run, store: "Store", params: Any):
+    def __init__(self, run: Run, store: "Store", stream: "Stream", params: Any):
         from jaxlm import step
         from jaxlm.data.windows import EvaluationWindows
 
         settings = run.config
         size = settings.evaluation.batch_size or settings.training.batch_size
         size += -size % (run.placement.mesh.shape["data"] * run.placement.mesh.shape["fsdp"])  # a past batch size may not divide
-        self.windows = EvaluationWindows(store.validation, settings.data.sequence_length, size)
-        self.batches = settings.evaluation.steps
+        self.windows = EvaluationWindows(store.validation, stream.objective, size, settings.evaluation.draws, settings.seed)
         self.step = step.eval_step(run.model, settings.training, run.placement, params)
         self.run, self.store = run, store
-        self.targets = sum(len(array) - 1 for array in store.validation)
+
+    @cached_property
+    def unigram_entropy(self) -> float:
+        """Nats per target that their frequencies alone would give: the yardstick where there are no bytes to count."""
+        from jaxlm.data.windows import unigram_entropy
+
+        return unigram_entropy(self.windows, self.run.config.evaluation.steps)[0]
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """eval/loss, eval/perplexity and eval/bits_per_byte."""
+        """eval/loss, eval/perplexity and what else the objective is judged by."""
         from jaxlm import scoring
 
-        loss = scoring.evaluate(self.step, params, self.windows, self.batches, self.run.put, self.run.in_flight)
-        return scoring.summary(loss, self.targets, self.store.validation_bytes)
+        kind, batches = self.run.config.objective.kind, self.run.config.evaluation.steps
+        score = scoring.evaluate(self.step, params, self.windows, batches, self.run.put, self.run.in_flight)
+        values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
+        if kind == "causal":
+            targets = sum(len(array) - 1 for array in self.store.validation)
+            return values | {"eval/bits_per_byte": scoring.bits_per_byte(score.loss, targets, self.store.validation_bytes)}
+        if kind == "masked":
+            values["eval/masked_accuracy"] = score.accuracy
+        return values | {"eval/unigram_entropy": self.unigram_entropy, "eval/targets": score.targets}
 
     def describe(self, scores: dict[str, float]) -> str:
-        text = f"loss {scores['eval/loss']:.4f}, {scores['eval/bits_per_byte']:.4f} bits per byte"
+        text = f"loss {scores['eval/loss']:.4f}"
+        if "eval/masked_accuracy" in scores:
+            text += f", {scores['eval/masked_accuracy']:.1%} right"
+        if "eval/unigram_entropy" in scores:
+            entropy, targets = scores["eval/unigram_entropy"], int(scores["eval/targets"])
+            return f"{text} (unigram entropy of the {targets:,} targets {entropy:.4f}: {scores['eval/loss'] / entropy:.3f} of it)"
         sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
         packed = [f"{name} {8 * size / self.store.validation_bytes:.4f}" for name, size in sizes.items() if size]
-        return text + (f" ({', '.join(packed)})" if packed else "")
+        return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (f" ({', '.join(packed)})" if packed else "")
 
 
-def show_samples(run: Run, store: "Store", params: Any, watch: "Monitor") -> None:
-    """Prints what the model writes."""
-    import numpy as np
+def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor") -> None:
+    """Prints what the model writes, or how it fills what was hidden in the first texts of the evaluation."""
+    from jaxlm import decoding
 
-    from jaxlm.decoding import sample
-
-    settings, tokenizer = run.config.evaluation, store.tokenizer
-    if not settings.samples:
+    settings = run.config
+    if not settings.evaluation.samples:
         return
-    prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(settings.sample_prompt)]).astype(np.int32)
-    window = run.config.data.sequence_length
-    ids = sample(run.model, params, prompt, settings.samples, settings.sample_tokens, window, settings.sample_temperature, run.config.seed)
-    for number, row in enumerate(ids, 1):
-        end = np.flatnonzero(row == tokenizer.end_of_text)
-        text = settings.sample_prompt + tokenizer.decode(row[: end[0]] if len(end) else row)
+    texts = decoding.samples(run.model, params, store.tokenizer, settings.evaluation, settings.data.sequence_length, windows, settings.seed)
+    for number, text in enumerate(texts, 1):
         watch.line(f"--- sample {number} ---\n{text}")
-        watch.text(run.config.training.steps, f"sample/{number}", f"```\n{text}\n```")
+        watch.text(settings.training.steps, f"sample/{number}", f"```\n{text}\n```")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Arrays carry their axes as a suffix (`x_BLD`, `q_BLHK`):
 
-    B  sequences in the batch      H  query heads            V  vocabulary (padded where a comment says so)
-    L  positions (queries)         G  key/value heads        F  width inside the MLP
-    S  positions (keys, values)    R  query heads per G      N  layers
+    B  sequences in the batch           H  query heads        V  vocabulary (padded where a comment says so)
+    L  positions (queries)              G  key/value heads    F  width inside the MLP
+    S  positions (keys, values, source) R  query heads per G  N  layers
     D  width of the model          K  width of a head        M  predicted positions of a sequence
 """
 
@@ -21,12 +21,22 @@ def is_axes(x: Any) -> bool:
 
 
 class Batch(NamedTuple):
-    """One step's samples; `Batch(tokens=...)` alone is valid. `targets[b, i]` is what `logits[b, i]` predicts."""
+    """One step's samples; `Batch(tokens=...)` alone is valid. `targets[b, i]` is what `logits[b, i]` predicts.
+
+    Encoder-decoders read `source` and its kin; `tokens` and the others are then what their decoder reads. Where `predict` is
+    given only those positions reach the head, and `targets` and `weights` are [B, M].
+    """
 
     tokens: Array  # int32 [B, L]
     lengths: Array | None = None  # int32 [B]: positions from there on are padding
     segments: Array | None = None  # int32 [B, L]: a position sees only its own segment
     positions: Array | None = None  # int32 [B, L]; None: 0, 1, 2, ...
+    token_types: Array | None = None  # int32 [B, L]; None: all 0
     prefix_lengths: Array | None = None  # int32 [B]: positions before it see each other in both directions
+    source: Array | None = None  # int32 [B, S]
+    source_lengths: Array | None = None  # int32 [B]
+    source_segments: Array | None = None  # int32 [B, S]
+    source_positions: Array | None = None  # int32 [B, S]
+    predict: Array | None = None  # int32 [B, M]: positions whose features reach the head
     targets: Array | None = None  # int32 [B, L]
     weights: Array | None = None  # float32 [B, L]: 1 where the target counts, else 0

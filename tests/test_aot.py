@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from jaxlm import config, models, optim, sharding, state, step
-from jaxlm.types import Batch
+from jaxlm import config, models, objectives, optim, sharding, state, step
 
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
@@ -50,8 +48,8 @@ class Program(NamedTuple):
 
     def gathered_shapes(self) -> set[tuple[int, ...]]:
         """Shapes of what all-gathers give."""
-        lines = [line.split("all-gather")[0] for line in self.text.splitlines() if re.search(r"[ )]all-gather(?:-start)?\(", line)]
-        return {tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\[([\d,]+)\]", line)}
+        results = re.findall(r"= (.*?) all-gather(?:-start)?\(", self.text)
+        return {tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\[([\d,]+)\]", result)}
 
 
 def compiled(settings: config.Config, devices: int) -> Program:
@@ -60,11 +58,12 @@ def compiled(settings: config.Config, devices: int) -> Program:
     mesh = sharding.make_mesh(settings.parallel, found)
     execution = sharding.execution(mesh, settings.parallel, settings.precision, "cudnn")
     model = models.build(settings.model, settings.precision, execution)
-    placement, optimizer = sharding.Placement(mesh, model.axes, settings.parallel.zero), optim.build(settings.optimizer, 100)
-    shape = (settings.training.batch_size, settings.data.sequence_length)
-    ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch()) for dtype in (jnp.int32, jnp.float32))
+    placement, optimizer = sharding.Placement(mesh, model.axes, settings.parallel.zero), optim.build(settings.optimizer, 100, model.axes)
+    rows = settings.training.batch_size
+    example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()), example)
     run = step.train_step(model, optimizer, settings.training, placement, seed=0)
-    arguments = state.abstract(model, optimizer, placement), Batch(tokens=ids, targets=ids, weights=weights)
+    arguments = state.abstract(model, optimizer, placement), batch
     program = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
     return Program(program.as_text(), program.memory_analysis().peak_memory_in_bytes)
 
@@ -106,3 +105,31 @@ def test_sliding_windows_and_alibi_use_the_flash_kernel():
     for changes in (dict(sliding_window=256), dict(positions="alibi")):
         program = compiled(replace(base, model=replace(base.model, **changes)), 8)
         assert "__cudnn$fmha" in program.text and program.counts()["all-to-all"] == 0
+
+
+def attention_kernels(program: Program) -> dict[str, int]:
+    """Calls of cuDNN's flash kernels by their names."""
+    found = re.findall(r"__cudnn\$fmha\w+", program.text)
+    return {name: found.count(name) for name in set(found)}
+
+
+@pytest.mark.parametrize("name", ["bert_base", "roberta_base", "t5_base", "bart_base"])
+def test_encoders_and_encoder_decoders_under_zero_3(name):
+    """Forward and backward of each kind of attention in a flash kernel; nothing of the batch moves between the GPUs."""
+    edits = ["training.batch_size=128", "training.microbatches=1", "parallel.zero=3", "parallel.remat=full"]
+    settings = recipe(name, *edits)
+    program = compiled(settings, 8)
+    kinds = 3 if settings.model.family == "encoder_decoder" else 1  # encoder, decoder and cross attention
+    kernels = attention_kernels(program)
+    backward = sum(count for kernel, count in kernels.items() if "Backward" in kernel)
+    assert backward >= kinds and sum(kernels.values()) >= 3 * kinds, kernels  # scanned: once forward, once recomputed, once backward
+    counts, length = program.counts(), settings.data.sequence_length
+    assert counts["all-to-all"] == counts["collective-permute"] == 0
+    # 16 sequences per GPU: no gathered array has their shape, or that of all 128.
+    assert not [shape for shape in program.gathered_shapes() if shape[:2] in ((16, length), (128, length)) and len(shape) > 2]
+
+
+def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
+    """T5's bias is learned: its gradient is among what the backward kernel gives."""
+    program = compiled(recipe("t5_base", "training.batch_size=16", "training.microbatches=1", "model.layers=1"), 8)
+    assert {"__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"} <= attention_kernels(program).keys()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm import config
-from jaxlm.config import Config, ConfigError, Data, Model, Optimizer, Parallel, Source, Training, schema
+from jaxlm.config import Config, ConfigError, Data, Model, Optimizer, Parallel, Source, Training, model, schema
 
 
 def edit_mistake(*edits):
@@ -115,6 +115,8 @@ def test_a_contradiction_shows_the_edits_behind_it():
     assert "with" not in str(edit_mistake("model.width=7"))
 
 
+PAIRED = ("model.family=encoder_decoder", "objective.kind=span")
+TRANSLATED = ("model.family=encoder_decoder", "objective.kind=pairs", "data.sources.0.format=pairs", "data.sources.0.path=x")
 CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the reason
     (["optimizer.decay_steps=500", "optimizer.schedule=wsd"], "optimizer.decay_steps", "only used by the schedules"),
     (["optimizer.decay_steps=100"], "optimizer.decay_steps", "100 is not after the warmup (warmup_steps=100)"),
@@ -124,10 +126,33 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (["model.positions=sinusoidal", "model.width=9", "model.heads=3"], "model.width", "even width, got 9"),
     (["model.rotary_scaling=linear"], "model.rotary_scaling", "needs positions='rotary', got 'learned'"),
     (["model.rotary_high_frequency_factor=1"], "model.rotary_high_frequency_factor", "above rotary_low_frequency_factor"),
+    (["model.encoder_layers=3"], "model.encoder_layers", "only used with family='encoder_decoder', got 'decoder'"),
+    (["model.shared_embedding=false"], "model.shared_embedding", "needs family='encoder_decoder', got 'decoder'"),
+    ([*PAIRED, "model.encoder_heads=7"], "model.encoder_heads", "7 does not divide width (768)"),
+    ([*PAIRED, "model.encoder_kv_heads=5"], "model.encoder_kv_heads", "5 does not divide the encoder's heads (12)"),
+    (["model.token_types=2"], "model.token_types", "only used with family='encoder', got 'decoder'"),
+    ([*PAIRED, "model.sliding_window=8"], "model.sliding_window", "only used with family='decoder', got 'encoder_decoder'"),
+    (["model.positions=relative", "model.relative_buckets=6"], "model.relative_buckets", "6: needs a multiple of 4"),
+    (["model.positions=relative", "model.relative_max_distance=16"], "model.relative_buckets", "relative_max_distance (16) above its half"),
+    (["model.positions=rotary", "model.position_offset=2"], "model.position_offset", "only used with positions='learned', got 'rotary'"),
+    (["objective.kind=masked"], "objective.kind", "trains model.family='encoder', got 'decoder' (it takes 'causal', 'prefix')"),
+    (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
+    (["objective.random_share=0.3"], "objective.random_share", "0.3 and mask_share (0.8) are more than all"),
+    ([*PAIRED, "objective.mean_span=0.5"], "objective.mean_span", "at least one token, got 0.5"),
+    (["objective.target_length=5"], "objective.target_length", "only used with kind='pairs', got 'causal'"),
+    (["data.sources.0.format=pairs", "data.sources.0.path=x"], "data.sources.0.format", "does not go with objective.kind='causal'"),
+    ([*TRANSLATED, "data.validation.method=tail"], "data.validation.method", "'tail' would cut pairs in two"),
+    ([*TRANSLATED, "objective.target_length=2000"], "objective.target_length", "exceeds model.context_length (1024)"),
+    (
+        [*PAIRED, "model.vocabulary_size=300"],
+        "model.vocabulary_size",
+        "below the 358 ids of the 256 bytes, the end of text and 101 special",
+    ),
     (["tokenizer.kind=file"], "tokenizer.path", "needs the path of a tokenizer.json"),
     (["tokenizer.path=tokenizer.json"], "tokenizer.path", "only read with tokenizer.kind='file', got kind='bpe'"),
     (["tokenizer.kind=bytes", "tokenizer.vocabulary_size=300"], "tokenizer.vocabulary_size", "only used with tokenizer.kind='bpe'"),
-    (["tokenizer.vocabulary_size=256"], "tokenizer.vocabulary_size", "at least 257"),
+    (["tokenizer.mask=<pad>"], "tokenizer.mask", "'<pad>' is another special token too"),
+    (["tokenizer.vocabulary_size=256"], "tokenizer.vocabulary_size", "256 is below the 257 ids"),
     (["tokenizer.vocabulary_size=60000"], "tokenizer.vocabulary_size", "60000 exceeds model.vocabulary_size (50257)"),
     (["model.vocabulary_size=256"], "model.vocabulary_size", "256 is below the 257 ids"),
     (["tokenizer.kind=bytes", "model.vocabulary_size=256"], "model.vocabulary_size", "256 is below the 257 ids"),
@@ -155,7 +180,7 @@ def test_contradictions_are_refused(edits, key, reason):
 
 
 def refusals(source):
-    """Lines of schema.py at which a section is refused: `raise ConfigError(...)` and `refuse(...)`."""
+    """Lines at which a section is refused: `raise ConfigError(...)` and `refuse(...)`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "refuse"):
             yield range(node.lineno, node.end_lineno + 1)
@@ -168,8 +193,8 @@ def test_every_refusal_of_the_schema_is_among_them():
         while error is not None:
             trace = error.__traceback__
             while trace is not None:
-                if trace.tb_frame.f_code.co_filename == schema.__file__:
-                    reached.add(trace.tb_lineno)
+                reached.add((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
                 trace = trace.tb_next
             error = error.__cause__
-    assert [lines for lines in refusals(Path(schema.__file__).read_text()) if reached.isdisjoint(lines)] == []
+    for file in (schema.__file__, model.__file__):
+        assert [lines for lines in refusals(Path(file).read_text()) if reached.isdisjoint((file, line) for line in lines)] == []

@@ -86,6 +86,40 @@ def test_bad_json_line_names_file_and_line(tmp_path, line, reason):
     assert "\n" not in str(error.value)
 
 
+def test_pairs_are_read_by_their_keys(tmp_path):
+    lines = [{"source": "guten Tag", "target": "good day", "id": 1}, {"source": "", "target": ""}, {"source": "ja ☃", "target": ""}]
+    (tmp_path / "a.txt").write_text("\n".join(map(json.dumps, lines)))
+    found = list(sources.documents(source(tmp_path / "a.txt", format="pairs")))
+    assert [document.texts for document in found] == [("guten Tag", "good day"), ("ja ☃", "")]
+    assert [document.name for document in found] == ["a.txt:1", "a.txt:3"]
+    turned = sources.documents(source(tmp_path, format="pairs", source_key="target", target_key="source"))
+    assert next(turned).texts == ("good day", "guten Tag")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"source": "x"', "not JSON: Expecting"),
+        ('["x"]', "must be a JSON object, got list"),
+        (
+            '{"de": "x", "en": "y"}',
+            r"no key 'source' \(it has 'de', 'en'\); data\.sources\.source_key names the key of the source",
+        ),
+        (
+            '{"source": "x", "targets": "y"}',
+            r"no key 'target' \(did you mean 'targets'\?\); data\.sources\.target_key names the key of the t",
+        ),
+        ('{"source": "x", "target": ["y"]}', "'target' must be a text, got list"),
+        ('{"source": "x\\udc00", "target": "y"}', "half a surrogate pair at character 1"),
+    ],
+)
+def test_bad_pair_names_file_and_line(tmp_path, line, reason):
+    (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"a\.jsonl:3: {reason}") as error:
+        list(sources.documents(source(tmp_path, format="pairs")))
+    assert "\n" not in str(error.value)
+
+
 def test_documents_are_read_one_at_a_time(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\nnot JSON\n')
     assert next(sources.documents(source(tmp_path))).text == "fine"
@@ -99,7 +133,7 @@ def test_standard_library_is_modules_without_test_suites():
     assert not any({"test", "tests", "site-packages", "idlelib"} & set(name.parts) for name in names)
     assert names == sorted(names)
     first = next(sources.documents(stdlib))
-    assert first == ("__future__.py", (sources.stdlib_folder() / "__future__.py").read_bytes().decode())
+    assert (first.name, first.text) == ("__future__.py", (sources.stdlib_folder() / "__future__.py").read_bytes().decode())
 
 
 def age(*paths: Path) -> None:

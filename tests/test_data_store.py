@@ -18,6 +18,7 @@ from jaxlm.config import ConfigError, UserError
 from jaxlm.data import Store, prepare, store
 from jaxlm.data.shards import TokenArray
 from jaxlm.data.tokenizer import train_bpe
+from jaxlm.data.vocabulary import SpecialTokens
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "été", "日本", "and"]
 BYTES = config.Tokenizer(kind="bytes")
@@ -45,11 +46,11 @@ def built(of: config.Data, tokenizer: config.Tokenizer = BYTES, **options: Any) 
     return prepare(of, tokenizer, 300, lines.append, **options), lines
 
 
-def tokens(array: TokenArray) -> np.ndarray:
+def tokens(array: Any) -> np.ndarray:
     return array.windows(np.zeros(1, np.int64), len(array))[0]
 
 
-def texts(made: Store, arrays: tuple[TokenArray, ...]) -> list[list[str]]:
+def texts(made: Store, arrays: tuple[Any, ...]) -> list[list[str]]:
     """The documents of each array."""
     parts = [np.split(tokens(array), np.flatnonzero(tokens(array) == made.tokenizer.end_of_text) + 1) for array in arrays]
     return [[made.tokenizer.decode(part) for part in of if len(part)] for of in parts]
@@ -129,6 +130,7 @@ def test_shards_are_read_as_one_array(tmp_path):
     assert len(entry["shards"]) > 5
     flat = np.concatenate([np.fromfile(made.path / shard["file"], "<u2") for shard in entry["shards"]])
     (array,) = made.train
+    assert isinstance(array, TokenArray)
     assert len(flat) == len(array) == entry["tokens"]
     starts = np.random.default_rng(0).integers(0, len(flat) - 2500, 50)
     for length in (1, 7, 1000, 2500):
@@ -248,7 +250,7 @@ def test_shard_cut_short_while_in_use_is_named(tmp_path):
         tokens(made.train[0])
 
 
-OTHER_TOKENIZER = train_bpe(["abab"], 300, BYTES.end_of_text).inner.to_str()
+OTHER_TOKENIZER = train_bpe(["abab"], 300, SpecialTokens(BYTES.end_of_text)).inner.to_str()
 
 
 @pytest.mark.parametrize(("name", "broken"), [("manifest.json", "{"), ("tokenizer.json", "{"), ("tokenizer.json", OTHER_TOKENIZER)])
@@ -310,3 +312,26 @@ def test_manifest_is_plain_json_with_checksums(tmp_path):
         for shard in entry["shards"]:
             assert shard["crc32"] == zlib.crc32((made.path / shard["file"]).read_bytes())
     assert manifest["tokenizer"] == {"hash": made.tokenizer.hash, "size": 257, "end_of_text": 256}
+
+
+def test_special_tokens_that_the_objective_needs_are_in_the_store(tmp_path):
+    base, settings = data(tmp_path, corpus(tmp_path / "c")), config.Tokenizer(kind="bytes", begin_of_text="<s>", sentinels=2)
+    made, _ = built(base, settings, needs=("pad", "sentinels"))
+    expected = SpecialTokens("<|endoftext|>", "<s>", "<pad>", None, 2)
+    assert made.tokenizer.special == store.open_store(made.path).tokenizer.special == expected
+    assert made.tokenizer.size == 261
+    assert sorted(texts(made, made.train)[0] + texts(made, made.validation)[0]) == sorted(text(number) for number in range(40))
+    others = [({}, ("pad",)), ({"sentinels": 3}, ("pad", "sentinels")), ({"pad": "[PAD]"}, ("pad", "sentinels")), ({}, ())]
+    hashes = [built(base, dataclasses.replace(settings, **change), needs=needs)[0].hash for change, needs in others]
+    assert len({made.hash, *hashes}) == 5
+    unused = dataclasses.replace(settings, mask="[MASK]")
+    assert built(base, unused, needs=("pad", "sentinels"))[0].hash == made.hash
+
+
+def test_stores_without_further_special_tokens_are_found_for_ever(tmp_path):
+    """Also those that were built when there were none: their manifests say no more of the tokenizer than this."""
+    made, _ = built(data(tmp_path, corpus(tmp_path / "c")))
+    assert made.hash == "5aa945c6efd345af"
+    assert made.manifest["inputs"]["tokenizer"] == {"kind": "bytes", "end_of_text": "<|endoftext|>"}
+    assert made.manifest["inputs"]["sources"][0].keys() == {"fingerprint", "format", "text_key"}
+    assert made.tokenizer.special == SpecialTokens("<|endoftext|>")

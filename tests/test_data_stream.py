@@ -10,8 +10,7 @@ from jaxlm.data.loader import batches
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.data.stream import BLOCK, Stream
-from jaxlm.data.windows import EvaluationWindows
-from jaxlm.objectives import causal
+from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
 UINT32 = np.dtype("<u4")
@@ -31,10 +30,25 @@ def numbered(folder: Path, count: int, first: int = 0) -> TokenArray:
     return array(folder, np.arange(first, first + count), max(count // 3, 1))
 
 
-def stream(*arrays: TokenArray, length: int = 10, schedule: BatchSchedule | None = None, seed: int = 0, weights=None) -> Stream:
-    return Stream(
-        arrays, weights or [1.0] * len(arrays), [f"s{i}" for i in range(len(arrays))], length, schedule or BatchSchedule(4), causal, seed
-    )
+def causal(length: int) -> Objective:
+    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        return Batch(tokens=windows[:, :-1], targets=windows[:, 1:], weights=np.ones((len(windows), length), np.float32))
+
+    return Objective(length + 1, length, length, 0, length, make, random=False)
+
+
+def shown(window: int, stride: int) -> Objective:
+    """Batches that say which tokens, samples and seed the objective was given."""
+
+    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        return Batch(tokens=windows, lengths=samples, weights=np.full(windows.shape, seed, np.float32))
+
+    return Objective(window, stride, window, 0, window, make)
+
+
+def stream(*arrays: TokenArray, objective=None, schedule: BatchSchedule | None = None, seed: int = 0, weights=None) -> Stream:
+    names = [f"s{i}" for i in range(len(arrays))]
+    return Stream(arrays, weights or [1.0] * len(arrays), names, objective or causal(10), schedule or BatchSchedule(4), seed)
 
 
 def joined(parts: list[Batch]) -> np.ndarray:
@@ -48,7 +62,7 @@ def same(one: Batch, other: Batch) -> bool:
 @pytest.mark.parametrize(("count", "length"), [(101, 10), (110, 10), (111, 10), (11, 10), (64, 1)])
 def test_an_epoch_covers_every_full_window_once(tmp_path, count, length):
     windows = (count - 1) // length
-    made = stream(numbered(tmp_path, count), length=length, schedule=BatchSchedule(1))
+    made = stream(numbered(tmp_path, count), objective=causal(length), schedule=BatchSchedule(1))
     first = joined([made[t] for t in range(windows)])
     assert np.array_equal(np.sort(first[:, 0]), np.arange(windows) * length)
     assert np.array_equal(first, first[:, :1] + np.arange(length))
@@ -57,7 +71,7 @@ def test_an_epoch_covers_every_full_window_once(tmp_path, count, length):
 def test_later_epochs_are_other_cuts_in_another_order(tmp_path):
     count, length = 1005, 10
     windows = (count - 1) // length
-    made = stream(numbered(tmp_path, count), length=length, schedule=BatchSchedule(windows))
+    made = stream(numbered(tmp_path, count), objective=causal(length), schedule=BatchSchedule(windows))
     starts = [np.asarray(made[epoch].tokens)[:, 0] for epoch in range(12)]
     phases = {int(np.median(start % length)) for start in starts}
     assert len(phases) > 4  # of 10 possible phases, in 12 draws
@@ -118,6 +132,33 @@ def test_two_sources_appear_by_weight_and_each_in_its_own_order(tmp_path):
     assert np.array_equal(np.sort(own), 10_000 + np.arange(50) * 10)
 
 
+@pytest.mark.parametrize(("count", "window", "stride"), [(100, 10, 10), (109, 10, 10), (105, 12, 10), (57, 8, 3), (8, 8, 3), (23, 4, 9)])
+def test_windows_begin_a_stride_apart(tmp_path, count, window, stride):
+    expected = np.arange(0, count - window + 1, stride)
+    made = stream(numbered(tmp_path, count), objective=shown(window, stride), schedule=BatchSchedule(len(expected)))
+    for epoch in range(3):
+        tokens = made[epoch].tokens
+        assert np.array_equal(tokens, tokens[:, :1] + np.arange(window))
+        phase = tokens[:, 0].min()
+        assert phase == 0 if epoch == 0 else phase < stride
+        assert np.array_equal(np.sort(tokens[:, 0]), np.minimum(expected + phase, count - window))
+
+
+def test_objectives_get_the_numbers_of_their_samples_and_the_seed(tmp_path):
+    made = stream(numbered(tmp_path, 100), objective=shown(5, 5), schedule=BatchSchedule(3, ((2, 8),)), seed=7)
+    assert np.array_equal(np.asarray(made[3].lengths), np.arange(14, 22))
+    assert np.array_equal(np.asarray(made.rows(3, 2, 4).lengths), [16, 17])
+    assert (made[3].weights == 7).all()
+
+
+def test_samples_are_fixed_for_ever(tmp_path):
+    """A run that resumes must see the same data; sample 699 comes after the first epoch of either source."""
+    arrays = numbered(tmp_path / "a", 1003), numbered(tmp_path / "b", 777, first=5000)
+    made = stream(*arrays, weights=[2, 1], schedule=BatchSchedule(7), seed=3)
+    assert made[0].tokens[:, 0].tolist() == [340, 5010, 730, 200, 5690, 930, 760]
+    assert made[99].tokens[:, 0].tolist() == [426, 5667, 706, 876, 5497, 356, 976]
+
+
 def test_corpus_shorter_than_a_window_is_refused(tmp_path):
     reason = r"^data\.sequence_length: a window takes 11 tokens, but the training split of source 's1' has 10$"
     with pytest.raises(ConfigError, match=reason):
@@ -149,33 +190,6 @@ def test_loader_passes_errors_on(tmp_path):
         next(found)
 
 
-@pytest.mark.parametrize(("counts", "length", "batch_size"), [((101,), 10, 4), ((95, 1, 2, 43), 10, 4), ((11,), 10, 1), ((5,), 10, 3)])
-def test_evaluation_targets_every_token_but_the_first_once(tmp_path, counts, length, batch_size):
-    arrays = [numbered(tmp_path / str(i), count, first=1000 * i) for i, count in enumerate(counts)]
-    windows = EvaluationWindows(arrays, length, batch_size)
-    found = list(windows)
-    assert len(found) == len(windows)
-    for batch in found:
-        assert all(np.asarray(value).shape == (batch_size, length) for value in (batch.tokens, batch.targets, batch.weights))
-        counted = np.asarray(batch.weights) == 1
-        assert np.array_equal(np.asarray(batch.targets)[counted], batch.tokens[counted] + 1)
-        assert (np.asarray(batch.targets)[~counted] == 0).all()
-    targets = np.concatenate([np.asarray(batch.targets)[np.asarray(batch.weights) == 1] for batch in found])
-    expected = [1000 * i + np.arange(1, count) for i, count in enumerate(counts)]
-    assert np.array_equal(targets, np.concatenate(expected))
-    assert sum(np.asarray(batch.weights).any(axis=1).sum() for batch in found) == sum(-(-(count - 1) // length) for count in counts)
-
-
-def test_evaluation_windows_are_a_list(tmp_path):
-    windows = EvaluationWindows([numbered(tmp_path, 101)], 10, 4)
-    assert len(windows) == 3
-    assert same(windows[2], windows[2])
-    for index in (3, -1):
-        with pytest.raises(IndexError):
-            windows[index]
-    assert len(EvaluationWindows([], 10, 4)) == 0
-
-
 def resident_kilobytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
@@ -184,7 +198,7 @@ def resident_kilobytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_does_not_grow_with_the_corpus_and_reading_is_fast(tmp_path):
     tokens = array(tmp_path, np.zeros(1 << 24, UINT32))  # 64 MB
-    made = stream(tokens, length=1024, schedule=BatchSchedule(32))
+    made = stream(tokens, objective=causal(1024), schedule=BatchSchedule(32))
     made[0]
     before, started = resident_kilobytes(), time.process_time()
     for step in range(1, 512):  # one epoch: every page is read

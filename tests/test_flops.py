@@ -62,9 +62,21 @@ def test_padding_of_the_vocabulary_is_not_counted():
     assert flops.forward(replace(GPT2, vocabulary_size=50304), 8) - flops.forward(GPT2, 8) == 8 * 2 * 47 * 768
 
 
+SMALL = config.Model(vocabulary_size=512, layers=2, width=256, heads=4, context_length=128)
+IDS, SOURCE, PREDICT = (jax.ShapeDtypeStruct((2, length), jnp.int32) for length in (128, 96, 16))
 COUNTED = {
-    "gpt2": config.Model(vocabulary_size=512, layers=2, width=256, heads=4, context_length=128),
-    "llama": replace(LLAMA, vocabulary_size=512, layers=2, width=256, heads=8, kv_heads=2, head_width=48, mlp_width=640),
+    "gpt2": (SMALL, Batch(IDS), (128,)),
+    "llama": (
+        replace(LLAMA, vocabulary_size=512, layers=2, width=256, heads=8, kv_heads=2, head_width=48, mlp_width=640),
+        Batch(IDS),
+        (128,),
+    ),
+    "bert": (replace(SMALL, family="encoder", head_transform=True), Batch(IDS, predict=PREDICT), (128, 0, 16)),
+    "bart": (
+        replace(SMALL, family="encoder_decoder", encoder_layers=3, encoder_heads=2, encoder_mlp_width=640),
+        Batch(IDS, source=SOURCE),
+        (128, 96),
+    ),
 }
 
 
@@ -75,9 +87,9 @@ def xla_flops(function, *arguments) -> float:
 @pytest.mark.parametrize("name", COUNTED)
 def test_count_by_xla(name):
     """XLA also counts norms, softmax and activations: of the order of 10 operations for each of the 256 channels, so about a percent."""
-    model = models.build(COUNTED[name])
+    settings, batch, lengths = COUNTED[name]
+    model = models.build(settings)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    batch = Batch(jax.ShapeDtypeStruct((2, 128), jnp.int32))
     counted = xla_flops(model.apply, params, batch)
-    ours = 2 * flops.forward(COUNTED[name], 128)
+    ours = 2 * flops.forward(settings, *lengths)
     assert ours < counted < 1.03 * ours

@@ -54,7 +54,7 @@ def test_sums():
     lse = np.log(np.exp(s).sum(-1))
     nll = lse - np.take_along_axis(s, targets[..., None], -1)[..., 0]
     sums = jax.jit(loss_sums)(s.astype(np.float32), targets, weights)
-    expected = LossSums((nll * weights).sum(), (lse**2 * weights).sum(), weights.sum())
+    expected = LossSums((nll * weights).sum(), (lse**2 * weights).sum(), ((s.argmax(-1) == targets) * weights).sum(), weights.sum())
     for name, ours, theirs in zip(LossSums._fields, sums, expected, strict=True):
         assert ours.dtype == jnp.float32 and ours.shape == ()
         assert float(ours) == pytest.approx(float(theirs), rel=1e-6), name

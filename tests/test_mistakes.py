@@ -55,7 +55,6 @@ def folder(stocked, tmp_path, monkeypatch):
     shutil.copytree(stocked, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     assert len(jax.devices()) == 8  # a command could ask for more before jax starts
-    monkeypatch.setattr(runtime, "leave_if_stuck", lambda code: None)  # other tests' threads may be alive
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
     levels = absl.logging.get_verbosity(), logging.getLogger("asyncio").level

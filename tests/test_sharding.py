@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +14,43 @@ from jaxlm import config, models, sharding, state, step
 from jaxlm.config import ConfigError
 
 MESHES = [
-    dict(zero=0),
-    dict(zero=1),
-    dict(zero=2),
-    dict(zero=3),
-    dict(zero=3, data=2),
-    dict(zero=1, tensor=2),
-    dict(zero=3, tensor=2),
+    ("decoder", dict(zero=0)),
+    ("decoder", dict(zero=1)),
+    ("decoder", dict(zero=2)),
+    ("decoder", dict(zero=3)),
+    ("decoder", dict(zero=3, data=2)),
+    ("decoder", dict(zero=1, tensor=2)),
+    ("decoder", dict(zero=3, tensor=2)),
+    ("encoder", dict(zero=0)),
+    ("encoder", dict(zero=3)),
+    ("encoder", dict(zero=3, tensor=2)),
+    ("encoder_decoder", dict(zero=0)),
+    ("encoder_decoder", dict(zero=3)),
+    ("encoder_decoder", dict(zero=3, tensor=2)),
 ]
 
 
 def first_gradients(parts: tiny.Parts) -> dict[str, np.ndarray]:
     params = parts.start().params
     run = jax.jit(lambda p, b: step.gradients(parts.model, parts.config.training, parts.placement, p, b, None)[1])
-    found = jax.device_get(run(params, parts.put(tiny.batch(0))))
+    found = jax.device_get(run(params, parts.put(tiny.batch(0, parts.config))))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    parts = tiny.parts(1)
+@cache
+def one_device(family: str) -> tuple[list[float], dict[str, np.ndarray]]:
+    parts = tiny.parts(1, tiny.FAMILIES[family])
     return tiny.losses(parts, 5), first_gradients(parts)
 
 
-@pytest.mark.parametrize("parallel", MESHES, ids=lambda m: "-".join(f"{k}{v}" for k, v in m.items()))
-def test_every_mesh_computes_what_one_device_does(one_device, parallel):
-    losses, gradients = one_device
-    parts = tiny.parts(8, **parallel)
+def mesh_name(value) -> str:
+    return value if isinstance(value, str) else "-".join(f"{k}{v}" for k, v in value.items())
+
+
+@pytest.mark.parametrize(("family", "parallel"), MESHES, ids=mesh_name)
+def test_every_mesh_computes_what_one_device_does(family, parallel):
+    losses, gradients = one_device(family)
+    parts = tiny.parts(8, tiny.FAMILIES[family], **parallel)
     # float32 sums in another order: 2e-7 a step at worst here, a wrong normalisation or a lost shard is above 1e-3.
     np.testing.assert_allclose(tiny.losses(parts, 5), losses, rtol=2e-6)
     total = math.sqrt(sum(float(np.sum(np.square(g))) for g in gradients.values()))
@@ -50,11 +61,11 @@ def test_every_mesh_computes_what_one_device_does(one_device, parallel):
 
 
 @pytest.mark.parametrize("parallel", [dict(zero=2, devices=8), dict(zero=0, devices=1)], ids=["zero2", "one"])
-def test_microbatches_change_nothing(one_device, parallel):
+def test_microbatches_change_nothing(parallel):
     settings = replace(tiny.CONFIG, training=replace(tiny.CONFIG.training, microbatches=2))
     parallel = dict(parallel)
     parts = tiny.parts(parallel.pop("devices"), settings, **parallel)
-    np.testing.assert_allclose(tiny.losses(parts, 3), one_device[0][:3], rtol=2e-6)
+    np.testing.assert_allclose(tiny.losses(parts, 3), one_device("decoder")[0][:3], rtol=2e-6)
 
 
 def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> int:
@@ -75,8 +86,9 @@ def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_bytes_per_device_are_the_formula(zero, tensor):
-    parts = tiny.parts(8, zero=zero, tensor=tensor)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_bytes_per_device_are_the_formula(family, zero, tensor):
+    parts = tiny.parts(8, tiny.FAMILIES[family], zero=zero, tensor=tensor)
     current = parts.start()
 
     def held(tree) -> set[int]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,51 +13,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+import tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import rows, run
 
-from jaxlm import config, runtime, state, train
+from jaxlm import config, state, train
 from jaxlm.checkpoint import Checkpoints
-
-RECIPE = """
-from jaxlm.config import *
-
-config = Config(
-    model=Model(vocabulary_size=257, layers=2, width=32, heads=4, context_length=32, dropout=0.1),
-    tokenizer=Tokenizer(kind="bytes"),
-    data=Data(sources=(Source(name="text", path="text.txt"),), sequence_length=32, validation=Validation(method="tail", share=0.1)),
-    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=4),
-    precision=Precision(compute="float32"),
-    training=Training(steps=12, batch_size=8),
-    evaluation=Evaluation(every_steps=6, samples=0),
-    checkpoint=Checkpoint(every_steps=4),
-    logging=Logging(every_steps=1),
-    runtime=Runtime(devices=1),
-)
-"""
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    words = random.Random(0).choices(["tree", "river", "stone", "cloud", "bird", "of", "the", "and"], k=4000)
-    (tmp_path / "text.txt").write_text(" ".join(words))
-    (tmp_path / "tiny.py").write_text(RECIPE)
+    tiny_run.write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*edits: str, directory: str = "runs/tiny") -> int:
-    return runtime.command(train.main, ["--config", "tiny.py", f"run_directory={directory}", *edits])
-
-
-def rows(directory: str = "runs/tiny") -> dict[str, list]:
-    """tag -> [(step, value), ...] without the tags that time decides."""
-    found: dict[str, list] = {}
-    for line in (Path(directory) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        for tag, value in row.items():
-            if tag not in ("step", "train/tokens_per_second", "train/mfu"):
-                found.setdefault(tag, []).append((row["step"], value))
-    return found
 
 
 def saved_arrays(directory: str, step: int) -> dict[str, np.ndarray]:
@@ -94,13 +61,19 @@ def test_a_run_from_text_to_samples(folder, capsys):
     assert Checkpoints(folder / "runs/tiny/checkpoints", keep=2).latest() == 12
 
 
-@pytest.mark.parametrize("stop", [7, pytest.param(1, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)])
-def test_stopping_anywhere_and_resuming_is_the_unbroken_run(folder, capsys, stop):
-    assert run(directory="runs/whole") == 0
-    assert stopped_after(stop, directory="runs/stopped") == train.STOPPED
+STOPS = [("decoder", 7), ("encoder", 7), ("encoder_decoder", 7)] + [
+    pytest.param(family, stop, marks=pytest.mark.slow) for family in tiny_run.FAMILIES for stop in (1, 11)
+]
+
+
+@pytest.mark.parametrize(("family", "stop"), STOPS)
+def test_stopping_anywhere_and_resuming_is_the_unbroken_run(folder, capsys, family, stop):
+    edits = tiny_run.FAMILIES[family]
+    assert run(*edits, directory="runs/whole") == 0
+    assert stopped_after(stop, *edits, directory="runs/stopped") == train.STOPPED
     said = capsys.readouterr().out
     assert f"after step {stop} of 12; saved" in said and "python -m jaxlm.train --config tiny.py" in said
-    assert run(directory="runs/stopped") == 0
+    assert run(*edits, directory="runs/stopped") == 0
     assert same_bits(saved_arrays("runs/stopped", 12), saved_arrays("runs/whole", 12))
     assert rows("runs/stopped") == rows("runs/whole")
 
@@ -122,12 +95,14 @@ def stopped_after(step: int | None, *edits: str, directory: str) -> int:
 
 
 @pytest.mark.slow
-def test_resuming_on_other_meshes(folder, capsys):
+@pytest.mark.parametrize("family", tiny_run.FAMILIES)
+def test_resuming_on_other_meshes(folder, capsys, family):
     """8 -> 4 -> 1 devices and other ZeRO stages: the same tokens, bit-equal state, losses that agree."""
-    assert run(directory="runs/whole") == 0
+    edits = tiny_run.FAMILIES[family]
+    assert run(*edits, directory="runs/whole") == 0
     whole = dict(rows("runs/whole")["train/loss"])
     for stop, devices, zero in ((4, 8, 3), (8, 4, 2), (None, 1, 0)):
-        code = stopped_after(stop, f"runtime.devices={devices}", f"parallel.zero={zero}", directory="runs/moved")
+        code = stopped_after(stop, *edits, f"runtime.devices={devices}", f"parallel.zero={zero}", directory="runs/moved")
         assert code == (0 if stop is None else train.STOPPED)
     found = dict(rows("runs/moved")["train/loss"])
     assert found.keys() == whole.keys()
@@ -135,18 +110,41 @@ def test_resuming_on_other_meshes(folder, capsys):
     assert max(abs(found[step] - whole[step]) for step in whole) < 1e-4
 
 
-def test_a_restored_state_is_bit_equal_on_another_mesh(folder):
-    parts, checkpoints = tiny.parts(8, zero=3, tensor=2), Checkpoints(folder / "checkpoints", keep=1)
-    current, _ = parts.step()(parts.start(), parts.put(tiny.batch(0)))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
+    settings = tiny.FAMILIES[family]
+    parts, checkpoints = tiny.parts(8, settings, zero=3, tensor=2), Checkpoints(folder / "checkpoints", keep=1)
+    current, _ = parts.step()(parts.start(), parts.put(tiny.batch(0, settings)))
     before = jax.device_get(current)
     checkpoints.save(1, current, {})
     checkpoints.wait()
     for devices, parallel in ((4, dict(zero=2)), (2, dict(zero=1)), (1, {})):
-        other = tiny.parts(devices, **parallel)
+        other = tiny.parts(devices, settings, **parallel)
         restored = checkpoints.restore(1, state.abstract(other.model, other.optimizer, other.placement))
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), restored, before)
         assert jax.tree.leaves(restored.params)[0].sharding.mesh.size == devices
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "edits", "said"),
+    [
+        ("encoder", (), " of 5 right)"),
+        ("encoder_decoder", (), "source: "),
+        ("encoder_decoder", ("objective.kind=infilling", "model.positions=learned", "tokenizer.begin_of_text=<s>"), "written: "),
+        ("decoder", ("objective.kind=prefix", "evaluation.sample_tokens=4"), "of the "),
+    ],
+)
+def test_every_objective_trains_and_shows_what_it_learned(folder, capsys, family, edits, said):
+    assert run(*tiny_run.FAMILIES[family], *edits, "evaluation.samples=1", "model.dropout=0") == 0
+    out = capsys.readouterr().out
+    assert said in out and "--- sample 1 ---" in out
+    found = rows()
+    losses = [value for _, value in found["train/loss"]]
+    entropy = found["eval/unigram_entropy"][-1][1]
+    # The letters of 8 words and the space: under 3 nats. Random ones of the vocabulary are above 5.
+    assert losses[0] > 5 and losses[-1] < 4 and 1.5 < entropy < 3.1
+    assert ("eval/masked_accuracy" in found) == (family == "encoder")
 
 
 def test_the_same_config_gives_the_same_bits(folder):

@@ -1,4 +1,4 @@
-"""A decoder small enough to train in a test, and the parts to do so."""
+"""A model of each family, small enough to train in a test, and the parts to do so."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,6 +28,56 @@ CONFIG = config.Config(
     training=config.Training(steps=100, batch_size=16),
 )
 
+# As BERT: post-norm, token types, a transform before the head; learned positions from the third row on, as RoBERTa.
+ENCODER = replace(
+    CONFIG,
+    model=config.Model(
+        family="encoder",
+        vocabulary_size=300,
+        layers=2,
+        width=64,
+        heads=4,
+        context_length=32,
+        norm_placement="post",
+        embedding_norm=True,
+        token_types=2,
+        position_offset=2,
+        head_bias=True,
+        head_transform=True,
+    ),
+    objective=config.Objective(kind="masked"),
+)
+
+# As T5: relative positions, unscaled attention, an untied head; stacks of different sizes.
+ENCODER_DECODER = replace(
+    CONFIG,
+    model=config.Model(
+        family="encoder_decoder",
+        vocabulary_size=300,
+        layers=2,
+        encoder_layers=1,
+        width=64,
+        heads=4,
+        encoder_heads=2,
+        encoder_mlp_width=128,
+        norm="rmsnorm",
+        positions="relative",
+        relative_max_distance=20,
+        attention_scale=1.0,
+        activation="gelu_tanh",
+        gated=True,
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        tied_head=False,
+        initializer="t5",
+    ),
+    objective=config.Objective(kind="span"),
+    tokenizer=config.Tokenizer(sentinels=20),
+)
+
+FAMILIES = {settings.model.family: settings for settings in (CONFIG, ENCODER, ENCODER_DECODER)}
+
 
 class Parts(NamedTuple):
     """What a step needs, on one mesh."""
@@ -54,16 +104,28 @@ def parts(devices: int, settings: config.Config = CONFIG, **parallel) -> Parts:
     execution = sharding.execution(mesh, settings.parallel, settings.precision, "auto")
     model = models.build(settings.model, settings.precision, execution)
     placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
-    return Parts(settings, model, placement, optim.build(settings.optimizer, settings.training.steps))
+    return Parts(settings, model, placement, optim.build(settings.optimizer, settings.training.steps, model.axes))
 
 
 def batch(number: int, settings: config.Config = CONFIG) -> Batch:
-    """Random tokens; rows of unequal weight, so that a wrong normalisation shows."""
+    """Random tokens, rows of unequal lengths; and of unequal weight, so that a wrong normalisation shows."""
     random = np.random.default_rng(number)
-    shape = (settings.training.batch_size, settings.data.sequence_length)
-    tokens = random.integers(0, settings.model.vocabulary_size, (shape[0], shape[1] + 1)).astype(np.int32)
-    weights = (random.random(shape) < np.linspace(0.2, 1.0, shape[0])[:, None]).astype(np.float32)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights)
+    rows, length = settings.training.batch_size, settings.data.sequence_length
+
+    def ids(columns: int, below: int = settings.model.vocabulary_size) -> np.ndarray:
+        return random.integers(0, below, (rows, columns)).astype(np.int32)
+
+    def weights(columns: int) -> np.ndarray:
+        return (random.random((rows, columns)) < np.linspace(0.2, 1.0, rows)[:, None]).astype(np.float32)
+
+    lengths = random.integers(length // 2, length + 1, rows).astype(np.int32)
+    if settings.model.family == "decoder":
+        tokens = ids(length + 1)
+        return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights(length))
+    if settings.model.family == "encoder":
+        predict, types = np.sort(ids(5, length // 2), axis=1), np.sort(ids(length, 2), axis=1)
+        return Batch(tokens=ids(length), lengths=lengths, token_types=types, predict=predict, targets=ids(5), weights=weights(5))
+    return Batch(tokens=ids(12), source=ids(length), source_lengths=lengths, targets=ids(12), weights=weights(12))
 
 
 def losses(parts: Parts, steps: int) -> list[float]:

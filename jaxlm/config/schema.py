@@ -8,94 +8,71 @@ from typing import Annotated, Literal
 
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import Bounds, Count, Filled, Positive, PositiveFloat, Rate, Share, ShareBelowOne, refuser, section
+from jaxlm.config.model import Family, Model
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Seed = Annotated[int, Bounds(low=0, high=2**32 - 1)]  # what jax.random.key tells apart
 
+ObjectiveKind = Literal["causal", "prefix", "masked", "span", "infilling", "pairs"]
+
 BYTES_VOCABULARY = 257  # 256 bytes and the end of text
 
-
-@section("model")
-class Model:
-    """The network's shape. Everything here changes the parameters or the function that they compute."""
-
-    family: Literal["decoder"] = "decoder"
-    vocabulary_size: Positive = 50257  # logical size; the table is padded to a multiple of 128 in memory
-    layers: Positive = 12
-    width: Positive = 768
-    heads: Positive = 12
-    kv_heads: Positive | None = None  # None: as many as heads; 1: multi-query attention
-    head_width: Positive | None = None  # None: width / heads
-    mlp_width: Positive | None = None  # None: 4 * width
-    context_length: Positive = 1024  # positions that the model is built for; rows of a learned position table
-
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_epsilon: PositiveFloat = 1e-5
-    norm_placement: Literal["pre", "post"] = "pre"  # before or after the sublayer
-    embedding_norm: bool = False  # a norm right after the embeddings (BLOOM)
-
-    positions: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = "learned"
-    rotary_theta: PositiveFloat = 10000.0
-    rotary_scaling: Literal["none", "linear", "llama3"] = "none"
-    rotary_scaling_factor: PositiveFloat = 1.0
-    rotary_low_frequency_factor: PositiveFloat = 1.0  # llama3 scaling
-    rotary_high_frequency_factor: PositiveFloat = 4.0  # llama3 scaling
-    rotary_original_length: Positive = 8192  # llama3 scaling: the context length before scaling
-
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"] = "gelu_tanh"
-    gated: bool = False  # act(gate(x)) * up(x): SwiGLU, GEGLU, ...
-
-    attention_bias: bool = True  # on the query, key and value projections
-    attention_output_bias: bool = True
-    mlp_bias: bool = True
-    norm_bias: bool = True  # LayerNorm only: RMSNorm has none
-    head_bias: bool = False
-
-    query_key_norm: bool = False  # RMSNorm over each head of q and k
-    attention_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap)
-    logit_softcap: PositiveFloat | None = None
-    sliding_window: Positive | None = None  # a query sees itself and the window - 1 tokens before it
-    tied_head: bool = True  # the head is the token embedding, transposed
-
-    dropout: ShareBelowOne = 0.0  # on the embeddings and on each sublayer's output
-    attention_dropout: ShareBelowOne = 0.0  # on the attention weights; keeps cuDNN attention from being used
-
-    initializer: Literal["gpt2", "normal", "fan_in"] = "gpt2"  # jaxlm/nn/initializers.py has the table
-    initializer_std: PositiveFloat = 0.02  # gpt2 and normal
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def width_per_head(self) -> int:
-        return self.head_width or self.width // self.heads
-
-    @property
-    def hidden_width(self) -> int:
-        return self.mlp_width or 4 * self.width
-
-    def __post_init__(self):
-        refuse = refuser("model")
-        if self.head_width is None and self.width % self.heads:
-            refuse("width", f"{self.width} is not a multiple of heads ({self.heads}); set head_width to choose it freely")
-        if self.heads % self.key_value_heads:
-            refuse("kv_heads", f"{self.kv_heads} does not divide heads ({self.heads})")
-        if self.positions == "rotary" and self.width_per_head % 2:
-            refuse("head_width", f"rotary positions need an even head width, got {self.width_per_head}")
-        if self.positions == "sinusoidal" and self.width % 2:
-            refuse("width", f"sinusoidal positions need an even width, got {self.width}")
-        if self.rotary_scaling != "none" and self.positions != "rotary":
-            refuse("rotary_scaling", f"{self.rotary_scaling!r} needs positions='rotary', got {self.positions!r}")
-        if self.rotary_high_frequency_factor <= self.rotary_low_frequency_factor:
-            refuse("rotary_high_frequency_factor", "must be above rotary_low_frequency_factor")
+# The families that an objective trains.
+TRAINED_BY: dict[str, Family] = {
+    "causal": "decoder",
+    "prefix": "decoder",
+    "masked": "encoder",
+    "span": "encoder_decoder",
+    "infilling": "encoder_decoder",
+    "pairs": "encoder_decoder",
+}
 
 
 @section("objective")
 class Objective:
-    """What is predicted from what."""
+    """What is predicted from what.
 
-    kind: Literal["causal"] = "causal"
+    causal      decoders: the next token
+    prefix      decoders: the next token after a prefix of random length that sees itself in both directions (T5's prefix LM)
+    masked      encoders: tokens that were hidden (BERT)
+    span        encoder-decoders: spans that were cut out (T5)
+    infilling   encoder-decoders: the text before spans of it were hidden and its sentences shuffled (BART)
+    pairs       encoder-decoders: a target from its source, from sources of format "pairs"
+    """
+
+    kind: ObjectiveKind = "causal"
+    noise_share: Share | None = None  # masked, span, infilling: of the tokens. None: 0.15, infilling 0.3
+    mask_share: Share = 0.8  # masked: of the chosen tokens, hidden behind the mask token ...
+    random_share: Share = 0.1  # ... and replaced by any other; the rest stay as they are
+    whole_words: bool = False  # masked: all tokens of a word or none
+    mean_span: PositiveFloat = 3.0  # span: tokens of a span on average; infilling: the mean of its Poisson distribution
+    shuffle_sentences: bool = True  # infilling
+    target_length: Positive | None = None  # pairs: tokens of a target at most; None: data.sequence_length
+    decoder_start: Literal["pad", "end_of_text"] | None = None  # first input of the decoder. None: pad (T5); infilling end_of_text (BART)
+
+    @property
+    def noise(self) -> float:
+        return self.noise_share or (0.3 if self.kind == "infilling" else 0.15)
+
+    @property
+    def start(self) -> str:
+        return self.decoder_start or ("end_of_text" if self.kind == "infilling" else "pad")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Special tokens that the tokenizer must have, beside the end of text."""
+        return {"masked": ("pad", "mask"), "span": ("pad", "sentinels"), "infilling": ("pad", "mask"), "pairs": ("pad",)}.get(self.kind, ())
+
+    def __post_init__(self):
+        refuse = refuser("objective")
+        if self.noise_share is not None and not 0 < self.noise_share < 1:
+            refuse("noise_share", f"must be between 0 and 1, got {self.noise_share}")
+        if self.mask_share + self.random_share > 1:
+            refuse("random_share", f"{self.random_share} and mask_share ({self.mask_share}) are more than all")
+        if self.kind == "span" and self.mean_span < 1:
+            refuse("mean_span", f"a span has at least one token, got {self.mean_span}")
+        if self.target_length is not None and self.kind != "pairs":
+            refuse("target_length", f"is only used with kind='pairs', got {self.kind!r}")
 
 
 @section("tokenizer")
@@ -106,7 +83,15 @@ class Tokenizer:
     path: Filled | None = None  # kind "file"
     vocabulary_size: Positive | None = None  # kind "bpe"; None: model.vocabulary_size
     end_of_text: Filled = "<|endoftext|>"  # the token that ends every document
+    begin_of_text: Filled | None = None  # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
+    pad: Filled = "<pad>"  # where the objective needs it
+    mask: Filled = "<mask>"  # where the objective needs it
+    sentinels: Positive = 100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
     training_megabytes: PositiveFloat = 256.0  # kind "bpe": at most this much of the training text is read
+
+    def special_count(self, needs: tuple[str, ...]) -> int:
+        """How many special tokens beside the end of text a tokenizer made here has, for an objective that `needs` these."""
+        return sum(self.sentinels if need == "sentinels" else 1 for need in needs) + (self.begin_of_text is not None)
 
     def __post_init__(self):
         refuse = refuser("tokenizer")
@@ -114,11 +99,10 @@ class Tokenizer:
             refuse("path", "tokenizer.kind='file' needs the path of a tokenizer.json")
         if self.kind != "file" and self.path is not None:
             refuse("path", f"is only read with tokenizer.kind='file', got kind={self.kind!r}")
+        if self.mask in (self.end_of_text, self.begin_of_text, self.pad):
+            refuse("mask", f"{self.mask!r} is another special token too")
         if self.vocabulary_size is not None and self.kind != "bpe":
             refuse("vocabulary_size", f"is only used with tokenizer.kind='bpe', got kind={self.kind!r}")
-        if self.vocabulary_size is not None and self.vocabulary_size < BYTES_VOCABULARY:
-            reason = f"byte-level BPE needs at least {BYTES_VOCABULARY} (256 bytes and the end of text), got {self.vocabulary_size}"
-            refuse("vocabulary_size", reason)
 
 
 @section("data.sources")
@@ -127,8 +111,10 @@ class Source:
 
     name: Filled
     path: Filled | None = None
-    format: Literal["auto", "text", "jsonl", "python_stdlib"] = "auto"
+    format: Literal["auto", "text", "jsonl", "pairs", "python_stdlib"] = "auto"
     text_key: str = "text"  # JSON lines: the key that holds the document
+    source_key: str = "source"  # pairs, JSON lines: the keys of what is read ...
+    target_key: str = "target"  # ... and of what is to be written
     weight: PositiveFloat = 1.0  # share of the samples, relative to the other sources
 
     def __post_init__(self):
@@ -174,11 +160,13 @@ class Data:
 
 @section("optimizer")
 class Optimizer:
-    """AdamW (arXiv 1711.05101) with global-norm clipping and a learning-rate schedule."""
+    """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235) with global-norm clipping and a learning-rate schedule."""
 
+    kind: Literal["adamw", "adafactor"] = "adamw"  # adafactor: rates are relative to each tensor's size; no beta1, beta2, epsilon
     learning_rate: PositiveFloat = 3e-4  # the peak
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: Count = 100
+    warmup_start_ratio: Share = 0.0  # of the peak, where the warmup begins; 1: constant until it ends (T5)
     decay_steps: Positive | None = None  # step at which cosine and linear end; None: training.steps
     decay_share: Share = 0.2  # wsd: last share of the steps, over which the rate falls linearly
     final_learning_rate_ratio: Share = 0.1  # of the peak, where the decay ends
@@ -253,6 +241,7 @@ class Evaluation:
     every_steps: Count = 500  # 0: only at the end
     steps: Positive | None = None  # batches; None: the whole split
     batch_size: Positive | None = None  # sequences; None: training.batch_size
+    draws: Positive = 1  # visits of the split, each with masks of its own (all but causal, pairs)
     samples: Count = 2  # texts written after training (also into TensorBoard)
     sample_tokens: Positive = 200
     sample_temperature: Rate = 0.8  # 0: always the likeliest token
@@ -315,11 +304,36 @@ class Config:
         if model.positions == "learned" and data.sequence_length > model.context_length:
             reason = f"{data.sequence_length} exceeds model.context_length ({model.context_length}), the rows of the learned position table"
             raise ConfigError("data.sequence_length", reason)
-        if self.tokenizer.kind in ("bytes", "bpe") and model.vocabulary_size < BYTES_VOCABULARY:
-            reason = f"{model.vocabulary_size} is below the {BYTES_VOCABULARY} ids of the 256 bytes and the end of text"
-            raise ConfigError("model.vocabulary_size", f"{reason} (tokenizer.kind={self.tokenizer.kind!r})")
+        smallest = BYTES_VOCABULARY + self.tokenizer.special_count(self.objective.needs)
+        if self.tokenizer.kind in ("bytes", "bpe") and self.tokenizer_vocabulary_size < smallest:
+            key = "model" if self.tokenizer.vocabulary_size is None else "tokenizer"
+            special = (
+                f", the end of text and {smallest - BYTES_VOCABULARY} special tokens"
+                if smallest > BYTES_VOCABULARY
+                else " and the end of text"
+            )
+            reason = f"{self.tokenizer_vocabulary_size} is below the {smallest} ids of the 256 bytes{special}"
+            raise ConfigError(f"{key}.vocabulary_size", f"{reason} (tokenizer.kind={self.tokenizer.kind!r})")
         if self.tokenizer_vocabulary_size > model.vocabulary_size:
             reason = f"{self.tokenizer_vocabulary_size} exceeds model.vocabulary_size ({model.vocabulary_size})"
             raise ConfigError("tokenizer.vocabulary_size", reason)
+        self.check_objective()
         if self.runtime.attention == "cudnn" and self.precision.compute == "float32":
             raise ConfigError("runtime.attention", "'cudnn' needs precision.compute='bfloat16' or 'float16'")
+
+    def check_objective(self):
+        """Family, objective and the format of the sources go together."""
+        kind, family = self.objective.kind, TRAINED_BY[self.objective.kind]
+        if family != self.model.family:
+            fitting = ", ".join(repr(name) for name, of in TRAINED_BY.items() if of == self.model.family)
+            raise ConfigError("objective.kind", f"{kind!r} trains model.family={family!r}, got {self.model.family!r} (it takes {fitting})")
+        for number, source in enumerate(self.data.sources):
+            if (source.format == "pairs") != (kind == "pairs"):
+                reason = f"{source.format!r} does not go with objective.kind={kind!r}: 'pairs' needs 'pairs'"
+                raise ConfigError(f"data.sources.{number}.format", reason)
+        if kind == "pairs" and self.data.validation.method == "tail":
+            raise ConfigError("data.validation.method", "'tail' would cut pairs in two; 'hash' and 'source' keep them whole")
+        length = self.objective.target_length
+        if self.model.positions == "learned" and length is not None and length > self.model.context_length:
+            reason = f"{length} exceeds model.context_length ({self.model.context_length}), the rows of the learned position table"
+            raise ConfigError("objective.target_length", reason)

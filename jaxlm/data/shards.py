@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxlm.config.errors import UserError
+from jaxlm.objectives import Objective
 
 
 class TokenArray:
@@ -35,7 +36,29 @@ class TokenArray:
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [n, length]: the tokens from each of the `starts` (int64 [n]) on. Windows may cross shards, not the end."""
-        return gather([self], np.zeros(len(starts), np.int64), starts, length)
+        if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
+            raise IndexError(f"a window of {length} tokens leaves its array")
+        rows = np.empty((len(starts), length), self.dtype)
+        buffer, row_bytes = rows.reshape(-1).view(np.uint8).data, length * rows.itemsize
+        for row, start in enumerate(starts.tolist()):
+            self.read_into(buffer[row * row_bytes : (row + 1) * row_bytes], start)
+        return rows.astype(np.int32)
+
+    def places(self, objective: Objective) -> int:
+        """Where a sample can begin: at each token with a whole window behind it."""
+        return max(len(self) - objective.window + 1, 0)
+
+    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+        """int32 [n, window]: the samples that begin at the tokens `starts` (int64 [n]); behind the end of the text is 0."""
+        left = len(self) - starts
+        whole = left >= objective.window
+        if whole.all():
+            return self.windows(starts, objective.window)
+        rows = np.zeros((len(starts), objective.window), np.int32)
+        rows[whole] = self.windows(starts[whole], objective.window)
+        for row in np.flatnonzero(~whole):
+            rows[row, : left[row]] = self.windows(starts[[row]], left[row])
+        return rows
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fills `buffer` with the bytes of the tokens from `start` on."""
@@ -50,17 +73,6 @@ class TokenArray:
                 if offset < (self.ends[shard] - begin) * itemsize:
                     raise UserError(f"{self.paths[shard]}: ends at byte {offset:,}, before its last token")
                 shard, offset = shard + 1, 0
-
-
-def gather(arrays: Sequence[TokenArray], which: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """int32 [n, length]: row i holds the tokens of `arrays[which[i]]` from `starts[i]` on. The arrays have one dtype."""
-    if len(starts) and ((starts < 0) | (starts + length > np.array([len(array) for array in arrays])[which])).any():
-        raise IndexError(f"a window of {length} tokens leaves its array")
-    rows = np.empty((len(starts), length), arrays[0].dtype)
-    buffer, row_bytes = rows.reshape(-1).view(np.uint8).data, length * rows.itemsize
-    for row, (source, start) in enumerate(zip(which.tolist(), starts.tolist(), strict=True)):
-        arrays[source].read_into(buffer[row * row_bytes : (row + 1) * row_bytes], start)
-    return rows.astype(np.int32)
 
 
 def open_shard(path: Path, size: int) -> int:

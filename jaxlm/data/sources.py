@@ -1,4 +1,4 @@
-"""Documents from files: text, JSON lines, or the Python standard library. Read one at a time, whatever the size of the corpus."""
+"""Documents from files: text, JSON lines, pairs, or the Python standard library. Read one at a time, whatever the corpus's size."""
 
 import contextlib
 import glob
@@ -27,6 +27,12 @@ class Document(NamedTuple):
 
     name: str
     text: str
+    target: str | None = None  # of a pair; the text is then its source
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, or source and target."""
+        return (self.text,) if self.target is None else (self.text, self.target)
 
 
 def files(source: config.Source, key: str = "data.sources") -> list[Path]:
@@ -85,17 +91,22 @@ def base_folder(source: config.Source) -> Path:
 
 
 def documents(source: config.Source, key: str = "data.sources") -> Iterator[Document]:
-    """The non-empty documents of a source in the order of its files. `UserError` names the file and the line or byte at fault."""
+    """The non-empty documents of a source in the order of its files; of pairs, one text may be empty.
+
+    `UserError` names the file and the line or byte at fault.
+    """
     base = base_folder(source)
     for path in files(source, key):
         name = path.relative_to(base).as_posix()
-        if source.format == "jsonl" or (source.format == "auto" and path.suffix in JSON_LINES):
+        if source.format == "pairs":
+            found = json_pairs(path, name, source.source_key, source.target_key)
+        elif source.format == "jsonl" or (source.format == "auto" and path.suffix in JSON_LINES):
             found = json_documents(path, name, source.text_key)
         elif source.format == "python_stdlib":
             found = stdlib_documents(path, name)
         else:
             found = iter([Document(name, decoded(read(path), str(path)))])
-        yield from (document for document in found if document.text)
+        yield from (document for document in found if any(document.texts))
 
 
 def read(path: Path) -> bytes:
@@ -120,18 +131,31 @@ def stdlib_documents(path: Path, name: str) -> Iterator[Document]:
 
 
 def json_documents(path: Path, name: str, text_key: str) -> Iterator[Document]:
-    """The documents of a JSON lines file; blank lines are skipped."""
+    """The documents of a JSON lines file."""
+    for number, values in json_lines(path):
+        yield Document(f"{name}:{number}", json_text(values, f"{path}:{number}", "text_key", text_key))
+
+
+def json_pairs(path: Path, name: str, source_key: str, target_key: str) -> Iterator[Document]:
+    """The pairs of a JSON lines file."""
+    for number, values in json_lines(path):
+        place = f"{path}:{number}"
+        source, target = json_text(values, place, "source_key", source_key), json_text(values, place, "target_key", target_key)
+        yield Document(f"{name}:{number}", source, target)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSON lines file; blank lines are skipped."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield Document(f"{name}:{number}", json_text(line, f"{path}:{number}", text_key))
+                    yield number, json_object(line, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def json_text(line: bytes, place: str, text_key: str) -> str:
-    """The text under `text_key` of one JSON object."""
+def json_object(line: bytes, place: str) -> dict:
     try:
         values = json.loads(decoded(line, place))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -139,12 +163,17 @@ def json_text(line: bytes, place: str, text_key: str) -> str:
         raise UserError(f"{place}: not JSON: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place}: must be a JSON object, got {type(values).__name__}")
-    if text_key not in values:
-        near = suggestion(text_key, values) or f" (it has {', '.join(map(repr, values)) or 'none'})"
-        raise UserError(f"{place}: no key {text_key!r}{near}; data.sources.text_key names the key of the text")
-    text = values[text_key]
+    return values
+
+
+def json_text(values: dict, place: str, setting: str, key: str) -> str:
+    """The text under `key`, which the field `setting` of the source names."""
+    if key not in values:
+        near = suggestion(key, values) or f" (it has {', '.join(map(repr, values)) or 'none'})"
+        raise UserError(f"{place}: no key {key!r}{near}; data.sources.{setting} names the key of the {setting.removesuffix('_key')}")
+    text = values[key]
     if not isinstance(text, str):
-        raise UserError(f"{place}: {text_key!r} must be a text, got {type(text).__name__}")
+        raise UserError(f"{place}: {key!r} must be a text, got {type(text).__name__}")
     if not text.isascii():
         check_unicode(text, place)
     return text

@@ -18,13 +18,18 @@ class Part(NamedTuple):
 
     corpus: int
     split: str
-    text: str
+    texts: tuple[str, ...]  # one; of a pair, source and target
+
+    @property
+    def bytes(self) -> int:
+        """Of UTF-8."""
+        return sum(len(text.encode()) for text in self.texts)
 
 
 class Size(NamedTuple):
     """How much text a split has."""
 
-    documents: int = 0
+    documents: int = 0  # a pair is one
     bytes: int = 0  # of UTF-8
 
 
@@ -33,7 +38,15 @@ def corpora(data: config.Data) -> tuple[tuple[config.Source, str], ...]:
     sources = tuple((source, "data.sources") for source in data.sources)
     if data.validation.path is None:
         return sources
-    held_out = config.Source(name=VALIDATION, path=data.validation.path, text_key=data.sources[0].text_key)
+    first = data.sources[0]
+    held_out = config.Source(
+        name=VALIDATION,
+        path=data.validation.path,
+        format="pairs" if first.format == "pairs" else "auto",
+        text_key=first.text_key,
+        source_key=first.source_key,
+        target_key=first.target_key,
+    )
     return (*sources, (held_out, "data.validation.path"))
 
 
@@ -62,20 +75,23 @@ def parts(data: config.Data, tails: tuple[int, ...] | None) -> Iterator[Part]:
             divided = by_hash(found, data.validation.share)
         else:
             split = TRAIN if corpus < len(data.sources) else VALIDATION
-            divided = ((split, document.text) for document in found)
-        yield from (Part(corpus, split, text) for split, text in divided)
+            divided = ((split, document.texts) for document in found)
+        yield from (Part(corpus, split, texts) for split, texts in divided)
 
 
-def by_hash(found: Iterable[Document], share: float) -> Iterator[tuple[str, str]]:
+def by_hash(found: Iterable[Document], share: float) -> Iterator[tuple[str, tuple[str, ...]]]:
     """By the hash of the text alone: documents keep their split when others come or go, and copies stay together."""
     limit = int(share * 2**64)
     for document in found:
-        digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
-        yield VALIDATION if int.from_bytes(digest, "big") < limit else TRAIN, document.text
+        digest = hashlib.blake2b("".join(document.texts).encode(), digest_size=8).digest()
+        yield VALIDATION if int.from_bytes(digest, "big") < limit else TRAIN, document.texts
 
 
-def by_position(found: Iterable[Document], cut: int) -> Iterator[tuple[str, str]]:
-    """The first `cut` bytes are for training (less up to 3, so that no character is cut), the rest for validation."""
+def by_position(found: Iterable[Document], cut: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The first `cut` bytes are for training (less up to 3, so that no character is cut), the rest for validation.
+
+    Not for pairs: the config refuses to cut them.
+    """
     position = 0
     for document in found:
         data = document.text.encode()
@@ -84,9 +100,9 @@ def by_position(found: Iterable[Document], cut: int) -> Iterator[tuple[str, str]
             inside -= 1
         position += len(data)
         if inside > 0:
-            yield TRAIN, data[:inside].decode()
+            yield TRAIN, (data[:inside].decode(),)
         if inside < len(data):
-            yield VALIDATION, data[inside:].decode()
+            yield VALIDATION, (data[inside:].decode(),)
 
 
 def survey(data: config.Data, tails: tuple[int, ...] | None) -> dict[tuple[int, str], Size]:
@@ -94,7 +110,7 @@ def survey(data: config.Data, tails: tuple[int, ...] | None) -> dict[tuple[int, 
     sizes = dict.fromkeys(places(data), Size())
     for part in parts(data, tails):
         size = sizes[part.corpus, part.split]
-        sizes[part.corpus, part.split] = Size(size.documents + 1, size.bytes + len(part.text.encode()))
+        sizes[part.corpus, part.split] = Size(size.documents + 1, size.bytes + part.bytes)
     for corpus, (source, key) in enumerate(corpora(data)):
         if not any(size.documents for (of, _), size in sizes.items() if of == corpus):
             raise ConfigError(key, f"{source.path or source.name} holds no text")

@@ -22,10 +22,12 @@ import numpy as np
 
 from jaxlm import config
 from jaxlm.config.errors import ConfigError, UserError
+from jaxlm.data.pairs import PairArray
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.data.sources import fingerprint
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, Part, Size, corpora, cuts, parts, survey, total
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 
 FORMAT = 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
@@ -40,13 +42,16 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A finished store. `train` has an array per source, in the order of the config; `validation` those that are not empty."""
+    """A finished store. `train` has an array per source, in the order of the config; `validation` those that are not empty.
+
+    Sources of format "pairs" give `PairArray`s.
+    """
 
     hash: str
     path: Path
     tokenizer: Tokenizer
-    train: tuple[TokenArray, ...]
-    validation: tuple[TokenArray, ...]
+    train: tuple[TokenArray | PairArray, ...]
+    validation: tuple[TokenArray | PairArray, ...]
     manifest: dict[str, Any]
 
     @property
@@ -66,40 +71,53 @@ class Store:
 
 
 def prepare(
-    data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, report: Report, shard_tokens: int = SHARD_TOKENS
+    data: config.Data,
+    tokenizer: config.Tokenizer,
+    vocabulary_size: int,
+    report: Report,
+    shard_tokens: int = SHARD_TOKENS,
+    needs: tuple[str, ...] = (),
 ) -> Store:
     """The store of `data`, built if it is not there yet. `report` gets what is done as plain lines.
 
-    `vocabulary_size` is the size of a BPE to be trained. Raises `ConfigError` or `UserError` for what the user can mend: missing
+    `vocabulary_size` is the size of a BPE to be trained, `needs` the special tokens that the objective needs beside the end of
+    text (`config.Objective.needs`). Raises `ConfigError` or `UserError` for what the user can mend: missing
     or malformed files, a split that is empty, an unusable tokenizer.json, a damaged store.
     """
     root = Path(data.store).expanduser()
-    inputs = hash_inputs(data, tokenizer, vocabulary_size, root / "fingerprints.json")
+    special = special_tokens(tokenizer, needs)
+    inputs = hash_inputs(data, tokenizer, vocabulary_size, special, root / "fingerprints.json")
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / key
     if not folder.is_dir():
         with building(folder, report) as unfinished:
             if unfinished is not None:
-                manifest = build(unfinished, data, tokenizer, vocabulary_size, report, shard_tokens)
+                manifest = build(unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens)
                 write_synced(unfinished / MANIFEST, json.dumps({"format": FORMAT, "inputs": inputs} | manifest, indent=1))
-    store = open_store(folder, tokenizer.end_of_text)
+    store = open_store(folder)
     report(summary(store))
     return store
 
 
-def hash_inputs(data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, cache: Path) -> dict[str, Any]:
+def hash_inputs(
+    data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, special: SpecialTokens, cache: Path
+) -> dict[str, Any]:
     """All that decides the store's content, as JSON data. Where files lie, names and weights of sources don't."""
-    spec: dict[str, Any] = {"kind": tokenizer.kind, "end_of_text": tokenizer.end_of_text}
+    spec: dict[str, Any] = {"kind": tokenizer.kind, **special.settings}
     if tokenizer.kind == "bpe":
         spec |= {"size": vocabulary_size, "training_megabytes": tokenizer.training_megabytes}
     elif tokenizer.path is not None:  # before the corpus is read: its mistakes are found at once
-        spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), tokenizer.end_of_text).hash
-    sources = [
-        {"fingerprint": fingerprint(source, cache, key), "format": source.format, "text_key": source.text_key}
-        for source, key in corpora(data)
-    ]
+        spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), special).hash
+    sources = [{"fingerprint": fingerprint(source, cache, key), "format": source.format} | keys(source) for source, key in corpora(data)]
     validation = {"method": data.validation.method, "share": data.validation.share}
     return {"format": FORMAT, "sources": sources, "validation": validation, "tokenizer": spec}
+
+
+def keys(source: config.Source) -> dict[str, str]:
+    """The settings that say where the text is in JSON lines."""
+    if source.format == "pairs":
+        return {"source_key": source.source_key, "target_key": source.target_key}
+    return {"text_key": source.text_key}
 
 
 @contextlib.contextmanager
@@ -139,13 +157,19 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def build(
-    folder: Path, data: config.Data, tokenizer_config: config.Tokenizer, vocabulary_size: int, report: Report, shard_tokens: int
+    folder: Path,
+    data: config.Data,
+    tokenizer_config: config.Tokenizer,
+    vocabulary_size: int,
+    special: SpecialTokens,
+    report: Report,
+    shard_tokens: int,
 ) -> dict[str, Any]:
     """Writes the tokenizer and the shards into `folder`; returns the manifest."""
     tails = cuts(data)
     sizes = survey(data, tails)
-    texts = (part.text for part in parts(data, tails) if part.split == TRAIN)
-    tokenizer = make_tokenizer(tokenizer_config, vocabulary_size, texts, total(sizes, TRAIN).bytes, report)
+    texts = (text for part in parts(data, tails) if part.split == TRAIN for text in part.texts)
+    tokenizer = make_tokenizer(tokenizer_config, vocabulary_size, special, texts, total(sizes, TRAIN).bytes, report)
     write_synced(folder / TOKENIZER, tokenizer.inner.to_str())
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
     writers = {of: TokenWriter(folder, f"{of[1]}-{of[0]}", dtype, shard_tokens) for of in sizes}
@@ -157,8 +181,8 @@ def build(
             writer.end_document(tokenizer.end_of_text)
         if piece.split == VALIDATION and len(held_out) <= COMPRESSED_BYTES:
             held_out += piece.text.encode()
-    names = [source.name for source, _ in corpora(data)]
-    entries = {of: {"source": names[of[0]], "bytes": sizes[of].bytes} | writer.close() for of, writer in writers.items()}
+    found = [source for source, _ in corpora(data)]
+    entries = {of: described(found[of[0]], sizes[of]) | writer.close() for of, writer in writers.items()}
     return {
         "dtype": dtype.name,
         "tokenizer": {"hash": tokenizer.hash, "size": tokenizer.size, "end_of_text": tokenizer.end_of_text},
@@ -167,15 +191,22 @@ def build(
     }
 
 
-def make_tokenizer(settings: config.Tokenizer, vocabulary_size: int, texts: Iterator[str], text_bytes: int, report: Report) -> Tokenizer:
+def described(source: config.Source, size: Size) -> dict[str, Any]:
+    """What the manifest says of a source's text. A pair is two documents, source and target."""
+    return {"source": source.name, "bytes": size.bytes} | ({"pairs": size.documents} if source.format == "pairs" else {})
+
+
+def make_tokenizer(
+    settings: config.Tokenizer, vocabulary_size: int, special: SpecialTokens, texts: Iterator[str], text_bytes: int, report: Report
+) -> Tokenizer:
     """The tokenizer of the config; a BPE is trained on `texts`, `text_bytes` in all."""
     if settings.kind == "bytes":
-        return byte_tokenizer(settings.end_of_text)
+        return byte_tokenizer(special)
     if settings.path is not None:
-        return load_tokenizer(Path(settings.path).expanduser(), settings.end_of_text)
+        return load_tokenizer(Path(settings.path).expanduser(), special)
     started = time.monotonic()
     budget = min(int(settings.training_megabytes * 1e6), text_bytes)
-    tokenizer = train_bpe(spread(texts, text_bytes, budget), vocabulary_size, settings.end_of_text)
+    tokenizer = train_bpe(spread(texts, text_bytes, budget), vocabulary_size, special)
     seconds = time.monotonic() - started
     report(f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB in {seconds:.1f} s")
     return tokenizer
@@ -195,7 +226,7 @@ def spread(texts: Iterator[str], text_bytes: int, budget: int) -> Iterator[str]:
 
 
 class Piece(NamedTuple):
-    """A stretch of a part that can be tokenised by itself; `is_last` ends the part."""
+    """A stretch of a text that can be tokenised by itself; `is_last` ends the text."""
 
     corpus: int
     split: str
@@ -205,10 +236,11 @@ class Piece(NamedTuple):
 
 def pieces(found: Iterator[Part], tokenizer: Tokenizer) -> Iterator[Piece]:
     for part in found:
-        left = len(part.text)
-        for text in tokenizer.pieces(part.text):
-            left -= len(text)
-            yield Piece(part.corpus, part.split, text, left == 0)
+        for text in part.texts:
+            left = len(text)
+            for piece in tokenizer.pieces(text):
+                left -= len(piece)
+                yield Piece(part.corpus, part.split, piece, left == 0)
 
 
 def tokenised(found: Iterator[Part], tokenizer: Tokenizer, text_bytes: int, report: Report) -> Iterator[tuple[Piece, np.ndarray]]:
@@ -257,33 +289,38 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def open_store(folder: Path, end_of_text: str) -> Store:
+def open_store(folder: Path) -> Store:
     """A finished store. `UserError` names the file that is missing, damaged or of the wrong size."""
     rebuild = f"delete the folder {folder} to have it built again"
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
+        made_with = manifest["inputs"]["tokenizer"]
+        special = SpecialTokens(**{name: made_with[name] for name in SpecialTokens._fields if name in made_with})
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: missing or damaged; {rebuild}") from error
     try:
-        tokenizer = load_tokenizer(folder / TOKENIZER, end_of_text)
+        tokenizer = load_tokenizer(folder / TOKENIZER, special)
     except ConfigError as error:
         raise UserError(f"{folder / TOKENIZER}: missing or damaged; {rebuild}") from error
     if tokenizer.hash != manifest["tokenizer"]["hash"]:
         raise UserError(f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}")
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    train, validation = ([open_array(folder, entry, dtype) for entry in manifest["splits"][split]] for split in SPLITS)
+    train, validation = ([open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]] for split in SPLITS)
     return Store(folder.name, folder, tokenizer, tuple(train), tuple(filter(len, validation)), manifest)
 
 
-def open_array(folder: Path, entry: dict[str, Any], dtype: np.dtype) -> TokenArray:
-    return TokenArray([folder / shard["file"] for shard in entry["shards"]], [shard["tokens"] for shard in entry["shards"]], dtype)
+def open_array(folder: Path, entry: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer) -> TokenArray | PairArray:
+    shards = entry["shards"]
+    array = TokenArray([folder / shard["file"] for shard in shards], [shard["tokens"] for shard in shards], dtype)
+    return PairArray(array, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary) if "pairs" in entry else array
 
 
 def summary(store: Store) -> str:
     entries = store.manifest["splits"][TRAIN]
-    tokens, count = sum(entry["tokens"] for entry in entries), sum(entry["documents"] for entry in entries)
+    unit = "pairs" if "pairs" in entries[0] else "documents"
+    tokens, count = (sum(entry[key] for entry in entries) for key in ("tokens", unit))
     held_out = store.manifest["validation"]
     return (
-        f"store {store.path}: train {tokens:,} tokens in {count:,} documents, "
+        f"store {store.path}: train {tokens:,} tokens in {count:,} {unit}, "
         f"validation {held_out['tokens']:,} tokens, {held_out['bytes']:,} bytes"
     )

@@ -1,8 +1,9 @@
 """The training data as a function of the step: `stream[t]` is the global batch of step t, and nothing else decides it.
 
-Sample n of a source is the window that the permutation of epoch n // W gives for n % W, out of W windows of L + 1 tokens that
-begin L tokens apart: neighbours share one token, so that every token but the first is a target. From the second epoch on the
-windows are shifted by a random phase, so that epochs don't repeat the same cuts.
+Sample n of a source is the window that the permutation of epoch n // W gives for n % W, out of its W windows. The objective says how
+long windows are and how far apart they begin: for causal language modelling L + 1 tokens, L apart, so that neighbours share one
+token and every token but the first is a target. From the second epoch on the windows are shifted by a random phase, so that
+epochs don't repeat the same cuts. Of pairs, each is a window.
 """
 
 import functools
@@ -13,8 +14,8 @@ import numpy as np
 from jaxlm.config.errors import ConfigError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.permutation import permute
+from jaxlm.data.samples import Samples, read, window_count
 from jaxlm.data.schedule import BatchSchedule
-from jaxlm.data.shards import TokenArray, gather
 from jaxlm.objectives import Objective, counter
 from jaxlm.types import Batch
 
@@ -27,22 +28,21 @@ class Stream:
 
     def __init__(
         self,
-        store_arrays: Sequence[TokenArray],
+        store_arrays: Sequence[Samples],
         weights: Sequence[float],
         names: Sequence[str],
-        sequence_length: int,
-        schedule: BatchSchedule,
         objective: Objective,
+        schedule: BatchSchedule,
         seed: int,
     ):
         """One array, weight and name per source. `ConfigError` at `data.sequence_length` if a source holds no window."""
         for name, array in zip(names, store_arrays, strict=True):
-            if len(array) < sequence_length + 1:
-                reason = f"a window takes {sequence_length + 1:,} tokens, but the training split of source {name!r} has {len(array):,}"
+            if not array.places(objective):
+                reason = f"a window takes {objective.window:,} tokens, but the training split of source {name!r} has {len(array):,}"
                 raise ConfigError("data.sequence_length", reason)
-        self.arrays, self.sequence_length = tuple(store_arrays), sequence_length
+        self.arrays, self.objective = tuple(store_arrays), objective
         self.mixture, self.schedule = Mixture(weights), schedule
-        self.objective, self.seed = objective, seed
+        self.seed = seed
         # Hashing a thousand samples costs hardly more than hashing ten: the places of the newest blocks are remembered.
         self.block = functools.lru_cache(maxsize=8)(self.places)
 
@@ -56,14 +56,14 @@ class Stream:
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` of the global batch of `step`: what one process reads of it."""
         samples = self.schedule.first_sample(int(step)) + np.arange(start, stop, dtype=np.int64)
-        return self.objective(self.windows(samples), samples, self.seed)
+        return self.objective.make(self.windows(samples), samples, self.seed)
 
     def windows(self, samples: np.ndarray) -> np.ndarray:
-        """int32 [n, L + 1]: the tokens of consecutive samples (int64 [n])."""
+        """int32 [n, window]: the tokens of consecutive samples (int64 [n])."""
         first, last = samples[0] // BLOCK, samples[-1] // BLOCK
         blocks = [self.block(number) for number in range(int(first), int(last) + 1)]
         sources, starts = np.concatenate(blocks, axis=1)[:, samples - first * BLOCK]
-        return gather(self.arrays, sources, starts, self.sequence_length + 1)
+        return read(self.arrays, sources, starts, self.objective)
 
     def places(self, block: int) -> np.ndarray:
         """int64 [2, BLOCK]: the source of each sample of a block, and the token at which its window begins."""
@@ -76,9 +76,9 @@ class Stream:
 
     def starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
         """int64 [n]: where the windows of a source's samples begin, by their number among its own."""
-        size, length = len(self.arrays[source]), self.sequence_length
-        count = (size - 1) // length
+        places, stride = self.arrays[source].places(self.objective), self.objective.stride
+        count = window_count(self.arrays[source], self.objective)
         epochs, index = np.divmod(numbers, count)
-        phases = counter.bits(self.seed, epochs, counter.PHASE + source, 0) % np.uint64(length)
-        starts = permute(index, count, self.seed, source, epochs) * length + np.where(epochs, phases.astype(np.int64), 0)
-        return np.minimum(starts, size - length - 1)
+        phases = counter.bits(self.seed, epochs, counter.PHASE + source, 0) % np.uint64(stride)
+        starts = permute(index, count, self.seed, source, epochs) * stride + np.where(epochs, phases.astype(np.int64), 0)
+        return np.minimum(starts, places - 1)

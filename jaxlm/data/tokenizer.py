@@ -3,7 +3,8 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import suggestion
+from jaxlm.data.vocabulary import BYTES, SpecialTokens, vocabulary
+from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
 
@@ -22,22 +25,33 @@ WORD_NEWLINE_WORD = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class Tokenizer:
-    """`inner` with the id of the token that ends a document. Ids run from 0 to `size` - 1, special tokens included."""
+    """`inner` with the special tokens that a run uses. Ids run from 0 to `size` - 1, special tokens included."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, end_of_text: str):
-        end_id = inner.token_to_id(end_of_text)
-        if end_id is None:
-            raise ValueError(f"no token {end_of_text!r}")
-        # Documents are untrusted: "<|endoftext|>" inside one is plain text, never the special token.
-        inner.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+    def __init__(self, inner: tokenizers.Tokenizer, special: SpecialTokens):
+        """`ValueError` if `inner` lacks one of the tokens."""
+        ids = inner.get_vocab(with_added_tokens=True)
+        missing = [name for name in special.names if name not in ids]
+        if missing:
+            raise ValueError(f"no token {missing[0]!r}")
+        # Documents are untrusted: "<|endoftext|>" inside one is plain text, never the special token. The other tokens are left
+        # alone where they are special already: RoBERTa's <mask> takes the space before it along.
+        known = special_names(inner)
+        inner.add_special_tokens(added([special.end_of_text, *(name for name in special.names if name not in known)]))
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
-        self.inner = inner
-        self.size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
-        self.end_of_text = end_id
-        self.is_bytes = inner.to_str() == byte_level(end_of_text).to_str()
+        self.inner, self.special = inner, special
+        self.size: int = max(ids.values()) + 1
+        self.end_of_text: int = ids[special.end_of_text]
+        self.is_bytes = inner.to_str() == byte_level(special_names(inner)).to_str()
         self.boundary = ANYWHERE if self.is_bytes else WORD_NEWLINE_WORD if is_gpt2_like(inner) else None
+        self.reserved = np.zeros(self.size, bool)
+        self.reserved[[ids[name] for name in special.names]] = True
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What objectives know of it."""
+        return vocabulary(self.inner, self.special, self.size)
 
     @property
     def hash(self) -> str:
@@ -57,7 +71,20 @@ class Tokenizer:
         if self.is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         encodings = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        found = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return [self.encode_broken(text) if self.reserved[ids].any() else ids for text, ids in zip(texts, found, strict=True)]
+
+    def encode_broken(self, text: str) -> np.ndarray:
+        """int32 [n] ids of a text whose words the model itself takes for special tokens.
+
+        T5's Unigram model holds "</s>" as a word like any other. Such names are encoded in two halves; should normalization
+        bring forth one all the same, it is left out.
+        """
+        cuts = [found.start() + 1 for found in re.finditer(f"(?={'|'.join(map(re.escape, self.special.names))})", text)]
+        parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        encodings = self.inner.encode_batch_fast(parts, add_special_tokens=False)
+        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
+        return ids[~self.reserved[ids]]
 
     def pieces(self, text: str) -> Iterator[str]:
         """`text` cut where no token can span the cut, if such places are known: the ids of the pieces are those of the text.
@@ -72,14 +99,19 @@ class Tokenizer:
 
     def decode(self, ids: Any) -> str:
         """Text of an array of ids. Special tokens are skipped; ids outside the vocabulary become U+FFFD."""
-        ids = np.asarray(ids, np.int64).ravel()
-        if self.is_bytes:
-            return self.decode_bytes(ids)
+        return self.decode_bytes(flat(ids)) if self.is_bytes else self.decode_runs(flat(ids), skip_special_tokens=True)
+
+    def show(self, ids: Any) -> str:
+        """As `decode`, with special tokens by their names."""
+        return self.decode_runs(flat(ids), skip_special_tokens=False)
+
+    def decode_runs(self, ids: np.ndarray, skip_special_tokens: bool) -> str:
         runs = groupby(ids.tolist(), key=lambda token: 0 <= token < self.size)
-        return "".join(self.inner.decode(list(run)) if known else "\ufffd" * len(list(run)) for known, run in runs)
+        parts = [(list(run), known) for known, run in runs]
+        return "".join(self.inner.decode(run, skip_special_tokens) if known else "\ufffd" * len(run) for run, known in parts)
 
     def decode_bytes(self, ids: np.ndarray) -> str:
-        ids = ids[ids != self.end_of_text]
+        ids = ids[(ids < 256) | (ids >= self.size)]
         outside = (ids < 0) | (ids > 255)
         if not outside.any():
             return ids.astype(np.uint8).tobytes().decode(errors="replace")
@@ -87,16 +119,25 @@ class Tokenizer:
         return b"".join(replacement if bad else bytes([token]) for token, bad in zip(ids, outside, strict=True)).decode(errors="replace")
 
 
-def byte_level(end_of_text: str) -> tokenizers.Tokenizer:
-    """Byte-level BPE without merges: id i is the byte i, and the end of text is 256."""
-    # GPT-2's spelling of bytes: printable ones are themselves, the others take the characters from U+0100 on, in order.
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    vocabulary = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+def flat(ids: Any) -> np.ndarray:
+    return np.asarray(ids, np.int64).ravel()
+
+
+def added(names: Iterable[str]) -> list[AddedToken]:
+    return [AddedToken(name, special=True, normalized=False) for name in names]
+
+
+def special_names(inner: tokenizers.Tokenizer) -> list[str]:
+    """The special tokens that `inner` knows as such, in the order of their ids."""
+    return [token.content for _, token in sorted(inner.get_added_tokens_decoder().items()) if token.special]
+
+
+def byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE without merges: id i is the byte i, and the special tokens follow from 256 on."""
+    inner = tokenizers.Tokenizer(models.BPE(vocab=BYTES, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    inner.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+    inner.add_special_tokens(added(special))
     return inner
 
 
@@ -107,39 +148,46 @@ def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
     return inner.normalizer is None and cuts
 
 
-def byte_tokenizer(end_of_text: str) -> Tokenizer:
-    """256 ids that equal the bytes, and the end of text as id 256."""
-    return Tokenizer(byte_level(end_of_text), end_of_text)
+def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
+    """256 ids that equal the bytes, from 256 on the special tokens: the end of text first, the sentinels last, backwards as in T5."""
+    return Tokenizer(byte_level([*special.named.values(), *reversed(special.sentinel_names)]), special)
 
 
-def train_bpe(texts: Iterable[str], size: int, end_of_text: str) -> Tokenizer:
+def train_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokenization and at most `size` ids (fewer if the texts have no more pairs to merge).
 
-    The end of text is id 0, then come the 256 bytes, then the merges in order.
+    The special tokens come first (the end of text is id 0), then the 256 bytes, the merges in order, and the sentinels: as in T5,
+    <extra_id_0> is the very last.
     """
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[AddedToken(end_of_text, special=True, normalized=False)],
+        vocab_size=size - special.sentinels,
+        special_tokens=added(special.named.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    return Tokenizer(inner, end_of_text)
+    inner.add_special_tokens(added(reversed(special.sentinel_names)))
+    return Tokenizer(inner, special)
 
 
-def load_tokenizer(path: Path, end_of_text: str) -> Tokenizer:
-    """Any tokenizer.json that has the token `end_of_text`; `ConfigError` at `tokenizer.path` or `tokenizer.end_of_text`."""
+def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
+    """Any tokenizer.json that has the special tokens; of the sentinels it may have fewer, down to one.
+
+    `ConfigError` at `tokenizer.path`, or at the key of the token that is missing: `tokenizer.end_of_text`, `tokenizer.mask`, ...
+    """
     try:
         inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
         raise ConfigError("tokenizer.path", f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
-    if inner.token_to_id(end_of_text) is None:
-        special = [token.content for token in inner.get_added_tokens_decoder().values() if token.special]
-        known = suggestion(end_of_text, special) or f" (its special tokens: {', '.join(map(repr, special)) or 'none'})"
-        raise ConfigError("tokenizer.end_of_text", f"{path} has no token {end_of_text!r}{known}")
-    return Tokenizer(inner, end_of_text)
+    for key, name in special.required.items():
+        if inner.token_to_id(name) is None:
+            names = special_names(inner)
+            known = suggestion(name, names) or f" (its special tokens: {', '.join(map(repr, names)) or 'none'})"
+            raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{known}")
+    sentinels = [inner.token_to_id(name) is not None for name in special.sentinel_names]
+    return Tokenizer(inner, special._replace(sentinels=[*sentinels, False].index(False)))

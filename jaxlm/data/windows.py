@@ -1,46 +1,86 @@
-"""The windows of an evaluation: every token but the first of each array is a target exactly once."""
+"""The windows of an evaluation, and what the frequencies of their targets alone would score."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from jaxlm.data.shards import TokenArray
+from jaxlm.config.errors import ConfigError
+from jaxlm.data.samples import Samples, read, window_count
+from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
 
 class EvaluationWindows:
-    """A list of batches [batch_size, sequence_length] over each array in turn.
+    """A list of batches of `batch_size` samples over each array in turn, the same each time. All batches have the same shape.
 
-    The last window of an array and the last batch are padded: token 0, weight 0. All batches have the same shape.
+    Where neighbouring windows share a token and every other one is a target (causal), each is one exactly once: the last window
+    of an array is padded. An objective that hides text at random sees whole windows only, each `draws` times and hidden anew; the
+    choices depend on `seed` and on the number of window and draw alone. Pairs are seen once. The last batch is filled up with
+    samples of weight 0.
     """
 
-    def __init__(self, arrays: Sequence[TokenArray], sequence_length: int, batch_size: int):
-        self.arrays, self.sequence_length, self.batch_size = tuple(arrays), sequence_length, batch_size
-        counts = [-(-max(len(array) - 1, 0) // sequence_length) for array in arrays]
+    def __init__(self, arrays: Sequence[Samples], objective: Objective, batch_size: int, draws: int, seed: int):
+        """`ConfigError` at `data.sequence_length` if whole windows are needed and no array holds one."""
+        self.arrays, self.objective, self.batch_size, self.seed = tuple(arrays), objective, batch_size, seed
+        self.pads = not objective.random and objective.window == objective.stride + 1
+        self.draws = draws if objective.random else 1
+        counts = [-(-max(len(array) - 1, 0) // objective.stride) if self.pads else window_count(array, objective) for array in arrays]
         self.ends = np.cumsum(counts, dtype=np.int64)  # windows up to and including each array
+        self.windows = sum(counts)
+        if not self.windows and not self.pads:
+            longest = max(map(len, arrays), default=0)
+            reason = f"a window takes {objective.window:,} tokens, but the validation split has at most {longest:,} in a row"
+            raise ConfigError("data.sequence_length", reason)
 
     def __len__(self) -> int:
-        return -(-int(self.ends[-1]) // self.batch_size) if len(self.ends) else 0
+        return -(-self.draws * self.windows // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        """Batch `index`; tokens and targets int32, weights float32."""
+        """Batch `index`, [batch_size, ...]."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        windows = np.zeros((self.batch_size, self.sequence_length + 1), np.int32)
-        weights = np.zeros((self.batch_size, self.sequence_length), np.float32)
-        first = index * self.batch_size
-        for row, number in enumerate(range(first, min(first + self.batch_size, int(self.ends[-1])))):
-            tokens = self.window(number)
-            windows[row, : len(tokens)] = tokens
-            weights[row, : len(tokens) - 1] = 1
-        return Batch(tokens=windows[:, :-1], targets=windows[:, 1:], weights=weights)
+        numbers = index * self.batch_size + np.arange(self.batch_size)
+        inside = numbers < self.draws * self.windows
+        numbers = np.where(inside, numbers, numbers[0])
+        rows, lengths = self.rows(numbers % self.windows)
+        batch = self.objective.make(rows, numbers, self.seed)
+        weights = np.asarray(batch.weights) * inside[:, None]
+        if self.pads:
+            weights *= np.arange(1, self.objective.window) < lengths[:, None]
+        return batch._replace(weights=weights)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
 
-    def window(self, number: int) -> np.ndarray:
-        """int32 [at most L + 1]: the tokens of one window."""
-        which = int(np.searchsorted(self.ends, number, side="right"))
-        start = (number - (int(self.ends[which - 1]) if which else 0)) * self.sequence_length
-        array = self.arrays[which]
-        return array.windows(np.array([start]), min(self.sequence_length + 1, len(array) - start))[0]
+    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows by number (int64 [n]): int32 [n, window], and how many tokens are left from the beginning of each, int64 [n]."""
+        which = np.searchsorted(self.ends, numbers, side="right")
+        starts = (numbers - np.concatenate([[0], self.ends])[which]) * self.objective.stride
+        left = np.array([len(array) for array in self.arrays])[which] - starts
+        return read(self.arrays, which, starts, self.objective), left
+
+
+class Batches(Protocol):
+    """Batches by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
+def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:
+    """What a model that knew only the targets' frequencies would score on the first `batches` of `windows`, or all of them.
+
+    The entropy of the empirical distribution of the targets, in nats, and their number. Targets of weight 0 don't count.
+    """
+    counts = np.zeros(0, np.int64)
+    for index in range(min(len(windows), batches or len(windows))):
+        batch = windows[index]
+        found = np.bincount(np.asarray(batch.targets)[np.asarray(batch.weights) > 0], minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    counts, total = counts[counts > 0], int(counts.sum())
+    if not total:
+        return 0.0, 0
+    return float(np.log(total) - (counts * np.log(counts)).sum() / total), total

@@ -1,11 +1,11 @@
 """`build` makes the model of a config. Flax ends here: what comes out is pure functions and plain dicts."""
 
 from jaxlm import config
-from jaxlm.models import decoder
+from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.model import Model
 from jaxlm.nn.execution import Execution
 
-FAMILIES = {"decoder": decoder.build}
+FAMILIES = {"decoder": decoder.build, "encoder": encoder.build, "encoder_decoder": encoder_decoder.build}
 
 
 def build(model: config.Model, precision: config.Precision | None = None, execution: Execution | None = None) -> Model:

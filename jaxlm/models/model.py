@@ -15,16 +15,18 @@ class Model(NamedTuple):
     config: config.Model
     init: Callable[[jax.Array], Tree]  # key -> params
     axes: Tree  # the logical axes of each parameter
-    features: Callable[..., Array]  # (params, batch, dropout_key=None) -> [B, L, D]
+    features: Callable[..., Array]  # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] where `batch.predict` is given
     head_weights: Callable[[Tree], Tree]  # what `scores` reads, whole; called outside a loop over tiles
     scores: Callable[[Tree, Array], Array]  # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others
+
+    kernels: Callable[[Batch], dict[str, tuple[str, str]]]  # (batch or its shapes) -> each attention's kernel, and why
 
     def head(self, params: Tree, x: Array) -> Array:
         """Float32 logits [..., vocabulary_size]."""
         return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
 
     def apply(self, params: Tree, batch: Batch) -> Array:
-        """Float32 logits [B, L, vocabulary_size]; `batch.targets[b, i]` is what `logits[b, i]` predicts."""
+        """Float32 logits [B, L or M, vocabulary_size]; `batch.targets[b, i]` is what `logits[b, i]` predicts."""
         return self.head(params, self.features(params, batch))
 
     def parameter_count(self) -> int:

@@ -19,27 +19,40 @@ HEADS = ("batch", "length", "heads_act", "head_act")
 KV_HEADS = ("batch", "length", "kv_heads_act", "head_act")
 
 
+class Memory(NamedTuple):
+    """What a decoder reads of its encoder."""
+
+    states_BSD: jax.Array
+    mask: Mask
+
+
 class Context(NamedTuple):
-    """What all layers share in one pass, computed once: the mask, and the positions in the form that attention reads."""
+    """What all layers share in one pass, computed once: the mask, the positions in the form that attention reads, an encoder's states."""
 
     mask: Mask
     rotation: Rotation | None = None
     bias: jax.Array | None = None  # float32 [1, H, L, S]
+    memory: Memory | None = None
 
 
 class Attention(nn.Module):
-    """Self-attention: [B, L, D] -> [B, L, D]."""
+    """[B, L, D] -> [B, L, D], over the positions themselves, or over the encoder's for cross attention."""
 
     model: config.Model
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
+    cross: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
         model, constrain = self.model, self.execution.constrain
+        memory_BSD = x_BLD
+        if self.cross:
+            assert context.memory is not None
+            memory_BSD, context = context.memory.states_BSD, Context(context.memory.mask)
         q_BLHK = constrain(self.project("query", x_BLD, model.heads, "heads"), HEADS)
-        k_BSGK = constrain(self.project("key", x_BLD, model.key_value_heads, "kv_heads"), KV_HEADS)
-        v_BSGK = constrain(self.project("value", x_BLD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        k_BSGK = constrain(self.project("key", memory_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        v_BSGK = constrain(self.project("value", memory_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
         if model.query_key_norm:
             q_BLHK = HeadNorm(model.norm_epsilon, self.dtype, name="query_norm")(q_BLHK)
             k_BSGK = HeadNorm(model.norm_epsilon, self.dtype, name="key_norm")(k_BSGK)
@@ -51,7 +64,7 @@ class Attention(nn.Module):
             v_BSGK,
             context.mask,
             self.execution,
-            scale=model.width_per_head**-0.5,
+            scale=model.attention_scale or model.width_per_head**-0.5,
             bias=context.bias,
             softcap=model.attention_softcap,
             dropout=model.attention_dropout,
@@ -62,7 +75,8 @@ class Attention(nn.Module):
     def project(self, name: str, x_BLD: jax.Array, heads: int, axis: str) -> jax.Array:
         """[B, L, D] -> [B, L, heads, K]."""
         D, K = self.model.width, self.model.width_per_head
-        w_DHK = parameter(self, f"{name}_kernel", normal(self.model, "input", D), (D, heads, K), ("embed", axis, "head"), self.dtype)
+        init = normal(self.model, "query" if name == "query" else "input", D)
+        w_DHK = parameter(self, f"{name}_kernel", init, (D, heads, K), ("embed", axis, "head"), self.dtype)
         y = matmul("BLD,DHK->BLHK", x_BLD, w_DHK)
         if self.model.attention_bias:
             bias_HK = parameter(self, f"{name}_bias", nn.initializers.zeros, (heads, K), (axis, "head"), self.dtype)
@@ -79,8 +93,7 @@ class Attention(nn.Module):
         return y
 
 
-def kernel(model: config.Model, compute: str, length: int, execution: Execution) -> tuple[str, str]:
-    """The attention kernel that training on full windows of `length` will use, and why. ValueError if the one asked for can't."""
-    mask = Mask(causal=True, window=model.sliding_window)
+def kernel(model: config.Model, compute: str, queries: int, keys: int, mask: Mask, execution: Execution) -> tuple[str, str]:
+    """The kernel that training will use for `queries` by `keys` positions, and why. ValueError if the one asked for can't."""
     softcap, drops = model.attention_softcap is not None, model.attention_dropout > 0
-    return choose(execution, Case(compute, length, length, model.width_per_head, mask, softcap, drops))
+    return choose(execution, Case(compute, queries, keys, model.width_per_head, mask, softcap, drops))

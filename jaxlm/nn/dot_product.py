@@ -12,6 +12,7 @@ from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import matmul
 
 MASKED = -1e30  # finite: a row in which everything is masked stays a number
+CUDNN_MULTIPLE, SHORTEST = 128, 64  # positions: sequences are padded to the one; under the other that is mostly padding
 BLOCK, MOST_BLOCKS = 128, 4  # queries of a block of the XLA path, at least; blocks of a sequence, at most
 SCORES = "scores"  # not a `PRODUCT`: a policy that keeps those would keep L x S scores
 
@@ -22,7 +23,9 @@ class Mask(NamedTuple):
     causal: bool = False
     window: int | None = None  # itself and the window - 1 positions before it
     lengths: jax.Array | None = None  # int32 [B]: keys from there on are padding
+    query_lengths: jax.Array | None = None  # int32 [B]: queries from there on are padding, whose output nobody reads
     segments: jax.Array | None = None  # int32 [B, L]: only keys of the query's own segment
+    key_segments: jax.Array | None = None  # int32 [B, S]: None where keys and queries are the same positions
     prefix_lengths: jax.Array | None = None  # int32 [B]: keys before it are seen by all of the prefix, causal or not
 
 
@@ -55,7 +58,7 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
         f"the platform is {execution.platform}": execution.platform not in ("cuda", "gpu"),
         f"the dtype is {case.dtype}": case.dtype not in ("bfloat16", "float16"),
         f"heads of {case.head_width} channels (multiples of 8 up to {widest})": case.head_width % 8 != 0 or case.head_width > widest,
-        f"{case.queries} queries, {case.keys} keys (multiples of 128)": case.queries % 128 != 0 or case.keys % 128 != 0,
+        f"{case.queries} queries, {case.keys} keys (at least {SHORTEST})": min(case.queries, case.keys) < SHORTEST,
         "attention soft-cap": case.softcap,
         "attention dropout": case.dropout,
         "packed segments": case.mask.segments is not None,
@@ -88,19 +91,29 @@ def attend(
 
 
 def cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias: jax.Array | None) -> jax.Array:
+    """cuDNN's flash kernel, on sequences padded to the multiple that it is made for."""
+    rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
+
+    def padded(x: jax.Array, *axes: int) -> jax.Array:
+        missing = {axis: -x.shape[axis] % CUDNN_MULTIPLE for axis in axes}
+        return jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)]) if any(missing.values()) else x
+
+    def lengths(given: jax.Array | None, size: int) -> jax.Array | None:
+        return jnp.full(rows, size, jnp.int32) if given is None and size % CUDNN_MULTIPLE else given
+
     return jax.nn.dot_product_attention(
-        q_BLHK,
-        k_BSGK,
-        v_BSGK,
+        padded(q_BLHK, 1),
+        padded(k_BSGK, 1),
+        padded(v_BSGK, 1),
         # A float32 bias gives NaN gradients (jax issue 32242).
-        bias=None if bias is None else bias.astype(q_BLHK.dtype),
+        bias=None if bias is None else padded(bias.astype(q_BLHK.dtype), 2, 3),
         scale=scale,
         is_causal=mask.causal,
-        query_seq_lengths=mask.lengths,
-        key_value_seq_lengths=mask.lengths,
+        query_seq_lengths=lengths(mask.query_lengths, queries),
+        key_value_seq_lengths=lengths(mask.lengths, keys),
         local_window_size=None if mask.window is None else (mask.window - 1, 0),
         implementation="cudnn",
-    )
+    )[:, :queries]
 
 
 def xla_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softcap, dropout: float, dropout_key) -> jax.Array:
@@ -158,7 +171,8 @@ def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:
     if mask.lengths is not None:
         conditions.append(key < mask.lengths[:, None, None])
     if mask.segments is not None:
-        of_query, of_key = (mask.segments[:, part.start : part.stop] for part in (queries, keys))
+        of_query = mask.segments[:, queries.start : queries.stop]
+        of_key = (mask.segments if mask.key_segments is None else mask.key_segments)[:, keys.start : keys.stop]
         conditions.append(of_query[:, :, None] == of_key[:, None, :])
     visible = None
     for condition in conditions:

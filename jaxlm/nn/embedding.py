@@ -1,4 +1,4 @@
-"""The ends of a model: token and position tables in, vocabulary scores out."""
+"""The ends of a model: tables of tokens, positions and token types in, vocabulary scores out."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ from jaxlm.nn.dot_product import MASKED
 from jaxlm.nn.dropout import dropout
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
-from jaxlm.nn.matmul import matmul
+from jaxlm.nn.matmul import add_bias, matmul
+from jaxlm.nn.mlp import ACTIVATIONS
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import sinusoids
@@ -25,7 +26,10 @@ def padded_vocabulary(size: int) -> int:
 
 
 class Embedding(nn.Module):
-    """Token ids int32 [B, L] (and positions [B or 1, L]) -> [B, L, D] in `compute` dtype."""
+    """Token ids int32 [B, L], positions [B or 1, L] and token types [B or 1, L] -> [B, L, D] in `compute` dtype.
+
+    Owns the token table unless it is given another's.
+    """
 
     model: config.Model
     execution: Execution = Execution()
@@ -33,21 +37,34 @@ class Embedding(nn.Module):
     compute: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_BL: jax.Array, positions_BL: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        positions_BL: jax.Array,
+        types_BL: jax.Array,
+        dropout_key: jax.Array | None = None,
+        table_VD: jax.Array | None = None,
+    ) -> jax.Array:
         model = self.model
-        init = normal(model, "embedding", model.width)
-        table_VD = parameter(
-            self, "tokens", init, (padded_vocabulary(model.vocabulary_size), model.width), ("vocabulary", "embed"), self.dtype
-        )
+        if table_VD is None:
+            table_VD = self.table("tokens", padded_vocabulary(model.vocabulary_size), "vocabulary")
         x_BLD = table_VD[tokens_BL].astype(self.compute)
+        if model.embedding_scaling:
+            x_BLD = x_BLD * model.width**0.5
+        if model.token_types:
+            x_BLD = x_BLD + self.table("types", model.token_types, "position")[types_BL].astype(self.compute)
         if model.positions == "learned":
-            table_LD = parameter(self, "positions", init, (model.context_length, model.width), ("position", "embed"), self.dtype)
-            x_BLD = x_BLD + table_LD[positions_BL].astype(self.compute)
+            table_LD = self.table("positions", model.context_length + model.position_offset, "position")
+            x_BLD = x_BLD + table_LD[positions_BL + model.position_offset].astype(self.compute)
         elif model.positions == "sinusoidal":
             x_BLD = x_BLD + sinusoids(positions_BL, model.width).astype(self.compute)
         if model.embedding_norm:
             x_BLD = Norm(model, self.dtype, name="norm")(x_BLD)
         return self.execution.constrain(dropout(x_BLD, model.dropout, dropout_key), RESIDUAL)
+
+    def table(self, name: str, rows: int, axis: str) -> jax.Array:
+        init = normal(self.model, "embedding", self.model.width)
+        return parameter(self, name, init, (rows, self.model.width), (axis, "embed"), self.dtype)
 
 
 class Head(nn.Module):
@@ -61,6 +78,10 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, tied_VD: jax.Array | None = None) -> jax.Array:
         model, rows = self.model, padded_vocabulary(self.model.vocabulary_size)
         lead_axes = "BLMN"[: x.ndim - 1]
+        if model.head_transform:
+            x = self.transform(x, lead_axes)
+        if model.head_scaling:
+            x = x * model.width**-0.5
         if tied_VD is None:
             init = normal(model, "head", model.width)
             kernel_DV = parameter(self, "kernel", init, (model.width, rows), ("embed", "vocabulary"), self.dtype)
@@ -78,3 +99,11 @@ class Head(nn.Module):
         if rows == model.vocabulary_size:
             return scores
         return jnp.where((jnp.arange(rows) < model.vocabulary_size).reshape(*lead, rows), scores, MASKED)
+
+    def transform(self, x: jax.Array, lead_axes: str) -> jax.Array:
+        """norm(act(x W + b)): BERT's layer between the stack and the vocabulary."""
+        model, D = self.model, self.model.width
+        kernel_DO = parameter(self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype)
+        bias_O = parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype)
+        y = ACTIVATIONS[model.activation](add_bias(matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO), bias_O))
+        return Norm(model, self.dtype, name="transform_norm")(y)

@@ -27,10 +27,10 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
 
 def init_params(module: nn.Module, key: jax.Array, inputs: Callable[[], tuple]) -> Tree:
     """The module's parameters as a plain nested dict. `inputs()` are arguments of its call, made where they cost nothing: in a trace."""
-    return nn.meta.unbox(module.init(key, *inputs())["params"])
+    return nn.meta.unbox(module.init(key, *inputs()).get("params", {}))
 
 
 def param_axes(module: nn.Module, inputs: Callable[[], tuple]) -> Tree:
     """The same tree with each parameter's logical axes, without computing anything."""
-    boxed = jax.eval_shape(lambda key: module.init(key, *inputs())["params"], jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: module.init(key, *inputs()).get("params", {}), jax.random.key(0))
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))

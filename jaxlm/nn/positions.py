@@ -1,13 +1,18 @@
-"""Positions: rotary (arXiv 2104.09864) with scaling, sinusoidal (arXiv 1706.03762 section 3.5), ALiBi (arXiv 2108.12409)."""
+"""Positions: rotary (arXiv 2104.09864) with scaling, sinusoidal (arXiv 1706.03762 section 3.5), ALiBi (arXiv 2108.12409), T5's relative
+bias (arXiv 1910.10683 section 2.1)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import config
+from jaxlm.nn.execution import Execution
+from jaxlm.nn.initializers import normal
+from jaxlm.nn.parameters import parameter
 
 
 class Rotation(NamedTuple):
@@ -66,6 +71,47 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 
 def alibi_bias(heads: int, queries: int, keys: int) -> jax.Array:
-    """float32 [1, H, L, S]: -slope times the distance back to the key."""
-    distance_LS = jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None]
+    """float32 [1, H, L, S]: -slope times the distance to the key."""
+    distance_LS = -jnp.abs(jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None])
     return jnp.asarray(alibi_slopes(heads))[None, :, None, None] * distance_LS.astype(jnp.float32)[None, None]
+
+
+def relative_buckets(distances: np.ndarray, count: int, farthest: int, bidirectional: bool) -> np.ndarray:
+    """The bucket (0 to count - 1) of each distance, key minus query: one for each near one, then ever wider ones up to `farthest`.
+
+    In both directions half of the buckets are for keys behind the query; in one direction those share the bucket of distance 0.
+    """
+    if bidirectional:
+        count //= 2
+        offset, back = np.where(distances > 0, count, 0), np.abs(distances)
+    else:
+        offset, back = 0, np.maximum(-distances, 0)
+    near = count // 2
+    # float32, as T5 computes it: the buckets' edges decide.
+    steps = np.log(np.maximum(back, near).astype(np.float32) / near) / np.float32(np.log(farthest / near)) * (count - near)
+    far = np.minimum(near + steps.astype(np.int32), count - 1)
+    return (offset + np.where(back < near, back, far)).astype(np.int32)
+
+
+class RelativeBias(nn.Module):
+    """A bias per head and bucket of distances, shared by the layers of a stack: float32 [1, H, L, S]."""
+
+    model: config.Model
+    bidirectional: bool
+    execution: Execution = Execution()
+    dtype: Any = jnp.float32  # of the parameters
+
+    @nn.compact
+    def __call__(self, queries: int, keys: int) -> jax.Array:
+        model = self.model
+        shape = (model.relative_buckets, model.heads)
+        table = parameter(self, "table", normal(model, "relative", model.width), shape, ("position", "heads"), self.dtype)
+        # One value per distance, modulo L + S: row i of the matrix is this line moved by i, so its gradient is a sum, not a scatter.
+        period = queries + keys
+        distances = np.arange(period)
+        distances = np.where(distances < keys, distances, distances - period)
+        buckets = relative_buckets(distances, model.relative_buckets, model.relative_max_distance, self.bidirectional)
+        line_HP = table.astype(jnp.float32)[buckets].T
+        rows = jnp.broadcast_to(line_HP[:, None], (model.heads, queries, period)).reshape(model.heads, queries * period)
+        bias_HLS = rows[:, : queries * (period - 1)].reshape(model.heads, queries, period - 1)[:, :, :keys]
+        return self.execution.constrain(bias_HLS[None], (None, "heads_act", "length", "length"))

@@ -16,6 +16,14 @@ WORD = (1 << 64) - 1
 # Streams: one number per use, so that uses don't share random bits. The low 32 bits are free for the number of a source.
 SHUFFLE = 1 << 32
 PHASE = 2 << 32
+PREFIX = 3 << 32
+MASK_ORDER = 4 << 32
+MASK_TOKEN = 5 << 32
+SPAN_NOISE = 6 << 32
+SPAN_TEXT = 7 << 32
+SENTENCE_ORDER = 8 << 32
+INFILLING_LENGTH = 9 << 32
+INFILLING_PLACE = 10 << 32
 
 
 def mix(words: Any) -> Any:

@@ -37,6 +37,10 @@ def rows(table_VD: np.ndarray, fill: float) -> np.ndarray:
     return np.pad(table_VD, ((0, padded_vocabulary(V) - V), (0, 0)), constant_values=fill)
 
 
+def padded(bias_V: np.ndarray, fill: float) -> np.ndarray:
+    return rows(bias_V[:, None], fill)[:, 0]
+
+
 def stacked(layer: Callable[[int], Tree], layers: int) -> Tree:
     return jax.tree.map(lambda *w: np.stack(w), *[layer(i) for i in range(layers)])
 
@@ -146,27 +150,38 @@ def llama(state: State, head_width: int, layers: int, fill: float = 7.0, mlp_nor
     }
 
 
-def post_norm(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
-    """A torch.nn.TransformerEncoder with norm_first=False between a token table and an untied head."""
+def torch_attention(state: State, name: str, heads: int) -> Tree:
+    """A torch.nn.MultiheadAttention, which stacks query, key and value."""
+    fused, fused_bias = state[f"{name}.in_proj_weight"], state[f"{name}.in_proj_bias"]
+    D = fused.shape[1]
+    attention = from_heads(state, f"{name}.out_proj", D // heads)
+    for ours, weight, bias in zip(("query", "key", "value"), np.split(fused, 3), np.split(fused_bias, 3), strict=True):
+        attention |= {f"{ours}_kernel": weight.T.reshape(D, heads, -1), f"{ours}_bias": bias.reshape(heads, -1)}
+    return attention
+
+
+def torch_layers(state: State, heads: int, layers: int) -> Tree:
+    """torch.nn.TransformerEncoder's and TransformerDecoder's layers; a decoder's second attention reads the encoder."""
 
     def layer(i: int) -> Tree:
-        s = part(state, f"encoder.layers.{i}.")
-        D = s["linear2.bias"].size
-        attention = from_heads(s, "self_attn.out_proj", D // heads)
-        fused = zip(
-            ("query", "key", "value"), np.split(s["self_attn.in_proj_weight"], 3), np.split(s["self_attn.in_proj_bias"], 3), strict=True
-        )
-        for name, weight, bias in fused:
-            attention |= {f"{name}_kernel": weight.T.reshape(D, heads, -1), f"{name}_bias": bias.reshape(heads, -1)}
-        mlp = dense(s, "linear1", "up") | dense(s, "linear2", "down")
-        return {"attention": attention, "attention_norm": norm(s, "norm1"), "mlp": mlp, "mlp_norm": norm(s, "norm2")}
+        s = part(state, f"layers.{i}.")
+        block = {"attention": torch_attention(s, "self_attn", heads), "mlp": dense(s, "linear1", "up") | dense(s, "linear2", "down")}
+        norms = ["attention_norm", "mlp_norm"]
+        if "multihead_attn.in_proj_weight" in s:
+            block["cross_attention"] = torch_attention(s, "multihead_attn", heads)
+            norms.insert(1, "cross_attention_norm")
+        return block | {name: norm(s, f"norm{number}") for number, name in enumerate(norms, 1)}
 
-    V = state["head.bias"].size
+    return stacked(layer, layers)
+
+
+def torch_stack(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
+    """A torch.nn.TransformerEncoder between token and position tables and an untied head; with or without a norm at its end."""
+    tables = {"tokens": rows(state["tokens.weight"], fill), "positions": state["positions.weight"]}
+    final_norm = {"final_norm": norm(state, "stack.norm")} if "stack.norm.weight" in state else {}
     return {
-        "embedding": {"tokens": rows(state["table.weight"], fill)},
-        "blocks": stacked(layer, layers),
-        "head": {
-            "kernel": rows(state["head.weight"], fill).T,
-            "bias": np.pad(state["head.bias"], (0, padded_vocabulary(V) - V), constant_values=fill),
-        },
+        "embedding": tables,
+        "blocks": torch_layers(part(state, "stack."), heads, layers),
+        "head": {"kernel": rows(state["head.weight"], fill).T, "bias": padded(state["head.bias"], fill)},
+        **final_norm,
     }

@@ -7,21 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
-from jaxlm.types import Batch, Tree, is_axes
+from jaxlm.types import Batch, is_axes
 
 VOCABULARY, LENGTH = 61, 9
 TINY = config.Model(vocabulary_size=VOCABULARY, layers=1, width=24, heads=2, context_length=LENGTH, initializer="fan_in")
 ROTARY = replace(TINY, positions="rotary", kv_heads=1, norm="rmsnorm", gated=True)
-
-
-def start(model: models.Model) -> Tree:
-    """Random values in every parameter: none is at a special value such as zero or one."""
-    rng = np.random.default_rng(7)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
 def reach(model: config.Model, **fields) -> np.ndarray:
@@ -31,7 +25,7 @@ def reach(model: config.Model, **fields) -> np.ndarray:
     changed = tokens + np.eye(LENGTH, dtype=np.int32)
     rows = np.concatenate([tokens[None], changed])
     fields = {name: np.broadcast_to(np.asarray(value, np.int32), (LENGTH + 1, *np.shape(value))) for name, value in fields.items()}
-    logits = np.asarray(jax.jit(built.apply)(start(built), Batch(rows, **fields)))
+    logits = np.asarray(jax.jit(built.apply)(random_params(built), Batch(rows, **fields)))
     # What can't be seen contributes exact zeros, what can be seen more than rounding (1e-6).
     return (np.abs(logits[1:] - logits[0]).max(-1) > 1e-5).T
 
@@ -70,7 +64,7 @@ def test_packed_documents_equal_separate_ones(positions):
     tokens[1, :4], tokens[2, :5] = tokens[0, :4], tokens[0, 4:]
     segments, within = np.zeros((3, LENGTH), np.int32), np.tile(np.arange(LENGTH, dtype=np.int32), (3, 1))
     segments[0, 4:], within[0, 4:] = 1, np.arange(5)
-    packed, first, second = np.asarray(jax.jit(model.apply)(start(model), Batch(tokens, segments=segments, positions=within)))
+    packed, first, second = np.asarray(jax.jit(model.apply)(random_params(model), Batch(tokens, segments=segments, positions=within)))
     np.testing.assert_allclose(packed, np.concatenate([first[:4], second[:5]]), atol=1e-5)
 
 
@@ -78,7 +72,9 @@ def test_rotary_logits_do_not_see_absolute_positions():
     model = models.build(ROTARY)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (1, LENGTH), np.int32)
     here = np.arange(LENGTH, dtype=np.int32)
-    logits = np.asarray(jax.jit(model.apply)(start(model), Batch(np.tile(tokens, (3, 1)), positions=np.stack([here, here + 20, 2 * here]))))
+    logits = np.asarray(
+        jax.jit(model.apply)(random_params(model), Batch(np.tile(tokens, (3, 1)), positions=np.stack([here, here + 20, 2 * here])))
+    )
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-5)
     assert np.abs(logits[2] - logits[0]).max() > 0.01
 
@@ -103,7 +99,7 @@ def test_padded_vocabulary_is_never_likely_and_never_learns(name):
     model = models.build(HEADS[name])
     V = HEADS[name].vocabulary_size
     # Padding rows with huge values: they must not matter.
-    params = jax.tree.map(lambda names, a: pad_with(a, names, V, 50.0), model.axes, start(model), is_leaf=is_axes)
+    params = jax.tree.map(lambda names, a: pad_with(a, names, V, 50.0), model.axes, random_params(model), is_leaf=is_axes)
     rng = np.random.default_rng(0)
     x_BLD, targets = rng.normal(size=(2, LENGTH, TINY.width)).astype(np.float32), rng.integers(0, V, (2, LENGTH))
 
@@ -140,7 +136,7 @@ def test_bfloat16_stays_close_to_float32():
     model = replace(ROTARY, norm="layernorm", embedding_norm=True)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (4, LENGTH + 1), np.int32)
     batch, targets, weights = Batch(tokens[:, :-1]), tokens[:, 1:], np.ones((4, LENGTH), np.float32)
-    params = start(models.build(model))
+    params = random_params(models.build(model))
 
     def run(compute: str):
         built = models.build(model, config.Precision(compute=compute))
@@ -168,7 +164,7 @@ def test_bfloat16_stays_close_to_float32():
 def test_dropout_needs_a_key_and_a_rate():
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH), np.int32)
     plain, dropping = models.build(TINY), models.build(replace(TINY, dropout=0.3, attention_dropout=0.2))
-    params, (a, b) = start(plain), [jax.random.key(seed, impl="rbg") for seed in (0, 1)]  # compiles faster than the default
+    params, (a, b) = random_params(plain), [jax.random.key(seed, impl="rbg") for seed in (0, 1)]  # compiles faster than the default
     features, dropped = jax.jit(plain.features), jax.jit(dropping.features)
     expected = np.asarray(features(params, Batch(tokens)))
     np.testing.assert_array_equal(features(params, Batch(tokens), a), expected)

@@ -1,5 +1,6 @@
 """Parameter counts of published models, from their configs, without making an array."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -68,6 +69,42 @@ def test_counts_of_transformers(name):
     with torch.device("meta"):
         theirs = sum(parameter.numel() for parameter in peer(peer.config_class(**fields)).parameters())
     assert models.build(MODELS[name][0]).parameter_count() == theirs
+
+
+BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+BART = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12, "decoder_attention_heads": 12}
+T5 = {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "feed_forward_proj": "gated-gelu"}
+
+RECIPES: dict[str, tuple[float, str, dict[str, Any]]] = {
+    "bert_base": (109.5, "BertForMaskedLM", {}),
+    "roberta_base": (124.7, "RobertaForMaskedLM", BASE),
+    "t5_base": (247.6, "T5ForConditionalGeneration", T5),
+    "bart_base": (139.4, "BartForConditionalGeneration", BART | {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}),
+    "bloom_560m": (559.2, "BloomForCausalLM", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
+}
+
+
+def recipe_count(name: str) -> int:
+    recipe = config.load(Path(__file__).parents[2] / "configs" / f"{name}.py")
+    return models.build(recipe.model).parameter_count()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_the_published_size(name):
+    """In millions, to the digit."""
+    assert round(recipe_count(name) / 1e6, 1) == RECIPES[name][0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_the_size_of_transformers(name):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    _, cls, fields = RECIPES[name]
+    with torch.device("meta"):
+        peer = getattr(transformers, cls)(getattr(transformers, cls).config_class(**fields))
+        if name == "t5_base":
+            # transformers 5 ties the head of every T5 that it builds, and unties it only when a checkpoint has one.
+            peer.lm_head.weight = torch.nn.Parameter(torch.empty_like(peer.lm_head.weight))
+    assert recipe_count(name) == sum(parameter.numel() for parameter in peer.parameters())
 
 
 def test_count_is_the_arrays_without_padding():

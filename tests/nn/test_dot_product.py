@@ -1,7 +1,8 @@
-"""Attention against a float64 loop over queries and keys, and the choice of its kernel."""
+"""Attention of a sequence with itself and with another against a float64 loop over queries and keys, and the choice of its kernel."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jaxlm.nn.attention import kernel
 from jaxlm.nn.dot_product import Case, Mask, attend, choose, visible_blocks
 from jaxlm.nn.execution import Execution
 
-B, L, H, G, K = 2, 8, 6, 2, 4
-LENGTHS, PREFIXES = np.array([8, 4]), np.array([3, 0])
-SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2]])
+B, L, S, H, G, K = 2, 8, 11, 6, 2, 4
+LENGTHS: Any = np.array([8, 4])
+PREFIXES: Any = np.array([3, 0])
+SEGMENTS: Any = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2]])
 
 Rule = Callable[[int, int, int], bool]  # (row, query, key) -> is it seen
 
@@ -30,26 +32,26 @@ MASKS: dict[str, tuple[Mask, Rule]] = {
     "prefix": (Mask(causal=True, prefix_lengths=PREFIXES), lambda b, q, k: k <= q or k < PREFIXES[b]),
     "prefix, window": (Mask(True, 2, prefix_lengths=PREFIXES), lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 2),
     "all": (
-        Mask(True, 4, LENGTHS, SEGMENTS, PREFIXES),
+        Mask(True, 4, LENGTHS, segments=SEGMENTS, prefix_lengths=PREFIXES),
         lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 4 and k < LENGTHS[b] and SEGMENTS[b, q] == SEGMENTS[b, k],
     ),
 }
 
 
-def random(shape: tuple[int, ...], seed: int) -> np.ndarray:
+def random(shape: tuple[int, ...], seed: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def qkv() -> tuple[Any, Any, Any]:
     return random((B, L, H, K), 0), random((B, L, G, K), 1), random((B, L, G, K), 2)
 
 
 def expected(q, k, v, rule: Rule, bias: np.ndarray | None = None, softcap: float | None = None) -> np.ndarray:
     """The definition, one query at a time; a query that sees nothing is NaN."""
-    out = np.full((B, L, H, K), np.nan)
-    for b, i, h in np.ndindex(B, L, H):
-        seen = [j for j in range(L) if rule(b, i, j)]
+    out = np.full(q.shape, np.nan)
+    for b, i, h in np.ndindex(q.shape[:3]):
+        seen = [j for j in range(k.shape[1]) if rule(b, i, j)]
         g = h // (H // G)
         scores = np.array([q[b, i, h].astype(np.float64) @ k[b, j, g] for j in seen]) / math.sqrt(K)
         if softcap is not None:
@@ -86,6 +88,35 @@ def test_bias_and_softcap(qkv, blocks):
     bias = random((1, H, L, L), 3)
     ours = attend(*qkv, mask, Execution(), scale=K**-0.5, bias=bias, softcap=0.7)
     np.testing.assert_allclose(ours, expected(*qkv, rule, bias, 0.7), atol=2e-6)
+
+
+SOURCE_LENGTHS: Any = np.array([11, 5])
+SOURCE_SEGMENTS: Any = np.array([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
+
+CROSS_MASKS: dict[str, tuple[Mask, Rule]] = {
+    "none": (Mask(), lambda b, q, k: True),
+    "lengths": (Mask(lengths=SOURCE_LENGTHS, query_lengths=LENGTHS), lambda b, q, k: k < SOURCE_LENGTHS[b]),
+    "segments": (Mask(segments=SEGMENTS, key_segments=SOURCE_SEGMENTS), lambda b, q, k: SEGMENTS[b, q] == SOURCE_SEGMENTS[b, k]),
+    "all": (
+        Mask(lengths=SOURCE_LENGTHS, query_lengths=LENGTHS, segments=SEGMENTS, key_segments=SOURCE_SEGMENTS),
+        lambda b, q, k: k < SOURCE_LENGTHS[b] and SEGMENTS[b, q] == SOURCE_SEGMENTS[b, k],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CROSS_MASKS)
+def test_cross_attention(name, blocks):
+    """Keys of another sequence, more of them than queries. What queries behind their own length get is left open, but finite."""
+    mask, rule = CROSS_MASKS[name]
+    q, k, v = random((B, L, H, K), 0), random((B, S, G, K), 1), random((B, S, G, K), 2)
+    ours = np.asarray(attend(q, k, v, mask, Execution(), scale=K**-0.5))
+    assert ours.shape == q.shape and np.isfinite(ours).all()
+    theirs = expected(q, k, v, rule)
+    if mask.query_lengths is not None:
+        theirs[np.arange(L) >= LENGTHS[:, None]] = np.nan
+    read = ~np.isnan(theirs)
+    assert read.mean() > 0.5
+    np.testing.assert_allclose(ours[read], theirs[read], atol=2e-6)
 
 
 def test_blocks_save_scores():
@@ -138,7 +169,15 @@ GOOD = Case("bfloat16", 256, 256, 64, Mask(causal=True))
 
 
 @pytest.mark.parametrize(
-    "case", [GOOD, GOOD._replace(dtype="float16"), GOOD._replace(mask=Mask(True, 100, LENGTHS)), GOOD._replace(mask=Mask())]
+    "case",
+    [
+        GOOD,
+        GOOD._replace(dtype="float16"),
+        GOOD._replace(queries=64, keys=200),
+        GOOD._replace(mask=Mask(True, 100, LENGTHS)),
+        GOOD._replace(mask=Mask()),
+        GOOD._replace(mask=Mask(lengths=LENGTHS, query_lengths=LENGTHS)),
+    ],
 )
 def test_cudnn_where_supported(case):
     assert choose(H100, case) == ("cudnn", "supported")
@@ -154,8 +193,8 @@ def test_cudnn_where_supported(case):
         (H100, GOOD._replace(head_width=60), "heads of 60 channels"),
         (H100, GOOD._replace(head_width=264), "heads of 264 channels"),
         (A100, GOOD._replace(head_width=192), "up to 128"),
-        (H100, GOOD._replace(queries=100), "100 queries"),
-        (H100, GOOD._replace(keys=200), "200 keys"),
+        (H100, GOOD._replace(queries=63), "63 queries"),
+        (H100, GOOD._replace(keys=48), "48 keys"),
         (H100, GOOD._replace(softcap=True), "soft-cap"),
         (H100, GOOD._replace(dropout=True), "dropout"),
         (H100, GOOD._replace(mask=Mask(segments=SEGMENTS)), "segments"),
@@ -182,8 +221,47 @@ def test_asked_for_but_unsupported_raises_in_a_model_too(qkv):
 
 
 def test_kernel_of_a_model():
-    model = config.Model(width=256, heads=4, sliding_window=64)
-    assert kernel(model, "bfloat16", 1024, H100) == ("cudnn", "supported")
-    assert kernel(config.Model(width=256, heads=4, attention_softcap=30.0), "bfloat16", 1024, H100) == ("xla", "attention soft-cap")
-    assert kernel(config.Model(width=256, heads=4, attention_dropout=0.1), "bfloat16", 1024, H100) == ("xla", "attention dropout")
-    assert kernel(model, "float32", 1024, H100)[0] == kernel(model, "bfloat16", 1000, H100)[0] == "xla"
+    def chosen(fields: dict, compute: str = "bfloat16", keys: int = 1000, mask: Mask = GOOD.mask) -> tuple[str, str]:
+        return kernel(config.Model(width=256, heads=4, **fields), compute, 1000, keys, mask, H100)
+
+    assert chosen({}) == chosen({}, keys=64) == chosen({"sliding_window": 64}) == ("cudnn", "supported")
+    assert chosen({"attention_softcap": 30.0}) == ("xla", "attention soft-cap")
+    assert chosen({"attention_dropout": 0.1}) == ("xla", "attention dropout")
+    assert chosen({}, mask=Mask(segments=SEGMENTS)) == ("xla", "packed segments")
+    assert chosen({}, "float32") == ("xla", "the dtype is float32")
+    assert chosen({}, keys=50)[0] == chosen({"head_width": 12})[0] == "xla"
+
+
+PADDED: Any = np.array([70, 41])
+CUDNN_CASES: dict[str, tuple[int, Mask]] = {
+    "causal": (70, Mask(causal=True)),
+    "causal, no padding": (128, Mask(causal=True)),
+    "window": (70, Mask(causal=True, window=9)),
+    "lengths": (70, Mask(lengths=PADDED, query_lengths=PADDED)),
+    "cross": (140, Mask()),
+    "cross, lengths": (140, Mask(lengths=2 * PADDED - 11, query_lengths=PADDED)),
+}
+
+
+@pytest.mark.parametrize("name", CUDNN_CASES)
+def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
+    """What the kernel is asked to do, done by jax's own implementation of the same function for CPUs."""
+    definition = jax.nn.dot_product_attention
+    shapes = []
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        shapes.append((q.shape[1], k.shape[1]))
+        return definition(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    keys, mask = CUDNN_CASES[name]
+    queries = 128 if keys == 128 else 70
+    q, k, v, bias = (
+        random(shape, i) for i, shape in enumerate([(B, queries, H, K), (B, keys, G, K), (B, keys, G, K), (1, H, queries, keys)])
+    )
+    ours = dot_product.cudnn_attention(q, k, v, mask, 0.5, jnp.asarray(bias))
+    assert shapes == [(128, 256 if keys == 140 else 128)]
+    theirs = dot_product.xla_attention(q, k, v, mask, 0.5, bias, None, 0.0, None)
+    read = np.arange(queries) < (np.full(B, queries) if mask.query_lengths is None else mask.query_lengths)[:, None]
+    np.testing.assert_allclose(np.asarray(ours)[read], np.asarray(theirs)[read], atol=2e-6)

@@ -87,9 +87,9 @@ def test_alibi_slopes():
     np.testing.assert_allclose(alibi_slopes(1), [2**-8.0])
 
 
-def test_alibi_bias_falls_with_distance():
-    bias = alibi_bias(2, 5, 5)
-    assert bias.shape == (1, 2, 5, 5)
-    for query in range(5):
-        for key in range(query + 1):
-            np.testing.assert_allclose(bias[0, :, query, key], [-(query - key) / 16, -(query - key) / 256])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 7), (7, 3)])
+def test_alibi_bias_falls_with_distance_in_both_directions(queries, keys):
+    bias = alibi_bias(2, queries, keys)
+    assert bias.shape == (1, 2, queries, keys)
+    for query, key in np.ndindex(queries, keys):
+        np.testing.assert_allclose(bias[0, :, query, key], [-abs(query - key) / 16, -abs(query - key) / 256])

@@ -1,6 +1,6 @@
 import numpy as np
 
-from jaxlm.objectives import OBJECTIVES, causal, counter
+from jaxlm.objectives import counter
 
 
 def test_counter_continues_splitmix64():
@@ -32,18 +32,3 @@ def test_counter_bits_are_fair():
 def test_counter_is_fixed_for_ever():
     """A run that resumes must see the same data: a changed constant here would silently reshuffle every old run."""
     assert [int(counter.bits(0, 0, 0, 0)), int(counter.bits(1, 2, 3, 4))] == [0x2130748AAAC80268, 0x848324AFF46FF61D]
-
-
-def test_causal_predicts_the_next_token():
-    windows = np.arange(12, dtype=np.int32).reshape(2, 6)
-    batch = causal(windows, np.arange(2), 0)
-    assert batch.tokens.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]
-    assert batch.targets is not None
-    assert np.array_equal(batch.targets, batch.tokens + 1)
-    assert batch.weights is not None
-    assert (batch.weights.dtype, batch.weights.sum()) == (np.float32, 10)
-    assert batch.tokens.dtype == batch.targets.dtype == np.int32
-
-
-def test_objectives_are_named_as_in_the_config():
-    assert OBJECTIVES["causal"] is causal

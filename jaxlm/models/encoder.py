@@ -1,0 +1,31 @@
+"""Bidirectional encoders: BERT, RoBERTa and their kin, by config alone."""
+
+from jaxlm import config
+from jaxlm.models import tower
+from jaxlm.models.model import Model
+from jaxlm.nn.attention import kernel
+from jaxlm.nn.dot_product import Mask
+from jaxlm.nn.execution import Execution
+from jaxlm.types import Array, Batch, Tree
+
+
+def build(model: config.Model, precision: config.Precision, execution: Execution) -> Model:
+    """The encoder of `model` as pure functions."""
+    encoder = tower.build(model, precision, execution, causal=False)
+
+    def features(params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
+        return encoder.run(
+            params,
+            batch.tokens,
+            Mask(lengths=batch.lengths, query_lengths=batch.lengths, segments=batch.segments),
+            positions=batch.positions,
+            types=batch.token_types,
+            predict=batch.predict,
+            dropout_key=dropout_key,
+        )
+
+    def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
+        length = batch.tokens.shape[1]
+        return {"attention": kernel(model, precision.compute, length, length, Mask(segments=batch.segments), execution)}
+
+    return Model(model, encoder.init, encoder.axes, features, encoder.head_weights, encoder.scores, kernels)

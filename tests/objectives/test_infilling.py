@@ -1,0 +1,160 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from texts import BEGIN, END, FIRST_ORDINARY, FRAMED, MASK, PAD, VOCABULARY, build, make, windows
+
+from jaxlm.objectives import draws, infilling
+
+
+def hidden_runs(source, text):
+    """Aligns source with text: [(masks, text tokens that they stand for), ...]; fails unless the rest is the same."""
+    runs, masks, place = [], 0, 0
+    for token in [*source, None]:
+        if token == MASK:
+            masks += 1
+            continue
+        # Ends of text repeat, but are never hidden: the next one is the one.
+        end = len(text) if token is None else text.index(token, place)
+        assert masks or end == place
+        if masks:
+            runs.append((masks, text[place:end]))
+        masks, place = 0, end + 1
+    return runs
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(4, 90), st.sampled_from([0.0, 0.1, 0.5]), st.floats(0.3, 0.98), st.floats(1.0, 9.0), st.booleans(), st.integers(0, 2**32)
+)
+def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_span, framed, seed):
+    vocabulary = FRAMED if framed else VOCABULARY
+    objective = build("infilling", length, vocabulary, noise_share=noise, mean_span=mean_span, shuffle_sentences=False)
+    text = windows(objective, 4, ends, seed)
+    batch = make(objective, text, seed=seed)
+    expected = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
+    assert np.array_equal(batch.targets, expected)
+    for line, source, size in zip(text.tolist(), batch.source.tolist(), batch.source_lengths, strict=True):
+        assert source[size:] == [PAD] * (length - size)
+        source = source[:size]
+        if framed:
+            assert (source[0], source[-1]) == (BEGIN, END)
+            source = source[1:-1]
+        runs = hidden_runs(source, line)
+        hidden = [token for _, tokens in runs for token in tokens]
+        assert END not in hidden
+        assert len(hidden) == round(noise * sum(token != END for token in line))
+
+
+@pytest.mark.parametrize(("start", "token"), [(None, END), ("pad", PAD)])
+def test_the_decoder_reads_its_targets_shifted(start, token):
+    objective = build("infilling", 30, FRAMED, decoder_start=start)
+    batch = make(objective, windows(objective, 3))
+    assert (batch.tokens[:, 0] == token).all()
+    assert np.array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    assert batch.weights.min() == 1
+
+
+def test_span_lengths_are_poisson():
+    for mean in (1.0, 3.0, 3.5, 30.0):
+        probabilities = np.diff(infilling.poisson_thresholds(mean) / 2**32, prepend=0)
+        expected = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(len(probabilities))]
+        np.testing.assert_allclose(probabilities, expected, atol=2**-31)  # thresholds are rounded to 2**-32
+        assert sum(expected) == pytest.approx(1, abs=2**-32)
+    assert np.isfinite(infilling.poisson_thresholds(3000.0).astype(float)).all()  # exp(-3000) is 0
+
+
+def test_masks_are_as_many_as_spans_that_cover_the_noise():
+    objective = build("infilling", 400, shuffle_sentences=False)
+    batch = make(objective, windows(objective, 800))
+    masks = (batch.source == MASK).sum(axis=1)
+    hidden = 400 - (batch.source_lengths - masks)
+    assert (hidden == 120).all()
+    # The definition, with numpy's Poisson numbers: spans are drawn while their sum is below 120.
+    sums = np.cumsum(np.random.default_rng(0).poisson(3.0, (20_000, 120)), axis=1)
+    expected = 1 + (sums < 120).sum(axis=1)
+    error = np.hypot(masks.std() / np.sqrt(800), expected.std() / np.sqrt(20_000))
+    assert abs(masks.mean() - expected.mean()) < 5 * error
+    assert masks.std() == pytest.approx(expected.std(), rel=0.15)  # 6 standard errors of 800 rows
+
+
+def test_spans_lie_anywhere():
+    rows = 9000
+    keys = draws.order(0, np.arange(rows), 0, 8)
+    wanted = np.tile([2, 0, 1, 5], (rows, 1))  # of 4 ordinary tokens 0.75 are 3: the spans 2, 0, 1
+    spans = infilling.placed(wanted, keys, np.full(rows, 4), 0.75)
+    assert spans.used[0].tolist() == [True, True, True, False]
+    assert spans.lengths[0].tolist() == [2, 0, 1, 0]
+    # One token stays: it is before, between or behind the spans, 4 slots alike.
+    firsts, counts = np.unique(spans.starts[:, :3], axis=0, return_counts=True)
+    assert firsts.tolist() == [[0, 2, 2], [0, 2, 3], [0, 3, 3], [1, 3, 3]]
+    assert abs(counts - rows / 4).max() < 5 * np.sqrt(rows * 3 / 16)
+    trimmed = infilling.placed(np.array([[5, 1]]), keys[:1], np.array([4]), 0.5)
+    assert (trimmed.lengths.tolist(), trimmed.used.tolist()) == ([[2, 0]], [[True, False]])
+
+
+def infill(text, starts, lengths):
+    line = np.array([text], np.int32)
+    spans = infilling.Spans(np.array([starts]), np.array([lengths]), np.ones((1, len(starts)), bool))
+    source, sizes = infilling.infilled(line, line >= FIRST_ORDINARY, spans, VOCABULARY)
+    assert source[0, sizes[0] :].tolist() == [PAD] * (len(text) - sizes[0])
+    return source[0, : sizes[0]].tolist()
+
+
+def test_one_mask_for_each_span():
+    assert infill([201, 202, 203, 204, 205], [1], [3]) == [201, MASK, 205]
+    assert infill([201, 202, 203, 204, 205], [0, 2], [2, 2]) == [MASK, MASK, 205]
+    assert infill([201, 202, 203, 204, 205], [0, 2, 5], [0, 3, 0]) == [MASK, 201, 202, MASK, MASK]
+    # Special tokens are not counted and not hidden; behind one a span goes on under a mask of its own.
+    assert infill([201, END, 202, 203, END], [1], [1]) == [201, END, MASK, 203, END]
+    assert infill([201, 202, END, 203, 204], [1], [2]) == [201, MASK, END, MASK, 204]
+    # No room: the last empty spans go.
+    assert infill([201, 202, 203], [0, 1, 3], [0, 1, 0]) == [201, MASK, 203]
+    assert infill([201, 202, 203], [0, 1, 3], [0, 2, 0]) == [MASK, 201, MASK]
+
+
+def split(line, ends):
+    """The line cut behind each token for which `ends` holds."""
+    parts = [[]]
+    for token in line:
+        parts[-1].append(token)
+        if ends(token):
+            parts.append([])
+    return [part for part in parts if part]
+
+
+def test_sentences_move_within_their_document():
+    objective = build("infilling", 120)
+    text = windows(objective, 60, ends=0.05)
+    moved = infilling.shuffled(text, np.arange(60), 0, VOCABULARY)
+    for line, shuffled in zip(text.tolist(), moved.tolist(), strict=True):
+        documents = [split(one, lambda token: token == END) for one in (line, shuffled)]
+        for before, after in zip(*documents, strict=True):
+            assert len(before) == len(after)
+            assert (before[-1] == END) == (after[-1] == END)
+            sentences = split([token for token in before if token != END], lambda token: VOCABULARY.ends_sentence[token])
+            in_order = sorted(sentences, key=lambda sentence: after.index(sentence[0]))
+            assert [token for sentence in in_order for token in sentence] == [token for token in after if token != END]
+    assert (moved != text).mean() > 0.5
+
+
+def test_all_orders_of_sentences_are_alike():
+    rows = 6000
+    text = np.tile(np.array([209, 301, 219, 302, 303], np.int32), (rows, 1))  # three sentences, the last one unfinished
+    moved = infilling.shuffled(text, np.arange(rows), 0, VOCABULARY)
+    orders, counts = np.unique(moved, axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert abs(counts - rows / 6).max() < 5 * np.sqrt(rows * 5 / 36)
+
+
+def test_the_target_is_the_text_in_its_order():
+    objective = build("infilling", 60)
+    text = windows(objective, 5)
+    batch = make(objective, text)
+    assert np.array_equal(batch.targets, text)
+    for line, source in zip(text, batch.source, strict=True):
+        kept = source[(source != MASK) & (source != PAD)]
+        assert set(kept) <= set(line.tolist())
+        assert len(kept) == 60 - round(0.3 * 60)
