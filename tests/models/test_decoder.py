@@ -138,7 +138,7 @@ def test_bfloat16_stays_close_to_float32():
     batch, targets, weights = Batch(tokens[:, :-1]), tokens[:, 1:], np.ones((4, LENGTH), np.float32)
     params = random_params(models.build(model))
 
-    def run(compute: str):
+    def run(compute: Any):
         built = models.build(model, config.Precision(compute=compute))
 
         def loss(params):

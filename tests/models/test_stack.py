@@ -12,7 +12,6 @@ from jax.extend import core
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
 from jaxlm.models.stack import run_stack
-from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Batch, Tree
 
@@ -110,7 +109,7 @@ def test_every_layer_gets_its_own_weights_and_key(blocks):
         return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key)])
 
     out = run_stack(apply, {"w": jnp.arange(4.0)[:, None]}, {"w": ("layers", None)}, jnp.zeros(4), key, Execution(blocks=blocks))
-    expected = [i + float(jax.random.uniform(site_key(key, i))) for i in range(4)]
+    expected = [i + float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
     np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 

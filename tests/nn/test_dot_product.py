@@ -20,6 +20,7 @@ LENGTHS: Any = np.array([8, 4])
 PREFIXES: Any = np.array([3, 0])
 SEGMENTS: Any = np.array([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2]])
 
+Qkv = tuple[Any, Any, Any]
 Rule = Callable[[int, int, int], bool]  # (row, query, key) -> is it seen
 
 MASKS: dict[str, tuple[Mask, Rule]] = {
@@ -43,7 +44,7 @@ def random(shape: tuple[int, ...], seed: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def qkv() -> tuple[Any, Any, Any]:
+def qkv() -> Qkv:
     return random((B, L, H, K), 0), random((B, L, G, K), 1), random((B, L, G, K), 2)
 
 
@@ -72,7 +73,7 @@ def blocks(request, monkeypatch) -> int:
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_masks(name, qkv, blocks):
+def test_masks(name, qkv: Qkv, blocks):
     mask, rule = MASKS[name]
     ours = np.asarray(attend(*qkv, mask, Execution(), scale=K**-0.5))
     assert np.isfinite(ours).all()
@@ -82,7 +83,7 @@ def test_masks(name, qkv, blocks):
     np.testing.assert_allclose(ours[sees], theirs[sees], atol=2e-6)
 
 
-def test_bias_and_softcap(qkv, blocks):
+def test_bias_and_softcap(qkv: Qkv, blocks):
     """In that order: the cap is on the scaled scores, the bias comes after it."""
     mask, rule = MASKS["window"]
     bias = random((1, H, L, L), 3)
@@ -131,16 +132,18 @@ def test_blocks_save_scores():
         assert visible_blocks(Mask(causal=True), length, length) == [(range(length), range(length))]
 
 
-def test_grouped_heads_equal_repeated_heads(qkv):
+def test_grouped_heads_equal_repeated_heads(qkv: Qkv):
     q, k, v = qkv
     mask = Mask(causal=True)
-    repeated = attend(q, np.repeat(k, H // G, 2), np.repeat(v, H // G, 2), mask, Execution(), scale=0.5)
+    k_repeated, v_repeated = (jnp.repeat(a, H // G, 2) for a in (k, v))
+    repeated = attend(q, k_repeated, v_repeated, mask, Execution(), scale=0.5)
     np.testing.assert_allclose(attend(q, k, v, mask, Execution(), scale=0.5), repeated, atol=1e-6)
 
 
-def test_bfloat16_stays_close(qkv):
+def test_bfloat16_stays_close(qkv: Qkv):
     mask, rule = MASKS["causal"]
-    ours = attend(*(jnp.asarray(a, jnp.bfloat16) for a in qkv), mask, Execution(), scale=K**-0.5)
+    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in qkv)
+    ours = attend(q, k, v, mask, Execution(), scale=K**-0.5)
     assert ours.dtype == jnp.bfloat16
     # Inputs, weights and output are rounded to 8 bits; scores and softmax are not.
     np.testing.assert_allclose(ours.astype(jnp.float32), expected(*qkv, rule), atol=4 * 2**-8)
@@ -150,7 +153,7 @@ def test_dropout_on_the_weights():
     """With the identity for values, what comes out are the weights."""
     n = 64
     q, k = random((4, n, 1, n), 0), random((4, n, 1, n), 1)
-    v = np.broadcast_to(np.eye(n, dtype=np.float32)[None, :, None], (4, n, 1, n))
+    v = jnp.broadcast_to(jnp.eye(n)[None, :, None], (4, n, 1, n))
 
     def run(rate, key):
         return np.asarray(attend(q, k, v, Mask(), Execution(), scale=0.125, dropout=rate, dropout_key=key))
@@ -215,7 +218,7 @@ def test_wide_heads_on_hopper():
     assert choose(A100, GOOD._replace(head_width=128))[0] == "cudnn"
 
 
-def test_asked_for_but_unsupported_raises_in_a_model_too(qkv):
+def test_asked_for_but_unsupported_raises_in_a_model_too(qkv: Qkv):
     with pytest.raises(ValueError, match="platform is cpu"):
         attend(*qkv, Mask(causal=True), Execution(attention="cudnn"), scale=0.5)
 

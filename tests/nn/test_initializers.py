@@ -81,7 +81,7 @@ def test_every_parameter(name):
     """Each with the role and the number of inputs that it has; layers and keys start differently."""
     fields, roles = FAMILIES[name]
     roles = dict(roles)
-    sizes = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "head_width": HEAD_WIDTH, "mlp_width": HIDDEN}
+    sizes: dict[str, Any] = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "head_width": HEAD_WIDTH, "mlp_width": HIDDEN}
     common: dict[str, Any] = {
         "vocabulary_size": 128,
         "context_length": 128,

@@ -28,7 +28,7 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name):
-    points = np.linspace(-5, 5, 41, dtype=np.float32)
+    points = jnp.linspace(-5, 5, 41)
     np.testing.assert_allclose(ACTIVATIONS[name](points), [FORMULAS[name](float(x)) for x in points], atol=2e-6)
 
 
@@ -44,7 +44,9 @@ def test_mlp(gated):
     hidden = np.maximum(x @ p[f"{acted}_kernel"] + p[f"{acted}_bias"], 0) ** 2
     if other:
         hidden = hidden * (x @ p["up_kernel"] + p["up_bias"])
-    np.testing.assert_allclose(MLP(model).apply({"params": p}, x), hidden @ p["down_kernel"] + p["down_bias"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(MLP(model).apply({"params": p}, x)), hidden @ p["down_kernel"] + p["down_bias"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_norms():
