@@ -1,12 +1,33 @@
-"""A small encoder-decoder."""
+"""The quickstart's text for a small encoder-decoder: span corruption on the modules of Python's own library.
+
+    python -m jaxlm.train --config configs/quickstart_encoder_decoder.py
+
+FIGURES
+"""
 
 from dataclasses import replace
 
-from jaxlm.config import Objective, Tokenizer, Training
 from quickstart import config as decoder
+
+from jaxlm.config import Data, Evaluation, Objective, Tokenizer, Training
 
 config = replace(
     decoder,
-    model=replace(decoder.model, family="encoder_decoder", layers=2, encoder_layers=4, positions="relative"),
-    objective=Objective(kind="span"),
+    model=replace(
+        decoder.model,
+        family="encoder_decoder",
+        layers=2,
+        context_length=32,
+        positions="relative",
+        tied_head=False,
+        initializer="t5",
+    ),
+    objective=Objective(kind="infilling", shuffle_sentences=False),
+    tokenizer=Tokenizer(begin_of_text="<s>"),
+    data=Data(sequence_length=32),
+    optimizer=replace(decoder.optimizer, learning_rate=2e-3),
+    training=Training(steps=1500, batch_size=32),
+    evaluation=Evaluation(every_steps=750, samples=4),
+    checkpoint=replace(decoder.checkpoint, every_steps=750),
+    logging=replace(decoder.logging, every_steps=50),
 )

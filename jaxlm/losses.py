@@ -31,7 +31,8 @@ def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:
 def loss_sums(scores_BLV: Array, targets_BL: Array, weights_BL: Array) -> LossSums:
     nll, lse = token_losses(scores_BLV, targets_BL)
     correct = (jnp.argmax(scores_BLV, axis=-1) == targets_BL).astype(jnp.float32)  # costs nothing where nobody reads it
-    return LossSums(*(jnp.sum(values * weights_BL) for values in (nll, jnp.square(lse), correct)), jnp.sum(weights_BL))
+    loss, z, right = (jnp.sum(values * weights_BL) for values in (nll, jnp.square(lse), correct))
+    return LossSums(loss, z, right, jnp.sum(weights_BL))
 
 
 def tile_length(batch: int, length: int, vocabulary: int, devices: int, asked: int | None) -> int:

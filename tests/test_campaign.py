@@ -53,9 +53,8 @@ def test_quickstarts_of_the_other_families(tmp_path, capfd, name):
     seconds, found = time.perf_counter() - started, rows(tmp_path / "run")
     share = found["eval/loss"] / found["eval/unigram_entropy"]
     with capfd.disabled():
-        print(
-            f"\n{name}: {seconds:.0f} s in all, loss {found['eval/loss']:.4f} on {found['eval/targets']:,.0f} targets, {share:.3f} of the entropy"
-        )
+        said = f"loss {found['eval/loss']:.4f} on {found['eval/targets']:,.0f} targets, {share:.3f} of their entropy"
+        print(f"\n{name}: {seconds:.0f} s in all, {said}")
     assert seconds < 300 and found["eval/targets"] >= 50_000 and share <= 0.85
 
 

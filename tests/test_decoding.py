@@ -84,6 +84,19 @@ def test_written_spans_are_shown_in_their_places(guesses):
     ]
 
 
+def test_what_was_written_behind_masks_is_marked(guesses):
+    source = [*ids("one "), MASK, *ids(" three"), MASK, 256]
+    batch = Batch(
+        tokens=np.zeros((1, 10), np.int32),
+        source=np.array([source]),
+        targets=np.array([[*ids("one two three four"), 256]]),
+        weights=np.ones((1, 19)),
+    )
+    guesses("write", [[*ids("one 2 three vier"), 256, 5, 5]])
+    (text,) = show.written_targets(None, None, TOKENIZER, batch)
+    assert text.splitlines()[-1] == "filled: one «2» three« vier»"
+
+
 def test_targets_without_spans_have_no_places(guesses):
     batch = Batch(
         tokens=np.zeros((1, 3), np.int32),

@@ -1,6 +1,7 @@
 """Samples of a trained model as texts to be read: what it writes, or how it fills what was hidden."""
 
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -11,7 +12,6 @@ from jaxlm import config
 from jaxlm.decoding.fill import fill, write
 from jaxlm.decoding.sample import sample
 from jaxlm.models import Model
-from jaxlm.objectives import Vocabulary
 from jaxlm.types import Batch, Tree
 
 
@@ -19,9 +19,7 @@ class Tokenizer(Protocol):
     """What is needed of one."""
 
     end_of_text: int
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
+    vocabulary: Any  # objectives.Vocabulary
 
     def encode(self, text: str) -> np.ndarray: ...
 
@@ -59,6 +57,7 @@ def continuations(model: Model, params: Tree, tokenizer: Tokenizer, evaluation: 
 
 def filled_masks(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch) -> list[str]:
     """Each text with what the encoder puts at the chosen positions: «this», or «this|that» where the text has that."""
+    assert batch.predict is not None and batch.targets is not None and batch.weights is not None
     found = fill(model, params, batch)
     texts = []
     for row in range(len(found)):
@@ -80,7 +79,9 @@ def marked(tokenizer: Tokenizer, ids: np.ndarray, marks: dict[int, str]) -> str:
 
 
 def written_targets(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch) -> list[str]:
-    """Source, what the encoder-decoder writes for it, and the target; sources with sentinels also with the written spans in place."""
+    """Source, what the encoder-decoder writes for it, and the target; with «what fills a gap» where the source has gaps."""
+    assert batch.source is not None and batch.targets is not None and batch.weights is not None
+    vocabulary = tokenizer.vocabulary
     written, lengths = write(model, params, batch), np.sum(batch.weights, axis=1).astype(int)
     sources = [len(source) for source in batch.source] if batch.source_lengths is None else batch.source_lengths
     texts = []
@@ -88,12 +89,23 @@ def written_targets(model: Model, params: Tree, tokenizer: Tokenizer, batch: Bat
         source, ids = batch.source[row][:size], until_end(written[row], tokenizer.end_of_text)
         lines = {"source": source, "written": ids, "target": batch.targets[row][:length]}
         shown = [f"{name}: {tokenizer.show(tokens)}" for name, tokens in lines.items()]
-        spans = split_at(ids, tokenizer.vocabulary.sentinels)
-        if spans:
+        if spans := split_at(ids, vocabulary.sentinels):
             marks = {place: tokenizer.show(spans[token]) for place, token in enumerate(source.tolist()) if token in spans}
             shown.append(f"filled: {marked(tokenizer, source, marks)}")
+        elif vocabulary.mask in source:
+            shown.append(f"filled: {added(tokenizer, source[source != vocabulary.mask].tolist(), ids.tolist())}")
         texts.append("\n".join(shown))
     return texts
+
+
+def added(tokenizer: Tokenizer, kept: list[int], written: list[int]) -> str:
+    """The written text with «marks» around what is not of the text that was `kept`."""
+    pieces, place = [], 0
+    for block in SequenceMatcher(None, kept, written, autojunk=False).get_matching_blocks():
+        new, old = written[place : block.b], written[block.b : block.b + block.size]
+        pieces += [f"«{tokenizer.show(new)}»" if new else "", tokenizer.show(old)]
+        place = block.b + block.size
+    return "".join(pieces)
 
 
 def until_end(ids: np.ndarray, end: int) -> np.ndarray:

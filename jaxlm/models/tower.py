@@ -17,7 +17,7 @@ from jaxlm.nn.embedding import Embedding, Head, padded_vocabulary
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import init_params, param_axes
-from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation
+from jaxlm.nn.positions import RelativeBias, Rotation, alibi_bias, rotation
 from jaxlm.types import Array, Tree
 
 
@@ -76,7 +76,8 @@ class Tower(NamedTuple):
             raise ValueError(f"{length} tokens, but the table of positions has {model.context_length} rows (model.context_length)")
         positions_BL = jnp.arange(length)[None] if positions is None else positions
         types_BL = jnp.zeros((1, 1), jnp.int32) if types is None else types
-        context = Context(mask, *self.positional(params, positions_BL, length), memory)
+        angles, bias = self.positional(params, positions_BL, length)
+        context = Context(mask, angles, bias, memory)
 
         def layer(weights: Tree, x_BLD: Array, key: Array | None) -> Array:
             return self.parts["blocks"].module.apply({"params": weights}, x_BLD, context, key)  # type: ignore[return-value]
@@ -88,7 +89,7 @@ class Tower(NamedTuple):
             x_BLD = jax.vmap(lambda x_LD, at_M: x_LD[at_M])(x_BLD, predict)
         return self.apply(params, "final_norm", x_BLD) if "final_norm" in self.parts else x_BLD
 
-    def positional(self, params: Tree, positions_BL: Array, length: int) -> tuple:
+    def positional(self, params: Tree, positions_BL: Array, length: int) -> tuple[Rotation | None, Array | None]:
         """(rotation, bias) of the model's kind of positions."""
         kind = self.model.positions
         if kind == "rotary":
