@@ -1,4 +1,4 @@
-"""The quickstart's text for a small encoder-decoder: span corruption on the modules of Python's own library.
+"""The quickstart's text for a small encoder-decoder: text infilling on the modules of Python's own library.
 
     python -m jaxlm.train --config configs/quickstart_encoder_decoder.py
 
@@ -18,16 +18,16 @@ config = replace(
         family="encoder_decoder",
         layers=2,
         context_length=32,
-        positions="relative",
+        positions="learned",
         tied_head=False,
         initializer="t5",
     ),
-    objective=Objective(kind="infilling", shuffle_sentences=False),
+    objective=Objective(kind="infilling", noise_share=0.15, shuffle_sentences=False),
     tokenizer=Tokenizer(begin_of_text="<s>"),
     data=Data(sequence_length=32),
     optimizer=replace(decoder.optimizer, learning_rate=2e-3),
-    training=Training(steps=1500, batch_size=32),
-    evaluation=Evaluation(every_steps=750, samples=4),
-    checkpoint=replace(decoder.checkpoint, every_steps=750),
+    training=Training(steps=1400, batch_size=32),
+    evaluation=Evaluation(every_steps=700, samples=4),
+    checkpoint=replace(decoder.checkpoint, every_steps=700),
     logging=replace(decoder.logging, every_steps=50),
 )
