@@ -215,6 +215,13 @@ def test_files_and_functions_stay_short():
     assert lengths[len(lengths) // 2] <= MEDIAN_LINES
 
 
+def test_families_are_thin_files_over_layers_that_know_none():
+    families = [PACKAGE / "models" / f"{name}.py" for name in ("decoder", "encoder", "encoder_decoder")]
+    assert [place(path) for path in families if len(path.read_text().splitlines()) > 120] == []
+    knowing = [path for path in sources() for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute) and node.attr == "family"]
+    assert {place(path) for path in knowing if room(path) in ("nn", "models")} <= {"jaxlm/models/__init__.py"}
+
+
 def test_every_module_says_what_it_is_for():
     assert [place(path) for path in sources() if not ast.get_docstring(parsed(path))] == []
 
