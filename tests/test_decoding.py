@@ -19,13 +19,13 @@ MASK, FIRST = TOKENIZER.vocabulary.mask, TOKENIZER.vocabulary.sentinels[0]
 def made(family):
     settings = tiny.FAMILIES[family]
     model = models.build(settings.model)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     return model, params, jax.tree.map(lambda rows: rows[:3], tiny.batch(0, settings))
 
 
 def test_masks_are_filled_with_the_likeliest_token():
     model, params, batch = made("encoder")
-    everywhere = jnp.argmax(model.apply(params, batch._replace(predict=None)), axis=-1)
+    everywhere = jnp.argmax(jax.jit(model.apply)(params, batch._replace(predict=None)), axis=-1)
     assert np.array_equal(fill(model, params, batch), np.take_along_axis(np.asarray(everywhere), batch.predict, axis=1))
 
 
@@ -35,7 +35,7 @@ def test_what_is_written_is_the_likeliest_at_every_token():
     written = write(model, params, batch)
     assert written.shape == batch.tokens.shape and len(np.unique(written)) > 3
     again = np.concatenate([batch.tokens[:, :1], written[:, :-1]], axis=1)
-    assert np.array_equal(np.argmax(model.apply(params, batch._replace(tokens=again)), axis=-1), written)
+    assert np.array_equal(np.argmax(jax.jit(model.apply)(params, batch._replace(tokens=again)), axis=-1), written)
 
 
 def ids(text: str) -> list[int]:

@@ -288,7 +288,7 @@ def one_device():
     return two_steps(tiny.parts(1, WIDE, blocks="scanned"))
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_adafactor_sharded_is_adafactor_on_one_device(one_device, zero):
     first, expected = one_device
     _, found = two_steps(tiny.parts(8, WIDE, zero=zero, tensor=2, blocks="scanned"))

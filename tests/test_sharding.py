@@ -84,9 +84,11 @@ def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> 
     return total
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("tensor", [1, 2])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+SPLITS = [("decoder", zero, tensor) for zero in (0, 1, 2, 3) for tensor in (1, 2)]
+SPLITS += [(family, zero, tensor) for family in ("encoder", "encoder_decoder") for zero, tensor in ((1, 1), (3, 2))]
+
+
+@pytest.mark.parametrize(("family", "zero", "tensor"), SPLITS)
 def test_bytes_per_device_are_the_formula(family, zero, tensor):
     parts = tiny.parts(8, tiny.FAMILIES[family], zero=zero, tensor=tensor)
     current = parts.start()

@@ -61,8 +61,10 @@ def test_a_run_from_text_to_samples(folder, capsys):
     assert Checkpoints(folder / "runs/tiny/checkpoints", keep=2).latest() == 12
 
 
-STOPS = [("decoder", 7), ("encoder", 7), ("encoder_decoder", 7)] + [
-    pytest.param(family, stop, marks=pytest.mark.slow) for family in tiny_run.FAMILIES for stop in (1, 11)
+STOPS = [
+    pytest.param(family, stop, marks=() if (family, stop) == ("decoder", 7) else pytest.mark.slow)
+    for family in tiny_run.FAMILIES
+    for stop in (7, 1, 11)
 ]
 
 
@@ -110,7 +112,7 @@ def test_resuming_on_other_meshes(folder, capsys, family):
     assert max(abs(found[step] - whole[step]) for step in whole) < 1e-4
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"])
 def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
     settings = tiny.FAMILIES[family]
     parts, checkpoints = tiny.parts(8, settings, zero=3, tensor=2), Checkpoints(folder / "checkpoints", keep=1)
@@ -130,7 +132,6 @@ def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
     ("family", "edits", "said"),
     [
         ("encoder", (), " of 5 right)"),
-        ("encoder_decoder", (), "source: "),
         ("encoder_decoder", ("objective.kind=infilling", "model.positions=learned", "tokenizer.begin_of_text=<s>"), "written: "),
         ("decoder", ("objective.kind=prefix", "evaluation.sample_tokens=4"), "of the "),
     ],
@@ -160,6 +161,8 @@ def test_a_finished_run_can_be_extended_but_not_changed(folder, capsys):
     assert "4 of 4 steps are done" in capsys.readouterr().out
     assert run("training.steps=6", "model.layers=3") == 2
     assert "model.layers: 2 -> 3" in capsys.readouterr().err
+    assert run("training.steps=6", "optimizer.kind=adafactor") == 2
+    assert "optimizer.kind: adamw -> adafactor" in capsys.readouterr().err
     (folder / "text.txt").write_text("another text " * 2000)
     assert run("training.steps=6") == 2
     assert "prepared data: " in capsys.readouterr().err

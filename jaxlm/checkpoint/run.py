@@ -11,7 +11,7 @@ from jaxlm.config import Config, ConfigError, UserError, load, to_dict
 from jaxlm.data.schedule import BatchSchedule
 
 FILE = "config.json"
-FIXED = ("model", "objective", "tokenizer", "data", "seed", "precision.params")  # what a checkpoint's numbers depend on
+FIXED = ("model", "objective", "tokenizer", "data", "seed", "precision.params", "optimizer.kind")  # what a checkpoint's numbers depend on
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
 
 
@@ -45,7 +45,7 @@ def resumed(run_directory: Path, config: Config, step: int) -> tuple[Config, lis
     """(the config that holds from `step` on, one note per change) for a run saved in `run_directory`.
 
     Before `step` the batch schedule is the saved one, from there on the asked-for one. Raises UserError if `config` would make
-    another run of it: another model, objective, tokenizer, data, seed or dtype of the parameters.
+    another run of it: another model, objective, tokenizer, data, seed, dtype of the parameters or kind of optimizer.
     """
     saved, _ = read(run_directory)
     effective = with_schedule(config, schedule(saved).merged(schedule(config), step))

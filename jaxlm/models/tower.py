@@ -34,7 +34,6 @@ class Tower(NamedTuple):
 
     model: config.Model
     execution: Execution
-    causal: bool
     parts: dict[str, Part]
     axes: Tree  # of the parameters
 
@@ -152,4 +151,4 @@ def build(
     if model.norm_placement == "pre":  # post-norm blocks end in a norm already
         parts["final_norm"] = part(lambda e: Norm(model, dtype), lambda: (x(),))
     axes = {name: (stack_axes if name == "blocks" else param_axes)(part.plain, part.inputs) for name, part in parts.items()}
-    return Tower(model, execution, causal, parts, {name: names for name, names in axes.items() if names})
+    return Tower(model, execution, parts, {name: names for name, names in axes.items() if names})
