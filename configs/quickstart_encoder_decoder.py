@@ -6,8 +6,8 @@
 0.10.2) training takes less than 240 s and ends at 0.63 nats per token of the restored text; the tokens' frequencies alone are worth 6.25.
 
 Short samples, learned positions and T5's initial values, because with them the decoder soon finds its place in the source. BART hides 30%
-in spans, T5 15%; span corruption (objective.kind=span) learns from an eighth as many targets and takes far longer than five minutes to
-read the encoder at all.
+in spans, T5 15%; span corruption (objective.kind=span) has fewer targets per token read, and takes far longer than five minutes before
+the decoder reads its encoder at all.
 """
 
 from dataclasses import replace
