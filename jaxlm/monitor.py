@@ -133,6 +133,24 @@ class Monitor:
         return [f"eta {duration((now - start) / (step - first_step) * (self._total_steps - step))}"]
 
 
+class Bystander:
+    """What the other processes of a run have in a Monitor's place: messages go to their logs, nothing is recorded."""
+
+    def __enter__(self) -> "Bystander":
+        return self
+
+    def __exit__(self, *_) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def text(self, step: int, tag: str, text: str) -> None: ...
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+
 class Rows:
     """metrics.jsonl: one object a line, `step` first, floats with all their digits, null for what is not finite."""
 

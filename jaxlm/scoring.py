@@ -2,20 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
 from jaxlm.losses import LossSums
-from jaxlm.types import Batch, Tree
-
-
-class Windows(Protocol):
-    """Batches by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Batch: ...
+from jaxlm.types import Batch, Batches, Tree
 
 
 class Score(NamedTuple):
@@ -33,7 +25,7 @@ class Score(NamedTuple):
 def evaluate(
     step: Callable[[Tree, Batch], LossSums],
     params: Tree,
-    windows: Windows,
+    windows: Batches,
     batches: int | None,
     put: Callable[[Batch], Batch],
     in_flight: int,

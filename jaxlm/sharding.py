@@ -20,7 +20,7 @@ from jaxlm import config
 from jaxlm.config import ConfigError
 from jaxlm.nn.execution import Execution
 from jaxlm.precision import carried, used
-from jaxlm.types import Array, Axes, Tree, is_axes
+from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -127,6 +127,30 @@ class Placement(NamedTuple):
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, P())
 
+    def rows(self, size: int) -> tuple[int, int]:
+        """The rows [start, stop) of a global batch of `size` that the devices of this process hold."""
+        held = [index[0].indices(size) for index in self.batch().addressable_devices_indices_map((size,)).values()]  # type: ignore[index]
+        return min(start for start, *_ in held), max(stop for _, stop, _ in held)
+
+    def put(self, part: Batch) -> Batch:
+        """The global batch on the devices, from this process's `rows` of it on the host."""
+        if not self.mesh.is_multi_process:
+            return jax.device_put(part, self.batch())
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        first, end = self.rows(shards)
+
+        def whole(rows: np.ndarray) -> Array:
+            size = len(rows) * shards // (end - first)
+            offset, _ = self.rows(size)
+
+            def local(index: tuple[slice, ...]) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                return rows[start - offset : stop - offset]
+
+            return jax.make_array_from_callback((size, *rows.shape[1:]), self.batch(), local)
+
+        return jax.tree.map(whole, part)
+
 
 def weight_spec(mesh: Mesh, names: Axes, shape: tuple[int, ...], split: bool, path: str) -> P:
     """The PartitionSpec of one weight: tensor axes always, fsdp where `split`; a dimension that does not divide stays whole."""
@@ -197,6 +221,29 @@ def execution(mesh: Mesh, parallel: config.Parallel, precision: config.Precision
     )
     plain = plain._replace(gather=partial(gather, mesh, parallel.zero, precision))
     return plain if mesh.size == 1 else plain._replace(constrain=partial(constrain, mesh))
+
+
+def whole_beside(params: Tree) -> NamedSharding | None:
+    """Where every process can read a result that is computed from `params`; None if they are on no mesh."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+
+
+def describe(mesh: Mesh, hosts: Sequence[str]) -> str:
+    """'data 2 (across hosts) x fsdp 4 x tensor 1', and which processes are on which host, where there are several.
+
+    `hosts` are the names by process.
+    """
+    names = np.vectorize(lambda device: hosts[device.process_index], otypes=[object])(mesh.devices)
+    parts = []
+    for axis, (name, size) in enumerate(mesh.shape.items()):
+        across = (names != np.take(names, [0], axis=axis)).any()
+        parts.append(f"{name} {size}" + (" (across hosts)" if across else ""))
+    axes = " x ".join(parts)
+    if len(hosts) == 1:
+        return axes
+    where = "; ".join(f"{host}: {', '.join(str(p) for p, at in enumerate(hosts) if at == host)}" for host in dict.fromkeys(hosts))
+    return f"{axes} on {len(hosts)} processes ({where})"
 
 
 def bytes_per_device(shapes: Tree, shardings: Tree) -> int:

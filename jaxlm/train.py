@@ -3,16 +3,16 @@
 jax is imported inside the functions, after `runtime.configure` has set what must be set before it.
 """
 
-import contextlib
+import dataclasses
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm import config, runtime
-from jaxlm.config import Config, ConfigError, DivergedError
+from jaxlm.clock import Clock
+from jaxlm.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from jaxlm.data.schedule import BatchSchedule
     from jaxlm.data.stream import Stream
     from jaxlm.models import Model
-    from jaxlm.monitor import Monitor
+    from jaxlm.monitor import Bystander, Monitor
     from jaxlm.sharding import Placement
     from jaxlm.state import TrainState
-    from jaxlm.step import StepMetrics
     from jaxlm.types import Batch
 
 STOPPED = 75  # exit code: stopped by a signal, saved
@@ -32,6 +31,7 @@ EXAMPLE = """examples:
   python -m jaxlm.train --config configs/quickstart.py
   python -m jaxlm.train --config configs/quickstart.py model.layers=4 training.steps=200 --data 'books/*.txt'
   python -m jaxlm.train --config configs/quickstart.py --devices 8 parallel.zero=3 run_directory=runs/sharded
+  launch/local.sh 2 --config configs/quickstart.py --devices 4 parallel.zero=3 run_directory=runs/sharded
 
 The same command goes on where the run in run_directory stopped. jaxlm/config/schema.py lists the keys."""
 
@@ -49,8 +49,16 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
     settings = config.load(args.config, edits, args.data)
+    cluster = runtime.detect(settings.runtime)
     runtime.configure(settings.runtime)
-    return train(settings, again=shlex.join(["python", "-m", "jaxlm.train", *argv]))
+    with runtime.Group(cluster, settings.runtime, Path(settings.run_directory or "runs/run")) as group:
+        return train(settings, group, again=command_line(argv))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command of these arguments, without what makes it one process of several."""
+    place = ("runtime.process=", "runtime.processes=", "runtime.coordinator=")
+    return shlex.join(["python", "-m", "jaxlm.train", *(argument for argument in argv if not argument.startswith(place))])
 
 
 class Run(NamedTuple):
@@ -60,28 +68,29 @@ class Run(NamedTuple):
     placement: "Placement"
     model: "Model"
     optimizer: Any  # optax.GradientTransformation
-    put: Callable  # Batch on the host -> Batch on the devices
     in_flight: int  # steps that may run while the host prepares the next
     example: "Batch"  # of one sample, as the objective makes them
 
 
-def train(settings: Config, again: str) -> int:
+def train(settings: Config, group: runtime.Group, again: str) -> int:
     """Trains to the end or to a signal and returns the exit code. `again` is the command that goes on, for the message."""
     from jaxlm import checkpoint, data, monitor, state
 
-    directory = Path(settings.run_directory or "runs/run")
-    with runtime.lock(directory), contextlib.closing(checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep)) as saved:
+    directory = group.run_directory
+    store = None if group.alone else meet(settings, group)
+    with checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep) as saved:
         # A mistake in the config is said before hours of data preparation.
         first_step = saved.latest() or 0
+        group.agree("step", {"the newest checkpoint": str(first_step)})
         if first_step:
             settings, changes = checkpoint.resumed(directory, settings, first_step)
             say(f"{directory}: goes on after step {first_step}", *changes)
         if first_step >= settings.training.steps:
             say(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
             return 0
-        run = assemble(settings, first_step)
-        announce(run)
-        store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say, needs=settings.objective.needs)
+        run = assemble(settings, first_step, group.hosts)
+        announce(run, group.hosts)
+        store = store or data.prepare(*store_arguments(settings), needs=settings.objective.needs)
         check_vocabulary(settings.model, store)
         stream = make_stream(settings, store)
         if first_step:
@@ -89,11 +98,33 @@ def train(settings: Config, again: str) -> int:
             start = saved.restore(first_step, state.abstract(run.model, run.optimizer, run.placement))
         else:
             start = state.create(run.model, run.optimizer, run.placement, settings.seed)
+        if not group.leads:
+            return loop(run, store, stream, start, first_step, saved, monitor.Bystander(), group, again)
         checkpoint.write(directory, settings, store.hash, runtime.versions())
         store.tokenizer.save(directory / "tokenizer.json")
         with monitor.Monitor(directory, settings.training.steps, first_step, settings.logging.tensorboard) as watch:
             watch.text(first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```")
-            return loop(run, store, stream, start, first_step, saved, watch, again)
+            return loop(run, store, stream, start, first_step, saved, watch, group, again)
+
+
+def meet(settings: Config, group: runtime.Group) -> "Store":
+    """Brings the processes of a run together: process 0 prepares the data, all meet, and all must be about to run the same."""
+    from jaxlm import checkpoint, data
+
+    what, needs = store_arguments(settings), settings.objective.needs
+    if group.leads:
+        folder = data.prepare(*what, needs=needs).path
+    else:
+        folder = data.await_store(*what, group.answers, settings.runtime.preparation_timeout_seconds, needs=needs)
+    group.meet()
+    facts = checkpoint.flat(config.to_dict(dataclasses.replace(settings, runtime=runtime.common(settings.runtime))))
+    facts |= {"the prepared data": folder.name, "jaxlm's code": runtime.code_version()} | runtime.versions()
+    group.agree("config", {key: str(value) for key, value in facts.items()})
+    return data.open_store(folder)
+
+
+def store_arguments(settings: Config) -> tuple:
+    return settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say
 
 
 def say(*lines: str) -> None:
@@ -101,16 +132,15 @@ def say(*lines: str) -> None:
         print(line, flush=True)
 
 
-def assemble(settings: Config, first_step: int) -> Run:
-    """Mesh, model and optimizer; ConfigError where they don't fit each other, or the batches from `first_step` on."""
-    from functools import partial
+def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
+    """Mesh, model and optimizer; ConfigError where they don't fit each other, or the batches from `first_step` on.
 
-    import jax
-
+    `hosts` are the hosts of the processes.
+    """
     from jaxlm import models, objectives, optim, sharding
 
     example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
-    devices = runtime.devices(settings.runtime)
+    devices = runtime.devices(settings.runtime, hosts)
     mesh = sharding.make_mesh(settings.parallel, devices)
     sharding.check(mesh, settings.model, batch_schedule(settings).sizes(first_step), settings.training.microbatches, settings.evaluation)
     execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
@@ -120,15 +150,15 @@ def assemble(settings: Config, first_step: int) -> Run:
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each other with a deadline that steps
     # that pile up would miss.
     in_flight = 0 if devices[0].platform == "cpu" else 1
-    return Run(settings, placement, model, optimizer, partial(jax.device_put, device=placement.batch()), in_flight, example)
+    return Run(settings, placement, model, optimizer, in_flight, example)
 
 
-def announce(run: Run) -> None:
+def announce(run: Run, hosts: Sequence[str]) -> None:
     """Says what is about to run: size, mesh, bytes, kernels, and what may surprise."""
     from jaxlm import sharding, state
 
     settings, mesh = run.config, run.placement.mesh
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    axes = sharding.describe(mesh, hosts)
     say(f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}")
     say(f"model: {settings.model.family}, {run.model.parameter_count():,} parameters")
     shapes, where = state.shapes(run.model, run.optimizer), state.shardings(run.model, run.optimizer, run.placement)
@@ -161,27 +191,29 @@ def loop(
     state: "TrainState",
     first_step: int,
     saved: "Checkpoints",
-    watch: "Monitor",
+    watch: "Monitor | Bystander",
+    group: runtime.Group,
     again: str,
 ) -> int:
     """The steps from `first_step` on: each a step, then what is due after it."""
     from jaxlm import step
-    from jaxlm.data.loader import batches
+    from jaxlm.data.loader import Share, batches
 
     settings, steps = run.config, run.config.training.steps
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, settings.seed)
-    evaluate = Evaluation(run, store, stream, state.params)
-    clock = Clock(run, stream)
+    evaluate = Evaluation(run, store, stream, state.params, group.leads)
+    clock = Clock(settings, list(run.placement.mesh.devices.flat), stream.objective, stream.schedule.first_sample, run.in_flight)
     best = saved.best_loss()
-    ahead = batches(stream, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
+    share = Share(stream, run.placement.rows)
+    ahead = batches(share, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
 
-    with runtime.StopSignal() as stop:
+    with group.stop_signal() as stop:
         for done, batch in enumerate(ahead, first_step + 1):
-            state, metrics = train_step(state, run.put(batch))
+            state, metrics = train_step(state, run.placement.put(batch))
             clock.tick(done, metrics)
             scores: dict[str, float] = {}
             last = done == steps
-            stopping = stop.requested is not None and not last
+            stopping = stop.reached(done) and not last
 
             # The row of a step holds that step's own loss, so that a resumed run writes the rows that an unbroken one would.
             if due(done, settings.logging.every_steps) or last:
@@ -233,95 +265,21 @@ def make_stream(settings: Config, store: "Store") -> "Stream":
     return Stream(store.train, weights, names, objective, batch_schedule(settings), settings.seed)
 
 
-class Clock:
-    """Reads the metrics of steps and adds what follows from time: tokens/s without compilation, evaluation and saving; MFU."""
-
-    def __init__(self, run: Run, stream: "Stream"):
-        import jax
-
-        from jaxlm import flops, hardware, optim
-
-        settings, devices = run.config, run.placement.mesh.devices
-        peak = hardware.peak_flops(devices.flat[0].device_kind)
-        self.schedule, objective = stream.schedule, stream.objective
-        self.tokens_per_sample = objective.tokens
-        self.rate = jax.jit(optim.schedule(settings.optimizer, settings.training.steps))
-        sizes = objective.length, objective.source_length, objective.predictions
-        self.flops_per_token = flops.train(settings.model, *sizes) / objective.tokens
-        self.peak = None if peak is None else peak * devices.size
-        self.in_flight: list[StepMetrics] = []
-        self.most_in_flight = run.in_flight
-        self.began = self.mark = time.perf_counter()
-        self.seconds = 0.0  # of training, up to the mark
-        self.since: tuple[int, float] | None = None  # (step, seconds of training) at the last reading
-
-    def tick(self, step: int, metrics: "StepMetrics") -> None:
-        """Waits until at most `most_in_flight` steps are unfinished."""
-        import jax
-
-        self.in_flight.append(metrics)
-        if len(self.in_flight) > self.most_in_flight or self.since is None:
-            jax.block_until_ready(self.in_flight.pop(0))
-        if self.since is None:  # the first step compiles
-            self.mark, self.since = time.perf_counter(), (step, 0.0)
-
-    def read(self, step: int, metrics: "StepMetrics") -> dict[str, float]:
-        """The row of a step; waits for it. DivergedError if its loss is no finite number."""
-        import jax
-        import numpy as np
-
-        found = jax.device_get(metrics)
-        if not np.isfinite(found.loss):
-            raise DivergedError(f"training: the loss is {found.loss} at step {step}; checkpoints before it are kept")
-        values = {
-            "train/loss": float(found.loss),
-            "train/learning_rate": float(np.asarray(self.rate(step - 1))),
-            "train/grad_norm": float(found.grad_norm),
-            "train/param_norm": float(found.param_norm),
-            "train/tokens": self.tokens(step),
-        }
-        seconds = self.seconds + time.perf_counter() - self.mark
-        since_step, since_seconds = self.since or (step, seconds)
-        if step > since_step:
-            values["train/tokens_per_second"] = (self.tokens(step) - self.tokens(since_step)) / (seconds - since_seconds)
-            if self.peak is not None:
-                values["train/mfu"] = values["train/tokens_per_second"] * self.flops_per_token / self.peak
-            self.since = (step, seconds)
-        return values
-
-    @contextlib.contextmanager
-    def paused(self, metrics: "StepMetrics") -> Iterator[None]:
-        """Time that is not training. Waits for the step first."""
-        import jax
-
-        jax.block_until_ready(metrics)
-        self.seconds += time.perf_counter() - self.mark
-        self.mark = time.perf_counter()
-        yield
-        self.mark = time.perf_counter()
-
-    def tokens(self, step: int) -> int:
-        """Tokens read up to a step, exactly."""
-        return self.schedule.first_sample(step) * self.tokens_per_sample
-
-    def wall(self) -> float:
-        """Seconds since the loop began, everything included."""
-        return time.perf_counter() - self.began
-
-
 class Evaluation:
     """The validation split, scored on the same windows each time."""
 
-    def __init__(self, run: Run, store: "Store", stream: "Stream", params: Any):
+    def __init__(self, run: Run, store: "Store", stream: "Stream", params: Any, leads: bool):
         from jaxlm import step
+        from jaxlm.data.loader import Share
         from jaxlm.data.windows import EvaluationWindows
 
         settings = run.config
         size = settings.evaluation.batch_size or settings.training.batch_size
         size += -size % (run.placement.mesh.shape["data"] * run.placement.mesh.shape["fsdp"])  # a past batch size may not divide
         self.windows = EvaluationWindows(store.validation, stream.objective, size, settings.evaluation.draws, settings.seed)
+        self.share = Share(self.windows, run.placement.rows)
         self.step = step.eval_step(run.model, settings.training, run.placement, params)
-        self.run, self.store = run, store
+        self.run, self.store, self.leads = run, store, leads
 
     @cached_property
     def unigram_entropy(self) -> float:
@@ -335,13 +293,15 @@ class Evaluation:
         from jaxlm import scoring
 
         kind, batches = self.run.config.objective.kind, self.run.config.evaluation.steps
-        score = scoring.evaluate(self.step, params, self.windows, batches, self.run.put, self.run.in_flight)
+        score = scoring.evaluate(self.step, params, self.share, batches, self.run.placement.put, self.run.in_flight)
         values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
         if kind == "causal":
             targets = sum(len(array) - 1 for array in self.store.validation)
             return values | {"eval/bits_per_byte": scoring.bits_per_byte(score.loss, targets, self.store.validation_bytes)}
         if kind == "masked":
             values["eval/masked_accuracy"] = score.accuracy
+        if not self.leads:  # the entropy takes all rows, and only process 0 shows it
+            return values
         return values | {"eval/unigram_entropy": self.unigram_entropy, "eval/targets": score.targets}
 
     def describe(self, scores: dict[str, float]) -> str:
@@ -351,12 +311,14 @@ class Evaluation:
         if "eval/unigram_entropy" in scores:
             entropy, targets = scores["eval/unigram_entropy"], int(scores["eval/targets"])
             return f"{text} (unigram entropy of the {targets:,} targets {entropy:.4f}: {scores['eval/loss'] / entropy:.3f} of it)"
+        if "eval/bits_per_byte" not in scores:
+            return text
         sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
         packed = [f"{name} {8 * size / self.store.validation_bytes:.4f}" for name, size in sizes.items() if size]
         return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (f" ({', '.join(packed)})" if packed else "")
 
 
-def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor") -> None:
+def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | Bystander") -> None:
     """Prints what the model writes, or how it fills what was hidden in the first texts of the evaluation."""
     from jaxlm import decoding
 

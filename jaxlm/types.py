@@ -8,7 +8,7 @@ Arrays carry their axes as a suffix (`x_BLD`, `q_BLHK`):
     D  width of the model          K  width of a head        M  predicted positions of a sequence
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 Array = Any  # numpy or jax array
 Tree = Any  # nested dict of arrays, shapes or shardings
@@ -40,3 +40,11 @@ class Batch(NamedTuple):
     predict: Array | None = None  # int32 [B, M]: positions whose features reach the head
     targets: Array | None = None  # int32 [B, L]
     weights: Array | None = None  # float32 [B, L]: 1 where the target counts, else 0
+
+
+class Batches(Protocol):
+    """Batches by number: of a training stream by step, of an evaluation from 0 on."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...

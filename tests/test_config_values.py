@@ -169,6 +169,9 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (["training.batch_schedule=[[20, 32], [10, 32]]"], "training.batch_schedule", "steps must increase"),
     (["training.microbatches=3"], "training.microbatches", "3 does not divide the batch size 32"),
     (["data.sequence_length=1025"], "data.sequence_length", "exceeds model.context_length (1024)"),
+    (["runtime.processes=2", "runtime.process=2"], "runtime.process", "must be below runtime.processes (2), got 2"),
+    (["runtime.coordinator=host"], "runtime.coordinator", "must be HOST:PORT, got 'host'"),
+    (["runtime.coordinator=::1:99"], "runtime.coordinator", "must be HOST:PORT, got '::1:99'"),
     (["runtime.attention=cudnn", "precision.compute=float32"], "runtime.attention", "needs precision.compute='bfloat16' or 'float16'"),
 ]
 

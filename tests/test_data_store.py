@@ -5,6 +5,8 @@ import lzma
 import multiprocessing
 import random
 import shutil
+import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import pytest
 import tokenizers
 
 from jaxlm import config
-from jaxlm.config import ConfigError, UserError
-from jaxlm.data import Store, prepare, store
+from jaxlm.config import ConfigError, LostError, UserError
+from jaxlm.data import Store, await_store, open_store, prepare, store
 from jaxlm.data.shards import TokenArray
 from jaxlm.data.tokenizer import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
@@ -335,3 +337,26 @@ def test_stores_without_further_special_tokens_are_found_for_ever(tmp_path):
     assert made.manifest["inputs"]["tokenizer"] == {"kind": "bytes", "end_of_text": "<|endoftext|>"}
     assert made.manifest["inputs"]["sources"][0].keys() == {"fingerprint", "format", "text_key"}
     assert made.tokenizer.special == SpecialTokens("<|endoftext|>")
+
+
+def test_the_store_of_another_process_is_awaited(tmp_path):
+    of, lines = data(tmp_path, corpus(tmp_path / "c")), []
+    later = threading.Timer(0.5, prepare, [of, BYTES, 300, lambda _: None])
+    later.start()
+    folder = await_store(of, BYTES, 300, lines.append, lambda: False, 30)
+    later.join()
+    assert open_store(folder).hash == built(of)[0].hash
+    assert len(lines) == 1 and f"{folder}: waiting up to 30 s" in lines[0]
+    assert await_store(of, BYTES, 300, lines.append, lambda: False, 0) == folder and len(lines) == 1  # it is there
+
+
+def test_the_wait_for_a_store_ends(tmp_path):
+    of = data(tmp_path, corpus(tmp_path / "c"))
+    began = time.monotonic()
+    with pytest.raises(LostError, match=r"^data\.store: process 0 has not prepared .* within 1 s \(runtime\.preparation_timeout_seconds\)"):
+        await_store(of, BYTES, 300, lambda _: None, lambda: False, 1)
+    assert time.monotonic() - began < 10
+    # Process 0 has prepared something, but not this: what differs shows when they compare.
+    folder = await_store(of, BYTES, 300, lambda _: None, lambda: True, 60)
+    with pytest.raises(ConfigError, match=r"^data\.store: there is no .* here"):
+        open_store(folder)

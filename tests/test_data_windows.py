@@ -6,6 +6,7 @@ import pytest
 
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError
+from jaxlm.data.loader import Share
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.data.windows import EvaluationWindows, unigram_entropy
 from jaxlm.objectives import Objective, Vocabulary
@@ -137,3 +138,15 @@ def test_unigram_entropy_counts_the_targets_that_are_evaluated():
         entropy, count = unigram_entropy(batches, steps)
         assert count == total
         assert entropy == pytest.approx(-sum(n / total * np.log(n / total) for n in counted.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [43, 47, 60])
+def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
+    """Also of the last one, which is filled up."""
+    windows = EvaluationWindows([numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
+    shares = [Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)]
+    for index, whole in enumerate(windows):
+        parts = [share[index] for share in shares]
+        joined = Batch(*(None if a[0] is None else np.concatenate(a) for a in zip(*parts, strict=True)))
+        assert same(joined, whole)
+    assert {len(share) for share in shares} == {len(windows)}

@@ -78,12 +78,13 @@ def test_an_imported_jax_is_set_up_until_it_runs():
         CONFIGURE
         + """
 import jax
+from jaxlm.config import ConfigError
 runtime.configure(Runtime(platform="cpu", devices=2))
 print(len(jax.devices()))
 runtime.configure(Runtime(devices=2))
 try:
     runtime.configure(Runtime(devices=4))
-except runtime.ConfigError as error:
+except ConfigError as error:
     print(error.path, str(error).count("4"))
 """
     )

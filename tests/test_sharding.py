@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -180,3 +181,17 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
     # A gradient has the dtype of what the layer is given, and is summed in it; it comes back in the dtype that is stored.
     assert used(weight).dtype == dtype
     assert jax.grad(lambda w: used(w).astype(jnp.float32).sum())(weight).dtype == jnp.float32
+
+
+def test_the_mesh_is_described_with_its_hosts():
+    devices = [SimpleNamespace(process_index=n // 2, id=n) for n in range(8)]
+    mesh = lambda **sizes: SimpleNamespace(devices=np.array(devices).reshape(*sizes.values()), shape=sizes)  # noqa: E731
+    hosts = ("a", "a", "b", "b")
+    assert sharding.describe(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4) == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0, 1, 2, 3)"
+    where = "on 4 processes (a: 0, 1; b: 2, 3)"
+    assert sharding.describe(mesh(data=2, fsdp=2, tensor=2), hosts) == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
+    assert sharding.describe(mesh(data=1, fsdp=4, tensor=2), hosts) == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
+    one = mesh(data=2, fsdp=4, tensor=1)
+    assert sharding.describe(SimpleNamespace(devices=np.array(devices[:2] * 4).reshape(2, 4, 1), shape=one.shape), ("a",)).endswith(
+        "tensor 1"
+    )

@@ -26,6 +26,7 @@ LEVELS = {
     "optim": 2,
     "sharding": 2,
     "checkpoint": 3,
+    "clock": 3,
     "data": 3,
     "decoding": 3,
     "monitor": 3,
@@ -39,6 +40,7 @@ LEVELS = {
 # Imports within a level, each for a reason.
 SIDEWAYS = {
     ("checkpoint", "data"): "a saved batch schedule is merged with the one asked for",
+    ("clock", "step"): "it reads the metrics of a step",
     ("step", "state"): "a step maps a state to the next",
 }
 
@@ -67,7 +69,7 @@ ONLY_IN = {
     "urllib": set(),
 }
 
-WITHOUT_JAX = {"config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
+WITHOUT_JAX = {"clock", "config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
 FORBIDDEN_CALLS = {"__import__", "eval", "exec"}
 TOP_LEVEL = {"CONTRIBUTING.md", "README.md", "configs", "jaxlm", "launch", "pyproject.toml", "tests"}
 

@@ -68,6 +68,14 @@ class Checkpoints:
         except Exception as error:  # from Orbax's threads: of any type
             raise self._failed("can't save a checkpoint", error, UserError) from error
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> None:
+        # After an error the other processes of the run may never come to finish a save together.
+        if error is None or jax.process_count() == 1:
+            self.close()
+
     def close(self) -> None:
         """Waits as `wait` does and ends the threads."""
         try:

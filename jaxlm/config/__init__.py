@@ -1,6 +1,6 @@
 """The config: schema, loading and errors. `config.load("configs/quickstart.py", ["model.layers=2"])`."""
 
-from jaxlm.config.errors import ConfigError, DivergedError, NoCheckpointError, UserError
+from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpointError, UserError
 from jaxlm.config.load import all_keys, edited, load, to_dict
 from jaxlm.config.schema import (
     Checkpoint,
@@ -28,6 +28,7 @@ __all__ = [
     "DivergedError",
     "Evaluation",
     "Logging",
+    "LostError",
     "Model",
     "NoCheckpointError",
     "Objective",

@@ -25,3 +25,9 @@ class DivergedError(UserError):
     """The loss is no longer a finite number."""
 
     exit_code = 4
+
+
+class LostError(UserError):
+    """Another process of the run is gone, or can't be reached."""
+
+    exit_code = 5

@@ -4,6 +4,7 @@
 here, with the path of the key to change.
 """
 
+import re
 from typing import Annotated, Literal
 
 from jaxlm.config.errors import ConfigError
@@ -269,10 +270,24 @@ class Runtime:
     """Process and platform; nothing here changes the maths."""
 
     platform: Literal["cpu", "cuda"] | None = None  # None: what jax finds
-    devices: Positive | None = None  # emulated CPU devices; on GPUs: how many to use. None: all
+    devices: Positive | None = None  # of each process: emulated CPU devices; on GPUs: how many to use. None: all
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cuDNN's flash kernel where it supports the case
     deterministic: bool = False  # GPU: the same bits each time, slower; CPU is deterministic anyway
     compilation_cache: Filled | None = None  # folder of compiled programs; None: none kept
+    processes: Positive | None = None  # of the run; None: as SLURM, Open MPI or Kubernetes say, else 1
+    process: Count | None = None  # which of them this one is, from 0; None: as they say
+    coordinator: Filled | None = None  # HOST:PORT where process 0 waits for the others; None: as they say
+    coordinator_bind: Filled | None = None  # address on which it listens; None: that of the coordinator's host
+    initialization_timeout_seconds: Positive = 300  # within which all processes must have come
+    preparation_timeout_seconds: Positive = 3600  # how long the others wait until process 0 has prepared the data
+    heartbeat_timeout_seconds: Positive = 100  # a process that was silent for so long is lost
+
+    def __post_init__(self):
+        refuse = refuser("runtime")
+        if self.process is not None and self.processes is not None and self.process >= self.processes:
+            refuse("process", f"must be below runtime.processes ({self.processes}), got {self.process}")
+        if self.coordinator is not None and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]/]+):\d{1,5}", self.coordinator):
+            refuse("coordinator", f"must be HOST:PORT, got {self.coordinator!r}")
 
 
 @section("")

@@ -1,7 +1,7 @@
 """From raw text to batches: `prepare(...)` makes the token store, `stream.Stream` reads batches from it by step number."""
 
 from jaxlm.data.sources import Document
-from jaxlm.data.store import Store, prepare
+from jaxlm.data.store import Store, await_store, open_store, prepare
 from jaxlm.data.tokenizer import Tokenizer
 
-__all__ = ["Document", "Store", "Tokenizer", "prepare"]
+__all__ = ["Document", "Store", "Tokenizer", "await_store", "open_store", "prepare"]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm import config
-from jaxlm.config.errors import ConfigError, UserError
+from jaxlm.config.errors import ConfigError, LostError, UserError
 from jaxlm.data.pairs import PairArray
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.data.sources import fingerprint
@@ -36,6 +36,7 @@ BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
 PIECE_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
 COMPRESSED_BYTES = 16_000_000  # validation texts up to this size are also compressed, as a yardstick
 REPORT_SECONDS = 10
+POLL_SECONDS = 0.2
 
 Report = Callable[[str], None]
 
@@ -84,11 +85,7 @@ def prepare(
     text (`config.Objective.needs`). Raises `ConfigError` or `UserError` for what the user can mend: missing
     or malformed files, a split that is empty, an unusable tokenizer.json, a damaged store.
     """
-    root = Path(data.store).expanduser()
-    special = special_tokens(tokenizer, needs)
-    inputs = hash_inputs(data, tokenizer, vocabulary_size, special, root / "fingerprints.json")
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / key
+    folder, inputs, special = identify(data, tokenizer, vocabulary_size, needs)
     if not folder.is_dir():
         with building(folder, report) as unfinished:
             if unfinished is not None:
@@ -97,6 +94,49 @@ def prepare(
     store = open_store(folder)
     report(summary(store))
     return store
+
+
+def await_store(
+    data: config.Data,
+    tokenizer: config.Tokenizer,
+    vocabulary_size: int,
+    report: Report,
+    ready: Callable[[], bool],
+    seconds: float,
+    needs: tuple[str, ...] = (),
+) -> Path:
+    """The folder of the store that `prepare` makes of the same arguments in another process, once it is there.
+
+    Or once that process is `ready` with whatever it made. LostError after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    folder, _, _ = identify(data, tokenizer, vocabulary_size, needs)
+    if not folder.is_dir():
+        report(f"store {folder}: waiting up to {seconds:g} s until process 0 has prepared it")
+    while not folder.is_dir() and not ready():
+        if time.monotonic() > deadline:
+            limit = "runtime.preparation_timeout_seconds"
+            raise LostError(f"data.store: process 0 has not prepared {folder} within {seconds:g} s ({limit})")
+        time.sleep(POLL_SECONDS)
+    return folder
+
+
+def identify(
+    data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, needs: tuple[str, ...]
+) -> tuple[Path, dict[str, Any], SpecialTokens]:
+    """(where the store of these settings is or will be, all that its name is the hash of, its special tokens).
+
+    One process of a machine at a time: the others then find the files' hashes in the cache.
+    """
+    root = Path(data.store).expanduser()
+    special = special_tokens(tokenizer, needs)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(root / ".fingerprints.lock", lambda: None))
+        inputs = hash_inputs(data, tokenizer, vocabulary_size, special, root / "fingerprints.json")
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return root / key, inputs, special
 
 
 def hash_inputs(
@@ -291,6 +331,8 @@ def write_synced(path: Path, text: str) -> None:
 
 def open_store(folder: Path) -> Store:
     """A finished store. `UserError` names the file that is missing, damaged or of the wrong size."""
+    if not folder.is_dir():
+        raise ConfigError("data.store", f"there is no {folder} here: all processes of a run need the folder that process 0 has prepared")
     rebuild = f"delete the folder {folder} to have it built again"
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())

@@ -51,7 +51,11 @@ class Stream:
 
     def __getitem__(self, index: int) -> Batch:
         """The global batch of step `index`, [B, ...]."""
-        return self.rows(index, 0, self.schedule.size(int(index)))
+        return self.rows(index, 0, self.size(index))
+
+    def size(self, index: int) -> int:
+        """Rows of the batch of step `index`."""
+        return self.schedule.size(int(index))
 
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` of the global batch of `step`: what one process reads of it."""

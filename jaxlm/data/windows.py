@@ -1,14 +1,13 @@
 """The windows of an evaluation, and what the frequencies of their targets alone would score."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from jaxlm.config.errors import ConfigError
 from jaxlm.data.samples import Samples, read, window_count
 from jaxlm.objectives import Objective
-from jaxlm.types import Batch
+from jaxlm.types import Batch, Batches
 
 
 class EvaluationWindows:
@@ -38,12 +37,21 @@ class EvaluationWindows:
 
     def __getitem__(self, index: int) -> Batch:
         """Batch `index`, [batch_size, ...]."""
+        return self.rows(index, 0, self.batch_size)
+
+    def size(self, index: int) -> int:
+        """Rows of batch `index`."""
+        return self.batch_size
+
+    def rows(self, index: int, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` of batch `index`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        numbers = index * self.batch_size + np.arange(self.batch_size)
+        first = index * self.batch_size
+        numbers = first + np.arange(start, stop)
         inside = numbers < self.draws * self.windows
-        numbers = np.where(inside, numbers, numbers[0])
-        rows, lengths = self.rows(numbers % self.windows)
+        numbers = np.where(inside, numbers, first)
+        rows, lengths = self.read(numbers % self.windows)
         batch = self.objective.make(rows, numbers, self.seed)
         weights = np.asarray(batch.weights) * inside[:, None]
         if self.pads:
@@ -53,20 +61,12 @@ class EvaluationWindows:
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
 
-    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Windows by number (int64 [n]): int32 [n, window], and how many tokens are left from the beginning of each, int64 [n]."""
         which = np.searchsorted(self.ends, numbers, side="right")
         starts = (numbers - np.concatenate([[0], self.ends])[which]) * self.objective.stride
         left = np.array([len(array) for array in self.arrays])[which] - starts
         return read(self.arrays, which, starts, self.objective), left
-
-
-class Batches(Protocol):
-    """Batches by number."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Batch: ...
 
 
 def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:

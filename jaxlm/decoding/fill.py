@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.models import Model
+from jaxlm.sharding import whole_beside
 from jaxlm.types import Array, Batch, Tree
 
 
 def fill(model: Model, params: Tree, batch: Batch) -> np.ndarray:
     """int32 [B, M]: an encoder's likeliest token at each position of `batch.predict`."""
-    run = jax.jit(lambda params, batch: jnp.argmax(model.apply(params, batch), axis=-1).astype(jnp.int32))
+    likeliest = lambda params, batch: jnp.argmax(model.apply(params, batch), axis=-1).astype(jnp.int32)  # noqa: E731
+    run = jax.jit(likeliest, out_shardings=whole_beside(params))
     return np.asarray(run(params, batch))
 
 
@@ -21,7 +23,7 @@ def write(model: Model, params: Tree, batch: Batch) -> np.ndarray:
 
     `batch.tokens` [B, L] gives the length and, in its first column, the token that the decoder starts from.
     """
-    return np.asarray(jax.jit(partial(targets, model))(params, batch))
+    return np.asarray(jax.jit(partial(targets, model), out_shardings=whole_beside(params))(params, batch))
 
 
 def targets(model: Model, params: Tree, batch: Batch) -> Array:

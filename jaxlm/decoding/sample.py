@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.models import Model
+from jaxlm.sharding import whole_beside
 from jaxlm.types import Batch, Tree
 
 
@@ -21,7 +22,7 @@ def sample(
     start = prompt[-size + 1 :] if size > 1 else prompt[:0]
     context = np.zeros((count, size), np.int32)
     context[:, : len(start)] = start
-    run = jax.jit(partial(continuations, model, new_tokens, temperature))
+    run = jax.jit(partial(continuations, model, new_tokens, temperature), out_shardings=whole_beside(params))
     return np.asarray(run(params, context, np.int32(len(start)), jax.random.key(seed)))
 
 

@@ -1,0 +1,25 @@
+"""Process and platform: settings that must come before jax, several processes, signals, the run's lock, exit codes. Imports no jax."""
+
+from jaxlm.runtime.cluster import Cluster, detect
+from jaxlm.runtime.command import Parser, command, lock, run
+from jaxlm.runtime.group import Group
+from jaxlm.runtime.platform import code_version, common, configure, describe_devices, devices, private_directory, versions
+from jaxlm.runtime.stop import StopSignal
+
+__all__ = [
+    "Cluster",
+    "Group",
+    "Parser",
+    "StopSignal",
+    "code_version",
+    "command",
+    "common",
+    "configure",
+    "describe_devices",
+    "detect",
+    "devices",
+    "lock",
+    "private_directory",
+    "run",
+    "versions",
+]
