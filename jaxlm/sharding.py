@@ -58,6 +58,7 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "vocabulary_act": "tensor",
 }
 
+SHOWN_HOSTS = 8
 REPLICATED_WARNING = 0.01  # share of a tree's bytes that stay whole although the stage splits it
 
 
@@ -242,8 +243,16 @@ def describe(mesh: Mesh, hosts: Sequence[str]) -> str:
     axes = " x ".join(parts)
     if len(hosts) == 1:
         return axes
-    where = "; ".join(f"{host}: {', '.join(str(p) for p, at in enumerate(hosts) if at == host)}" for host in dict.fromkeys(hosts))
-    return f"{axes} on {len(hosts)} processes ({where})"
+    places = [f"{host}: {ranges([p for p, at in enumerate(hosts) if at == host])}" for host in dict.fromkeys(hosts)]
+    more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
+    return f"{axes} on {len(hosts)} processes ({'; '.join(places[:SHOWN_HOSTS])}{more})"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """'0-3, 6' of increasing numbers."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
 
 
 def bytes_per_device(shapes: Tree, shardings: Tree) -> int:

@@ -8,8 +8,8 @@ import threading
 import time
 from types import SimpleNamespace
 
-import peers
 import pytest
+import several
 
 from jaxlm import runtime
 from jaxlm.config import ConfigError, LostError, Runtime
@@ -136,7 +136,7 @@ def test_devices_of_a_host_stand_together():
 
 
 def test_a_coordinator_that_is_not_there_is_named_after_the_time_limit():
-    here = Cluster(2, 1, f"127.0.0.1:{peers.free_port()}")
+    here = Cluster(2, 1, f"127.0.0.1:{several.free_port()}")
     began = time.monotonic()
     with pytest.raises(LostError, match=rf"^process 1 can't reach the coordinator at {here.coordinator}: tried for 1 s \(Connection ref"):
         rendezvous.reach(here, 1)
@@ -145,7 +145,7 @@ def test_a_coordinator_that_is_not_there_is_named_after_the_time_limit():
 
 
 def test_a_coordinator_that_comes_late_is_found():
-    port = peers.free_port()
+    port = several.free_port()
     here = Cluster(2, 1, f"127.0.0.1:{port}")
     assert not rendezvous.answers(here)
     with socket.socket() as late:
@@ -177,7 +177,7 @@ def test_processes_that_do_not_come_end_the_wait(tmp_path):
     from jaxlm import runtime
     from jaxlm.config import Runtime
     def main(argv):
-        where = "127.0.0.1:{peers.free_port()}"
+        where = "127.0.0.1:{several.free_port()}"
         asked = Runtime(platform="cpu", processes=2, process=0, coordinator=where, initialization_timeout_seconds=2)
         runtime.configure(asked)
         with runtime.Group(runtime.detect(asked), asked, pathlib.Path({str(tmp_path / "run")!r})) as group:
@@ -185,7 +185,7 @@ def test_processes_that_do_not_come_end_the_wait(tmp_path):
     runtime.run(main)
     """
     arguments = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=peers.environment())
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=several.environment())
     assert done.returncode == 5
     assert done.stderr.startswith("error: not all of the 2 processes came to 127.0.0.1:") and done.stderr.count("\n") == 1
 

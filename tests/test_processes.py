@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import peers
 import pytest
+import several
 import tiny_run
 from jax.tree_util import tree_leaves_with_path as tree_leaves
-from peers import Peers, listening, local, losses
+from several import Peers, listening, local, losses
 
 pytestmark = pytest.mark.slow
 campaign = [pytest.mark.campaign]
@@ -31,8 +31,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def alone(*edits: str, directory: str, devices: int = 8) -> None:
     """The run as one process, which is not this one: jax here has a set number of devices."""
-    arguments = [sys.executable, "-m", "jaxlm.train", *peers.command(*edits, directory=directory), "--devices", str(devices)]
-    done = subprocess.run(arguments, env=peers.environment(), capture_output=True, text=True, timeout=peers.LIMIT)
+    arguments = [sys.executable, "-m", "jaxlm.train", *several.command(*edits, directory=directory), "--devices", str(devices)]
+    done = subprocess.run(arguments, env=several.environment(), capture_output=True, text=True, timeout=several.LIMIT)
     assert done.returncode == 0, done.stderr
 
 
@@ -51,7 +51,7 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
     # Process 0 alone records and shows.
     assert "on 2 processes" in done.stdout and "step 20/20 100%" in done.stdout and "--- sample 1 ---" in done.stdout
     assert "Gloo" not in done.stdout and done.stderr == ""
-    assert "step 20/20" not in peers.log("runs/two", 1) and "step 12: validation loss" not in done.stderr
+    assert "step 20/20" not in several.log("runs/two", 1) and "step 12: validation loss" not in done.stderr
     assert len(list(Path("runs/two/tensorboard").iterdir())) == 1
 
 
@@ -81,13 +81,13 @@ with runtime.Group(cluster, settings.runtime, Path("runs/restored")) as group:
 
 def restored(directory: str, step: int, *edits: str, count: int, devices: int) -> set[str]:
     """Path, dtype and hash of every array that `count` processes restore from a checkpoint."""
-    place = [f"runtime.coordinator=127.0.0.1:{peers.free_port()}", f"runtime.processes={count}", f"runtime.devices={devices}"]
+    place = [f"runtime.coordinator=127.0.0.1:{several.free_port()}", f"runtime.processes={count}", f"runtime.devices={devices}"]
     arguments = [sys.executable, "-c", RESTORE, directory, str(step), *edits, *place]
     running = [
-        subprocess.Popen([*arguments, f"runtime.process={process}"], env=peers.environment(), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*arguments, f"runtime.process={process}"], env=several.environment(), stdout=subprocess.PIPE, text=True)
         for process in range(count)
     ]
-    outputs = [process.communicate(timeout=peers.LIMIT)[0] for process in running]
+    outputs = [process.communicate(timeout=several.LIMIT)[0] for process in running]
     assert [process.returncode for process in running] == [0] * count
     return set(outputs[0].splitlines())
 
@@ -144,12 +144,12 @@ for sizes in (dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1,
 
 
 def test_each_process_puts_its_own_rows_in_their_place(folder):
-    port = str(peers.free_port())
+    port = str(several.free_port())
     arguments = [[sys.executable, "-c", textwrap.dedent(PLACEMENT), str(process), port] for process in (0, 1)]
-    running = [subprocess.Popen(a, stdout=subprocess.PIPE, text=True, env=peers.environment()) for a in arguments]
+    running = [subprocess.Popen(a, stdout=subprocess.PIPE, text=True, env=several.environment()) for a in arguments]
     rows = []
     for process in running:
-        out, _ = process.communicate(timeout=peers.LIMIT)
+        out, _ = process.communicate(timeout=several.LIMIT)
         assert process.returncode == 0
         rows.append([line for line in out.splitlines() if line[:1].isdigit()])
     # Each half, but where the tensor axis spans both processes.
@@ -164,7 +164,7 @@ def test_two_runs_are_the_same_to_the_bit(folder):
     assert hashes("runs/a", 12) == hashes("runs/b", 12)
 
 
-INTERRUPTIONS = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(peers.random_steps(10, 6, 30))]
+INTERRUPTIONS = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(several.random_steps(10, 6, 30))]
 
 
 @pytest.mark.parametrize(("process", "step"), INTERRUPTIONS)
@@ -176,15 +176,15 @@ def test_sigterm_to_either_saves_both_at_the_same_step(folder, process, step):
     assert (code, other) == (75, 75), err
     stopped = max(losses("runs/tiny"))
     assert f"stopped by SIGTERM after step {stopped} of" in out
-    assert f"stopped by SIGTERM after step {stopped} of" in peers.log("runs/tiny", 1)
-    assert peers.saved_steps("runs/tiny")[-1] == stopped >= step
+    assert f"stopped by SIGTERM after step {stopped} of" in several.log("runs/tiny", 1)
+    assert several.saved_steps("runs/tiny")[-1] == stopped >= step
     assert "runtime.process" not in out
     # Nothing is lost: the next start goes on with the next step.
     assert Peers(f"training.steps={stopped + 1}", directory="runs/tiny").codes() == [0, 0]
     assert max(losses("runs/tiny")) == stopped + 1
 
 
-LOSSES = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(peers.random_steps(10, 6, 20))]
+LOSSES = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(several.random_steps(10, 6, 20))]
 
 
 @pytest.mark.parametrize(("process", "step"), LOSSES)
@@ -199,7 +199,7 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(folder, process
     # 134: of the loss of process 0 jax may hear first, and aborts.
     assert code == 5 or (code, process) == (-6, 0), err
     assert code != 5 or (f"error: process {process} (" in err and "is gone" in err)
-    saved = peers.saved_steps("runs/tiny")[-1]
+    saved = several.saved_steps("runs/tiny")[-1]
     resumed = Peers(f"training.steps={saved + 2}", directory="runs/tiny")
     (code, out, err), (other, *_) = resumed.finish()
     assert (code, other) == (0, 0), err
@@ -238,7 +238,7 @@ def test_text_that_differs_is_noticed(folder):
     """The same config, but on one machine the file has other text."""
     (folder / "there").mkdir()
     (folder / "there" / "text.txt").write_text((folder / "text.txt").read_text() + " more")
-    port = peers.free_port()
+    port = several.free_port()
     arguments = [
         *("--config", str(folder / "tiny.py"), f"run_directory={folder}/run", f"data.store={folder}/stores", "--devices", "4"),
         *(f"runtime.coordinator=127.0.0.1:{port}", "runtime.processes=2"),
@@ -247,7 +247,7 @@ def test_text_that_differs_is_noticed(folder):
         subprocess.Popen(
             [sys.executable, "-m", "jaxlm.train", *arguments, f"runtime.process={process}"],
             cwd=place,
-            env=peers.environment(),
+            env=several.environment(),
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -255,7 +255,7 @@ def test_text_that_differs_is_noticed(folder):
         for process, place in enumerate((folder, folder / "there"))
     ]
     for process in running:
-        _, err = process.communicate(timeout=peers.LIMIT)
+        _, err = process.communicate(timeout=several.LIMIT)
         assert process.returncode == 2
         assert "differs from process 0 in the prepared data: " in err
 
@@ -269,13 +269,13 @@ def test_a_mistake_in_one_process_ends_the_other(folder):
     train.check_vocabulary = fail
     runtime.run(train.main)
     """
-    port = peers.free_port()
-    edits = [*peers.command(directory="runs/tiny"), f"runtime.coordinator=127.0.0.1:{port}", "runtime.processes=2"]
+    port = several.free_port()
+    edits = [*several.command(directory="runs/tiny"), f"runtime.coordinator=127.0.0.1:{port}", "runtime.processes=2"]
     first = [sys.executable, "-m", "jaxlm.train", *edits, "runtime.process=0"]
     second = [sys.executable, "-c", textwrap.dedent(program), *edits, "runtime.process=1"]
-    running = [subprocess.Popen(a, env=peers.environment(), stderr=subprocess.PIPE, text=True) for a in (first, second)]
+    running = [subprocess.Popen(a, env=several.environment(), stderr=subprocess.PIPE, text=True) for a in (first, second)]
     began = time.monotonic()
-    errors = [process.communicate(timeout=peers.LIMIT)[1] for process in running]
+    errors = [process.communicate(timeout=several.LIMIT)[1] for process in running]
     assert [process.returncode for process in running] == [5, 1]
     assert "error: process 1 (" in errors[0] and "failed: KeyError: 'of process 1'" in errors[0]
     assert "Traceback" in errors[1]

@@ -187,11 +187,19 @@ def test_the_mesh_is_described_with_its_hosts():
     devices = [SimpleNamespace(process_index=n // 2, id=n) for n in range(8)]
     mesh = lambda **sizes: SimpleNamespace(devices=np.array(devices).reshape(*sizes.values()), shape=sizes)  # noqa: E731
     hosts = ("a", "a", "b", "b")
-    assert sharding.describe(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4) == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0, 1, 2, 3)"
-    where = "on 4 processes (a: 0, 1; b: 2, 3)"
+    assert sharding.describe(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4) == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0-3)"
+    where = "on 4 processes (a: 0-1; b: 2-3)"
     assert sharding.describe(mesh(data=2, fsdp=2, tensor=2), hosts) == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
     assert sharding.describe(mesh(data=1, fsdp=4, tensor=2), hosts) == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
     one = mesh(data=2, fsdp=4, tensor=1)
     assert sharding.describe(SimpleNamespace(devices=np.array(devices[:2] * 4).reshape(2, 4, 1), shape=one.shape), ("a",)).endswith(
         "tensor 1"
     )
+
+
+def test_many_hosts_are_shortened():
+    assert sharding.ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
+    hosts = [f"n{n}" for n in range(20)]
+    devices = [SimpleNamespace(process_index=n, id=n) for n in range(20)]
+    mesh = SimpleNamespace(devices=np.array(devices).reshape(20, 1, 1), shape=dict(data=20, fsdp=1, tensor=1))
+    assert sharding.describe(mesh, hosts).endswith("n7: 7; 12 more hosts)")
