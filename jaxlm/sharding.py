@@ -200,8 +200,10 @@ def gather(mesh: Mesh, zero: int, precision: config.Precision, weights: Tree, ax
 
         def backward(_: None, gradient: Array) -> tuple[Array]:
             # Whole first: the sum over devices is asked for here, and the split after it makes it a reduce-scatter. Asking for the
-            # split alone lets the partitioner move activations instead.
-            return (placed(placed(gradient, split=False), "gradients" in ZERO[zero]).astype(weight.dtype),)
+            # split alone lets the partitioner move activations instead. Over data x fsdp it is the other way round: the split alone
+            # gives a reduce-scatter over fsdp and a sum of what is left over data, but for tables of tokens, where activations move.
+            summed = gradient if mesh.shape["data"] > 1 and "vocabulary" not in names else placed(gradient, split=False)
+            return (placed(summed, "gradients" in ZERO[zero]).astype(weight.dtype),)
 
         whole.defvjp(lambda w: (whole(w), None), backward)
         return whole(weight)

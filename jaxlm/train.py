@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with `config = Config(...)`, or a run's config.json")
     parser.add_argument("--data", metavar="PATH", help="train on this file, folder or glob instead of the config's sources")
-    parser.add_argument("--devices", metavar="N", help="the same as runtime.devices=N")
+    parser.add_argument("--devices", metavar="N", help="the same as runtime.devices=N: of each process")
     parser.add_argument("edits", nargs="*", metavar="key=value", help="changes to the config, such as model.layers=12")
     args = parser.parse_intermixed_args(argv)
     edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = runtime.detect(settings.runtime)
     runtime.configure(settings.runtime)
     with runtime.Group(cluster, settings.runtime, Path(settings.run_directory or "runs/run")) as group:
-        return train(settings, group, again=command_line(argv))
+        return train(dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)), group, again=command_line(argv))
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -115,15 +115,16 @@ def meet(settings: Config, group: runtime.Group) -> "Store":
     if group.leads:
         folder = data.prepare(*what, needs=needs).path
     else:
-        folder = data.await_store(*what, group.answers, settings.runtime.preparation_timeout_seconds, needs=needs)
+        folder = data.await_store(*what, ready=group.answers, seconds=settings.runtime.preparation_timeout_seconds, needs=needs)
     group.meet()
-    facts = checkpoint.flat(config.to_dict(dataclasses.replace(settings, runtime=runtime.common(settings.runtime))))
+    facts = checkpoint.flat(config.to_dict(settings))
     facts |= {"the prepared data": folder.name, "jaxlm's code": runtime.code_version()} | runtime.versions()
     group.agree("config", {key: str(value) for key, value in facts.items()})
     return data.open_store(folder)
 
 
 def store_arguments(settings: Config) -> tuple:
+    """What decides the token store, and where its making is told."""
     return settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say
 
 

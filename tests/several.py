@@ -1,6 +1,5 @@
 """Runs of several processes on this machine, by the command."""
 
-import json
 import os
 import random
 import signal
@@ -93,7 +92,7 @@ def local(*edits: str, directory: str, count: int = 2, devices: int = 4) -> subp
     """The run under launch/local.sh."""
     arguments = [
         "bash",
-        os.environ.get("LOCAL_SH", str(ROOT / "launch/local.sh")),
+        str(ROOT / "launch/local.sh"),
         str(count),
         *command(*edits, directory=directory),
         "--devices",
@@ -130,7 +129,3 @@ def listening(pids: list[int]) -> list[str]:
 
 def log(directory: str, process: int) -> str:
     return (Path(directory) / "logs" / f"process-{process}.log").read_text()
-
-
-def config_of(directory: str) -> dict:
-    return json.loads((Path(directory) / "config.json").read_text())

@@ -3,12 +3,14 @@
 Needs the CUDA plugin of jax (extra `cuda`), no GPU. Run with: pytest -m aot
 """
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 
 from jaxlm import config, models, objectives, optim, sharding, state, step
@@ -46,15 +48,46 @@ class Program(NamedTuple):
     def counts(self) -> dict[str, int]:
         return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", self.text)) for name in COLLECTIVES}
 
+    def lines(self, name: str) -> list[str]:
+        """The instructions of a collective."""
+        return [line for line in self.text.splitlines() if re.search(rf" {name}(?:-start)?\(", line)]
+
     def gathered_shapes(self) -> set[tuple[int, ...]]:
         """Shapes of what all-gathers give."""
         results = re.findall(r"= (.*?) all-gather(?:-start)?\(", self.text)
         return {tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\[([\d,]+)\]", result)}
 
 
-def compiled(settings: config.Config, devices: int) -> Program:
-    """The train step of `settings` on `devices` H100 of one machine."""
-    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x{devices}x1").devices
+def groups_of(instruction: str) -> list[list[int]]:
+    """Which devices take part together, of replica_groups={{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2], device_ids=([4]) {'b'}."""
+    text = re.search(r"replica_groups=(.*)", instruction).group(1)  # type: ignore[union-attr]
+    if text.startswith("{{"):
+        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")]
+    order = re.search(
+        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?" if text.startswith("[") else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", text
+    )
+    if text.startswith("mesh"):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
+        grouped = re.findall(r"'(\w+)'", re.search(r"\{(.*?)\}", text).group(1))  # type: ignore[union-attr]
+        sizes = [int(size) for size in axes.values()]
+        ids = np.arange(math.prod(sizes)) if order is None else iota(order)
+        last = [n for n, axis in enumerate(axes) if axis in grouped]
+        rest = [n for n in range(len(axes)) if n not in last]
+        return ids.reshape(sizes).transpose(rest + last).reshape(-1, math.prod(sizes[n] for n in last)).tolist()
+    sizes = [int(size) for size in text[1:].partition("]")[0].split(",")]
+    return iota(order).reshape(sizes).tolist()
+
+
+def iota(order: re.Match) -> np.ndarray:
+    """[4,2]T(1,0): 0, 1, ... in that shape, its axes in that order."""
+    sizes = [int(size) for size in order.group(1).split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(axis) for axis in order.group(2).split(",")]) if order.group(2) else ids
+
+
+def compiled(settings: config.Config, devices: int, machines: int = 1) -> Program:
+    """The train step of `settings` on machines with `devices` H100 each."""
+    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1").devices
     mesh = sharding.make_mesh(settings.parallel, found)
     execution = sharding.execution(mesh, settings.parallel, settings.precision, "cudnn")
     model = models.build(settings.model, settings.precision, execution)
@@ -133,3 +166,21 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
     """T5's bias is learned: its gradient is among what the backward kernel gives."""
     program = compiled(recipe("t5_base", "training.batch_size=16", "training.microbatches=1", "model.layers=1"), 8)
     assert {"__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"} <= attention_kernels(program).keys()
+
+
+def test_llama_1b_on_two_machines():
+    """Parameters are gathered inside each machine; of the layers' gradients only each GPU's own shard crosses the network (HSDP)."""
+    settings = recipe("llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1")
+    program = compiled(settings, 8, machines=2)
+    counts = program.counts()
+    assert counts["all-to-all"] == counts["collective-permute"] == 0
+    assert counts["reduce-scatter"] >= 1
+    groups = {name: [groups_of(line) for line in program.lines(name)] for name in ("all-gather", "reduce-scatter", "all-reduce")}
+    machine = [list(range(8)), list(range(8, 16))]
+    assert groups["all-gather"] and all(found == machine for found in groups["all-gather"])
+    assert all(found == machine for found in groups["reduce-scatter"])
+    assert [[gpu, gpu + 8] for gpu in range(8)] in groups["all-reduce"]
+    # Summed over all GPUs: the tables of tokens, norms and scalars, nothing of a layer's kernels.
+    whole = [line for line in program.lines("all-reduce") if groups_of(line) == [list(range(16))]]
+    largest = {dims for line in whole for dims in re.findall(r"f32\[([\d,]+)\]", line.partition("all-reduce")[0]) if "," in dims}
+    assert largest <= {"2048,32000", "32000,2048"}

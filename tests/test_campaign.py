@@ -146,7 +146,8 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
         ticks(clock, done, metrics)
 
     monkeypatch.setattr(train.Clock, "tick", tick)
-    assert train.train(settings, again="") == 0
+    with runtime.Group(runtime.Cluster(), settings.runtime, Path(settings.run_directory)) as group:
+        assert train.train(settings, group, again="") == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
     run = train.assemble(settings, 0)

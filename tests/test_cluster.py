@@ -200,7 +200,7 @@ def test_the_first_difference_is_named():
 def test_what_a_process_alone_decides_is_not_compared():
     one = Runtime(processes=2, process=0, coordinator="127.0.0.1:1", coordinator_bind="0.0.0.0")
     two = Runtime(processes=2, process=1, coordinator="localhost:1")
-    assert runtime.common(one) == runtime.common(two)
+    assert runtime.shared(one) == runtime.shared(two) == Runtime()
 
 
 def test_a_process_alone_needs_no_others(tmp_path):

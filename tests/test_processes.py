@@ -15,6 +15,7 @@ import several
 import tiny_run
 from jax.tree_util import tree_leaves_with_path as tree_leaves
 from several import Peers, listening, local, losses
+from test_launch import cluster  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 campaign = [pytest.mark.campaign]
@@ -53,6 +54,29 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
     assert "Gloo" not in done.stdout and done.stderr == ""
     assert "step 20/20" not in several.log("runs/two", 1) and "step 12: validation loss" not in done.stderr
     assert len(list(Path("runs/two/tensorboard").iterdir())) == 1
+
+
+CELLS = [
+    pytest.param(family, zero, marks=[] if (family, zero) == ("encoder_decoder", 3) else campaign)
+    for family in tiny_run.FAMILIES
+    for zero in (0, 3)
+]
+
+
+@pytest.mark.parametrize(("family", "zero"), CELLS)
+def test_slurm_trains_what_one_process_does(folder, cluster, family, zero):  # noqa: F811
+    edits = (*tiny_run.FAMILIES[family], f"parallel.zero={zero}", "training.steps=20")
+    alone(*edits, directory="runs/one")
+    options = ["--wait", "--ntasks=2", "--output=job.log", str(several.ROOT / "launch/slurm.sh")]
+    job = ["sbatch", *options, *several.command(*edits, directory="runs/two"), "--devices", "4"]
+    done = subprocess.run(job, env=several.environment(), capture_output=True, text=True, timeout=several.LIMIT)
+    said = Path("job.log").read_text()
+    assert done.returncode == 0, said
+    assert "on 2 processes" in said and "step 20/20 100%" in said
+    one, two = losses("runs/one"), losses("runs/two")
+    assert two.keys() == one.keys() == set(range(1, 21))
+    np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-5)  # as under local.sh
+    assert tiny_run.rows("runs/two")["train/tokens"] == tiny_run.rows("runs/one")["train/tokens"]
 
 
 RESTORE = """

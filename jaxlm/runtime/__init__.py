@@ -1,9 +1,9 @@
 """Process and platform: settings that must come before jax, several processes, signals, the run's lock, exit codes. Imports no jax."""
 
-from jaxlm.runtime.cluster import Cluster, detect
+from jaxlm.runtime.cluster import Cluster, detect, shared
 from jaxlm.runtime.command import Parser, command, lock, run
 from jaxlm.runtime.group import Group
-from jaxlm.runtime.platform import code_version, common, configure, describe_devices, devices, private_directory, versions
+from jaxlm.runtime.platform import code_version, configure, describe_devices, devices, private_directory, versions
 from jaxlm.runtime.stop import StopSignal
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "StopSignal",
     "code_version",
     "command",
-    "common",
     "configure",
     "describe_devices",
     "detect",
@@ -21,5 +20,6 @@ __all__ = [
     "lock",
     "private_directory",
     "run",
+    "shared",
     "versions",
 ]

@@ -1,5 +1,6 @@
 """Which process of which run this is: from the config, or from what SLURM, Open MPI and Kubernetes tell their processes."""
 
+import dataclasses
 import os
 import re
 import socket
@@ -60,6 +61,11 @@ def detect(runtime: Runtime, environment: Mapping[str, str] = os.environ) -> Clu
     if found.process >= found.processes:
         raise ConfigError("runtime.processes", f"{found.processes} leaves no place for process {found.process}")
     return found
+
+
+def shared(runtime: Runtime) -> Runtime:
+    """The settings without this process's place, which is no part of what a run is: they are the same in all, and are what is saved."""
+    return dataclasses.replace(runtime, processes=None, process=None, coordinator=None, coordinator_bind=None)
 
 
 def slurm(environment: Mapping[str, str]) -> Cluster | None:

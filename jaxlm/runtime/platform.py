@@ -1,6 +1,5 @@
 """Settings that must come before jax, its devices, and the versions of what computes. Imports no jax at module level."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import logging
@@ -148,8 +147,3 @@ def code_version() -> str:
     for path in sorted(package.rglob("*.py")):
         whole.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return whole.hexdigest()[:16]
-
-
-def common(runtime: Runtime) -> Runtime:
-    """Without what differs from process to process of a run."""
-    return dataclasses.replace(runtime, process=None, coordinator=None, coordinator_bind=None)
