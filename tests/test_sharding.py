@@ -24,10 +24,10 @@ MESHES = [
     ("decoder", dict(zero=3, tensor=2)),
     ("encoder", dict(zero=0)),
     ("encoder", dict(zero=3)),
-    ("encoder", dict(zero=3, tensor=2)),
+    pytest.param("encoder", dict(zero=3, tensor=2), marks=pytest.mark.slow),
     ("encoder_decoder", dict(zero=0)),
     ("encoder_decoder", dict(zero=3)),
-    ("encoder_decoder", dict(zero=3, tensor=2)),
+    pytest.param("encoder_decoder", dict(zero=3, tensor=2), marks=pytest.mark.slow),
 ]
 
 

@@ -25,7 +25,7 @@ from jaxlm.runtime.command import lock
 from jaxlm.runtime.output import complain, to_log
 from jaxlm.runtime.stop import PeerStop, StopSignal
 
-QUIET_SECONDS = 3.0  # how long a failed collective waits in silence for news of who failed
+QUIET_SECONDS = 2.0  # within which what fails in all processes has failed in each
 # An error of jax that a lost peer may have caused.
 LOST = re.compile(r"gloo|nccl|connection|socket|coordination|peer|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE)
 
@@ -116,7 +116,7 @@ class Group:
     def _watch(self) -> None:
         """Beats, and looks after the others, until the run ends or one of them is lost."""
         limit = self.runtime.heartbeat_timeout_seconds
-        heard: dict[int, tuple[str, float]] = {}  # process -> its last beat, and when it was first seen
+        heard = dict.fromkeys(range(self.cluster.processes), ("", time.monotonic()))  # the last beat of each, and when it was first seen
         while not self._pause(min(1.0, limit / 10)):
             now = time.monotonic()
             try:
@@ -126,15 +126,19 @@ class Group:
             except Exception as error:  # of whatever type: process 0 can't be asked any more
                 if self._done.is_set():
                     return
-                self._lose(0, f"is gone: {str(error).splitlines()[0]}")
+                self._lose(0, f"is gone: {first_line(error)}")
             for process, reason in failed.items():
+                # What fails in all of them, such as a loss that is no number, ends this one in its own words.
+                if self._done.wait(QUIET_SECONDS):
+                    return
                 self._lose(process, reason)
             for process, beat in beats.items():
-                if beat != heard.get(process, ("", 0.0))[0]:
+                if beat != heard[process][0]:
                     heard[process] = beat, now
-                elif now - heard[process][1] > limit:
+            for process, (_, since) in heard.items():
+                if self.leads and now - since > limit:
                     reason = f"is gone: silent for {limit} s (runtime.heartbeat_timeout_seconds)"
-                    self._client.key_value_set(f"jaxlm/failed/{process}", reason)
+                    self._client.key_value_set(f"jaxlm/failed/{process}", reason, allow_overwrite=True)
                     self._until_read(others=self.cluster.processes - 2)
                     self._lose(process, reason)
 
@@ -169,7 +173,7 @@ class Group:
     def _fail(self, error: BaseException) -> None:
         """This process ends with `error`: unless another one is the cause, the others are told."""
         if isinstance(error, Exception) and not isinstance(error, UserError) and LOST.search(str(error)):
-            time.sleep(QUIET_SECONDS)  # the watching thread ends the process if it finds out who is gone
+            time.sleep(2 * QUIET_SECONDS)  # the watching thread ends the process if it finds out who is gone
             limit = self.runtime.heartbeat_timeout_seconds
             complain(f"a collective failed ({first_line(error)}): waiting up to {limit} s to see whether another process is gone")
             time.sleep(1.1 * limit)
@@ -179,9 +183,9 @@ class Group:
         self._until_read(others=self.cluster.processes - 1)
 
     def _until_read(self, others: int) -> None:
-        """When process 0 ends, so does the store: it waits until the `others` have read why."""
+        """When process 0 ends, so does the store: it waits until the `others` have read why, and ended."""
         if self.leads and others:
-            time.sleep(QUIET_SECONDS)
+            time.sleep(2 * QUIET_SECONDS)
 
 
 def first_line(error: BaseException) -> str:
