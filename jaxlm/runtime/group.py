@@ -116,7 +116,10 @@ class Group:
     def _watch(self) -> None:
         """Beats, and looks after the others, until the run ends or one of them is lost."""
         limit = self.runtime.heartbeat_timeout_seconds
-        heard = dict.fromkeys(range(self.cluster.processes), ("", time.monotonic()))  # the last beat of each, and when it was first seen
+        began = time.monotonic()
+        heard: dict[int, tuple[str, float]] = {
+            n: ("", began) for n in range(self.cluster.processes)
+        }  # last beat, and when it was first seen
         while not self._pause(min(1.0, limit / 10)):
             now = time.monotonic()
             try:
