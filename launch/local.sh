@@ -104,7 +104,7 @@ interrupt() { # the second Ctrl-C ends without saving, as it does in a run of on
 
 # Job control gives each process, and the guard, a group of its own: Ctrl-C reaches this script alone, and what a process has started ends
 # with it. It is on at a start only, since commands in the foreground would get the terminal.
-directory=$(mktemp -d "${TMPDIR:-/tmp}/jaxlm.XXXXXX") || fail "can't make a folder in ${TMPDIR:-/tmp}"
+directory=$(mktemp -d) || fail "can't make a folder in ${TMPDIR:-/tmp}"
 mkfifo "$directory/pipe" || fail "can't make a pipe in $directory"
 set -m
 guard <"$directory/pipe" >/dev/null 2>&1 &

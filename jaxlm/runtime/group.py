@@ -116,10 +116,8 @@ class Group:
     def _watch(self) -> None:
         """Beats, and looks after the others, until the run ends or one of them is lost."""
         limit = self.runtime.heartbeat_timeout_seconds
-        began = time.monotonic()
-        heard: dict[int, tuple[str, float]] = {
-            n: ("", began) for n in range(self.cluster.processes)
-        }  # last beat, and when it was first seen
+        # The last beat of each, and when it was first seen.
+        heard: dict[int, tuple[str, float]] = dict.fromkeys(range(self.cluster.processes), ("", time.monotonic()))
         while not self._pause(min(1.0, limit / 10)):
             now = time.monotonic()
             try:
