@@ -61,10 +61,12 @@ def test_a_run_from_text_to_samples(folder, capsys):
     assert Checkpoints(folder / "runs/tiny/checkpoints", keep=2).latest() == 12
 
 
+SLOW_STOPS = {("decoder", 1), ("encoder", 11), ("encoder_decoder", 7)}  # the others are left to campaigns, for their time
 STOPS = [
-    pytest.param(family, stop, marks=() if (family, stop) == ("decoder", 7) else pytest.mark.slow)
+    pytest.param(family, stop, marks=[] if (family, stop) == ("decoder", 7) else marks)
     for family in tiny_run.FAMILIES
     for stop in (7, 1, 11)
+    for marks in [[pytest.mark.slow, *([] if (family, stop) in SLOW_STOPS else [pytest.mark.campaign])]]
 ]
 
 
