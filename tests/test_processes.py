@@ -57,7 +57,7 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
     # Process 0 alone records and shows.
     assert "on 2 processes" in done.stdout and "step 20/20 100%" in done.stdout and "--- sample 1 ---" in done.stdout
     assert "Gloo" not in done.stdout and done.stderr == ""
-    assert "step 20/20" not in several.log("runs/two", 1) and "step 12: validation loss" not in done.stderr
+    assert "step 20/20" not in several.log("runs/two", 1)
     assert len(list(Path("runs/two/tensorboard").iterdir())) == 1
 
 
