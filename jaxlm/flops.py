@@ -11,8 +11,11 @@ def forward(model: config.Model, length: int, source_length: int = 0, prediction
     activations and the embedding lookup are left out.
     """
     transform = model.width if model.head_transform else 0
-    head = (length if predictions is None else predictions) * model.width * (model.vocabulary_size + transform)
+    head = (length if predictions is None else predictions) * (model.token_width * model.vocabulary_size + model.width * transform)
     products = stack(model, length) + head
+    if model.embedding_width is not None:
+        both_ends = length + source_length + (length if predictions is None else predictions)
+        products += both_ends * model.width * model.embedding_width
     if source_length:
         queries, keys = projections(model)
         cross = queries * length + keys * source_length + pairs(model, length, source_length)
@@ -23,8 +26,14 @@ def forward(model: config.Model, length: int, source_length: int = 0, prediction
 def stack(model: config.Model, length: int) -> int:
     """Multiplications in the blocks, without cross attention."""
     mlp = (3 if model.gated else 2) * model.width * model.hidden_width
-    seen = min(length, model.sliding_window or length)
-    return model.layers * ((sum(projections(model)) + mlp) * length + pairs(model, length, seen))
+    windows = (model.windows[layer % len(model.windows)] for layer in range(model.layers))
+    scores = sum(pairs(model, length, seen(model, length, window)) for window in windows)
+    return model.layers * (sum(projections(model)) + mlp) * length + scores
+
+
+def seen(model: config.Model, length: int, window: int | None) -> int:
+    """Positions that a query sees at most."""
+    return length if window is None else min(length, window if model.family == "decoder" else 2 * window - 1)
 
 
 def projections(model: config.Model) -> tuple[int, int]:

@@ -47,6 +47,13 @@ def abstract(model: Model, optimizer: optax.GradientTransformation, placement: P
     )
 
 
+def begin(model: Model, optimizer: optax.GradientTransformation, placement: Placement, params: Tree) -> TrainState:
+    """A new state around parameters that are there already, placed as `abstract` says."""
+    where = shardings(model, optimizer, placement)
+    moments = jax.jit(optimizer.init, out_shardings=where.optimizer)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), where.step), params, moments)
+
+
 def create(model: Model, optimizer: optax.GradientTransformation, placement: Placement, seed: int) -> TrainState:
     """A new state, each shard made on its own device; the values don't depend on the mesh."""
     make = jax.jit(lambda key: first(model, optimizer, key), out_shardings=shardings(model, optimizer, placement))

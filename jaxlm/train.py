@@ -80,11 +80,12 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
     store = None if group.alone else meet(settings, group)
     with checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep) as saved:
         # A mistake in the config is said before hours of data preparation.
-        first_step = saved.latest() or 0
-        group.agree("step", {"the newest checkpoint": str(first_step)})
-        if first_step:
+        newest = saved.latest()
+        first_step = newest or 0
+        group.agree("step", {"the newest checkpoint": str(newest)})
+        if newest is not None:
             settings, changes = checkpoint.resumed(directory, settings, first_step)
-            say(f"{directory}: goes on after step {first_step}", *changes)
+            say(f"{directory}: " + (f"goes on after step {first_step}" if first_step else "begins with the weights that it has"), *changes)
         if first_step >= settings.training.steps:
             say(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
             return 0
@@ -96,6 +97,9 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
         if first_step:
             checkpoint.check_store(directory, settings, store.hash)
             start = saved.restore(first_step, state.abstract(run.model, run.optimizer, run.placement))
+        elif newest == 0:
+            weights = saved.restore_params(0, state.abstract(run.model, run.optimizer, run.placement).params)
+            start = state.begin(run.model, run.optimizer, run.placement, weights)
         else:
             start = state.create(run.model, run.optimizer, run.placement, settings.seed)
         if not group.leads:

@@ -103,7 +103,7 @@ def test_special_tokens_have_no_text_and_join_nothing(of):
 
 def test_roles_are_ids():
     rule = train_bpe(TEXTS, 290, SpecialTokens("</s>", "<s>", "<pad>", "<mask>", 4)).vocabulary
-    assert (rule.end_of_text, rule.begin_of_text, rule.pad, rule.mask) == (0, 1, 2, 3)
+    assert (rule.end_of_text, rule.pad, rule.begin_of_text, rule.mask) == (0, 1, 2, 3)
     assert (rule.sentinels.tolist(), rule.sentinels.dtype) == ([289, 288, 287, 286], np.int32)
     assert np.flatnonzero(rule.special).tolist() == [0, 1, 2, 3, 286, 287, 288, 289]
     assert (BPE.vocabulary.pad, BPE.vocabulary.mask, len(BPE.vocabulary.sentinels)) == (None, None, 0)

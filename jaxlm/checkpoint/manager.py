@@ -14,6 +14,7 @@ from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.types import Tree
 
 STATE, METRICS = "state", "scores"  # Orbax keeps the name "metrics" to itself
+PARAMS = "params"  # the parameters' name in a state
 RANKED_BY = "eval/loss"  # lower is better
 SHOWN = 3  # differences that an error lists
 SHOWN_CHARACTERS = 240  # of an Orbax error: its end, which has the reason
@@ -104,10 +105,8 @@ class Checkpoints:
 
         Raises UserError where a parameter's presence, shape or dtype differs, NoCheckpointError if the step can't be read.
         """
-        if step not in self.steps():
-            known = ", ".join(map(str, self.steps())) or "none"
-            raise NoCheckpointError(f"{self.directory}: no checkpoint of step {step} (there are: {known})")
-        self._refuse_another(step, abstract_state)
+        self._check_step(step)
+        self._refuse_another(step, leaves(abstract_state))
         try:
             items = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
             state = self._manager.restore(step, args=items)[STATE]
@@ -117,6 +116,26 @@ class Checkpoints:
             raise self._failed("can't be read", error, NoCheckpointError, step) from error
         self._abandoned = {later for later in self.steps() if later > step}
         return state
+
+    def save_params(self, params: Tree) -> None:
+        """Saves weights without an optimizer's state as step 0: what a run begins from. Errors as of `save`."""
+        self.save(0, {PARAMS: params})
+
+    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
+        """The parameters of `step` alone, whatever was saved with them. Errors as of `restore`."""
+        self._check_step(step)
+        wanted = {PARAMS: abstract_params}
+        self._refuse_another(step, leaves(wanted), only=f"{PARAMS}/")
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return reader.restore(self.directory / str(step) / STATE, args=arguments)[PARAMS]
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise
+        except Exception as error:
+            raise self._failed("can't be read", error, NoCheckpointError, step) from error
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax asks which of the checkpoints, oldest first, stay."""
@@ -143,9 +162,15 @@ class Checkpoints:
         except Exception as error:
             raise self._failed("can't be read", error, NoCheckpointError, step) from error
 
-    def _refuse_another(self, step: int, abstract_state: Tree) -> None:
-        """UserError if the saved arrays have other names, shapes or dtypes: Orbax would cast them in silence."""
-        found, wanted = leaves(self._saved_tree(step)), leaves(abstract_state)
+    def _check_step(self, step: int) -> None:
+        if step not in self.steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise NoCheckpointError(f"{self.directory}: no checkpoint of step {step} (there are: {known})")
+
+    def _refuse_another(self, step: int, wanted: dict[str, str], only: str = "") -> None:
+        """UserError if the saved arrays, of those whose paths begin with `only`, have other names, shapes or dtypes: Orbax would
+        cast them in silence."""
+        found = {path: leaf for path, leaf in leaves(self._saved_tree(step)).items() if path.startswith(only)}
         differing = [path for path in sorted({*found, *wanted}) if found.get(path) != wanted.get(path)]
         if differing:
             shown = "; ".join(f"{path}: {found.get(path, 'absent')} -> {wanted.get(path, 'absent')}" for path in differing[:SHOWN])

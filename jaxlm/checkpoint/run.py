@@ -13,10 +13,14 @@ from jaxlm.data.schedule import BatchSchedule
 FILE = "config.json"
 FIXED = ("model", "objective", "tokenizer", "data", "seed", "precision.params", "optimizer.kind")  # what a checkpoint's numbers depend on
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
+# Of a run that has weights but no step yet, as an import leaves it: what the weights are of.
+FIXED_AT_START = ("model", "tokenizer", "precision.params")
+FREE_AT_START = ("model.dropout", "model.attention_dropout", "model.initializer", "model.initializer_std")
 
 
-def write(run_directory: Path, config: Config, store_hash: str, versions: dict[str, str]) -> None:
-    """Writes config.json: the config's sections, the hash of the token store and library versions. Replaces it atomically."""
+def write(run_directory: Path, config: Config, store_hash: str | None, versions: dict[str, str]) -> None:
+    """Writes config.json: the config's sections, the hash of the token store (None: no data yet) and library versions. Replaces it
+    atomically."""
     document = {**to_dict(config), "store": {"hash": store_hash}, "versions": versions}
     partial = run_directory / f".{FILE}.{os.getpid()}"
     try:
@@ -45,12 +49,13 @@ def resumed(run_directory: Path, config: Config, step: int) -> tuple[Config, lis
     """(the config that holds from `step` on, one note per change) for a run saved in `run_directory`.
 
     Before `step` the batch schedule is the saved one, from there on the asked-for one. Raises UserError if `config` would make
-    another run of it: another model, objective, tokenizer, data, seed, dtype of the parameters or kind of optimizer.
+    another run of it: another model, objective, tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run that
+    has only begun (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
     saved, _ = read(run_directory)
     effective = with_schedule(config, schedule(saved).merged(schedule(config), step))
     changes = differences(to_dict(saved), to_dict(effective))
-    refuse(run_directory, [change for key, change in changes.items() if is_fixed(key)])
+    refuse(run_directory, [change for key, change in changes.items() if is_fixed(key, step)])
     return effective, [change for key, change in changes.items() if key != "run_directory"]
 
 
@@ -84,8 +89,9 @@ def is_path(key: str) -> bool:
     return key.endswith(".path") and key.startswith(("data.", "tokenizer."))
 
 
-def is_fixed(key: str) -> bool:
-    return key not in FREE and not is_path(key) and any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED)
+def is_fixed(key: str, step: int) -> bool:
+    fixed, free = (FIXED, FREE) if step else (FIXED_AT_START, FREE_AT_START)
+    return key not in free and not is_path(key) and any(key == name or key.startswith(name + ".") for name in fixed)
 
 
 def differences(old: dict, new: dict) -> dict[str, str]:

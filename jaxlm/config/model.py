@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from jaxlm.config.fields import Count, Positive, PositiveFloat, ShareBelowOne, refuser, section
+from jaxlm.config.fields import Count, Positive, PositiveFloat, Share, ShareBelowOne, refuser, section
 
 Family = Literal["decoder", "encoder", "encoder_decoder"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 
 
 @section("model")
@@ -29,8 +30,13 @@ class Model:
 
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: PositiveFloat = 1e-5
-    norm_placement: Literal["pre", "post"] = "pre"  # before or after the sublayer
+    norm_placement: Literal["pre", "post", "both"] = "pre"  # before the sublayer, after it and the residual, or before and right after it
+    norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
+    first_norm: bool = True  # the norm before the first layer's attention (ModernBERT does without)
+    residual: Literal["serial", "parallel", "normed"] = "serial"  # parallel: attention and MLP read the same (GPT-NeoX); normed: the ...
+    # ... residual connection begins behind the norm (an option of BLOOM)
     embedding_norm: bool = False  # a norm right after the embeddings (BERT, BART, BLOOM)
+    embedding_width: Positive | None = None  # of the token table, with a projection from and to `width` (OPT 350M). None: width
     embedding_scaling: bool = False  # token embeddings times sqrt(width) (the original Transformer)
     shared_embedding: bool = True  # encoder-decoders: one token table for both stacks
     token_types: Count = 0  # encoders: rows of a table of segment types (BERT 2, RoBERTa 1)
@@ -40,13 +46,16 @@ class Model:
     relative_buckets: Positive = 32  # relative: T5's buckets of distances, one bias each per head
     relative_max_distance: Positive = 128  # relative: from there on all distances share a bucket
     rotary_theta: PositiveFloat = 10000.0
-    rotary_scaling: Literal["none", "linear", "llama3"] = "none"
+    rotary_theta_sliding: PositiveFloat | None = None  # of layers with a sliding window (ModernBERT). None: rotary_theta
+    rotary_share: Share = 1.0  # of a head's channels, the first ones, that are rotated (GPT-NeoX 0.25)
+    rotary_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     rotary_scaling_factor: PositiveFloat = 1.0
-    rotary_low_frequency_factor: PositiveFloat = 1.0  # llama3 scaling
-    rotary_high_frequency_factor: PositiveFloat = 4.0  # llama3 scaling
-    rotary_original_length: Positive = 8192  # llama3 scaling: the context length before scaling
+    rotary_low_frequency_factor: PositiveFloat = 1.0  # llama3, yarn: turns within the original length, up to which channels are divided ...
+    rotary_high_frequency_factor: PositiveFloat = 4.0  # ... and from which on they are kept
+    rotary_original_length: Positive = 8192  # llama3, yarn: the context length before scaling
+    rotary_attention_factor: PositiveFloat | None = None  # yarn: of cosines and sines. None: 0.1 ln(factor) + 1
 
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"] = "gelu_tanh"
+    activation: Activation = "gelu_tanh"
     gated: bool = False  # act(gate(x)) * up(x): SwiGLU, GEGLU, ...
 
     attention_bias: bool = True  # on the query, key and value projections
@@ -54,14 +63,17 @@ class Model:
     mlp_bias: bool = True
     norm_bias: bool = True  # LayerNorm only: RMSNorm has none
     head_bias: bool = False
-    head_transform: bool = False  # a dense layer, the activation and a norm before the head (BERT)
+    head_transform: bool = False  # a dense layer, an activation and a norm before the head (BERT)
+    head_transform_bias: bool = True
+    head_activation: Activation | None = None  # of the transform; None: activation
     head_scaling: bool = False  # features times width ** -0.5 before the head (T5 1.0)
 
     query_key_norm: bool = False  # RMSNorm over each head of q and k
     attention_scale: PositiveFloat | None = None  # of the scores; None: head width ** -0.5. T5 has 1
     attention_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap)
     logit_softcap: PositiveFloat | None = None
-    sliding_window: Positive | None = None  # a query sees itself and the window - 1 tokens before it
+    sliding_window: Positive | None = None  # a query sees the tokens less than that away: itself and window - 1 before it (and after it)
+    attention_pattern: tuple[Literal["full", "sliding"], ...] = ()  # of the layers in turn, over and over; (): all as sliding_window says
     tied_head: bool = True  # the head is the token embedding, transposed
 
     dropout: ShareBelowOne = 0.0  # on the embeddings and on each sublayer's output
@@ -81,6 +93,22 @@ class Model:
     @property
     def hidden_width(self) -> int:
         return self.mlp_width or 4 * self.width
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that are rotated."""
+        return int(self.width_per_head * self.rotary_share)
+
+    @property
+    def token_width(self) -> int:
+        """Width of the token table."""
+        return self.embedding_width or self.width
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer of a period of the stack; None sees everything."""
+        pattern = self.attention_pattern or ("sliding",)
+        return tuple(self.sliding_window if kind == "sliding" else None for kind in pattern)
 
     @property
     def encoder(self) -> "Model":
@@ -112,8 +140,10 @@ class Model:
             refuse("width", f"{self.width} is not a multiple of heads ({self.heads}); set head_width to choose it freely")
         if self.heads % self.key_value_heads:
             refuse("kv_heads", f"{self.kv_heads} does not divide heads ({self.heads})")
-        if self.positions == "rotary" and self.width_per_head % 2:
-            refuse("head_width", f"rotary positions need an even head width, got {self.width_per_head}")
+        if self.positions == "rotary" and (self.rotary_width % 2 or not self.rotary_width):
+            refuse(
+                "head_width", f"rotary positions need an even number of channels, got {self.rotary_width} (rotary_share of the head width)"
+            )
         if self.positions == "sinusoidal" and self.width % 2:
             refuse("width", f"sinusoidal positions need an even width, got {self.width}")
         if self.rotary_scaling != "none" and self.positions != "rotary":
@@ -125,6 +155,18 @@ class Model:
             refuse("relative_buckets", f"{self.relative_buckets}: {reason}")
         if self.position_offset and self.positions != "learned":
             refuse("position_offset", f"is only used with positions='learned', got {self.positions!r}")
+        self.check_variants(refuse)
+
+    def check_variants(self, refuse: Callable[[str, str], None]):
+        """Settings that need another one."""
+        if self.residual != "serial" and self.norm_placement != "pre":
+            refuse("residual", f"{self.residual!r} needs norm_placement='pre', got {self.norm_placement!r}")
+        if not self.first_norm and self.norm_placement != "pre":
+            refuse("first_norm", f"false needs norm_placement='pre', got {self.norm_placement!r}")
+        if "sliding" in self.attention_pattern and self.sliding_window is None:
+            refuse("attention_pattern", "has 'sliding' layers, which need sliding_window")
+        if self.rotary_theta_sliding is not None and (self.positions != "rotary" or "sliding" not in self.attention_pattern):
+            refuse("rotary_theta_sliding", "needs positions='rotary' and an attention_pattern with 'sliding' layers")
 
     def check_stacks(self, refuse: Callable[[str, str], None]):
         """Settings of one family alone."""
@@ -142,5 +184,5 @@ class Model:
                 refuse("encoder_kv_heads", f"{self.encoder_kv_heads} does not divide the encoder's heads ({heads})")
         if self.token_types and self.family != "encoder":
             refuse("token_types", f"is only used with family='encoder', got {self.family!r}")
-        if self.sliding_window and self.family != "decoder":
-            refuse("sliding_window", f"is only used with family='decoder', got {self.family!r}")
+        if self.sliding_window and self.family == "encoder_decoder":
+            refuse("sliding_window", f"is only used with family='decoder' and 'encoder', got {self.family!r}")

@@ -29,7 +29,7 @@ from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, Part, Size, corpora, cut
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once

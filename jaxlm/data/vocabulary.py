@@ -26,7 +26,7 @@ import tokenizers
 from jaxlm import config
 from jaxlm.objectives import Vocabulary
 
-ROLES = ("end_of_text", "begin_of_text", "pad", "mask")
+ROLES = ("end_of_text", "pad", "begin_of_text", "mask")  # a tokenizer made here numbers the padding 1, as RoBERTa and BART do
 
 LETTER, DIGIT, OTHER = 0, 1, 2
 BEGINS, ENDS = -1, -2  # as `first` and `last`: equal to nothing

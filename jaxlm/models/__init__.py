@@ -3,7 +3,9 @@
 from jaxlm import config
 from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.model import Model
+from jaxlm.models.stack import unstack
 from jaxlm.nn.execution import Execution
+from jaxlm.types import Tree
 
 FAMILIES = {"decoder": decoder.build, "encoder": encoder.build, "encoder_decoder": encoder_decoder.build}
 
@@ -14,4 +16,11 @@ def build(model: config.Model, precision: config.Precision | None = None, execut
     return FAMILIES[model.family](model, precision, execution or Execution())
 
 
-__all__ = ["Model", "build"]
+def unstacked(params: Tree) -> Tree:
+    """The same parameters with the blocks that `decode` reads as a list of layers: so none is cut out of a stack for every token."""
+    if "decoder" in params:  # its encoder reads the source once
+        return params | {"decoder": unstacked(params["decoder"])}
+    return params | {"blocks": unstack(params["blocks"])}
+
+
+__all__ = ["Model", "build", "unstacked"]

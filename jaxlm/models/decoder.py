@@ -3,7 +3,7 @@
 from jaxlm import config
 from jaxlm.models import tower
 from jaxlm.models.model import Model
-from jaxlm.nn.attention import kernel
+from jaxlm.nn.cache import Cache, empty
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
@@ -17,15 +17,21 @@ def build(model: config.Model, precision: config.Precision, execution: Execution
         return decoder.run(
             params,
             batch.tokens,
-            Mask(True, model.sliding_window, batch.lengths, batch.lengths, batch.segments, None, batch.prefix_lengths),
+            Mask(True, None, batch.lengths, batch.lengths, batch.segments, None, batch.prefix_lengths),
             positions=batch.positions,
             predict=batch.predict,
             dropout_key=dropout_key,
         )
 
-    def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
-        length = batch.tokens.shape[1]
-        mask = Mask(True, model.sliding_window, segments=batch.segments, prefix_lengths=batch.prefix_lengths)
-        return {"attention": kernel(model, precision.compute, length, length, mask, execution)}
+    def cache(batch_size: int, length: int) -> Cache:
+        return empty(model, batch_size, length, precision.compute)
 
-    return Model(model, decoder.init, decoder.axes, features, decoder.head_weights, decoder.scores, kernels)
+    def decode(params: Tree, cache: Cache, batch: Batch) -> tuple[Array, Cache]:
+        x, cache = decoder.read(params, cache, batch.tokens, batch.lengths, predict=batch.predict)
+        return decoder.logits(params, x), cache
+
+    def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
+        mask = Mask(True, segments=batch.segments, prefix_lengths=batch.prefix_lengths)
+        return decoder.kernels(precision.compute, batch.tokens.shape[1], mask)
+
+    return Model(model, decoder.init, decoder.axes, features, decoder.head_weights, decoder.scores, kernels, cache, decode)

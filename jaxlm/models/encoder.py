@@ -3,7 +3,6 @@
 from jaxlm import config
 from jaxlm.models import tower
 from jaxlm.models.model import Model
-from jaxlm.nn.attention import kernel
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
@@ -25,7 +24,6 @@ def build(model: config.Model, precision: config.Precision, execution: Execution
         )
 
     def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
-        length = batch.tokens.shape[1]
-        return {"attention": kernel(model, precision.compute, length, length, Mask(segments=batch.segments), execution)}
+        return encoder.kernels(precision.compute, batch.tokens.shape[1], Mask(segments=batch.segments))
 
     return Model(model, encoder.init, encoder.axes, features, encoder.head_weights, encoder.scores, kernels)

@@ -6,6 +6,7 @@ from jaxlm import config
 from jaxlm.models import tower
 from jaxlm.models.model import Model
 from jaxlm.nn.attention import Memory, kernel
+from jaxlm.nn.cache import Cache, empty
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
@@ -52,14 +53,29 @@ def build(model: config.Model, precision: config.Precision, execution: Execution
     def head_weights(params: Tree) -> Tree:
         return decoder.head_weights(params["decoder"], shared_table(params) if model.tied_head else None)
 
+    def cache(batch_size: int, length: int) -> Cache:
+        return empty(model, batch_size, length, precision.compute)
+
+    def decode(params: Tree, cache: Cache, batch: Batch) -> tuple[Array, Cache]:
+        if batch.source is not None:
+            memory = encode(params, batch, None)
+            cache = cache._replace(memory=None, memory_lengths_B=batch.source_lengths)
+        elif cache.memory is not None:
+            memory = Memory(None, Mask(lengths=cache.memory_lengths_B))
+        else:
+            raise ValueError("the first call of decode reads Batch.source")
+        table = shared_table(params)
+        x, cache = decoder.read(params["decoder"], cache, batch.tokens, batch.lengths, table=table, memory=memory, predict=batch.predict)
+        return decoder.logits(params["decoder"], x, table if model.tied_head else None), cache
+
     def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
-        length, source, segments = batch.tokens.shape[1], batch.source.shape[1], batch.segments  # type: ignore[union-attr]
-        cases = {
-            "encoder attention": (source, source, Mask(segments=batch.source_segments), model.encoder),
-            "decoder attention": (length, length, Mask(causal=True, segments=segments), model),
-            "cross attention": (length, source, Mask(segments=segments), model),
-        }
-        return {name: kernel(of, precision.compute, q, k, mask, execution) for name, (q, k, mask, of) in cases.items()}
+        length, source = batch.tokens.shape[1], batch.source.shape[1]  # type: ignore[union-attr]
+        cross = kernel(model, precision.compute, length, source, Mask(segments=batch.segments), execution)
+        return (
+            encoder.kernels(precision.compute, source, Mask(segments=batch.source_segments), "encoder attention")
+            | decoder.kernels(precision.compute, length, Mask(causal=True, segments=batch.segments), "decoder attention")
+            | {"cross attention": cross}
+        )
 
     axes = {"encoder": encoder.axes, "decoder": decoder.axes}
-    return Model(model, init, axes, features, head_weights, decoder.scores, kernels)
+    return Model(model, init, axes, features, head_weights, decoder.scores, kernels, cache, decode)

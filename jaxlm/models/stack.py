@@ -3,7 +3,7 @@
 The tree, the initial values and the random numbers don't depend on how the stack is run, so neither do checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ def save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     """
     return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
 
+
+Layer = Callable[[Tree, jax.Array, jax.Array | None, Any], jax.Array]  # (weights, x, dropout key, number) -> x
 
 # What the backward pass recomputes, from nothing to everything but each block's input.
 REMAT: dict[str, Callable | None] = {
@@ -54,27 +56,39 @@ unstack.defvjp(lambda tree: (unstack(tree), None), lambda _, layers: (jax.tree.m
 
 
 def run_stack(
-    apply: Callable[[Tree, jax.Array, jax.Array | None], jax.Array],
+    kinds: Sequence[Layer],
     params: Tree,
     axes: Tree,
     x: Any,
     dropout_key: jax.Array | None,
     execution: Execution,
 ) -> jax.Array:
-    """Applies `apply(layer_params, x, layer_key)` for every layer of `params` [layers, ...] in turn."""
+    """Applies `kinds[i % len(kinds)](layer_params, x, layer_key, i)` for every layer i of `params` [layers, ...] in turn."""
     layer_axes = jax.tree.map(lambda names: names[1:], axes, is_leaf=is_axes)
-    layers = jax.tree.leaves(params)[0].shape[0]
+    layers, period = jax.tree.leaves(params)[0].shape[0], len(kinds)
 
-    def layer(weights: Tree, x: jax.Array, index: Any) -> jax.Array:
-        return apply(execution.gather(weights, layer_axes), x, site_key(dropout_key, index))
+    def runner(apply: Layer) -> Callable[[Tree, jax.Array, Any], jax.Array]:
+        def layer(weights: Tree, x: jax.Array, index: Any) -> jax.Array:
+            return apply(execution.gather(weights, layer_axes), x, site_key(dropout_key, index), index)
 
-    policy = REMAT[execution.remat]
-    if policy is not None:
+        policy = REMAT[execution.remat]
         # Inside a scan nothing can be merged across the loop, so the barrier that prevents it is only cost.
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
+        return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
+
+    runners, done = [runner(apply) for apply in kinds], 0
     if execution.blocks == "scanned":
-        x, _ = jax.lax.scan(lambda x, item: (layer(item[0], x, item[1]), None), x, (params, jnp.arange(layers)))
-        return x
-    for index, weights in enumerate(unstack(params)):
-        x = layer(weights, x, index)
+        done = layers - layers % period
+
+        def body(x: jax.Array, item: tuple[list[Tree], jax.Array]) -> tuple[jax.Array, None]:
+            for kind, run in enumerate(runners):
+                x = run(item[0][kind], x, item[1] + kind)
+            return x, None
+
+        # The layers of each kind by themselves: a strided slice of an axis that is never split.
+        by_kind = [jax.tree.map(lambda w: w[kind:done:period], params) for kind in range(period)]  # noqa: B023 (called at once)
+        x, _ = jax.lax.scan(body, x, (by_kind, jnp.arange(0, done, period)))
+    if done < layers:  # not scanned, or the last period is cut short
+        rest = jax.tree.map(lambda w: w[done:], params) if done else params
+        for index, weights in enumerate(unstack(rest), done):
+            x = runners[index % period](weights, x, index)
     return x

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import config
+from jaxlm.nn.cache import KeyValues, Past, write
 from jaxlm.nn.dot_product import Case, Mask, attend, choose
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
@@ -22,21 +23,25 @@ KV_HEADS = ("batch", "length", "kv_heads_act", "head_act")
 class Memory(NamedTuple):
     """What a decoder reads of its encoder."""
 
-    states_BSD: jax.Array
+    states_BSD: jax.Array | None  # None: every layer has its keys and values in its past
     mask: Mask
 
 
 class Context(NamedTuple):
-    """What all layers share in one pass, computed once: the mask, the positions in the form that attention reads, an encoder's states."""
+    """What all layers of a kind share in one pass, computed once: the mask, the positions in the form that attention reads, an
+    encoder's states."""
 
     mask: Mask
     rotation: Rotation | None = None
-    bias: jax.Array | None = None  # float32 [1, H, L, S]
+    bias: jax.Array | None = None  # float32 [1 or B, H, L, S]
     memory: Memory | None = None
 
 
 class Attention(nn.Module):
-    """[B, L, D] -> [B, L, D], over the positions themselves, or over the encoder's for cross attention."""
+    """[B, L, D] -> [B, L, D], over the positions themselves, or over the encoder's for cross attention; and the keys and values read.
+
+    With a `past` the keys and values are those of its columns, the chunk's own included.
+    """
 
     model: config.Model
     execution: Execution = Execution()
@@ -44,24 +49,28 @@ class Attention(nn.Module):
     cross: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
-        model, constrain = self.model, self.execution.constrain
+    def __call__(
+        self, x_BLD: jax.Array, context: Context, dropout_key: jax.Array | None = None, past: Past | None = None
+    ) -> tuple[jax.Array, KeyValues]:
+        model = self.model
         memory_BSD = x_BLD
         if self.cross:
             assert context.memory is not None
             memory_BSD, context = context.memory.states_BSD, Context(context.memory.mask)
-        q_BLHK = constrain(self.project("query", x_BLD, model.heads, "heads"), HEADS)
-        k_BSGK = constrain(self.project("key", memory_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
-        v_BSGK = constrain(self.project("value", memory_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        q_BLHK = self.execution.constrain(self.project("query", x_BLD, model.heads, "heads"), HEADS)
         if model.query_key_norm:
-            q_BLHK = HeadNorm(model.norm_epsilon, self.dtype, name="query_norm")(q_BLHK)
-            k_BSGK = HeadNorm(model.norm_epsilon, self.dtype, name="key_norm")(k_BSGK)
+            q_BLHK = HeadNorm(model, self.dtype, name="query_norm")(q_BLHK)
         if context.rotation is not None:
-            q_BLHK, k_BSGK = rotate(q_BLHK, context.rotation), rotate(k_BSGK, context.rotation)
+            q_BLHK = rotate(q_BLHK, context.rotation)
+        if self.cross and past is not None and past.memory is not None:
+            read = past.memory
+        else:
+            assert memory_BSD is not None
+            read = self.key_values(memory_BSD, context.rotation, None if self.cross else past)
         y_BLHK = attend(
             q_BLHK,
-            k_BSGK,
-            v_BSGK,
+            jnp.swapaxes(read.keys_BGSK, 1, 2),
+            jnp.swapaxes(read.values_BGSK, 1, 2),
             context.mask,
             self.execution,
             scale=model.attention_scale or model.width_per_head**-0.5,
@@ -70,7 +79,20 @@ class Attention(nn.Module):
             dropout=model.attention_dropout,
             dropout_key=dropout_key,
         )
-        return self.output(constrain(y_BLHK, HEADS))
+        return self.output(self.execution.constrain(y_BLHK, HEADS)), read
+
+    def key_values(self, x_BSD: jax.Array, rotation: Rotation | None, past: Past | None) -> KeyValues:
+        """Those of the positions of x, behind those of the past."""
+        model, constrain = self.model, self.execution.constrain
+        k_BSGK = constrain(self.project("key", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        v_BSGK = constrain(self.project("value", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        if model.query_key_norm:
+            k_BSGK = HeadNorm(model, self.dtype, name="key_norm")(k_BSGK)
+        if rotation is not None:
+            k_BSGK = rotate(k_BSGK, rotation)
+        if past is not None:
+            return write(past, k_BSGK, v_BSGK)
+        return KeyValues(jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2))
 
     def project(self, name: str, x_BLD: jax.Array, heads: int, axis: str) -> jax.Array:
         """[B, L, D] -> [B, L, heads, K]."""

@@ -21,12 +21,13 @@ class Mask(NamedTuple):
     """Which keys a query sees. Nothing set: all of them. Conditions add up, but a prefix widens a causal mask."""
 
     causal: bool = False
-    window: int | None = None  # itself and the window - 1 positions before it
+    window: int | None = None  # only keys that are less than so many positions away
     lengths: jax.Array | None = None  # int32 [B]: keys from there on are padding
     query_lengths: jax.Array | None = None  # int32 [B]: queries from there on are padding, whose output nobody reads
     segments: jax.Array | None = None  # int32 [B, L]: only keys of the query's own segment
     key_segments: jax.Array | None = None  # int32 [B, S]: None where keys and queries are the same positions
     prefix_lengths: jax.Array | None = None  # int32 [B]: keys before it are seen by all of the prefix, causal or not
+    positions: tuple[jax.Array, jax.Array] | None = None  # int32 [B, L] and [B, S], of queries and of keys (-1: no key). None: 0, 1, ...
 
 
 class Case(NamedTuple):
@@ -63,6 +64,7 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
         "attention dropout": case.dropout,
         "packed segments": case.mask.segments is not None,
         "a prefix mask": case.mask.prefix_lengths is not None,
+        "keys of a cache": case.mask.positions is not None,
         "a window that is not causal": case.mask.window is not None and not case.mask.causal,
     }
     return next((reason for reason, holds in obstacles.items() if holds), "")
@@ -81,7 +83,7 @@ def attend(
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention output [B, L, H, K] in q's dtype; H is a multiple of G. `bias` is float32 [1, H, L, S], added to the scaled scores."""
+    """Attention output [B, L, H, K] in q's dtype; H is a multiple of G. `bias` is float32 [1 or B, H, L, S], added to the scaled scores."""
     drops = dropout > 0 and dropout_key is not None
     case = Case(q_BLHK.dtype.name, q_BLHK.shape[1], k_BSGK.shape[1], q_BLHK.shape[3], mask, softcap is not None, drops)
     kernel, _ = choose(execution, case)
@@ -131,7 +133,8 @@ def xla_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softca
 def visible_blocks(mask: Mask, queries: int, keys: int) -> list[tuple[range, range]]:
     """(queries, keys that they may see) of each block; a single one where that saves nothing."""
     count = min(MOST_BLOCKS, queries // BLOCK)
-    if not mask.causal or mask.prefix_lengths is not None or queries != keys or count < 2 or queries % count:
+    plain = mask.causal and mask.prefix_lengths is None and mask.positions is None
+    if not plain or queries != keys or count < 2 or queries % count:
         return [(range(queries), range(keys))]
     size, window = queries // count, mask.window or queries
     return [(range(start, start + size), range(max(0, start - window + 1), start + size)) for start in range(0, queries, size)]
@@ -161,13 +164,16 @@ def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:
     query = jnp.arange(queries.start, queries.stop)[None, :, None]
     key = jnp.arange(keys.start, keys.stop)[None, None, :]
     conditions = []
+    if mask.positions is not None:
+        query, key = mask.positions[0][:, :, None], mask.positions[1][:, None, :]
+        conditions.append(key >= 0)
     if mask.causal:
         causal = key <= query
         if mask.prefix_lengths is not None:
             causal = causal | (key < mask.prefix_lengths[:, None, None])
         conditions.append(causal)
     if mask.window is not None:
-        conditions.append(query - key < mask.window)
+        conditions.append((query - key if mask.causal else jnp.abs(query - key)) < mask.window)
     if mask.lengths is not None:
         conditions.append(key < mask.lengths[:, None, None])
     if mask.segments is not None:

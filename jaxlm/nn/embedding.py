@@ -47,14 +47,18 @@ class Embedding(nn.Module):
     ) -> jax.Array:
         model = self.model
         if table_VD is None:
-            table_VD = self.table("tokens", padded_vocabulary(model.vocabulary_size), "vocabulary")
+            table_VD = self.table("tokens", padded_vocabulary(model.vocabulary_size), "vocabulary", model.token_width)
         x_BLD = table_VD[tokens_BL].astype(self.compute)
+        if model.embedding_width is not None:
+            init = normal(model, "input", model.embedding_width)
+            kernel_ED = parameter(self, "projection", init, (model.embedding_width, model.width), (None, "embed"), self.dtype)
+            x_BLD = matmul("BLE,ED->BLD", x_BLD, kernel_ED)
         if model.embedding_scaling:
             x_BLD = x_BLD * model.width**0.5
         if model.token_types:
-            x_BLD = x_BLD + self.table("types", model.token_types, "position")[types_BL].astype(self.compute)
+            x_BLD = x_BLD + self.table("types", model.token_types, "position", model.width)[types_BL].astype(self.compute)
         if model.positions == "learned":
-            table_LD = self.table("positions", model.context_length + model.position_offset, "position")
+            table_LD = self.table("positions", model.context_length + model.position_offset, "position", model.width)
             x_BLD = x_BLD + table_LD[positions_BL + model.position_offset].astype(self.compute)
         elif model.positions == "sinusoidal":
             x_BLD = x_BLD + sinusoids(positions_BL, model.width).astype(self.compute)
@@ -62,9 +66,8 @@ class Embedding(nn.Module):
             x_BLD = Norm(model, self.dtype, name="norm")(x_BLD)
         return self.execution.constrain(dropout(x_BLD, model.dropout, dropout_key), RESIDUAL)
 
-    def table(self, name: str, rows: int, axis: str) -> jax.Array:
-        init = normal(self.model, "embedding", self.model.width)
-        return parameter(self, name, init, (rows, self.model.width), (axis, "embed"), self.dtype)
+    def table(self, name: str, rows: int, axis: str, width: int) -> jax.Array:
+        return parameter(self, name, normal(self.model, "embedding", width), (rows, width), (axis, "embed"), self.dtype)
 
 
 class Head(nn.Module):
@@ -82,9 +85,13 @@ class Head(nn.Module):
             x = self.transform(x, lead_axes)
         if model.head_scaling:
             x = x * model.width**-0.5
-        if tied_VD is None:
+        if model.embedding_width is not None:
             init = normal(model, "head", model.width)
-            kernel_DV = parameter(self, "kernel", init, (model.width, rows), ("embed", "vocabulary"), self.dtype)
+            kernel_DE = parameter(self, "projection", init, (model.width, model.embedding_width), ("embed", None), self.dtype)
+            x = matmul(f"{lead_axes}D,DE->{lead_axes}E", x, kernel_DE)
+        if tied_VD is None:
+            init = normal(model, "head", model.token_width)
+            kernel_DV = parameter(self, "kernel", init, (model.token_width, rows), ("embed", "vocabulary"), self.dtype)
             scores = matmul(f"{lead_axes}D,DV->{lead_axes}V", x, kernel_DV, jnp.float32)
         else:
             scores = matmul(f"{lead_axes}D,VD->{lead_axes}V", x, tied_VD, jnp.float32)
@@ -101,9 +108,10 @@ class Head(nn.Module):
         return jnp.where((jnp.arange(rows) < model.vocabulary_size).reshape(*lead, rows), scores, MASKED)
 
     def transform(self, x: jax.Array, lead_axes: str) -> jax.Array:
-        """norm(act(x W + b)): BERT's layer between the stack and the vocabulary."""
+        """norm(act(x W + b)), the bias on request: BERT's layer between the stack and the vocabulary."""
         model, D = self.model, self.model.width
         kernel_DO = parameter(self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype)
-        bias_O = parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype)
-        y = ACTIVATIONS[model.activation](add_bias(matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO), bias_O))
-        return Norm(model, self.dtype, name="transform_norm")(y)
+        y = matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO)
+        if model.head_transform_bias:
+            y = add_bias(y, parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype))
+        return Norm(model, self.dtype, name="transform_norm")(ACTIVATIONS[model.head_activation or model.activation](y))

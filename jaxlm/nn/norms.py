@@ -19,7 +19,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        scale = parameter(self, "scale", nn.initializers.ones, (width,), ("norm",), self.dtype)
+        scale = scale_of(self, self.model, width)
         if self.model.norm == "rmsnorm":
             return rms_norm(x, scale, self.model.norm_epsilon)
         bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("norm",), self.dtype) if self.model.norm_bias else None
@@ -29,13 +29,19 @@ class Norm(nn.Module):
 class HeadNorm(nn.Module):
     """RMSNorm over each head: [..., K] -> [..., K], one scale for all heads (arXiv 2010.04245, as Qwen3 and Gemma 3 do it)."""
 
-    epsilon: float
+    model: config.Model
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],), ("norm",), self.dtype)
-        return rms_norm(x, scale, self.epsilon)
+        return rms_norm(x, scale_of(self, self.model, x.shape[-1]), self.model.norm_epsilon)
+
+
+def scale_of(module: Any, model: config.Model, width: int) -> jax.Array:
+    """[width]: what the normalised values are multiplied by, 1 at the start. With `norm_offset` the parameter is its difference from 1."""
+    if not model.norm_offset:
+        return parameter(module, "scale", nn.initializers.ones, (width,), ("norm",), module.dtype)
+    return 1.0 + parameter(module, "scale", nn.initializers.zeros, (width,), ("norm",), module.dtype).astype(jnp.float32)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

@@ -22,13 +22,17 @@ class Rotation(NamedTuple):
     sin: jax.Array
 
 
-def rotary_frequencies(model: config.Model) -> np.ndarray:
-    """Radians per position of each pair of a head's channels, float64 [K/2]."""
-    width = model.width_per_head
-    frequencies = model.rotary_theta ** (-np.arange(0, width, 2) / width)
-    return {"none": lambda f: f, "linear": lambda f: f / model.rotary_scaling_factor, "llama3": lambda f: llama3_scaling(model, f)}[
-        model.rotary_scaling
-    ](frequencies)
+def rotary_frequencies(model: config.Model, theta: float) -> np.ndarray:
+    """Radians per position of each pair of a head's rotated channels, float64."""
+    width = model.rotary_width
+    frequencies = theta ** (-np.arange(0, width, 2) / width)
+    scaled = {
+        "none": lambda: frequencies,
+        "linear": lambda: frequencies / model.rotary_scaling_factor,
+        "llama3": lambda: llama3_scaling(model, frequencies),
+        "yarn": lambda: yarn_scaling(model, frequencies, theta),
+    }
+    return scaled[model.rotary_scaling]()
 
 
 def llama3_scaling(model: config.Model, frequencies: np.ndarray) -> np.ndarray:
@@ -39,18 +43,38 @@ def llama3_scaling(model: config.Model, frequencies: np.ndarray) -> np.ndarray:
     return frequencies * (kept + (1 - kept) / model.rotary_scaling_factor)
 
 
-def rotation(model: config.Model, positions_BL: jax.Array) -> Rotation:
+def yarn_scaling(model: config.Model, frequencies: np.ndarray, theta: float) -> np.ndarray:
+    """YaRN (arXiv 2309.00071 section 3.2): as Llama 3.1's, but blended by the number of the channel, between whole numbers."""
+
+    def channel(turns: float) -> float:
+        """The pair of channels that makes so many turns within the original context."""
+        return model.rotary_width * math.log(model.rotary_original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = max(math.floor(channel(model.rotary_high_frequency_factor)), 0)
+    last = min(math.ceil(channel(model.rotary_low_frequency_factor)), model.rotary_width - 1)
+    divided = np.clip((np.arange(len(frequencies)) - first) / max(last - first, 0.001), 0.0, 1.0)
+    return frequencies * (1 - divided + divided / model.rotary_scaling_factor)
+
+
+def rotation(model: config.Model, positions_BL: jax.Array, theta: float) -> Rotation:
     """Angles of int32 positions [B or 1, L]."""
-    frequencies = jnp.asarray(rotary_frequencies(model), jnp.float32)[None, None, None, :]
+    frequencies = jnp.asarray(rotary_frequencies(model, theta), jnp.float32)[None, None, None, :]
     angles = positions_BL.astype(jnp.float32)[:, :, None, None] * frequencies
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if model.rotary_scaling != "yarn":
+        return Rotation(cos, sin)
+    factor = model.rotary_attention_factor or 0.1 * math.log(max(model.rotary_scaling_factor, 1.0)) + 1.0  # its equation 22
+    return Rotation(cos * factor, sin * factor)
 
 
 def rotate(x_BLHK: jax.Array, rotation: Rotation) -> jax.Array:
-    """Turns channel i with channel i + K/2 (the halves convention of the Llama release in transformers)."""
+    """Turns channel i with channel i + K/2 (the halves convention of the Llama release in transformers); of heads that are wider than
+    the rotation the first channels only (GPT-NeoX)."""
+    rotated = 2 * rotation.cos.shape[-1]
     x32 = x_BLHK.astype(jnp.float32)
-    a, b = jnp.split(x32, 2, axis=-1)
-    return jnp.concatenate([a * rotation.cos - b * rotation.sin, b * rotation.cos + a * rotation.sin], axis=-1).astype(x_BLHK.dtype)
+    a, b, rest = jnp.split(x32, (rotated // 2, rotated), axis=-1)
+    parts = [a * rotation.cos - b * rotation.sin, b * rotation.cos + a * rotation.sin, rest]
+    return jnp.concatenate(parts, axis=-1).astype(x_BLHK.dtype)
 
 
 def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
@@ -70,10 +94,10 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.array(powers(below) + powers(2 * below)[0::2][: heads - below], np.float32)
 
 
-def alibi_bias(heads: int, queries: int, keys: int) -> jax.Array:
-    """float32 [1, H, L, S]: -slope times the distance to the key."""
-    distance_LS = -jnp.abs(jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None])
-    return jnp.asarray(alibi_slopes(heads))[None, :, None, None] * distance_LS.astype(jnp.float32)[None, None]
+def alibi_bias(heads: int, queries_BL: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    """float32 [B or 1, H, L, S] of int32 positions: -slope times the distance to the key."""
+    distance_BLS = -jnp.abs(keys_BS[:, None, :] - queries_BL[:, :, None])
+    return jnp.asarray(alibi_slopes(heads))[None, :, None, None] * distance_BLS.astype(jnp.float32)[:, None]
 
 
 def relative_buckets(distances: np.ndarray, count: int, farthest: int, bidirectional: bool) -> np.ndarray:
@@ -102,10 +126,15 @@ class RelativeBias(nn.Module):
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
-    def __call__(self, queries: int, keys: int) -> jax.Array:
+    def __call__(self, queries: int, keys: int, positions: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        """Of `queries` and `keys` that both count from 0, or of int32 `positions` [B, L] and [B, S] below `keys`: [B, H, L, S]."""
         model = self.model
         shape = (model.relative_buckets, model.heads)
         table = parameter(self, "table", normal(model, "relative", model.width), shape, ("position", "heads"), self.dtype)
+        if positions is not None:
+            line = relative_buckets(np.arange(keys) - keys + 1, model.relative_buckets, model.relative_max_distance, self.bidirectional)
+            back_BLS = jnp.clip(positions[0][:, :, None] - positions[1][:, None, :], 0, keys - 1)
+            return jnp.moveaxis(table.astype(jnp.float32)[line[::-1]][back_BLS], -1, 1)
         # One value per distance, modulo L + S: row i of the matrix is this line moved by i, so its gradient is a sum, not a scatter.
         period = queries + keys
         distances = np.arange(period)

@@ -105,12 +105,22 @@ def test_policies_recompute_what_they_say(blocks):
 def test_every_layer_gets_its_own_weights_and_key(blocks):
     key = jax.random.key(3)
 
-    def apply(weights, x, layer_key):
-        return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key)])
+    def apply(weights, x, layer_key, number):
+        return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key) + 10.0 * number])
 
-    out = run_stack(apply, {"w": jnp.arange(4.0)[:, None]}, {"w": ("layers", None)}, jnp.zeros(4), key, Execution(blocks=blocks))
-    expected = [i + float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
+    out = run_stack([apply], {"w": jnp.arange(4.0)[:, None]}, {"w": ("layers", None)}, jnp.zeros(4), key, Execution(blocks=blocks))
+    expected = [11 * i + float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
     np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 4, 5])
+@pytest.mark.parametrize("blocks", WAYS)
+def test_kinds_of_layers_take_turns(blocks, layers):
+    """Also where the last period is cut short."""
+    kinds = [lambda w, x, _, number, kind=kind: jnp.roll(x, -1).at[-1].set(100.0 * kind + w["w"][0] + number / 8) for kind in range(2)]
+    params = {"w": jnp.arange(float(layers))[:, None]}
+    out = run_stack(kinds, params, {"w": ("layers", None)}, jnp.zeros(layers), None, Execution(blocks=blocks))
+    np.testing.assert_array_equal(out, [100.0 * (i % 2) + i + i / 8 for i in range(layers)])
 
 
 def test_weights_are_gathered_layer_by_layer():
@@ -121,10 +131,10 @@ def test_weights_are_gathered_layer_by_layer():
         seen.append((weights["w"].shape, axes["w"]))
         return jax.tree.map(lambda w: 2 * w, weights)
 
-    def apply(weights, x, _):
+    def apply(weights, x, *_):
         return x + jnp.sum(weights["w"])
 
-    out = run_stack(apply, {"w": jnp.ones((3, 2))}, {"w": ("layers", "embed")}, jnp.zeros(()), None, Execution(gather=gather))
+    out = run_stack([apply], {"w": jnp.ones((3, 2))}, {"w": ("layers", "embed")}, jnp.zeros(()), None, Execution(gather=gather))
     assert seen == [((2,), ("embed",))] * 3 and float(out) == 12.0
 
 

@@ -133,7 +133,7 @@ def test_dropout_of_the_sublayers_is_independent():
     shapes = jax.eval_shape(lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
     params["attention"]["output_bias"] = params["mlp"]["down_bias"] = np.ones(64)
-    y = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(jax.random.key(0, impl="rbg"))
+    y, _ = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(jax.random.key(0, impl="rbg"))
     # 1,024 draws: five standard deviations of a share are 0.08.
     values, counts = np.unique(y, return_counts=True)
     assert values.tolist() == [0.0, 2.0, 4.0]

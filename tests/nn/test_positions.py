@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from jaxlm import config
-from jaxlm.nn.positions import alibi_bias, alibi_slopes, rotary_frequencies, rotate, rotation, sinusoids
+from jaxlm.nn.positions import Rotation, alibi_bias, alibi_slopes, rotary_frequencies, rotate, rotation, sinusoids
 
 
 def rotary(**fields) -> config.Model:
     return config.Model(width=24, heads=3, positions="rotary", **fields)
+
+
+def turning(model: config.Model, positions_BL: jax.Array) -> Rotation:
+    return rotation(model, positions_BL, model.rotary_theta)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def x_BLHK() -> jax.Array:
 
 def scores(model: config.Model, x_BLHK: jax.Array, positions) -> np.ndarray:
     """Every query with every key, both rotated; the queries are the keys reversed in the batch."""
-    turned = rotate(x_BLHK, rotation(model, jnp.asarray(positions, jnp.int32)[None]))
+    turned = rotate(x_BLHK, turning(model, jnp.asarray(positions, jnp.int32)[None]))
     return np.einsum("BLHK,BSHK->BHLS", turned, turned[::-1])
 
 
@@ -35,7 +39,7 @@ def test_rotary_scores_depend_on_distance_only(x_BLHK):
 
 
 def test_rotary_keeps_lengths_and_position_zero(x_BLHK):
-    turned = rotate(x_BLHK, rotation(rotary(), jnp.arange(9)[None]))
+    turned = rotate(x_BLHK, turning(rotary(), jnp.arange(9)[None]))
     np.testing.assert_array_equal(turned[:, 0], x_BLHK[:, 0])
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x_BLHK, axis=-1), rtol=1e-6)
 
@@ -43,7 +47,7 @@ def test_rotary_keeps_lengths_and_position_zero(x_BLHK):
 def test_rotary_angles_by_hand():
     """A unit vector in channel 1 turns by position / theta^(2/8) towards channel 1 + 4."""
     x = jnp.zeros((1, 4, 1, 8)).at[..., 1].set(1.0)
-    turned = rotate(x, rotation(rotary(rotary_theta=16.0), jnp.arange(4)[None]))
+    turned = rotate(x, turning(rotary(rotary_theta=16.0), jnp.arange(4)[None]))
     for position in range(4):
         angle = position / 16.0**0.25
         expected = np.zeros(8)
@@ -52,7 +56,7 @@ def test_rotary_angles_by_hand():
 
 
 def test_rotary_keeps_bfloat16(x_BLHK):
-    turned = rotate(x_BLHK.astype(jnp.bfloat16), rotation(rotary(), jnp.arange(9)[None]))
+    turned = rotate(x_BLHK.astype(jnp.bfloat16), turning(rotary(), jnp.arange(9)[None]))
     assert turned.dtype == jnp.bfloat16
 
 
@@ -70,7 +74,30 @@ def test_llama3_scaling_has_three_branches():
     assert kept.any() and divided.any() and (~kept & ~divided).any()
     smooth = (64 / waves - 1.0) / (4.0 - 1.0)
     expected = np.where(kept, plain, np.where(divided, plain / 8, (1 - smooth) * plain / 8 + smooth * plain))
-    np.testing.assert_allclose(rotary_frequencies(model), expected, rtol=1e-12)
+    np.testing.assert_allclose(rotary_frequencies(model, 500.0), expected, rtol=1e-12)
+
+
+def test_yarn_blends_by_channel():
+    """Fast channels stay, slow ones are divided, a line lies between; scores grow by the square of the attention factor."""
+    fields = {"rotary_scaling_factor": 8.0, "rotary_original_length": 64, "rotary_high_frequency_factor": 32.0}
+    model = config.Model(width=32, heads=1, positions="rotary", rotary_scaling="yarn", **fields)
+    plain = 10000.0 ** (-np.arange(16) / 16)
+    # The channels that make 32 turns and one turn in 64 positions: before the first, and at 4.03.
+    assert [math.floor(16 * math.log(64 / (n * 2 * math.pi)) / math.log(10000)) for n in (32, 1)] == [-2, 4]
+    share = np.clip(np.arange(16) / 5, 0, 1)
+    np.testing.assert_allclose(rotary_frequencies(model, 10000.0), plain * (1 - share) + plain / 8 * share, rtol=1e-12)
+    factor = 0.1 * math.log(8) + 1
+    np.testing.assert_allclose(rotation(model, jnp.zeros((1, 1)), 10000.0).cos, factor, rtol=1e-6)
+    own = config.Model(width=32, heads=1, positions="rotary", rotary_scaling="yarn", rotary_attention_factor=1.5, **fields)
+    np.testing.assert_allclose(rotation(own, jnp.zeros((1, 1)), 10000.0).cos, 1.5, rtol=1e-6)
+
+
+def test_a_share_of_the_channels_is_rotated(x_BLHK):
+    """The first half of each head as a head of half the width, the rest untouched."""
+    turned = rotate(x_BLHK, turning(rotary(rotary_share=0.5), jnp.arange(9)[None]))
+    narrow = config.Model(width=12, heads=3, positions="rotary")
+    np.testing.assert_array_equal(turned[..., :4], rotate(x_BLHK[..., :4], turning(narrow, jnp.arange(9)[None])))
+    np.testing.assert_array_equal(turned[..., 4:], x_BLHK[..., 4:])
 
 
 def test_sinusoids():
@@ -89,7 +116,7 @@ def test_alibi_slopes():
 
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 7), (7, 3)])
 def test_alibi_bias_falls_with_distance_in_both_directions(queries, keys):
-    bias = alibi_bias(2, queries, keys)
+    bias = alibi_bias(2, jnp.arange(queries)[None], jnp.arange(keys)[None])
     assert bias.shape == (1, 2, queries, keys)
     for query, key in np.ndindex(queries, keys):
         np.testing.assert_allclose(bias[0, :, query, key], [-abs(query - key) / 16, -abs(query - key) / 256])
