@@ -15,7 +15,21 @@ from jaxlm.config import Data, Evaluation, Objective, Training
 
 config = replace(
     decoder,
-    model=replace(decoder.model, family="encoder", context_length=128),
+    model=replace(
+        decoder.model,
+        family="encoder",
+        mlp_width=640,
+        context_length=128,
+        norm="layernorm",
+        norm_bias=False,
+        first_norm=False,
+        embedding_norm=True,
+        activation="gelu",
+        gated=True,
+        head_transform=True,
+        head_transform_bias=False,
+        head_bias=True,
+    ),
     objective=Objective(kind="masked"),
     data=Data(sequence_length=128),
     training=Training(steps=1100, batch_size=16),

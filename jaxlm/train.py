@@ -5,8 +5,8 @@ jax is imported inside the functions, after `runtime.configure` has set what mus
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 def train(settings: Config, group: runtime.Group, again: str) -> int:
     """Trains to the end or to a signal and returns the exit code. `again` is the command that goes on, for the message."""
-    from jaxlm import checkpoint, data, monitor, state
+    from jaxlm import card, checkpoint, data, monitor, state
 
     directory = group.run_directory
     store = None if group.alone else meet(settings, group)
@@ -103,12 +103,19 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
         else:
             start = state.create(run.model, run.optimizer, run.placement, settings.seed)
         if not group.leads:
-            return loop(run, store, stream, start, first_step, saved, monitor.Bystander(), group, again)
+            return loop(run, store, stream, start, first_step, saved, monitor.Bystander(), lambda *_: None, group)
         checkpoint.write(directory, settings, store.hash, runtime.versions())
         store.tokenizer.save(directory / "tokenizer.json")
         with monitor.Monitor(directory, settings.training.steps, first_step, settings.logging.tensorboard) as watch:
             watch.text(first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```")
-            return loop(run, store, stream, start, first_step, saved, watch, group, again)
+            began = card.start(first_step, list(run.placement.mesh.devices.flat), len(group.hosts))
+            note = partial(card.record, directory, began, manifest=store.manifest)
+            code = loop(run, store, stream, start, first_step, saved, watch, note, group)
+            if code == STOPPED:
+                watch.line(f"go on with\n  {again}")
+            else:
+                write_card(directory, settings, run, watch)
+            return code
 
 
 def meet(settings: Config, group: runtime.Group) -> "Store":
@@ -197,10 +204,10 @@ def loop(
     first_step: int,
     saved: "Checkpoints",
     watch: "Monitor | Bystander",
+    note: Callable[[int, float], None],
     group: runtime.Group,
-    again: str,
 ) -> int:
-    """The steps from `first_step` on: each a step, then what is due after it."""
+    """The steps from `first_step` on: each a step, then what is due after it. `note` is told the step and seconds of each save."""
     from jaxlm import step
     from jaxlm.data.loader import Share, batches
 
@@ -239,11 +246,11 @@ def loop(
                 with clock.paused(metrics):
                     clock.read(done, metrics)
                     saved.save(done, state, scores)
+                    note(done, clock.wall())
                 best = min(best, scores.get("eval/loss", best))
-
             if stopping:
                 saved.wait()
-                watch.line(f"stopped by {stop.requested} after step {done} of {steps}; saved. Go on with\n  {again}")
+                watch.line(f"stopped by {stop.requested} after step {done} of {steps}; saved")
                 return STOPPED
         saved.wait()
     watch.line(f"trained {steps - first_step} steps, {clock.tokens(steps) - clock.tokens(first_step):,} tokens in {clock.wall():.1f} s")
@@ -321,6 +328,17 @@ class Evaluation:
         sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
         packed = [f"{name} {8 * size / self.store.validation_bytes:.4f}" for name, size in sizes.items() if size]
         return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (f" ({', '.join(packed)})" if packed else "")
+
+
+def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | Bystander") -> None:
+    """The model card; what is wrong with an old one that it can't replace is no reason to fail."""
+    from jaxlm import card
+
+    try:
+        path = card.write(directory, card.gather(directory, settings, run.model.parameter_count()))
+        watch.line(f"model card: {path}")
+    except config.UserError as error:
+        watch.line(f"warning: no model card: {error}")
 
 
 def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | Bystander") -> None:

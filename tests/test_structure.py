@@ -25,29 +25,44 @@ LEVELS = {
     "objectives": 2,
     "optim": 2,
     "sharding": 2,
+    "card": 3,
     "checkpoint": 3,
     "clock": 3,
     "data": 3,
     "decoding": 3,
+    "evaluation": 3,
+    "interop": 3,
     "monitor": 3,
     "runtime": 3,
     "scoring": 3,
     "state": 3,
     "step": 3,
+    "trained": 3,
+    "convert": 4,
+    "evaluate": 4,
+    "generate": 4,
+    "harness": 4,
     "train": 4,
 }
 
 # Imports within a level, each for a reason.
 SIDEWAYS = {
+    ("card", "data"): "the exact count of samples from each source",
     ("checkpoint", "data"): "a saved batch schedule is merged with the one asked for",
     ("clock", "step"): "it reads the metrics of a step",
     ("step", "state"): "a step maps a state to the next",
+    ("trained", "checkpoint"): "a trained model is put together from all of these",
+    ("trained", "data"): "as above",
+    ("trained", "interop"): "as above",
+    ("trained", "runtime"): "as above",
 }
 
 # The one place of each library, so that it can be replaced there.
 ONLY_IN = {
     "flax": {"nn", "models"},
     "grain": {"data"},
+    "huggingface_hub": {"card"},
+    "lm_eval": {"harness"},
     "orbax": {"checkpoint"},
     "tensorboard": {"monitor"},
     "tokenizers": {"data", "interop"},
@@ -69,7 +84,7 @@ ONLY_IN = {
     "urllib": set(),
 }
 
-WITHOUT_JAX = {"clock", "config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
+WITHOUT_JAX = {"card", "clock", "config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
 FORBIDDEN_CALLS = {"__import__", "eval", "exec"}
 TOP_LEVEL = {"CONTRIBUTING.md", "README.md", "configs", "jaxlm", "launch", "pyproject.toml", "tests"}
 

@@ -33,12 +33,12 @@ def write(run_directory: Path, config: Config, store_hash: str | None, versions:
         raise UserError(f"run_directory: can't write {run_directory / FILE}: {error.strerror}") from error
 
 
-def read(run_directory: Path) -> tuple[Config, str]:
-    """The saved config and its store's hash. Raises ConfigError naming the file if it is missing or damaged."""
+def read(run_directory: Path) -> tuple[Config, str | None]:
+    """The saved config and its store's hash (None: no data yet). Raises ConfigError naming the file if it is missing or damaged."""
     path = run_directory / FILE
     try:
         config = load(path)
-        return config, str(json.loads(path.read_text())["store"]["hash"])
+        return config, json.loads(path.read_text())["store"]["hash"]
     except OSError as error:
         raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
     except (KeyError, TypeError) as error:

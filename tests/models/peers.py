@@ -101,52 +101,27 @@ def gpt2(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
     }
 
 
-def bloom(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
-    """transformers' BloomForCausalLM, which fuses query, key and value head by head."""
-
-    def layer(i: int) -> Tree:
-        s = part(state, f"transformer.h.{i}.")
-        fused, bias = s["self_attention.query_key_value.weight"], s["self_attention.query_key_value.bias"]
-        D = fused.shape[1]
-        fused, bias = fused.reshape(heads, 3, -1, D), bias.reshape(heads, 3, -1)
-        attention = from_heads(s, "self_attention.dense", D // heads)
-        for index, name in enumerate(("query", "key", "value")):
-            attention |= {f"{name}_kernel": fused[:, index].transpose(2, 0, 1), f"{name}_bias": bias[:, index]}
-        return {
-            "attention_norm": norm(s, "input_layernorm"),
-            "attention": attention,
-            "mlp_norm": norm(s, "post_attention_layernorm"),
-            "mlp": dense(s, "mlp.dense_h_to_4h", "up") | dense(s, "mlp.dense_4h_to_h", "down"),
-        }
-
-    s = part(state, "transformer.")
-    return {
-        "embedding": {"tokens": rows(s["word_embeddings.weight"], fill), "norm": norm(s, "word_embeddings_layernorm")},
-        "blocks": stacked(layer, layers),
-        "final_norm": norm(s, "ln_f"),
-    }
-
-
-def llama(state: State, head_width: int, layers: int, fill: float = 7.0, mlp_norm: str = "post_attention_layernorm") -> Tree:
-    """transformers' Llama, Mistral, Qwen3 and Gemma classes: the same names, some with more of them."""
+def llama(state: State, head_width: int, layers: int, fill: float = 7.0) -> Tree:
+    """transformers' LlamaForCausalLM with an untied head."""
 
     def layer(i: int) -> Tree:
         s = part(state, f"model.layers.{i}.")
         attention = from_heads(s, "self_attn.o_proj", head_width)
         for name in ("query", "key", "value"):
             attention |= to_heads(s, f"self_attn.{name[0]}_proj", name, head_width)
-        for name in ("query", "key"):
-            if f"self_attn.{name[0]}_norm.weight" in s:
-                attention[f"{name}_norm"] = norm(s, f"self_attn.{name[0]}_norm")
         mlp = dense(s, "mlp.gate_proj", "gate") | dense(s, "mlp.up_proj", "up") | dense(s, "mlp.down_proj", "down")
-        return {"attention_norm": norm(s, "input_layernorm"), "attention": attention, "mlp_norm": norm(s, mlp_norm), "mlp": mlp}
+        return {
+            "attention_norm": norm(s, "input_layernorm"),
+            "attention": attention,
+            "mlp_norm": norm(s, "post_attention_layernorm"),
+            "mlp": mlp,
+        }
 
-    head = {"head": {"kernel": rows(state["lm_head.weight"], fill).T}} if "lm_head.weight" in state else {}
     return {
         "embedding": {"tokens": rows(state["model.embed_tokens.weight"], fill)},
         "blocks": stacked(layer, layers),
         "final_norm": norm(state, "model.norm"),
-        **head,
+        "head": {"kernel": rows(state["lm_head.weight"], fill).T},
     }
 
 

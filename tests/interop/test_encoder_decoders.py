@@ -1,0 +1,286 @@
+"""T5 and BART against `transformers`: config both ways, weights both ways, logits, losses and gradients."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import jax  # noqa: E402 (after the libraries that may be missing)
+from peers_of import SOURCE, VOCABULARY, check, edited, made, randomise, samples, their_logits  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from jaxlm import interop  # noqa: E402
+from jaxlm.config import UserError  # noqa: E402
+from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
+from jaxlm.interop.express import express  # noqa: E402
+from jaxlm.interop.settings import Settings  # noqa: E402
+
+# One layer in the encoder, two in the decoder; so few buckets that their last ones are used; narrow heads.
+T5: dict[str, Any] = {
+    "d_model": 36,
+    "d_kv": 10,
+    "num_heads": 3,
+    "d_ff": 50,
+    "num_layers": 1,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "decoder_start_token_id": 0,
+}
+BART: dict[str, Any] = {
+    "d_model": 36,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 6,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 50,
+    "decoder_ffn_dim": 30,
+    "max_position_embeddings": SOURCE,
+}
+
+
+def t5(own_head: bool = False, **fields) -> Any:
+    """transformers 5 ties the head of every T5 that it builds, and unties it where a checkpoint has one."""
+    peer = made("T5ForConditionalGeneration", **(T5 | fields))
+    if own_head:
+        peer.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 36))
+        randomise(peer)
+    with torch.no_grad():
+        for name, weight in peer.named_parameters():
+            if name.endswith(".q.weight"):
+                weight /= T5["d_kv"]  # scores are not scaled: sharp attention would amplify the rounding of both sides
+    return peer
+
+
+GELU: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "1.0": (False, {}),
+    "1.1": (True, GELU),
+    "gated silu, tied without scaling": (False, {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "gated relu, heads that share the width": (
+        False,
+        {"feed_forward_proj": "gated-relu", "d_kv": 12, "d_ff": 144, "num_layers": 2, "num_decoder_layers": None},
+    ),
+    "exact gelu, other epsilon": (False, {"feed_forward_proj": "gelu", "layer_norm_epsilon": 1e-3}),
+    "exact gelu, gated, untied": (True, {"feed_forward_proj": "gated-gelu_python", "tie_word_embeddings": False}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_t5(name: str, tmp_path: Path):
+    own_head, fields = VARIANTS[name]
+    model_config, _ = check(t5(own_head, **fields), tmp_path)
+    assert model_config.tied_head == (not own_head)
+    assert model_config.head_scaling == fields.get("tie_word_embeddings", True)
+
+
+@pytest.mark.parametrize(
+    ("own_head", "fields", "changes"),
+    [
+        (False, {}, {}),
+        (False, {}, {"tie_word_embeddings": None, "num_decoder_layers": 2, "n_positions": 512}),
+        (True, GELU, {"tie_word_embeddings": False}),
+        (False, GELU, {"tie_word_embeddings": False, "dense_act_fn": None, "is_gated_act": None}),
+    ],
+)
+def test_t5_as_transformers_4_writes_it(own_head, fields, changes, tmp_path):
+    """`tie_word_embeddings` says there whether the head is scaled too; 5 has `scale_decoder_outputs` and always ties, on paper."""
+    peer = t5(own_head, **fields)
+    peer.save_pretrained(tmp_path)
+    new = interop.read_config(tmp_path)[1]
+    edited(tmp_path, {"scale_decoder_outputs": None} | changes)
+    assert interop.read_config(tmp_path)[1] == new
+    again = type(peer).from_pretrained(tmp_path, attn_implementation="eager")
+    batch = samples(new)
+    assert torch.equal(their_logits(again, batch), their_logits(peer, batch))
+
+
+def test_untied_t5_is_written_for_both_versions(tmp_path):
+    """`tie_word_embeddings` unties in transformers 4; in 5 the tensor does, and the setting turns scaling off."""
+    t5(True, **GELU).save_pretrained(tmp_path / "theirs")
+    model_config, params = interop.load(tmp_path / "theirs")
+    interop.save(tmp_path / "ours", model_config, params)
+    values = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert values["tie_word_embeddings"] is False and values["scale_decoder_outputs"] is False
+    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert again.lm_head.weight is not again.shared.weight and not again.config.scale_decoder_outputs
+
+
+def rewritten(directory: Path, change: Any) -> None:
+    file = directory / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert one[0] == other[0]
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1])))
+
+
+@pytest.mark.parametrize("kept", ["shared.weight", "lm_head.weight", "decoder.embed_tokens.weight", "all"])
+def test_t5_with_its_table_under_other_names(kept, tmp_path):
+    """Tied numbers may stand under any of their names, or under all."""
+    t5().save_pretrained(tmp_path)
+    expected = interop.load(tmp_path)
+    names = ("shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)}
+
+    def change(tensors: dict) -> dict:
+        table = tensors.pop("shared.weight")
+        return tensors | unused | {name: table.clone() for name in names if kept in (name, "all")}
+
+    rewritten(tmp_path, change)
+    assert_same(interop.load(tmp_path), expected)
+
+
+def test_t5_tied_by_its_config_with_another_head(tmp_path):
+    """transformers 4 would tie it, 5 would not: neither is chosen in silence."""
+    t5().save_pretrained(tmp_path)
+    edited(tmp_path, {"scale_decoder_outputs": None})
+    rewritten(tmp_path, lambda tensors: tensors | {"lm_head.weight": tensors["shared.weight"] + 1})
+    with pytest.raises(UserError, match=r"lm_head\.weight.*differs from shared\.weight"):
+        interop.load(tmp_path)
+
+
+def bart(bias: bool = True, **fields) -> Any:
+    """The bias of the logits is a buffer of zeros that nothing trains, but that a file may fill."""
+    peer = made("BartForConditionalGeneration", **(BART | fields))
+    if not bias:
+        peer.final_logits_bias.zero_()
+    return peer
+
+
+@pytest.mark.parametrize(
+    ("bias", "fields"),
+    [
+        (True, {}),
+        (False, {"scale_embedding": True}),
+        (True, {"activation_function": "gelu_new", "scale_embedding": True, "decoder_attention_heads": 6, "encoder_layers": 2}),
+        (False, {"activation_function": "relu", "encoder_ffn_dim": 144, "decoder_ffn_dim": 144}),
+    ],
+)
+def test_bart(bias: bool, fields: dict[str, Any], tmp_path: Path):
+    model_config, _ = check(bart(bias, **fields), tmp_path)
+    assert model_config.head_bias == bias
+
+
+def test_older_bart(tmp_path):
+    """The first files: the base model's names and settings that were dropped since; no bias of the logits, but every table."""
+    peer = bart(False)
+    peer.save_pretrained(tmp_path)
+    expected = interop.load(tmp_path)
+    dropped = {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False, "static_position_embeddings": False}
+    edited(
+        tmp_path, {"architectures": ["BartModel"], "extra_pos_embeddings": 2, "num_hidden_layers": 9, "add_bias_logits": False, **dropped}
+    )
+
+    def change(tensors: dict) -> dict:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
+        tables = {f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone() for stack in ("encoder", "decoder")}
+        return tensors | tables | {f"{stack}.version": torch.tensor([3.0]) for stack in ("encoder", "decoder")}
+
+    rewritten(tmp_path, change)
+    assert_same(interop.load(tmp_path), expected)
+
+
+class Nothing:
+    """No tensors."""
+
+    def __contains__(self, name: object) -> bool:
+        return False
+
+    def any(self, name: str) -> bool:
+        return False
+
+
+def read(model_type: str, values: dict[str, Any]) -> Any:
+    return ARCHITECTURES[model_type].read(Settings(Path("config.json"), values), Nothing())
+
+
+@pytest.mark.parametrize("cls", ["T5Config", "BartConfig"])
+def test_defaults(cls):
+    """What a config.json leaves out is what `transformers` takes."""
+    defaults = getattr(transformers, cls)().to_dict()
+    model_type = defaults["model_type"]
+    assert read(model_type, {}) == read(model_type, defaults)
+    assert read(model_type, {"vocab_size": 99}) != read(model_type, defaults)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        ("t5", {"feed_forward_proj": "gated-mish"}),
+        ("t5", {"feed_forward_proj": "gelu-gated"}),
+        ("t5", {"feed_forward_proj": 3}),
+        ("t5", {"is_gated_act": True}),
+        ("t5", {"dense_act_fn": "silu"}),
+        ("t5", {"dense_act_fn": "mish"}),
+        ("t5", {"is_encoder_decoder": False}),
+        ("t5", {"is_decoder": True}),
+        ("t5", {"tie_encoder_decoder": True}),
+        ("t5", {"quantization_config": {"quant_method": "bitsandbytes"}}),
+        ("t5", {"hidden_size": 36, "d_model": 48}),
+        ("t5", {"num_decoder_layers": 1.5}),
+        ("bart", {"tie_word_embeddings": False}),
+        ("bart", {"normalize_before": True}),
+        ("bart", {"normalize_embedding": False}),
+        ("bart", {"add_final_layer_norm": True}),
+        ("bart", {"static_position_embeddings": True}),
+        ("bart", {"extra_pos_embeddings": 0}),
+        ("bart", {"activation_function": "quick_gelu"}),
+        ("bart", {"encoder_attention_heads": 5}),
+        ("bart", {"decoder_attention_heads": 5}),
+        ("bart", {"is_encoder_decoder": False}),
+        ("bart", {"is_decoder": True}),
+        ("bart", {"quantization_config": {"quant_method": "gptq"}}),
+    ],
+)
+def test_refused(model_type, values):
+    with pytest.raises(UserError, match=rf"^config\.json: {next(iter(values))}:"):
+        read(model_type, values)
+
+
+def changed(model_type: str, **fields) -> Any:
+    """The model of an architecture's default config, with other fields."""
+    return dataclasses.replace(read(model_type, {}), **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (changed("t5"), "t5"),
+        (changed("t5", tied_head=False, head_scaling=False, gated=True), "t5"),
+        (changed("t5", head_scaling=False), "t5"),
+        (changed("t5", gated=True, activation="gelu"), "t5"),
+        (changed("t5", gated=True, activation="gelu_tanh"), "t5"),
+        (changed("t5", gated=True, activation="relu_squared"), "t5"),
+        (changed("t5", tied_head=False), None),  # scaled and untied: transformers 4 would tie it
+        (changed("t5", shared_embedding=False), None),
+        (changed("t5", kv_heads=2), None),
+        (changed("t5", encoder_heads=4), None),
+        (changed("t5", encoder_mlp_width=512), None),
+        (changed("t5", mlp_bias=True), None),
+        (changed("t5", attention_scale=None), None),
+        (changed("bart"), "bart"),
+        (changed("bart", head_bias=True, encoder_layers=2, encoder_heads=8, encoder_mlp_width=512), "bart"),
+        (changed("bart", position_offset=0), None),
+        (changed("bart", tied_head=False), None),
+        (changed("bart", embedding_norm=False), None),
+        (changed("bart", norm_epsilon=1e-6), None),
+        (changed("bart", head_width=32), None),
+    ],
+)
+def test_expressed_as(model, expected):
+    """Models go out as the architecture that is the same function, or not at all."""
+    if expected is None:
+        with pytest.raises(UserError, match="no architecture of transformers"):
+            express(model)
+    else:
+        architecture, values = express(model)
+        assert architecture.model_type == expected
+        transformers.AutoConfig.for_model(expected, **values)
