@@ -229,7 +229,7 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
     from jaxlm.data.store import identify
 
     _, known = run.read(directory)
-    if known in (None, "None"):  # as an import leaves it
+    if known is None:  # as an import leaves it
         raise UserError(f"{directory}: has no validation split yet, since it was not trained here: say --data PATH")
     folder = Path(settings.data.store).expanduser() / known
     if folder.is_dir():

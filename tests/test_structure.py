@@ -84,7 +84,17 @@ ONLY_IN = {
     "urllib": set(),
 }
 
-WITHOUT_JAX = {"card", "clock", "config", "data", "flops", "hardware", "objectives", "runtime", "types"}  # when imported, like every command
+WITHOUT_JAX = {
+    "card",
+    "clock",
+    "config",
+    "data",
+    "flops",
+    "hardware",
+    "objectives",
+    "runtime",
+    "types",
+}  # when imported, like every command
 FORBIDDEN_CALLS = {"__import__", "eval", "exec"}
 TOP_LEVEL = {"CONTRIBUTING.md", "README.md", "configs", "jaxlm", "launch", "pyproject.toml", "tests"}
 

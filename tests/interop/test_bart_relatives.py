@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
 import numpy as np  # noqa: E402
-from peers_of import PAD, SOURCE, check, edited, made, samples, their_logits  # noqa: E402
+from peers_of import LENGTH, PAD, SOURCE, check, edited, made, real, samples, their_logits  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from jaxlm import interop, models  # noqa: E402
@@ -93,7 +93,7 @@ def test_untied_head(model_type, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
     batch = samples(model_config)
     ours, theirs = models.build(model_config).apply(params, batch), their_logits(again, batch).detach().numpy()
-    here = np.arange(theirs.shape[1]) < batch.lengths[:, None]
+    here = real(batch.lengths, LENGTH)
     assert np.abs(np.asarray(ours)[here] - theirs[here]).max() <= 2e-5
     assert_same(interop.load(tmp_path / "ours"), (model_config, params))
 

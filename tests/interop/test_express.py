@@ -242,8 +242,15 @@ def test_tensors_that_the_model_has_no_place_for(case, tmp_path):
 
 def test_a_table_that_fuses_the_gate(tmp_path):
     """ModernBERT's is one tensor with the other half: nothing there can be repeated."""
-    fields = {"family": "encoder", "positions": "rotary", "embedding_norm": True, "first_norm": False, "gated": True, "activation": "relu"}
-    head = {"head_transform": True, "head_transform_bias": False, "head_bias": True}
+    fields: dict[str, Any] = {
+        "family": "encoder",
+        "positions": "rotary",
+        "embedding_norm": True,
+        "first_norm": False,
+        "gated": True,
+        "activation": "relu",
+    }
+    head: dict[str, Any] = {"head_transform": True, "head_transform_bias": False, "head_bias": True}
     model = config.Model(**SIZES | BARE | fields | head)
     assert interop.save(tmp_path, model, random_params(model)).model_type == "modernbert"
     with pytest.raises(UserError, match=r"modernbert has .*Wi.* which can't be without the other"):
@@ -296,6 +303,6 @@ def test_what_stays_inexpressible(fields):
 
 def test_what_has_words_of_its_own_comes_first():
     """Qwen 2's biases on the inputs alone could be Llama's on both, with zeros."""
-    fields = LLAMA | {"gated": True, "attention_bias": True}
+    fields: dict[str, Any] = LLAMA | {"gated": True, "attention_bias": True}
     architecture, values = interop.express(config.Model(**SIZES | fields))
     assert architecture.model_type == "qwen2" and "jaxlm" not in values

@@ -451,7 +451,7 @@ def test_config_of_a_directory(tmp_path):
 
 
 CONFIGS = {
-    "unknown type": ({"model_type": "mamba"}, r'model_type: "mamba" is not supported; known: gpt2, '),
+    "unknown type": ({"model_type": "falcon"}, r'model_type: "falcon" is not supported; known: gpt2, '),
     "no type": ({"model_type": None}, r"model_type: null is not supported"),
     "type is a list": ({"model_type": ["gpt2"]}, r'model_type: \["gpt2"\] is not supported'),
     "another head": (
