@@ -6,6 +6,7 @@ jax is imported inside the functions, after `runtime.configure` has set what mus
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,12 @@ def main(argv: Sequence[str]) -> int:
             what = "--embed" if args.embed else f"{args.model}, which {use}"
             raise UserError(f"--{name.replace('_', '-')} is not used with {what}")
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")  # a terminal that lacks characters gets question marks
+    started = time.perf_counter()
     results = {"writes": write, "fills masks": fill, "embeds": embed}[use](found, prompts, args)
     if args.json is not None:
-        document = {"model": args.model, "step": found.step, "family": family, "seed": args.seed or 0, "results": results}
+        seconds = time.perf_counter() - started  # compilation included, loading not
+        document = {"model": args.model, "step": found.step, "family": family, "seed": args.seed or 0}
+        document |= {"seconds": round(seconds, 3), "results": results}
         save(args.json, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return 0
 

@@ -154,7 +154,7 @@ def test_unusable_tokenizer_files_name_the_key(tmp_path):
 def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():
     tok = tokenizer.train_bpe(iter(TEXTS), 300, ALL)
     ids = tok.inner.get_vocab(with_added_tokens=True)
-    assert [ids[name] for name in (END, "<s>", "<pad>", "<mask>")] == [0, 1, 2, 3]
+    assert [ids[name] for name in (END, "<pad>", "<s>", "<mask>")] == [0, 1, 2, 3]
     assert [ids[f"<extra_id_{number}>"] for number in range(3)] == [299, 298, 297]
     assert tok.size == len(ids) == 300
     assert sorted(ids[character] for character in tokenizers.pre_tokenizers.ByteLevel.alphabet()) == list(range(4, 260))
@@ -167,7 +167,7 @@ def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():
 
 def test_special_tokens_of_bytes_follow_them():
     tok = tokenizer.byte_tokenizer(ALL)
-    names = [END, "<s>", "<pad>", "<mask>", "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"]
+    names = [END, "<pad>", "<s>", "<mask>", "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"]
     assert [tok.inner.id_to_token(256 + place) for place in range(7)] == names
     assert (tok.size, tok.end_of_text, tok.is_bytes) == (263, 256, True)
 

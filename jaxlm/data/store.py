@@ -29,7 +29,7 @@ from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, Part, Size, corpora, cut
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 
-FORMAT = 2
+FORMAT = 1
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
@@ -148,6 +148,8 @@ def hash_inputs(
         spec |= {"size": vocabulary_size, "training_megabytes": tokenizer.training_megabytes}
     elif tokenizer.path is not None:  # before the corpus is read: its mistakes are found at once
         spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), special).hash
+    if tokenizer.kind != "file" and special.pad is not None and special.begin_of_text is not None:
+        spec["numbering"] = "pad first"  # in older stores the begin of text came before it
     sources = [{"fingerprint": fingerprint(source, cache, key), "format": source.format} | keys(source) for source, key in corpora(data)]
     validation = {"method": data.validation.method, "share": data.validation.share}
     return {"format": FORMAT, "sources": sources, "validation": validation, "tokenizer": spec}
