@@ -6,8 +6,8 @@
 jax 0.10.2) training takes about 265 s and ends at 4.23 nats per masked token, 33% of them right; their frequencies alone are worth 6.35.
 The masks of the evaluation are the same each time, three of each text: 56,031 targets.
 
-ModernBERT's layers, so that transformers loads what is exported. They need larger initial values than GPT-2's: with those nothing beyond the
-frequencies was learned in half of the time.
+ModernBERT's layers, so that transformers loads what is exported. They need larger initial values than GPT-2's: with those nothing beyond
+the frequencies was learned in half of the time.
 """
 
 from dataclasses import replace
