@@ -4,11 +4,13 @@ Both sides compute in float32 and add up in different orders, so the tolerances 
 """
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
@@ -162,3 +164,14 @@ def check(peer: Any, directory: Path, changes: dict[str, Any] | None = None) -> 
     differences = compared(peer, model_config, params, directory / "gradients")
     round_trip(peer, model_config, params, directory / "ours")
     return model_config, differences
+
+
+def first_of_each(variants: Iterable[str], kind: Callable[[str], str] = lambda name: name.partition(",")[0]) -> list[Any]:
+    """Parameters for pytest: the first variant of each kind is always tested; of the others each takes seconds, and together minutes,
+    so that they are campaign tests."""
+    kinds: set[str] = set()
+    found = []
+    for name in variants:
+        found.append(pytest.param(name, marks=[pytest.mark.campaign] if kind(name) in kinds else []))
+        kinds.add(kind(name))
+    return found

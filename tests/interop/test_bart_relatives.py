@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
 import numpy as np  # noqa: E402
-from peers_of import LENGTH, PAD, SOURCE, check, edited, made, real, samples, their_logits  # noqa: E402
+from peers_of import LENGTH, PAD, SOURCE, check, edited, first_of_each, made, real, samples, their_logits  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from jaxlm import interop, models  # noqa: E402
@@ -63,7 +63,7 @@ VARIANTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", first_of_each(VARIANTS))
 def test_as_transformers(name: str, tmp_path: Path):
     model_type, bias, fields = VARIANTS[name]
     peer = peer_of(model_type, bias, **fields)

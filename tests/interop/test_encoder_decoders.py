@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
-from peers_of import SOURCE, VOCABULARY, check, edited, made, randomise, samples, their_logits  # noqa: E402
+from peers_of import SOURCE, VOCABULARY, check, edited, first_of_each, made, randomise, samples, their_logits  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from jaxlm import interop  # noqa: E402
@@ -72,7 +72,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", first_of_each(VARIANTS, lambda name: name if name in ("1.0", "1.1") else "1.0"))
 def test_t5(name: str, tmp_path: Path):
     own_head, fields = VARIANTS[name]
     model_config, _ = check(t5(own_head, **fields), tmp_path)

@@ -43,7 +43,11 @@ def build(family, fields):
     return model, jax.tree.unflatten(tree, noisy)
 
 
-@pytest.mark.parametrize(("family", "fields", "listed"), CASES.values(), ids=CASES)
+ALWAYS = ("learned", "relative", "windows", "bart", "rotary, as a list of layers")  # each takes seconds
+CELLS = [pytest.param(*case, id=name, marks=[] if name in ALWAYS else [pytest.mark.campaign]) for name, case in CASES.items()]
+
+
+@pytest.mark.parametrize(("family", "fields", "listed"), CELLS)
 def test_chunks_score_as_the_whole(family, fields, listed):
     """Prompts of unequal length, padded to the right; then more tokens. Float32 sums in another order: 1e-4 of scores around 10."""
     model, params = build(family, fields)
