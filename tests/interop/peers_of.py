@@ -166,12 +166,16 @@ def check(peer: Any, directory: Path, changes: dict[str, Any] | None = None) -> 
     return model_config, differences
 
 
-def first_of_each(variants: Iterable[str], kind: Callable[[str], str] = lambda name: name.partition(",")[0]) -> list[Any]:
-    """Parameters for pytest: the first variant of each kind is always tested; of the others each takes seconds, and together minutes,
-    so that they are campaign tests."""
+def first_of_each(
+    variants: Iterable[str], kind: Callable[[str], str] = lambda name: name.partition(",")[0], also: tuple[str, ...] = ()
+) -> list[Any]:
+    """Parameters for pytest: the first variant of each kind is always tested, and those that alone have something (`also`).
+
+    Each of the others takes seconds, and together minutes, so that they are campaign tests.
+    """
     kinds: set[str] = set()
     found = []
     for name in variants:
-        found.append(pytest.param(name, marks=[pytest.mark.campaign] if kind(name) in kinds else []))
+        found.append(pytest.param(name, marks=[pytest.mark.campaign] if kind(name) in kinds and name not in also else []))
         kinds.add(kind(name))
     return found
