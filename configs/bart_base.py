@@ -18,11 +18,11 @@ import dataclasses
 
 import roberta_base
 
-from jaxlm.config import Model, Objective, Training
+from jaxlm.config import ModelConfig, ObjectiveConfig, TrainingConfig
 
 config = dataclasses.replace(
     roberta_base.config,
-    model=Model(
+    model=ModelConfig(
         family="encoder_decoder",
         vocabulary_size=50265,
         layers=6,
@@ -36,6 +36,6 @@ config = dataclasses.replace(
         dropout=0.1,
         initializer="normal",
     ),
-    objective=Objective(kind="infilling", noise_share=0.3, mean_span=3.0, shuffle_sentences=True),
-    training=Training(steps=500_000, batch_size=8000, microbatches=50),
+    objective=ObjectiveConfig(kind="infilling", noise_share=0.3, mean_span=3.0, shuffle_sentences=True),
+    training=TrainingConfig(steps=500_000, batch_size=8000, microbatches=50),
 )

@@ -13,10 +13,21 @@ running text, and dropout on the attention weights is 0 (there 0.1), since it wo
 Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=8. Not run here.
 """
 
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Model, Objective, Optimizer, Parallel, Tokenizer, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         family="encoder",
         vocabulary_size=30522,
         layers=12,
@@ -33,10 +44,10 @@ config = Config(
         dropout=0.1,
         initializer="normal",
     ),
-    objective=Objective(kind="masked"),
-    tokenizer=Tokenizer(kind="bpe", begin_of_text="[CLS]", end_of_text="[SEP]", pad="[PAD]", mask="[MASK]"),
-    data=Data(sequence_length=512),
-    optimizer=Optimizer(
+    objective=ObjectiveConfig(kind="masked"),
+    tokenizer=TokenizerConfig(kind="bpe", begin_of_text="[CLS]", end_of_text="[SEP]", pad="[PAD]", mask="[MASK]"),
+    data=DataConfig(sequence_length=512),
+    optimizer=OptimizerConfig(
         learning_rate=1e-4,
         schedule="linear",
         warmup_steps=10_000,
@@ -45,8 +56,8 @@ config = Config(
         epsilon=1e-6,
         weight_decay=0.01,
     ),
-    parallel=Parallel(zero=1),
-    training=Training(steps=1_000_000, batch_size=256),
-    evaluation=Evaluation(every_steps=5000, steps=40),
-    checkpoint=Checkpoint(every_steps=5000),
+    parallel=ParallelConfig(zero=1),
+    training=TrainingConfig(steps=1_000_000, batch_size=256),
+    evaluation=EvaluationConfig(every_steps=5000, steps=40),
+    checkpoint=CheckpointConfig(every_steps=5000),
 )

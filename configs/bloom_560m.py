@@ -12,10 +12,20 @@ Different here: bfloat16, as in the 176B model (there float16), and the initial 
 Hardware: written for 8 GPUs of 80 GB, ZeRO 1; on n GPUs set training.microbatches to 64 / n. Not run here.
 """
 
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Parallel, Tokenizer, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         vocabulary_size=250880,
         layers=24,
         width=1024,
@@ -24,9 +34,9 @@ config = Config(
         positions="alibi",
         embedding_norm=True,
     ),
-    tokenizer=Tokenizer(kind="bpe", end_of_text="</s>"),
-    data=Data(sequence_length=2048),
-    optimizer=Optimizer(
+    tokenizer=TokenizerConfig(kind="bpe", end_of_text="</s>"),
+    data=DataConfig(sequence_length=2048),
+    optimizer=OptimizerConfig(
         learning_rate=3e-4,
         warmup_steps=715,
         decay_steps=782_000,
@@ -34,8 +44,8 @@ config = Config(
         beta2=0.95,
         weight_decay=0.1,
     ),
-    parallel=Parallel(zero=1),
-    training=Training(steps=650_000, batch_size=256, microbatches=8),
-    evaluation=Evaluation(every_steps=5000, steps=40),
-    checkpoint=Checkpoint(every_steps=5000),
+    parallel=ParallelConfig(zero=1),
+    training=TrainingConfig(steps=650_000, batch_size=256, microbatches=8),
+    evaluation=EvaluationConfig(every_steps=5000, steps=40),
+    checkpoint=CheckpointConfig(every_steps=5000),
 )

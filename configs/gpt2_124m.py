@@ -9,15 +9,31 @@ of 2.85 on OpenWebText with GPT-2's own tokenizer (add tokenizer.kind=file token
 Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=40. Not run to its end here.
 """
 
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Parallel, Tokenizer, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(vocabulary_size=50257, layers=12, width=768, heads=12, context_length=1024),
-    tokenizer=Tokenizer(kind="bpe"),
-    data=Data(sequence_length=1024),
-    optimizer=Optimizer(learning_rate=6e-4, warmup_steps=2000, final_learning_rate_ratio=0.1, beta2=0.95, weight_decay=0.1),
-    parallel=Parallel(zero=1),
-    training=Training(steps=600_000, batch_size=480, microbatches=5),
-    evaluation=Evaluation(every_steps=1000, steps=40),
-    checkpoint=Checkpoint(every_steps=1000),
+    model=ModelConfig(vocabulary_size=50257, layers=12, width=768, heads=12, context_length=1024),
+    tokenizer=TokenizerConfig(kind="bpe"),
+    data=DataConfig(sequence_length=1024),
+    optimizer=OptimizerConfig(
+        learning_rate=6e-4,
+        warmup_steps=2000,
+        final_learning_rate_ratio=0.1,
+        beta2=0.95,
+        weight_decay=0.1,
+    ),
+    parallel=ParallelConfig(zero=1),
+    training=TrainingConfig(steps=600_000, batch_size=480, microbatches=5),
+    evaluation=EvaluationConfig(every_steps=1000, steps=40),
+    checkpoint=CheckpointConfig(every_steps=1000),
 )

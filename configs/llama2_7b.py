@@ -12,12 +12,20 @@ import dataclasses
 
 import llama_1b
 
-from jaxlm.config import Data, Training
+from jaxlm.config import DataConfig, TrainingConfig
 
 config = dataclasses.replace(
     llama_1b.config,
-    model=dataclasses.replace(llama_1b.config.model, layers=32, width=4096, heads=32, kv_heads=None, mlp_width=11008, context_length=4096),
-    data=Data(sequence_length=4096),
+    model=dataclasses.replace(
+        llama_1b.config.model,
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=None,
+        mlp_width=11008,
+        context_length=4096,
+    ),
+    data=DataConfig(sequence_length=4096),
     optimizer=dataclasses.replace(llama_1b.config.optimizer, learning_rate=3e-4),
-    training=Training(steps=477_000, batch_size=1024, microbatches=8),
+    training=TrainingConfig(steps=477_000, batch_size=1024, microbatches=8),
 )

@@ -10,10 +10,19 @@ Hardware: written for 8 GPUs of 80 GB, ZeRO 3, each block recomputed in the back
 and no accumulation, it peaks below 5 GB a GPU (tests/test_aot.py). Not run to its end here.
 """
 
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Model, Optimizer, Parallel, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         vocabulary_size=32000,
         layers=22,
         width=2048,
@@ -32,10 +41,16 @@ config = Config(
         tied_head=False,
         initializer="normal",
     ),
-    data=Data(sequence_length=2048),
-    optimizer=Optimizer(learning_rate=4e-4, warmup_steps=2000, final_learning_rate_ratio=0.1, beta2=0.95, weight_decay=0.1),
-    parallel=Parallel(zero=3, remat="full"),
-    training=Training(steps=1_430_000, batch_size=1024, microbatches=8),
-    evaluation=Evaluation(every_steps=5000, steps=40),
-    checkpoint=Checkpoint(every_steps=5000),
+    data=DataConfig(sequence_length=2048),
+    optimizer=OptimizerConfig(
+        learning_rate=4e-4,
+        warmup_steps=2000,
+        final_learning_rate_ratio=0.1,
+        beta2=0.95,
+        weight_decay=0.1,
+    ),
+    parallel=ParallelConfig(zero=3, remat="full"),
+    training=TrainingConfig(steps=1_430_000, batch_size=1024, microbatches=8),
+    evaluation=EvaluationConfig(every_steps=5000, steps=40),
+    checkpoint=CheckpointConfig(every_steps=5000),
 )

@@ -8,22 +8,22 @@ schedule are those of nanoGPT's train_shakespeare_char recipe for CPUs, which re
 
 from jaxlm import hardware
 from jaxlm.config import (
-    Checkpoint,
+    CheckpointConfig,
     Config,
-    Data,
-    Evaluation,
-    Model,
-    Optimizer,
-    Precision,
-    Runtime,
-    Source,
-    Tokenizer,
-    Training,
-    Validation,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
 )
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         vocabulary_size=257,
         layers=4,
         width=128,
@@ -35,16 +35,22 @@ config = Config(
         mlp_bias=False,
         norm_bias=False,
     ),
-    tokenizer=Tokenizer(kind="bytes"),
-    data=Data(
-        sources=(Source(name="shakespeare", path="input.txt"),),
+    tokenizer=TokenizerConfig(kind="bytes"),
+    data=DataConfig(
+        sources=(SourceConfig(name="shakespeare", path="input.txt"),),
         sequence_length=64,
-        validation=Validation(method="tail", share=0.1),
+        validation=ValidationConfig(method="tail", share=0.1),
     ),
-    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, final_learning_rate_ratio=0.1, beta2=0.99, weight_decay=0.1),
-    precision=Precision(compute="float32"),
-    training=Training(steps=2000, batch_size=12),
-    evaluation=Evaluation(every_steps=500, batch_size=96, sample_tokens=300),
-    checkpoint=Checkpoint(every_steps=500),
-    runtime=Runtime(devices=hardware.cpu_devices()),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3,
+        warmup_steps=100,
+        final_learning_rate_ratio=0.1,
+        beta2=0.99,
+        weight_decay=0.1,
+    ),
+    precision=PrecisionConfig(compute="float32"),
+    training=TrainingConfig(steps=2000, batch_size=12),
+    evaluation=EvaluationConfig(every_steps=500, batch_size=96, sample_tokens=300),
+    checkpoint=CheckpointConfig(every_steps=500),
+    runtime=RuntimeConfig(devices=hardware.cpu_devices()),
 )

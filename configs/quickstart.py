@@ -10,10 +10,21 @@ channels: the scores of attention cost more than the products on CPUs, and two h
 """
 
 from jaxlm import hardware
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Logging, Model, Optimizer, Precision, Runtime, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         vocabulary_size=4096,
         layers=4,
         width=256,
@@ -26,12 +37,12 @@ config = Config(
         attention_output_bias=False,
         mlp_bias=False,
     ),
-    data=Data(sequence_length=256),
-    optimizer=Optimizer(learning_rate=4e-3, schedule="linear", warmup_steps=50, final_learning_rate_ratio=0.0),
-    precision=Precision(compute="bfloat16" if hardware.cpu_has_bfloat16() else "float32"),
-    training=Training(steps=900, batch_size=8),
-    evaluation=Evaluation(every_steps=450, samples=2, sample_tokens=200),
-    checkpoint=Checkpoint(every_steps=450),
-    logging=Logging(every_steps=20),
-    runtime=Runtime(devices=hardware.cpu_devices()),
+    data=DataConfig(sequence_length=256),
+    optimizer=OptimizerConfig(learning_rate=4e-3, schedule="linear", warmup_steps=50, final_learning_rate_ratio=0.0),
+    precision=PrecisionConfig(compute="bfloat16" if hardware.cpu_has_bfloat16() else "float32"),
+    training=TrainingConfig(steps=900, batch_size=8),
+    evaluation=EvaluationConfig(every_steps=450, samples=2, sample_tokens=200),
+    checkpoint=CheckpointConfig(every_steps=450),
+    logging=LoggingConfig(every_steps=20),
+    runtime=RuntimeConfig(devices=hardware.cpu_devices()),
 )

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from quickstart import config as decoder
 
-from jaxlm.config import Data, Evaluation, Objective, Training
+from jaxlm.config import DataConfig, EvaluationConfig, ObjectiveConfig, TrainingConfig
 
 config = replace(
     decoder,
@@ -34,10 +34,10 @@ config = replace(
         head_bias=True,
         initializer="fan_in",
     ),
-    objective=Objective(kind="masked"),
+    objective=ObjectiveConfig(kind="masked"),
     optimizer=replace(decoder.optimizer, learning_rate=3e-3),
-    data=Data(sequence_length=128),
-    training=Training(steps=1000, batch_size=16),
-    evaluation=Evaluation(every_steps=500, draws=3),
+    data=DataConfig(sequence_length=128),
+    training=TrainingConfig(steps=1000, batch_size=16),
+    evaluation=EvaluationConfig(every_steps=500, draws=3),
     checkpoint=replace(decoder.checkpoint, every_steps=500),
 )

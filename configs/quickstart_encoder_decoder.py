@@ -14,7 +14,13 @@ from dataclasses import replace
 
 from quickstart import config as decoder
 
-from jaxlm.config import Data, Evaluation, Objective, Tokenizer, Training
+from jaxlm.config import (
+    DataConfig,
+    EvaluationConfig,
+    ObjectiveConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 config = replace(
     decoder,
@@ -29,12 +35,12 @@ config = replace(
         tied_head=False,
         initializer="t5",
     ),
-    objective=Objective(kind="infilling", noise_share=0.15, shuffle_sentences=False),
-    tokenizer=Tokenizer(begin_of_text="<s>"),
-    data=Data(sequence_length=32),
+    objective=ObjectiveConfig(kind="infilling", noise_share=0.15, shuffle_sentences=False),
+    tokenizer=TokenizerConfig(begin_of_text="<s>"),
+    data=DataConfig(sequence_length=32),
     optimizer=replace(decoder.optimizer, learning_rate=2e-3),
-    training=Training(steps=1400, batch_size=32),
-    evaluation=Evaluation(every_steps=700, samples=4),
+    training=TrainingConfig(steps=1400, batch_size=32),
+    evaluation=EvaluationConfig(every_steps=700, samples=4),
     checkpoint=replace(decoder.checkpoint, every_steps=700),
     logging=replace(decoder.logging, every_steps=50),
 )

@@ -17,13 +17,19 @@ import dataclasses
 
 import bert_base
 
-from jaxlm.config import Evaluation, Optimizer, Tokenizer, Training
+from jaxlm.config import EvaluationConfig, OptimizerConfig, TokenizerConfig, TrainingConfig
 
 config = dataclasses.replace(
     bert_base.config,
-    model=dataclasses.replace(bert_base.config.model, vocabulary_size=50265, norm_epsilon=1e-5, position_offset=2, token_types=1),
-    tokenizer=Tokenizer(kind="bpe", begin_of_text="<s>", end_of_text="</s>"),
-    optimizer=Optimizer(
+    model=dataclasses.replace(
+        bert_base.config.model,
+        vocabulary_size=50265,
+        norm_epsilon=1e-5,
+        position_offset=2,
+        token_types=1,
+    ),
+    tokenizer=TokenizerConfig(kind="bpe", begin_of_text="<s>", end_of_text="</s>"),
+    optimizer=OptimizerConfig(
         learning_rate=6e-4,
         schedule="linear",
         warmup_steps=24_000,
@@ -33,6 +39,6 @@ config = dataclasses.replace(
         weight_decay=0.01,
         gradient_clip=None,
     ),
-    training=Training(steps=500_000, batch_size=8192, microbatches=32),
-    evaluation=Evaluation(every_steps=5000, steps=40, batch_size=256),
+    training=TrainingConfig(steps=500_000, batch_size=8192, microbatches=32),
+    evaluation=EvaluationConfig(every_steps=5000, steps=40, batch_size=256),
 )

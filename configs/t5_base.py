@@ -13,10 +13,21 @@ Different here: a sample is a window of the running text of one length, where T5
 Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to 128 / n. Not run here.
 """
 
-from jaxlm.config import Checkpoint, Config, Data, Evaluation, Model, Objective, Optimizer, Parallel, Tokenizer, Training
+from jaxlm.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         family="encoder_decoder",
         vocabulary_size=32128,
         layers=12,
@@ -36,10 +47,10 @@ config = Config(
         tied_head=False,
         initializer="t5",
     ),
-    objective=Objective(kind="span"),
-    tokenizer=Tokenizer(kind="bpe", end_of_text="</s>"),
-    data=Data(sequence_length=512),
-    optimizer=Optimizer(
+    objective=ObjectiveConfig(kind="span"),
+    tokenizer=TokenizerConfig(kind="bpe", end_of_text="</s>"),
+    data=DataConfig(sequence_length=512),
+    optimizer=OptimizerConfig(
         kind="adafactor",
         learning_rate=0.01,
         schedule="inverse_sqrt",
@@ -48,8 +59,8 @@ config = Config(
         weight_decay=0.0,
         gradient_clip=None,
     ),
-    parallel=Parallel(zero=1),
-    training=Training(steps=1_000_000, batch_size=2048, microbatches=16, z_loss=1e-4),
-    evaluation=Evaluation(every_steps=5000, steps=40, batch_size=256),
-    checkpoint=Checkpoint(every_steps=5000),
+    parallel=ParallelConfig(zero=1),
+    training=TrainingConfig(steps=1_000_000, batch_size=2048, microbatches=16, z_loss=1e-4),
+    evaluation=EvaluationConfig(every_steps=5000, steps=40, batch_size=256),
+    checkpoint=CheckpointConfig(every_steps=5000),
 )

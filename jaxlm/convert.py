@@ -19,7 +19,7 @@ from jaxlm.config import Config, UserError
 
 if TYPE_CHECKING:
     from jaxlm.interop import Architecture
-    from jaxlm.interop.tokenizer import Special
+    from jaxlm.interop.tokenizer import TokenizerFrame
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -51,20 +51,48 @@ def parser() -> runtime.Parser:
         epilog=EXAMPLE,
         help="HF_DIR RUN: make a run directory of a Hugging Face one",
     )
-    into.add_argument("directory", type=Path, metavar="HF_DIR", help="config.json, model.safetensors (or shards) and tokenizer.json")
+    into.add_argument(
+        "directory",
+        type=Path,
+        metavar="HF_DIR",
+        help="config.json, model.safetensors (or shards) and tokenizer.json",
+    )
     into.add_argument("run", type=Path, metavar="RUN", help="the run directory to make")
-    into.add_argument("edits", nargs="*", metavar="key=value", help="changes to the run's config, such as optimizer.learning_rate=5e-5")
+    into.add_argument(
+        "edits",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the run's config, such as optimizer.learning_rate=5e-5",
+    )
     out = commands.add_parser(
-        "export", description="Write a run's model for transformers.", epilog=EXAMPLE, help="RUN OUT: write a run's model for transformers"
+        "export",
+        description="Write a run's model for transformers.",
+        epilog=EXAMPLE,
+        help="RUN OUT: write a run's model for transformers",
     )
     out.add_argument("run", type=Path, metavar="RUN", help="the run directory")
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     which = out.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="N", help="the checkpoint to take (the newest)")
     which.add_argument("--best", action="store_true", help="take the checkpoint with the lowest eval/loss")
-    out.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (float32)")
-    out.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="bytes of a weights file: 5GB, 500MB, 2GiB (5GB)")
-    out.add_argument("--archive", action="store_true", help="also write OUT/model.tar.gz, as SageMaker's Hugging Face containers read it")
+    out.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (float32)",
+    )
+    out.add_argument(
+        "--max-shard-size",
+        type=size,
+        default="5GB",
+        metavar="SIZE",
+        help="bytes of a weights file: 5GB, 500MB, 2GiB (5GB)",
+    )
+    out.add_argument(
+        "--archive",
+        action="store_true",
+        help="also write OUT/model.tar.gz, as SageMaker's Hugging Face containers read it",
+    )
     return made
 
 
@@ -79,7 +107,7 @@ def size(text: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    runtime.configure(config.Runtime(platform="cpu"))
+    runtime.configure(config.RuntimeConfig(platform="cpu"))
     if args.command == "import":
         bring(args.directory, args.run, args.edits)
     else:
@@ -87,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def say(*lines: str) -> None:
+def log(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
 
@@ -96,8 +124,8 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
     """Makes the run directory `run` of a Hugging Face directory: config.json, tokenizer.json and the parameters as step 0."""
     from jaxlm import card, checkpoint, data, interop
     from jaxlm.data.vocabulary import special_tokens
-    from jaxlm.interop import generation, tokenizer
-    from jaxlm.interop import settings as files
+    from jaxlm.interop import generation_config, tokenizer
+    from jaxlm.interop import hf_config as files
 
     check_empty(run)
     architecture, model = interop.read_config(directory)
@@ -115,10 +143,10 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
             with checkpoint.Checkpoints(run / "checkpoints", settings.checkpoint.keep) as saved:
                 saved.save_params(params)
             card.imported(run, architecture.model_type)
-            checkpoint.write(run, settings, None, runtime.versions())  # last: it makes a run of the folder
-    say(*(f"note: {line}" for line in generation.read(directory, files.read(directory)).warnings))
+            checkpoint.write_run_config(run, settings, None, runtime.versions())  # last: it makes a run of the folder
+    log(*(f"note: {line}" for line in generation_config.read(directory, files.read(directory)).warnings))
     again = f"python -m jaxlm.train --config {shlex.quote(str(run / 'config.json'))} --data TEXT training.steps=N"
-    say(f"{run}: {architecture.model_type}, objective {settings.objective.kind}. Train it on with\n  {again}")
+    log(f"{run}: {architecture.model_type}, objective {settings.objective.kind}. Train it on with\n  {again}")
 
 
 def check_empty(folder: Path) -> None:
@@ -138,9 +166,15 @@ def undone(run: Path) -> Iterator[None]:
         raise
 
 
-def run_config(model: config.Model, tokenizer: config.Tokenizer, special: "Special", run: Path, edits: Sequence[str]) -> Config:
+def run_config(
+    model: config.ModelConfig,
+    tokenizer: config.TokenizerConfig,
+    special: "TokenizerFrame",
+    run: Path,
+    edits: Sequence[str],
+) -> Config:
     """The config of a run that goes on with this model; UserError where the edits make another model of it."""
-    from jaxlm.interop.express import differences
+    from jaxlm.interop.match_architecture import differences
 
     goal = objective(model.family, special)
     made = Config(
@@ -148,13 +182,16 @@ def run_config(model: config.Model, tokenizer: config.Tokenizer, special: "Speci
         model=model,
         objective=goal,
         tokenizer=replace(tokenizer, path=str(run / "tokenizer.json")),
-        data=config.Data(
+        data=config.DataConfig(
             sequence_length=sample_length(goal, min(model.context_length, LONGEST_SAMPLE), tokenizer.sentinels),
-            validation=config.Validation(method="tail"),  # has enough to hold out, however few the documents are
+            validation=config.ValidationConfig(method="tail"),  # has enough to hold out, however few the documents are
         ),
     )
     settings = config.edited(made, edits)
-    if (settings.run_directory, settings.tokenizer.path) != (made.run_directory, made.tokenizer.path):
+    if (settings.run_directory, settings.tokenizer.path) != (
+        made.run_directory,
+        made.tokenizer.path,
+    ):
         raise UserError(f"run_directory, tokenizer.path: are those of RUN ({run}); choose another RUN instead")
     differing = differences(settings.model, model)
     if differing:
@@ -162,7 +199,7 @@ def run_config(model: config.Model, tokenizer: config.Tokenizer, special: "Speci
     return settings
 
 
-def sample_length(goal: config.Objective, length: int, sentinels: int) -> int:
+def sample_length(goal: config.ObjectiveConfig, length: int, sentinels: int) -> int:
     """`length`, or the first of its halves whose spans don't need more sentinels than there are."""
     from jaxlm import objectives
 
@@ -175,39 +212,58 @@ def sample_length(goal: config.Objective, length: int, sentinels: int) -> int:
     return length
 
 
-def objective(family: str, special: "Special") -> config.Objective:
+def objective(family: str, special: "TokenizerFrame") -> config.ObjectiveConfig:
     """The objective that the family, and the special tokens that there are, allow."""
     if family != "encoder_decoder":
-        return config.Objective(kind="causal" if family == "decoder" else "masked")
+        return config.ObjectiveConfig(kind="causal" if family == "decoder" else "masked")
     starts: dict[int | None, Any] = {special.eos_ids[0]: "end_of_text", special.pad_id: "pad"}
     start = None if special.decoder_start_id is None else starts.get(special.decoder_start_id)
     if special.decoder_start_id is not None and start is None:
-        say(f"note: the decoder starts with token {special.decoder_start_id}, which jaxlm trains with the pad or the end of text instead")
-    return config.Objective(kind="span" if special.sentinels else "infilling", decoder_start=start)
+        log(f"note: the decoder starts with token {special.decoder_start_id}, which jaxlm trains with the pad or the end of text instead")
+    return config.ObjectiveConfig(kind="span" if special.sentinels else "infilling", decoder_start=start)
 
 
 def take(run: Path, out: Path, step: int | None, best: bool, dtype: str, shard_bytes: int, archived: bool) -> None:
     """Writes the model of a run into the new folder `out`: config.json, weights, tokenizer, generation_config.json and the card."""
-    from jaxlm import card, interop, trained
-    from jaxlm.interop import archive, generation, tokenizer
+    from jaxlm import card, interop, load_model
+    from jaxlm.interop import archive, generation_config, tokenizer
 
     settings = exportable(run)
     check_empty(out)
-    architecture, values = interop.express(settings.model)
+    architecture, values = interop.match_architecture(settings.model)
     special = tokenizer.of_run(settings.tokenizer, settings.objective, tokenizer.load(run / tokenizer.FILE))
     tokens = token_ids(special, architecture)
     interop.with_tokens(architecture, settings.model, values, tokens)  # what can't be written is said before any work
-    model = trained.load(run, step=best_step(run, settings) if best else step)
+    model = load_model.load_model(run, step=best_step(run, settings) if best else step)
     with appearing(out) as folder:
-        interop.save(folder, settings.model, model.params, dtype=dtype, max_shard_bytes=shard_bytes, tokens=tokens)
-        text, length = (run / tokenizer.FILE).read_text(encoding="utf-8"), settings.model.context_length
+        interop.save(
+            folder,
+            settings.model,
+            model.params,
+            dtype=dtype,
+            max_shard_bytes=shard_bytes,
+            tokens=tokens,
+        )
+        text, length = (
+            (run / tokenizer.FILE).read_text(encoding="utf-8"),
+            settings.model.context_length,
+        )
         tokenizer.write(folder, text, special, length, token_types=settings.model.token_types > 1)
         if settings.model.family != "encoder":
-            generation.write(folder, tokens, length)
-        card.write(folder, card.gather(run, settings, model.model.parameter_count(), model.step, exported=architecture.model_type))
+            generation_config.write(folder, tokens, length)
+        card.write(
+            folder,
+            card.gather(
+                run,
+                settings,
+                model.model.parameter_count(),
+                model.step,
+                exported=architecture.model_type,
+            ),
+        )
         if archived:
             archive.pack(folder)
-    say(f"{out}: {architecture.model_type} of step {model.step}, {dtype}, {model.model.parameter_count():,} parameters")
+    log(f"{out}: {architecture.model_type} of step {model.step}, {dtype}, {model.model.parameter_count():,} parameters")
 
 
 def exportable(run: Path) -> Config:
@@ -235,9 +291,9 @@ def best_step(run: Path, settings: Config) -> int:
     return best
 
 
-def token_ids(special: "Special", architecture: "Architecture") -> dict[str, Any]:
+def token_ids(special: "TokenizerFrame", architecture: "Architecture") -> dict[str, Any]:
     """The ids for config.json and generation_config.json, None where there is no such token."""
-    from jaxlm.interop import generation
+    from jaxlm.interop import generation_config
 
     end = special.eos_ids[0]
     ids = {"bos_token_id": special.bos_id, "eos_token_id": end, "pad_token_id": special.pad_id}
@@ -245,7 +301,7 @@ def token_ids(special: "Special", architecture: "Architecture") -> dict[str, Any
         ids |= {"cls_token_id": special.bos_id, "sep_token_id": end}
     if architecture.family == "encoder_decoder":
         ids["decoder_start_token_id"] = special.decoder_start_id
-    if "forced_eos_token_id" in generation.DEFAULTS.get(architecture.model_type, {}):
+    if "forced_eos_token_id" in generation_config.DEFAULTS.get(architecture.model_type, {}):
         ids["forced_eos_token_id"] = end  # else the class's own number, which is another token here
     return ids
 

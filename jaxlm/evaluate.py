@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jaxlm.data import Document, Store
     from jaxlm.evaluation.report import Row, Sums
     from jaxlm.evaluation.texts import Pairs, Tokens
+    from jaxlm.load_model import LoadedModel
     from jaxlm.objectives import Objective
-    from jaxlm.trained import Trained
     from jaxlm.types import Batches
 
 PSEUDO_WINDOWS = 16  # of each source, unless more are asked for: each of their tokens takes a forward pass
@@ -43,7 +43,7 @@ encoder-decoders    the loss of the objective that the model was trained with: s
 class Asked(NamedTuple):
     """What the arguments say about the windows."""
 
-    sources: tuple[config.Source, ...]
+    sources: tuple[config.SourceConfig, ...]
     context: int | None
     stride: int | None
     batch_size: int
@@ -62,15 +62,45 @@ def parser() -> runtime.Parser:
     )
     made.add_argument("path", metavar="RUN|HF_DIR", help="the model")
     made.add_argument(
-        "--data", action="append", default=[], metavar="[NAME=]PATH", help="a file, folder or glob of text or JSON lines; may be repeated"
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a file, folder or glob of text or JSON lines; may be repeated",
     )
-    made.add_argument("--text-key", default="text", metavar="KEY", help="of JSON lines: what holds the text (text)")
-    made.add_argument("--context", type=positive, metavar="N", help="tokens of a window (the model's context_length)")
-    made.add_argument("--stride", type=positive, metavar="N", help="decoders: tokens from one window to the next (the context)")
+    made.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="of JSON lines: what holds the text (text)",
+    )
+    made.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        help="tokens of a window (the model's context_length)",
+    )
+    made.add_argument(
+        "--stride",
+        type=positive,
+        metavar="N",
+        help="decoders: tokens from one window to the next (the context)",
+    )
     made.add_argument("--per-document", action="store_true", help="no window has tokens of two documents")
-    made.add_argument("--limit", type=positive, metavar="N", help="windows of each source; with --per-document, documents")
+    made.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="windows of each source; with --per-document, documents",
+    )
     made.add_argument("--batch-size", type=positive, default=8, metavar="N", help="windows at a time (8)")
-    made.add_argument("--draws", type=positive, default=1, metavar="N", help="visits of each text, each hidden anew (1)")
+    made.add_argument(
+        "--draws",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="visits of each text, each hidden anew (1)",
+    )
     made.add_argument("--seed", type=count, default=0, metavar="N", help="of what is hidden (0)")
     made.add_argument(
         "--pseudo-windows",
@@ -81,7 +111,9 @@ def parser() -> runtime.Parser:
     made.add_argument("--step", type=count, metavar="N", help="of a run: the checkpoint (the newest)")
     made.add_argument("--devices", type=positive, default=1, metavar="N", help="that the model is split over (1)")
     made.add_argument(
-        "--compute", choices=("float32", "bfloat16"), help="dtype of the matrix products (as the run was trained; float32 of an HF_DIR)"
+        "--compute",
+        choices=("float32", "bfloat16"),
+        help="dtype of the matrix products (as the run was trained; float32 of an HF_DIR)",
     )
     made.add_argument("--json", metavar="FILE", help="write the figures, with all their digits")
     return made
@@ -105,17 +137,25 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_intermixed_args(argv)
     sources = named(args.data, args.text_key)
     asked = Asked(
-        sources, args.context, args.stride, args.batch_size, args.limit, args.seed, args.draws, args.per_document, args.pseudo_windows
+        sources,
+        args.context,
+        args.stride,
+        args.batch_size,
+        args.limit,
+        args.seed,
+        args.draws,
+        args.per_document,
+        args.pseudo_windows,
     )
     if not sources:
         only_with_data(args)
     path = Path(args.path)
-    runtime.configure(config.Runtime(devices=args.devices))
+    runtime.configure(config.RuntimeConfig(devices=args.devices))
 
-    from jaxlm import trained
+    from jaxlm import load_model
     from jaxlm.evaluation.report import figures, table, total
 
-    model = trained.load(path, step=args.step, compute=args.compute, devices=args.devices)
+    model = load_model.load_model(path, step=args.step, compute=args.compute, devices=args.devices)
     compute = args.compute or (model.config.precision.compute if model.config else "float32")
     scorer = Scorer(model)
     place = f" after step {model.step}" if model.step is not None else ""
@@ -125,7 +165,12 @@ def main(argv: Sequence[str]) -> int:
     whole = figures(total(rows), kind)
     print(table([*found, whole] if len(found) > 1 else found))
     if args.json:
-        about = {"model": str(path), "step": model.step, "family": model.model.config.family, "compute": compute}
+        about = {
+            "model": str(path),
+            "step": model.step,
+            "family": model.model.config.family,
+            "compute": compute,
+        }
         write_json(Path(args.json), {**about, "objective": kind, **how, "sources": found, "total": whole})
     return 0
 
@@ -143,9 +188,9 @@ def only_with_data(args: argparse.Namespace) -> None:
             raise UserError(f"{name}: is only used with --data; a run's validation split is scored as in training")
 
 
-def named(data: Sequence[str], text_key: str) -> tuple[config.Source, ...]:
+def named(data: Sequence[str], text_key: str) -> tuple[config.SourceConfig, ...]:
     """The sources of `--data [NAME=]PATH`; without a name the path is one."""
-    found: dict[str, config.Source] = {}
+    found: dict[str, config.SourceConfig] = {}
     for text in data:
         match = re.fullmatch(r"(?:([\w. -]+)=)?(.+)", text, re.DOTALL)
         if match is None:
@@ -153,7 +198,7 @@ def named(data: Sequence[str], text_key: str) -> tuple[config.Source, ...]:
         name, path = match[1] or match[2], match[2]
         if name in found:
             raise UserError(f"--data: {name!r} stands for two sources; name them: --data NAME={path}")
-        found[name] = config.Source(name=name, path=path, text_key=text_key)
+        found[name] = config.SourceConfig(name=name, path=path, text_key=text_key)
     return tuple(found.values())
 
 
@@ -164,7 +209,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         raise UserError(f"--json: can't write {path}: {error.strerror}") from error
 
 
-def say(*lines: str) -> None:
+def log(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
 
@@ -172,7 +217,7 @@ def say(*lines: str) -> None:
 class Scorer:
     """The model on its devices, over batches."""
 
-    def __init__(self, trained: "Trained"):
+    def __init__(self, trained: "LoadedModel"):
         import jax
 
         from jaxlm import sharding, step
@@ -181,19 +226,26 @@ class Scorer:
         self.devices = list(mesh.devices.flat)
         self.placement = sharding.Placement(mesh, trained.model.axes, zero=0)
         self.params = trained.params
-        self.step = step.eval_step(trained.model, config.Training(), self.placement, trained.params)
+        self.step = step.eval_step(trained.model, config.TrainingConfig(), self.placement, trained.params)
 
     def describe(self) -> str:
         return runtime.describe_devices(self.devices)
 
     def __call__(self, windows: "Batches", what: str, batches: int | None = None) -> "Sums":
-        from jaxlm import scoring
+        from jaxlm.evaluation import scoring
         from jaxlm.evaluation.progress import Progress, Watched
         from jaxlm.evaluation.report import Sums
 
         progress = Progress(what, min(len(windows), batches or len(windows)))
         in_flight = 0 if self.devices[0].platform == "cpu" else 1  # as in training
-        score = scoring.evaluate(self.step, self.params, Watched(windows, progress), batches, self.placement.put, in_flight)
+        score = scoring.evaluate(
+            self.step,
+            self.params,
+            Watched(windows, progress),
+            batches,
+            self.placement.put,
+            in_flight,
+        )
         progress.close()
         return Sums(score.targets, score.loss * score.targets, score.accuracy * score.targets)
 
@@ -201,11 +253,11 @@ class Scorer:
 # A run on its validation split
 
 
-def own_split(trained: "Trained", scorer: Scorer) -> tuple[str, list["Row"], dict[str, Any]]:
+def own_split(trained: "LoadedModel", scorer: Scorer) -> tuple[str, list["Row"], dict[str, Any]]:
     """(objective, figures, settings): the windows of the training's evaluation."""
     from jaxlm import objectives
-    from jaxlm.data.windows import EvaluationWindows
     from jaxlm.evaluation.report import Row
+    from jaxlm.evaluation.validation import EvaluationWindows
 
     settings = trained.config
     if settings is None:
@@ -217,8 +269,20 @@ def own_split(trained: "Trained", scorer: Scorer) -> tuple[str, list["Row"], dic
     sums = scorer(windows, "validation", settings.evaluation.steps)
     entries = store.manifest["splits"]["validation"]
     documents = sum(entry.get("pairs", entry["documents"]) for entry in entries)
-    row = Row("validation", documents, store.manifest["validation"]["tokens"], store.validation_bytes, None, sums)
-    how = {"context": objective.length, "batch_size": size, "draws": settings.evaluation.draws, "seed": settings.seed}
+    row = Row(
+        "validation",
+        documents,
+        store.manifest["validation"]["tokens"],
+        store.validation_bytes,
+        None,
+        sums,
+    )
+    how = {
+        "context": objective.length,
+        "batch_size": size,
+        "draws": settings.evaluation.draws,
+        "seed": settings.seed,
+    }
     return settings.objective.kind, [row], how
 
 
@@ -228,23 +292,26 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
     from jaxlm.checkpoint import run
     from jaxlm.data.store import identify
 
-    _, known = run.read(directory)
+    _, known = run.read_run_config(directory)
     if known is None:  # as an import leaves it
         raise UserError(f"{directory}: has no validation split yet, since it was not trained here: say --data PATH")
     folder = Path(settings.data.store).expanduser() / known
     if folder.is_dir():
         return data.open_store(folder)
-    what, needs = (settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size), settings.objective.needs
+    what, needs = (
+        (settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size),
+        settings.objective.needs,
+    )
     found = identify(*what, needs)[0].name
     if found != known:
         raise UserError(f"{directory}: its text is not what it was trained on (prepared data: {known} -> {found}); say --data PATH")
-    return data.prepare(*what, say, needs=needs)
+    return data.prepare(*what, log, needs=needs)
 
 
 # Any model on any text
 
 
-def measured(trained: "Trained", asked: Asked, scorer: Scorer) -> tuple[str, list["Row"], dict[str, Any]]:
+def measured(trained: "LoadedModel", asked: Asked, scorer: Scorer) -> tuple[str, list["Row"], dict[str, Any]]:
     """(objective, figures by source, settings) of `--data`."""
     model = trained.model.config
     context = asked.context or model.context_length
@@ -260,13 +327,17 @@ def measured(trained: "Trained", asked: Asked, scorer: Scorer) -> tuple[str, lis
         rows = [slid(trained, asked, scorer, source) for source in asked.sources]
         return "causal", rows, how | {"stride": stride, "per_document": asked.per_document}
     settings = objective_of(trained)
-    say(f"objective {settings.kind}, windows of {context} tokens")
+    log(f"objective {settings.kind}, windows of {context} tokens")
     score = hidden if model.family == "encoder" else rewritten
     rows = [score(trained, asked, scorer, source, settings) for source in asked.sources]
-    return settings.kind, rows, how | {"draws": asked.draws, "seed": asked.seed, "per_document": asked.per_document}
+    return (
+        settings.kind,
+        rows,
+        how | {"draws": asked.draws, "seed": asked.seed, "per_document": asked.per_document},
+    )
 
 
-def check_family(trained: "Trained", asked: Asked) -> None:
+def check_family(trained: "LoadedModel", asked: Asked) -> None:
     """UserError for arguments that say nothing to a model of its family."""
     family = trained.model.config.family
     for name, given, families in (
@@ -278,7 +349,7 @@ def check_family(trained: "Trained", asked: Asked) -> None:
             raise UserError(f"{name}: is for {' and '.join(f'{of}s' for of in families)}; {trained.path}: {family.replace('_', '-')}")
 
 
-def slid(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Source) -> "Row":
+def slid(trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig) -> "Row":
     """A decoder over sliding windows."""
     from jaxlm.evaluation import texts, windows
     from jaxlm.evaluation.report import Row
@@ -295,17 +366,30 @@ def slid(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Source
     slides = windows.SlidingWindows(tokens, context, stride, asked.batch_size, asked.per_document)
     if not len(slides):
         raise UserError(f"--data {source.name}: {len(tokens)} tokens are too few: nothing can be predicted")
-    return Row(source.name, tokens.size.documents, len(tokens), tokens.size.bytes, tokens.size.words, scorer(slides, source.name))
+    return Row(
+        source.name,
+        tokens.size.documents,
+        len(tokens),
+        tokens.size.bytes,
+        tokens.size.words,
+        scorer(slides, source.name),
+    )
 
 
-def hidden(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Source, settings: config.Objective) -> "Row":
+def hidden(
+    trained: "LoadedModel",
+    asked: Asked,
+    scorer: Scorer,
+    source: config.SourceConfig,
+    settings: config.ObjectiveConfig,
+) -> "Row":
     """An encoder with some tokens hidden at random, and with each hidden alone."""
     row = rewritten(trained, asked, scorer, source, settings)
     windows = asked.pseudo_windows if asked.pseudo_windows is not None else asked.limit or PSEUDO_WINDOWS
     return row._replace(pseudo=pseudo(trained, asked, scorer, source, windows)) if windows else row
 
 
-def pseudo(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Source, windows: int) -> "Sums":
+def pseudo(trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig, windows: int) -> "Sums":
     """An encoder with each token of the first `windows` (or documents) hidden in turn."""
     from jaxlm.evaluation import texts
     from jaxlm.evaluation.pseudo import HiddenTokens, framed
@@ -319,15 +403,21 @@ def pseudo(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Sour
         tokens = texts.read(documents(source), trained.tokenizer, end=[vocabulary.end_of_text], most_tokens=most)
     rows = framed(tokens, context, vocabulary, asked.per_document)
     batches = HiddenTokens(rows, vocabulary.mask, asked.batch_size)
-    say(f"{source.name}: {len(rows.hidden):,} forward passes of {context} tokens for the pseudo-perplexity of {len(rows.rows):,} windows")
+    log(f"{source.name}: {len(rows.hidden):,} forward passes of {context} tokens for the pseudo-perplexity of {len(rows.rows):,} windows")
     return scorer(batches, f"{source.name}: pseudo-perplexity")
 
 
-def rewritten(trained: "Trained", asked: Asked, scorer: Scorer, source: config.Source, settings: config.Objective) -> "Row":
+def rewritten(
+    trained: "LoadedModel",
+    asked: Asked,
+    scorer: Scorer,
+    source: config.SourceConfig,
+    settings: config.ObjectiveConfig,
+) -> "Row":
     """What an objective hides from the model, or the targets of pairs; of running text whole windows only."""
     from jaxlm import objectives
-    from jaxlm.data.windows import EvaluationWindows
     from jaxlm.evaluation.report import Row
+    from jaxlm.evaluation.validation import EvaluationWindows
 
     try:
         objective = objectives.build(settings, asked.context or 0, trained.tokenizer.vocabulary)
@@ -341,7 +431,7 @@ def rewritten(trained: "Trained", asked: Asked, scorer: Scorer, source: config.S
     return Row(source.name, size.documents, found.token_count, size.bytes, size.words, sums)
 
 
-def samples(trained: "Trained", asked: Asked, source: config.Source, objective: "Objective") -> "Tokens | Pairs":
+def samples(trained: "LoadedModel", asked: Asked, source: config.SourceConfig, objective: "Objective") -> "Tokens | Pairs":
     """A source as the objective reads it: documents joined as in training, or pairs."""
     from jaxlm.evaluation import texts
 
@@ -353,21 +443,21 @@ def samples(trained: "Trained", asked: Asked, source: config.Source, objective: 
     return texts.read(documents(source), trained.tokenizer, end=[trained.tokenizer.end_of_text], most_tokens=most)
 
 
-def objective_of(trained: "Trained") -> config.Objective:
+def objective_of(trained: "LoadedModel") -> config.ObjectiveConfig:
     """A run's own objective; else by the family and what the tokenizer has. UserError where it lacks what is needed."""
     if trained.config is not None:
         return trained.config.objective
     vocabulary, family = trained.tokenizer.vocabulary, trained.model.config.family
     if family == "encoder" and vocabulary.mask is not None:
-        return config.Objective(kind="masked")
+        return config.ObjectiveConfig(kind="masked")
     if family == "encoder_decoder" and (len(vocabulary.sentinels) or vocabulary.mask is not None):
         start = "pad" if trained.special.decoder_start_id == vocabulary.pad else "end_of_text"
-        return config.Objective(kind="span" if len(vocabulary.sentinels) else "infilling", decoder_start=start)
+        return config.ObjectiveConfig(kind="span" if len(vocabulary.sentinels) else "infilling", decoder_start=start)
     needed = "mask" if family == "encoder" else "mask and no sentinels"
     raise UserError(f"{trained.path}: its tokenizer has no {needed}: nothing can be hidden")
 
 
-def documents(source: config.Source) -> Iterable["Document"]:
+def documents(source: config.SourceConfig) -> Iterable["Document"]:
     """The documents of `--data`; UserError names the argument at fault."""
     from jaxlm.data.sources import documents
 

@@ -3,7 +3,7 @@
 from jaxlm import config
 
 
-def forward(model: config.Model, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+def forward_flops(model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None) -> int:
     """FLOPs of the forward pass for one sample: `length` tokens, of which the head sees `predictions` (None: all).
 
     With a `source_length` it is that of an encoder-decoder, whose decoder reads the tokens. Attention scores count every pair (the
@@ -23,7 +23,7 @@ def forward(model: config.Model, length: int, source_length: int = 0, prediction
     return 2 * products
 
 
-def stack(model: config.Model, length: int) -> int:
+def stack(model: config.ModelConfig, length: int) -> int:
     """Multiplications in the blocks, without cross attention."""
     mlp = (3 if model.gated else 2) * model.width * model.hidden_width
     windows = (model.windows[layer % len(model.windows)] for layer in range(model.layers))
@@ -31,21 +31,24 @@ def stack(model: config.Model, length: int) -> int:
     return model.layers * (sum(projections(model)) + mlp) * length + scores
 
 
-def seen(model: config.Model, length: int, window: int | None) -> int:
+def seen(model: config.ModelConfig, length: int, window: int | None) -> int:
     """Positions that a query sees at most."""
     return length if window is None else min(length, window if model.family == "decoder" else 2 * window - 1)
 
 
-def projections(model: config.Model) -> tuple[int, int]:
+def projections(model: config.ModelConfig) -> tuple[int, int]:
     """Multiplications per position that asks (query, output) and per position that is read (key, value)."""
-    return 2 * model.width * model.heads * model.width_per_head, 2 * model.width * model.key_value_heads * model.width_per_head
+    return (
+        2 * model.width * model.heads * model.width_per_head,
+        2 * model.width * model.key_value_heads * model.width_per_head,
+    )
 
 
-def pairs(model: config.Model, queries: int, keys: int) -> int:
+def pairs(model: config.ModelConfig, queries: int, keys: int) -> int:
     """Multiplications of the scores and of the weighted sum."""
     return 2 * queries * keys * model.heads * model.width_per_head
 
 
-def train(model: config.Model, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+def training_flops(model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None) -> int:
     """FLOPs of the forward and backward pass for one sample; recomputation is not counted."""
-    return 3 * forward(model, length, source_length, predictions)
+    return 3 * forward_flops(model, length, source_length, predictions)

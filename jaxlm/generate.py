@@ -15,8 +15,8 @@ from jaxlm import config, runtime
 from jaxlm.config import UserError
 
 if TYPE_CHECKING:
-    from jaxlm.decoding.generation import Settings, Written
-    from jaxlm.trained import Trained
+    from jaxlm.decoding.generation import GenerationSettings, Written
+    from jaxlm.load_model import LoadedModel
 
 DESCRIPTION = """What a model makes of a text: a decoder goes on with it, an encoder-decoder fills its gaps or rewrites it, an encoder says
 what may stand for each mask. With --embed: a vector for each text."""
@@ -36,7 +36,17 @@ ask for sampling: then the temperature is 1. The same seed gives the same texts,
 
 # The options that only some uses of a model have.
 WRITING = (
-    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "beams", "length_penalty"),
+    *(
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "beams",
+        "length_penalty",
+    ),
     *("early_stopping", "stop", "samples", "seed", "no_stream"),
 )
 OPTIONS = {"writes": WRITING, "fills masks": ("top",), "embeds": ("pool", "out")}
@@ -48,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     check(args)
     prompts = read_prompts(args)
-    runtime.configure(config.Runtime(devices=args.devices))
-    from jaxlm import trained
+    runtime.configure(config.RuntimeConfig(devices=args.devices))
+    from jaxlm import load_model
 
-    found = trained.load(Path(args.model), step=args.step, compute=args.compute, devices=args.devices or 1)
+    found = load_model.load_model(Path(args.model), step=args.step, compute=args.compute, devices=args.devices or 1)
     family = found.model.config.family
     use = "embeds" if args.embed else "fills masks" if family == "encoder" else "writes"
     for name in sorted({name for names in OPTIONS.values() for name in names} - set(OPTIONS[use])):
@@ -63,7 +73,12 @@ def main(argv: Sequence[str]) -> int:
     results = {"writes": write, "fills masks": fill, "embeds": embed}[use](found, prompts, args)
     if args.json is not None:
         seconds = time.perf_counter() - started  # compilation included, loading not
-        document = {"model": args.model, "step": found.step, "family": family, "seed": args.seed or 0}
+        document = {
+            "model": args.model,
+            "step": found.step,
+            "family": family,
+            "seed": args.seed or 0,
+        }
         document |= {"seconds": round(seconds, 3), "results": results}
         save(args.json, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return 0
@@ -72,26 +87,83 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> runtime.Parser:
     made = runtime.Parser(prog="python -m jaxlm.generate", description=DESCRIPTION, epilog=EXAMPLES)
     made.add_argument("model", metavar="RUN|HF_DIR", help="a run directory, or a directory of Hugging Face files")
-    made.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt (repeatable); - reads it from stdin")
-    made.add_argument("--prompts", metavar="FILE", help='a prompt a line, or .jsonl with "prompt" or "text"; - reads lines from stdin')
-    made.add_argument("--batch-size", metavar="N", type=number(int, 1), default=8, help="texts at once (default 8)")
+    made.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="a prompt (repeatable); - reads it from stdin",
+    )
+    made.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='a prompt a line, or .jsonl with "prompt" or "text"; - reads lines from stdin',
+    )
+    made.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=number(int, 1),
+        default=8,
+        help="texts at once (default 8)",
+    )
     made.add_argument("--json", metavar="FILE", help="write the results as JSON too")
     made.add_argument("--step", metavar="N", type=number(int, 0), help="a run's checkpoint (default: the newest)")
     made.add_argument("--devices", metavar="N", type=number(int, 1), help="devices to use (default 1)")
-    made.add_argument("--compute", choices=("float32", "bfloat16"), default="float32", help="number format (default float32)")
+    made.add_argument(
+        "--compute",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="number format (default float32)",
+    )
     writing = made.add_argument_group("decoders and encoder-decoders")
     writing.add_argument("--max-new-tokens", metavar="N", type=number(int, 1), help="tokens at most (default 128)")
-    writing.add_argument("--min-new-tokens", metavar="N", type=number(int, 0), help="tokens before the text may end (default 0)")
-    writing.add_argument("--temperature", metavar="T", type=number(float, 0.0), help="0: the likeliest token; above, sampling")
-    writing.add_argument("--top-k", metavar="K", type=number(int, 0), help="sample from the K likeliest tokens (0: from all)")
-    writing.add_argument("--top-p", metavar="P", type=number(float, 0.0, 1.0), help="... from the likeliest that add up to probability P")
     writing.add_argument(
-        "--min-p", metavar="P", type=number(float, 0.0, 1.0), help="... from those with P times the likeliest's probability"
+        "--min-new-tokens",
+        metavar="N",
+        type=number(int, 0),
+        help="tokens before the text may end (default 0)",
     )
-    writing.add_argument("--repetition-penalty", metavar="X", type=number(float, 1e-6), help="above 1: tokens come back less (default 1)")
+    writing.add_argument(
+        "--temperature",
+        metavar="T",
+        type=number(float, 0.0),
+        help="0: the likeliest token; above, sampling",
+    )
+    writing.add_argument(
+        "--top-k",
+        metavar="K",
+        type=number(int, 0),
+        help="sample from the K likeliest tokens (0: from all)",
+    )
+    writing.add_argument(
+        "--top-p",
+        metavar="P",
+        type=number(float, 0.0, 1.0),
+        help="... from the likeliest that add up to probability P",
+    )
+    writing.add_argument(
+        "--min-p",
+        metavar="P",
+        type=number(float, 0.0, 1.0),
+        help="... from those with P times the likeliest's probability",
+    )
+    writing.add_argument(
+        "--repetition-penalty",
+        metavar="X",
+        type=number(float, 1e-6),
+        help="above 1: tokens come back less (default 1)",
+    )
     writing.add_argument("--beams", metavar="N", type=number(int, 1), help="beam search of this width instead")
-    writing.add_argument("--length-penalty", metavar="X", type=number(float), help="beams: scores are divided by length ** X (default 1)")
-    writing.add_argument("--early-stopping", choices=STOPPING, help="beams: stop with N ended beams; never: not before none can win")
+    writing.add_argument(
+        "--length-penalty",
+        metavar="X",
+        type=number(float),
+        help="beams: scores are divided by length ** X (default 1)",
+    )
+    writing.add_argument(
+        "--early-stopping",
+        choices=STOPPING,
+        help="beams: stop with N ended beams; never: not before none can win",
+    )
     writing.add_argument("--stop", metavar="TEXT", action="append", help="end before this text (repeatable)")
     writing.add_argument("--samples", metavar="N", type=number(int, 1), help="texts for each prompt (default 1)")
     writing.add_argument("--seed", metavar="N", type=number(int, 0, 2**32 - 1), help="of the sampling (default 0)")
@@ -99,8 +171,16 @@ def parser() -> runtime.Parser:
     reading = made.add_argument_group("encoders, vectors")
     reading.add_argument("--top", metavar="N", type=number(int, 1), help="candidates for each mask (default 5)")
     reading.add_argument("--embed", action="store_true", help="a vector for each text, of an encoder or a decoder")
-    reading.add_argument("--pool", choices=("mean", "first", "last"), help="which token's features, or their mean (default)")
-    reading.add_argument("--out", metavar="FILE", help="write the vectors there: .npy, or JSON lines (default: to stdout)")
+    reading.add_argument(
+        "--pool",
+        choices=("mean", "first", "last"),
+        help="which token's features, or their mean (default)",
+    )
+    reading.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the vectors there: .npy, or JSON lines (default: to stdout)",
+    )
     return made
 
 
@@ -184,20 +264,26 @@ def save(path: str, text: str) -> None:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 
 
-def settings(args: argparse.Namespace) -> "Settings":
+def settings(args: argparse.Namespace) -> "GenerationSettings":
     from jaxlm.decoding.beam import Search
-    from jaxlm.decoding.choice import Choice
-    from jaxlm.decoding.generation import Settings
+    from jaxlm.decoding.generation import GenerationSettings
+    from jaxlm.decoding.sampling import SamplingConfig
 
     penalty = args.repetition_penalty or 1.0
     samples = any(getattr(args, name) for name in SAMPLING) or (args.samples or 1) > 1
     temperature = float(samples) if args.temperature is None else args.temperature
-    choice = Choice(penalty, temperature, args.top_k or None, 1.0 if args.top_p is None else args.top_p, args.min_p or 0.0)
+    choice = SamplingConfig(
+        penalty,
+        temperature,
+        args.top_k or None,
+        1.0 if args.top_p is None else args.top_p,
+        args.min_p or 0.0,
+    )
     search = None
     if args.beams is not None:
         length_penalty = 1.0 if args.length_penalty is None else args.length_penalty
         search = Search(args.beams, length_penalty, STOPPING[args.early_stopping or "false"], penalty)
-    return Settings(
+    return GenerationSettings(
         choice,
         search,
         args.max_new_tokens or 128,
@@ -209,7 +295,7 @@ def settings(args: argparse.Namespace) -> "Settings":
     )
 
 
-def write(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
+def write(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
     """Prints each text, on a terminal as it comes; returns them."""
     from jaxlm.decoding.generation import Generator
     from jaxlm.models import unstacked
@@ -222,7 +308,10 @@ def write(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) ->
     show, results = Shown(shown), []
     for text in generator(prompts, show.stream if live else None):
         prompt = prompts[text.prompt]
-        show(text, None if alone else f"prompt {text.prompt + 1}" + (f", sample {text.sample + 1}" if options.samples > 1 else ""))
+        show(
+            text,
+            None if alone else f"prompt {text.prompt + 1}" + (f", sample {text.sample + 1}" if options.samples > 1 else ""),
+        )
         warn(model, text)
         results.append(
             {
@@ -257,16 +346,22 @@ class Shown:
             print(f"{heading}{self.prompts[text.prompt]}{text.text}", flush=True)
 
 
-def warn(model: config.Model, text: "Written") -> None:
+def warn(model: config.ModelConfig, text: "Written") -> None:
     """Says on stderr where positions ended, or where a text is longer than those that the model was built for."""
     place, tokens = f"prompt {text.prompt + 1}", text.prompt_tokens + len(text.ids)
     if text.finish == "context":
-        print(f"{place}: the text ends at the model's last position (model.context_length={model.context_length})", file=sys.stderr)
+        print(
+            f"{place}: the text ends at the model's last position (model.context_length={model.context_length})",
+            file=sys.stderr,
+        )
     elif model.family == "decoder" and model.positions in ("rotary", "sinusoidal") and tokens > model.context_length:
-        print(f"{place}: {tokens} tokens; the model was built for {model.context_length} (model.context_length)", file=sys.stderr)
+        print(
+            f"{place}: {tokens} tokens; the model was built for {model.context_length} (model.context_length)",
+            file=sys.stderr,
+        )
 
 
-def batches(found: "Trained", prompts: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], list, int]]:
+def batches(found: "LoadedModel", prompts: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], list, int]]:
     """(prompts, their token ids, the batch's size) of a model that reads whole texts."""
     from jaxlm.decoding import prompts as reading
 
@@ -279,7 +374,7 @@ def batches(found: "Trained", prompts: Sequence[str], size: int) -> Iterator[tup
         yield prompts[start : start + size], rows[start : start + size], size
 
 
-def fill(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
+def fill(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
     """Prints each text with its likeliest filling, and the candidates for each mask; returns them."""
     from jaxlm.decoding.candidates import Filler
     from jaxlm.decoding.prompts import ids_of
@@ -291,7 +386,10 @@ def fill(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) -> 
     for place, prompt in enumerate(prompts, 1):
         if name not in prompt:
             raise UserError(f"prompt {place}: has no {name}, the mask to be filled; --embed gives vectors")
-    results, filler = [], Filler(found.model, found.params, mask, args.top or 5, min(args.batch_size, len(prompts)))
+    results, filler = (
+        [],
+        Filler(found.model, found.params, mask, args.top or 5, min(args.batch_size, len(prompts))),
+    )
     for part, rows, _ in batches(found, prompts, args.batch_size):
         for prompt, row, candidates in zip(part, rows, filler(rows), strict=True):
             results.append({"prompt": prompt, **filled(found, row, candidates)})
@@ -302,14 +400,18 @@ def fill(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) -> 
     return results
 
 
-def filled(found: "Trained", row: Any, candidates: Sequence[Any]) -> dict:
+def filled(found: "LoadedModel", row: Any, candidates: Sequence[Any]) -> dict:
     """A text with its likeliest filling, and the candidates for each mask, as JSON data."""
     best = row.copy()
     for mask in candidates:
         best[mask.position] = mask.ids[0]
     choices = [
         [
-            {"token": int(token), "text": found.tokenizer.show([token]), "probability": float(probability)}
+            {
+                "token": int(token),
+                "text": found.tokenizer.show([token]),
+                "probability": float(probability),
+            }
             for token, probability in zip(mask.ids, mask.probabilities, strict=True)
         ]
         for mask in candidates
@@ -317,7 +419,7 @@ def filled(found: "Trained", row: Any, candidates: Sequence[Any]) -> dict:
     return {"text": found.tokenizer.decode(best), "masks": choices}
 
 
-def embed(found: "Trained", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
+def embed(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace) -> list[dict]:
     """Writes a vector for each text to stdout or to a file; returns what to say of them in the JSON."""
     import numpy as np
 

@@ -19,7 +19,7 @@ from jaxlm.config import UserError
 from jaxlm.evaluation.progress import Progress
 
 if TYPE_CHECKING:
-    from jaxlm.decoding.generation import Settings
+    from jaxlm.decoding.generation import GenerationSettings
 
 NAME = "jaxlm"
 ARGUMENTS = ("step", "compute", "max_length", "devices")  # of a model, beside its path
@@ -124,11 +124,16 @@ class Answers:
         whole = str(batch_size).isdigit() and int(batch_size)
         if not whole:
             raise UserError(f"--batch_size: must be a whole number of at least 1, got {batch_size!r}")
-        runtime.configure(config.Runtime(devices=int(devices)))
-        from jaxlm import trained
+        runtime.configure(config.RuntimeConfig(devices=int(devices)))
+        from jaxlm import load_model
         from jaxlm.evaluation.likelihood import Scorer
 
-        model = trained.load(Path(path), step=None if step is None else int(step), compute=compute, devices=int(devices))
+        model = load_model.load_model(
+            Path(path),
+            step=None if step is None else int(step),
+            compute=compute,
+            devices=int(devices),
+        )
         if model.model.config.family != "decoder":
             raise UserError(
                 f"{path}: is an {model.model.config.family.replace('_', '-')}, but the harness asks for continuations: decoders only"
@@ -197,7 +202,11 @@ class Answers:
             contexts = {number: self.tok_encode(requests[number].args[0]) for number in numbers}
             # By length, so that a batch is padded little.
             order = sorted(numbers, key=lambda number: -len(contexts[number]))
-            for number, text in zip(order, self.written([contexts[number] for number in order], json.loads(asked)), strict=True):
+            for number, text in zip(
+                order,
+                self.written([contexts[number] for number in order], json.loads(asked)),
+                strict=True,
+            ):
                 answers[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
                 done += 1
@@ -214,8 +223,8 @@ class Answers:
         if left < 1:
             reason = f"a task wants {settings.new_tokens} new tokens, but {self.max_length} are all that the model reads"
             raise UserError(f"{reason}: say fewer with --gen_kwargs max_gen_toks=N")
-        trained = self.trained
-        generator = Generator(trained.model, self.unstacked, trained.tokenizer, trained.special, settings)
+        load_model = self.trained
+        generator = Generator(load_model.model, self.unstacked, load_model.tokenizer, load_model.special, settings)
         first = [self.prefix_token_id]
         ids = [np.array(context[-left:] or first, np.int32) for context in contexts]
         rows = [Row(number, 0, row, row, settings.new_tokens) for number, row in enumerate(ids)]
@@ -231,10 +240,10 @@ class Answers:
         return models.unstacked(self.trained.params)
 
 
-def generation_settings(asked: dict[str, Any], batch_size: int) -> "Settings":
+def generation_settings(asked: dict[str, Any], batch_size: int) -> "GenerationSettings":
     """The `generation_kwargs` of a task. UserError for one that would be left out in silence."""
-    from jaxlm.decoding.choice import Choice
-    from jaxlm.decoding.generation import Settings
+    from jaxlm.decoding.generation import GenerationSettings
+    from jaxlm.decoding.sampling import SamplingConfig
 
     asked = dict(asked)
     until = asked.pop("until", None) or []
@@ -242,7 +251,7 @@ def generation_settings(asked: dict[str, Any], batch_size: int) -> "Settings":
     new_tokens = next((int(length) for length in lengths if length is not None), NEW_TOKENS)
     temperature = float(asked.pop("temperature", None) or 0.0)
     samples = asked.pop("do_sample", None)
-    choice = Choice(
+    choice = SamplingConfig(
         repetition_penalty=float(asked.pop("repetition_penalty", None) or 1.0),
         temperature=0.0 if samples is False else temperature or float(samples is True),
         top_k=int(asked.pop("top_k", None) or 0) or None,
@@ -253,7 +262,12 @@ def generation_settings(asked: dict[str, Any], batch_size: int) -> "Settings":
         del asked["num_beams"]
     if asked:
         raise UserError(f"generation_kwargs: {', '.join(map(repr, asked))} is not supported with --model {NAME}")
-    return Settings(choice=choice, new_tokens=new_tokens, stops=tuple([until] if isinstance(until, str) else until), batch_size=batch_size)
+    return GenerationSettings(
+        choice=choice,
+        new_tokens=new_tokens,
+        stops=tuple([until] if isinstance(until, str) else until),
+        batch_size=batch_size,
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ def tile_length(batch: int, length: int, vocabulary: int, devices: int, asked: i
 
 
 def tiled_loss_sums(
-    scores: Callable[[Tree, Array], Array], head: Tree, x_BLD: Array, targets_BL: Array, weights_BL: Array, tile: int
+    scores: Callable[[Tree, Array], Array],
+    head: Tree,
+    x_BLD: Array,
+    targets_BL: Array,
+    weights_BL: Array,
+    tile: int,
 ) -> LossSums:
     """`loss_sums` of `scores(head, x)`, `tile` positions at a time; the backward pass computes each tile's scores again."""
     length = x_BLD.shape[1]

@@ -53,7 +53,14 @@ class Monitor:
     `out` is where progress is shown: sys.stdout unless given.
     """
 
-    def __init__(self, run_directory: Path, total_steps: int, first_step: int, tensorboard: bool, out: TextIO | None = None):
+    def __init__(
+        self,
+        run_directory: Path,
+        total_steps: int,
+        first_step: int,
+        tensorboard: bool,
+        out: TextIO | None = None,
+    ):
         self._out = out or sys.stdout
         self._live = self._out.isatty() and os.environ.get("TERM") != "dumb"
         self._total_steps = total_steps
@@ -83,7 +90,13 @@ class Monitor:
         now = time.monotonic()
         self._timed_from = self._timed_from or (step, now)
         parts = [show(values[tag]) for tag, show in SHOWN.items() if tag in values]
-        text = " ".join([f"step {step}/{self._total_steps} {step / self._total_steps:.0%}", *parts, *self._eta(step, now)])
+        text = " ".join(
+            [
+                f"step {step}/{self._total_steps} {step / self._total_steps:.0%}",
+                *parts,
+                *self._eta(step, now),
+            ]
+        )
         if not self._live:
             print(text, file=self._out, flush=True)
             return
@@ -133,10 +146,10 @@ class Monitor:
         return [f"eta {duration((now - start) / (step - first_step) * (self._total_steps - step))}"]
 
 
-class Bystander:
+class NullMonitor:
     """What the other processes of a run have in a Monitor's place: messages go to their logs, nothing is recorded."""
 
-    def __enter__(self) -> "Bystander":
+    def __enter__(self) -> "NullMonitor":
         return self
 
     def __exit__(self, *_) -> None: ...
@@ -222,7 +235,12 @@ class Events:
     def text(self, step: int, tag: str, text: str) -> None:
         tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=metadata)])))
+        self._write(
+            Event(
+                step=step,
+                summary=Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=metadata)]),
+            )
+        )
 
     def close(self) -> None:
         self._writer.close()

@@ -10,12 +10,15 @@ from jaxlm import config
 from jaxlm.types import Array, Axes, Tree, is_axes
 
 
-def schedule(optimizer: config.Optimizer, steps: int) -> optax.Schedule:
+def learning_rate_schedule(optimizer: config.OptimizerConfig, steps: int) -> optax.Schedule:
     """Step (from 0) -> learning rate of that step. The warmup is cut to the steps.
 
     It is the line through `warmup_start_ratio` of the peak one step before the first, and the peak at the warmup's last step.
     """
-    peak, final = optimizer.learning_rate, optimizer.learning_rate * optimizer.final_learning_rate_ratio
+    peak, final = (
+        optimizer.learning_rate,
+        optimizer.learning_rate * optimizer.final_learning_rate_ratio,
+    )
     start = peak * optimizer.warmup_start_ratio
     warmup = min(optimizer.warmup_steps, steps)
     end = optimizer.decay_steps or steps
@@ -79,7 +82,10 @@ def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.Gradien
         state = jax.eval_shape(inner.init, params)
         for depth in sorted(set(jax.tree.leaves(depths)) - {0}):
             at = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023 (called at once)
-            yield at, optax.tree_utils.tree_map_params(inner, lambda _, axis: axis, state, at, transform_non_params=lambda _: None)
+            yield (
+                at,
+                optax.tree_utils.tree_map_params(inner, lambda _, axis: axis, state, at, transform_non_params=lambda _: None),
+            )
 
     def init(params: Tree) -> optax.OptState:
         params, function = matrices(params), inner.init
@@ -110,7 +116,7 @@ def adafactor() -> optax.GradientTransformation:
     )
 
 
-def build(optimizer: config.Optimizer, steps: int, axes: Tree) -> optax.GradientTransformation:
+def build_optimizer(optimizer: config.OptimizerConfig, steps: int, axes: Tree) -> optax.GradientTransformation:
     """AdamW or Adafactor, after clipping to a global norm; weight decay is decoupled. `axes` are the parameters' logical axes."""
     # No clipping keeps its place in the chain: the state's tree, and so a checkpoint, doesn't depend on it.
     clip = optax.identity() if optimizer.gradient_clip is None else optax.clip_by_global_norm(optimizer.gradient_clip)
@@ -119,4 +125,7 @@ def build(optimizer: config.Optimizer, steps: int, axes: Tree) -> optax.Gradient
         "adafactor": lambda: per_matrix(adafactor(), axes),
     }[optimizer.kind]()
     decay = optax.add_decayed_weights(optimizer.weight_decay, lambda params: decay_mask(optimizer.weight_decay_exclude, params))
-    return optax.chain(clip, optax.chain(direction, decay, optax.scale_by_learning_rate(schedule(optimizer, steps))))
+    return optax.chain(
+        clip,
+        optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate_schedule(optimizer, steps))),
+    )

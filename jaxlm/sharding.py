@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm import config
 from jaxlm.config import ConfigError
 from jaxlm.nn.execution import Execution
-from jaxlm.precision import carried, used
+from jaxlm.precision import cast_for_compute, cast_for_gather
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -62,7 +62,7 @@ SHOWN_HOSTS = 8
 REPLICATED_WARNING = 0.01  # share of a tree's bytes that stay whole although the stage splits it
 
 
-def make_mesh(parallel: config.Parallel, devices: Sequence[Any]) -> Mesh:
+def make_mesh(parallel: config.ParallelConfig, devices: Sequence[Any]) -> Mesh:
     """The mesh data x fsdp x tensor over all `devices`; ConfigError where they don't multiply to their number."""
     sizes = {name: getattr(parallel, name) for name in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -72,12 +72,19 @@ def make_mesh(parallel: config.Parallel, devices: Sequence[Any]) -> Mesh:
     sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if parallel.zero > 0 and sizes["fsdp"] == 1 and len(devices) > 1:
         raise ConfigError(
-            "parallel.zero", f"stage {parallel.zero} splits the state over parallel.fsdp, which is 1 on {len(devices)} devices"
+            "parallel.zero",
+            f"stage {parallel.zero} splits the state over parallel.fsdp, which is 1 on {len(devices)} devices",
         )
     return Mesh(np.array(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check(mesh: Mesh, model: config.Model, batch_sizes: Sequence[int], microbatches: int, evaluation: config.Evaluation) -> None:
+def check_mesh(
+    mesh: Mesh,
+    model: config.ModelConfig,
+    batch_sizes: Sequence[int],
+    microbatches: int,
+    evaluation: config.EvaluationConfig,
+) -> None:
     """ConfigError where the mesh does not divide the model or the batches; `batch_sizes` are those still to come."""
     tensor, rows = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
     for prefix, stack in model.stacks.items():
@@ -87,9 +94,15 @@ def check(mesh: Mesh, model: config.Model, batch_sizes: Sequence[int], microbatc
     for size in batch_sizes:
         if size % (rows * microbatches):
             parts = f"{rows} devices" + (f" x {microbatches} microbatches" if microbatches > 1 else "")
-            raise ConfigError("training.batch_size", f"{size} sequences can't be split evenly over {parts} (parallel.data x parallel.fsdp)")
+            raise ConfigError(
+                "training.batch_size",
+                f"{size} sequences can't be split evenly over {parts} (parallel.data x parallel.fsdp)",
+            )
     if evaluation.batch_size is not None and evaluation.batch_size % rows:
-        raise ConfigError("evaluation.batch_size", f"{evaluation.batch_size} sequences can't be split evenly over {rows} devices")
+        raise ConfigError(
+            "evaluation.batch_size",
+            f"{evaluation.batch_size} sequences can't be split evenly over {rows} devices",
+        )
 
 
 class Placement(NamedTuple):
@@ -119,7 +132,14 @@ class Placement(NamedTuple):
         def place(value: Any, shape: Any, sharding: NamedSharding) -> NamedSharding:
             return sharding if value.shape == shape.shape else self.replicated()
 
-        return optax.tree_utils.tree_map_params(optimizer, place, state, shapes, moments, transform_non_params=lambda _: self.replicated())
+        return optax.tree_utils.tree_map_params(
+            optimizer,
+            place,
+            state,
+            shapes,
+            moments,
+            transform_non_params=lambda _: self.replicated(),
+        )
 
     def batch(self) -> NamedSharding:
         """Rows of a batch over data x fsdp."""
@@ -183,7 +203,7 @@ def constrain(mesh: Mesh, x: Array, names: Axes) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
 
-def gather(mesh: Mesh, zero: int, precision: config.Precision, weights: Tree, axes: Tree) -> Tree:
+def gather(mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tree, axes: Tree) -> Tree:
     """Weights whole over fsdp, as a layer uses them; on the way back gradients are summed over devices, then split as the stage says."""
 
     def leaf(path: tuple, names: Axes, weight: Array) -> Array:
@@ -191,12 +211,13 @@ def gather(mesh: Mesh, zero: int, precision: config.Precision, weights: Tree, ax
             if mesh.size == 1:
                 return x
             return jax.lax.with_sharding_constraint(
-                x, NamedSharding(mesh, weight_spec(mesh, names, x.shape, split, jax.tree_util.keystr(path)))
+                x,
+                NamedSharding(mesh, weight_spec(mesh, names, x.shape, split, jax.tree_util.keystr(path))),
             )
 
         @jax.custom_vjp
         def whole(w: Array) -> Array:
-            return used(names, placed(carried(names, w, precision), split=False), precision)
+            return cast_for_compute(names, placed(cast_for_gather(names, w, precision), split=False), precision)
 
         def backward(_: None, gradient: Array) -> tuple[Array]:
             # Whole first: the sum over devices is asked for here, and the split after it makes it a reduce-scatter. Asking for the
@@ -211,7 +232,7 @@ def gather(mesh: Mesh, zero: int, precision: config.Precision, weights: Tree, ax
     return jax.tree_util.tree_map_with_path(leaf, axes, weights, is_leaf=is_axes)
 
 
-def execution(mesh: Mesh, parallel: config.Parallel, precision: config.Precision, attention: str) -> Execution:
+def build_execution(mesh: Mesh, parallel: config.ParallelConfig, precision: config.PrecisionConfig, attention: str) -> Execution:
     """How the layers run on `mesh`."""
     device = mesh.devices.flat[0]
     scanned = parallel.blocks == "scanned" or (parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1)
@@ -232,7 +253,7 @@ def whole_beside(params: Tree) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
 
 
-def describe(mesh: Mesh, hosts: Sequence[str]) -> str:
+def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
     """'data 2 (across hosts) x fsdp 4 x tensor 1', and which processes are on which host, where there are several.
 
     `hosts` are the names by process.
@@ -259,7 +280,11 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def bytes_per_device(shapes: Tree, shardings: Tree) -> int:
     """Bytes of a tree on each device, from shapes alone."""
-    shard = jax.tree.map(lambda s, sharding: math.prod(sharding.shard_shape(s.shape)) * s.dtype.itemsize, shapes, shardings)
+    shard = jax.tree.map(
+        lambda s, sharding: math.prod(sharding.shard_shape(s.shape)) * s.dtype.itemsize,
+        shapes,
+        shardings,
+    )
     return sum(jax.tree.leaves(shard))
 
 

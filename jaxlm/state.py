@@ -19,42 +19,47 @@ class TrainState(NamedTuple):
     optimizer: Tree  # optax state
 
 
-def shapes(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shapes(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """The state as ShapeDtypeStructs."""
-    return jax.eval_shape(lambda key: first(model, optimizer, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: initial_state(model, optimizer, key), jax.random.key(0))
 
 
-def first(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+def initial_state(model: Model, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """The state before the first step, as a pure function of the key."""
     params = model.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def shardings(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+def state_shardings(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
     """Where each part of the state lives."""
-    abstract = shapes(model, optimizer)
+    abstract = state_shapes(model, optimizer)
     return TrainState(
-        placement.replicated(), placement.tree("parameters", abstract.params), placement.optimizer(optimizer, abstract.params)
+        placement.replicated(),
+        placement.tree("parameters", abstract.params),
+        placement.optimizer(optimizer, abstract.params),
     )
 
 
-def abstract(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+def abstract_state(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
     """ShapeDtypeStructs with shardings: the target of a restore."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes(model, optimizer),
-        shardings(model, optimizer, placement),
+        state_shapes(model, optimizer),
+        state_shardings(model, optimizer, placement),
     )
 
 
-def begin(model: Model, optimizer: optax.GradientTransformation, placement: Placement, params: Tree) -> TrainState:
+def state_from_params(model: Model, optimizer: optax.GradientTransformation, placement: Placement, params: Tree) -> TrainState:
     """A new state around parameters that are there already, placed as `abstract` says."""
-    where = shardings(model, optimizer, placement)
+    where = state_shardings(model, optimizer, placement)
     moments = jax.jit(optimizer.init, out_shardings=where.optimizer)(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), where.step), params, moments)
 
 
-def create(model: Model, optimizer: optax.GradientTransformation, placement: Placement, seed: int) -> TrainState:
+def create_state(model: Model, optimizer: optax.GradientTransformation, placement: Placement, seed: int) -> TrainState:
     """A new state, each shard made on its own device; the values don't depend on the mesh."""
-    make = jax.jit(lambda key: first(model, optimizer, key), out_shardings=shardings(model, optimizer, placement))
+    make = jax.jit(
+        lambda key: initial_state(model, optimizer, key),
+        out_shardings=state_shardings(model, optimizer, placement),
+    )
     return make(jax.random.key(seed))

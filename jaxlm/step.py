@@ -11,7 +11,7 @@ from jaxlm import config
 from jaxlm.losses import LossSums, tile_length, tiled_loss_sums
 from jaxlm.models import Model
 from jaxlm.sharding import ZERO, Placement
-from jaxlm.state import TrainState, shapes, shardings
+from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
 
 
@@ -23,7 +23,14 @@ class StepMetrics(NamedTuple):
     param_norm: Array  # before the update
 
 
-def batch_loss(model: Model, training: config.Training, devices: int, params: Tree, batch: Batch, key: Array | None) -> LossSums:
+def batch_loss(
+    model: Model,
+    training: config.TrainingConfig,
+    devices: int,
+    params: Tree,
+    batch: Batch,
+    key: Array | None,
+) -> LossSums:
     """Loss sums of one (micro)batch. `devices` is the number over which its rows are split."""
     rows, targets = batch.targets.shape  # type: ignore[union-attr]
     tile = tile_length(rows, targets, model.config.vocabulary_size, devices, training.loss_tile)
@@ -32,7 +39,12 @@ def batch_loss(model: Model, training: config.Training, devices: int, params: Tr
 
 
 def gradients(
-    model: Model, training: config.Training, placement: Placement, params: Tree, batch: Batch, key: Array | None
+    model: Model,
+    training: config.TrainingConfig,
+    placement: Placement,
+    params: Tree,
+    batch: Batch,
+    key: Array | None,
 ) -> tuple[LossSums, Tree]:
     """Loss sums and float32 gradients of the loss per target, accumulated over the microbatches."""
     devices = placement.mesh.shape["data"] * placement.mesh.shape["fsdp"]
@@ -56,7 +68,10 @@ def gradients(
         return jax.tree.map(jnp.add, total, one(*item)), None
 
     parts = jax.tree.map(lambda a: split_rows(a, training.microbatches, placement), batch)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: one(b, 0), jax.tree.map(lambda a: a[0], parts)))
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(lambda b: one(b, 0), jax.tree.map(lambda a: a[0], parts)),
+    )
     zero = (zero[0], jax.lax.with_sharding_constraint(zero[1], kind))
     total, _ = jax.lax.scan(accumulate, zero, (parts, jnp.arange(training.microbatches)))
     return total
@@ -70,12 +85,16 @@ def split_rows(array: Array, parts: int, placement: Placement) -> Array:
 
 
 def train_step(
-    model: Model, optimizer: optax.GradientTransformation, training: config.Training, placement: Placement, seed: int
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    training: config.TrainingConfig,
+    placement: Placement,
+    seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """`step(state, batch) -> (state, metrics)`, jitted; the old state's memory is reused. `seed` feeds dropout."""
     dropped = model.config.dropout > 0 or model.config.attention_dropout > 0
-    where = shardings(model, optimizer, placement)
-    kinds = placement.tree("optimizer", shapes(model, optimizer).params)
+    where = state_shardings(model, optimizer, placement)
+    kinds = placement.tree("optimizer", state_shapes(model, optimizer).params)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if dropped else None
@@ -97,11 +116,15 @@ def train_step(
     )
 
 
-def eval_step(model: Model, training: config.Training, placement: Placement, params: Tree) -> Callable[[Tree, Batch], LossSums]:
+def eval_step(model: Model, training: config.TrainingConfig, placement: Placement, params: Tree) -> Callable[[Tree, Batch], LossSums]:
     """`step(params, batch) -> LossSums`, jitted, without dropout. `params` gives the shapes."""
     devices = placement.mesh.shape["data"] * placement.mesh.shape["fsdp"]
 
     def step(params: Tree, batch: Batch) -> LossSums:
         return batch_loss(model, training, devices, params, batch, None)
 
-    return jax.jit(step, in_shardings=(placement.tree("parameters", params), placement.batch()), out_shardings=placement.replicated())
+    return jax.jit(
+        step,
+        in_shardings=(placement.tree("parameters", params), placement.batch()),
+        out_shardings=placement.replicated(),
+    )

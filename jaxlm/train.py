@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlm import config, runtime
-from jaxlm.clock import Clock
 from jaxlm.config import Config, ConfigError
+from jaxlm.throughput import Throughput
 
 if TYPE_CHECKING:
     from jaxlm.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxlm.data.schedule import BatchSchedule
     from jaxlm.data.stream import Stream
     from jaxlm.models import Model
-    from jaxlm.monitor import Bystander, Monitor
+    from jaxlm.monitor import Monitor, NullMonitor
     from jaxlm.sharding import Placement
     from jaxlm.state import TrainState
     from jaxlm.types import Batch
@@ -42,23 +42,48 @@ def main(argv: Sequence[str]) -> int:
         description="Pretrain a language model: prepare the data, train, evaluate, save, resume.",
         epilog=EXAMPLE,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with `config = Config(...)`, or a run's config.json")
-    parser.add_argument("--data", metavar="PATH", help="train on this file, folder or glob instead of the config's sources")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a Python file with `config = Config(...)`, or a run's config.json",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="train on this file, folder or glob instead of the config's sources",
+    )
     parser.add_argument("--devices", metavar="N", help="the same as runtime.devices=N: of each process")
-    parser.add_argument("edits", nargs="*", metavar="key=value", help="changes to the config, such as model.layers=12")
+    parser.add_argument(
+        "edits",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config, such as model.layers=12",
+    )
     args = parser.parse_intermixed_args(argv)
     edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
     settings = config.load(args.config, edits, args.data)
     cluster = runtime.detect(settings.runtime)
     runtime.configure(settings.runtime)
-    with runtime.Group(cluster, settings.runtime, Path(settings.run_directory or "runs/run")) as group:
-        return train(dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)), group, again=command_line(argv))
+    with runtime.ProcessGroup(cluster, settings.runtime, Path(settings.run_directory or "runs/run")) as group:
+        return train(
+            dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)),
+            group,
+            again=command_line(argv),
+        )
 
 
 def command_line(argv: Sequence[str]) -> str:
     """The command of these arguments, without what makes it one process of several."""
     place = ("runtime.process=", "runtime.processes=", "runtime.coordinator=")
-    return shlex.join(["python", "-m", "jaxlm.train", *(argument for argument in argv if not argument.startswith(place))])
+    return shlex.join(
+        [
+            "python",
+            "-m",
+            "jaxlm.train",
+            *(argument for argument in argv if not argument.startswith(place)),
+        ]
+    )
 
 
 class Run(NamedTuple):
@@ -72,7 +97,7 @@ class Run(NamedTuple):
     example: "Batch"  # of one sample, as the objective makes them
 
 
-def train(settings: Config, group: runtime.Group, again: str) -> int:
+def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
     """Trains to the end or to a signal and returns the exit code. `again` is the command that goes on, for the message."""
     from jaxlm import card, checkpoint, data, monitor, state
 
@@ -84,10 +109,13 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
         first_step = newest or 0
         group.agree("step", {"the newest checkpoint": str(newest)})
         if newest is not None:
-            settings, changes = checkpoint.resumed(directory, settings, first_step)
-            say(f"{directory}: " + (f"goes on after step {first_step}" if first_step else "begins with the weights that it has"), *changes)
+            settings, changes = checkpoint.resume_config(directory, settings, first_step)
+            log(
+                f"{directory}: " + (f"goes on after step {first_step}" if first_step else "begins with the weights that it has"),
+                *changes,
+            )
         if first_step >= settings.training.steps:
-            say(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
+            log(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
             return 0
         run = assemble(settings, first_step, group.hosts)
         announce(run, group.hosts)
@@ -96,15 +124,25 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
         stream = make_stream(settings, store)
         if first_step:
             checkpoint.check_store(directory, settings, store.hash)
-            start = saved.restore(first_step, state.abstract(run.model, run.optimizer, run.placement))
+            start = saved.restore(first_step, state.abstract_state(run.model, run.optimizer, run.placement))
         elif newest == 0:
-            weights = saved.restore_params(0, state.abstract(run.model, run.optimizer, run.placement).params)
-            start = state.begin(run.model, run.optimizer, run.placement, weights)
+            weights = saved.restore_params(0, state.abstract_state(run.model, run.optimizer, run.placement).params)
+            start = state.state_from_params(run.model, run.optimizer, run.placement, weights)
         else:
-            start = state.create(run.model, run.optimizer, run.placement, settings.seed)
+            start = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
         if not group.leads:
-            return loop(run, store, stream, start, first_step, saved, monitor.Bystander(), lambda *_: None, group)
-        checkpoint.write(directory, settings, store.hash, runtime.versions())
+            return loop(
+                run,
+                store,
+                stream,
+                start,
+                first_step,
+                saved,
+                monitor.NullMonitor(),
+                lambda *_: None,
+                group,
+            )
+        checkpoint.write_run_config(directory, settings, store.hash, runtime.versions())
         store.tokenizer.save(directory / "tokenizer.json")
         with monitor.Monitor(directory, settings.training.steps, first_step, settings.logging.tensorboard) as watch:
             watch.text(first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```")
@@ -118,7 +156,7 @@ def train(settings: Config, group: runtime.Group, again: str) -> int:
             return code
 
 
-def meet(settings: Config, group: runtime.Group) -> "Store":
+def meet(settings: Config, group: runtime.ProcessGroup) -> "Store":
     """Brings the processes of a run together: process 0 prepares the data, all meet, and all must be about to run the same."""
     from jaxlm import checkpoint, data
 
@@ -126,20 +164,28 @@ def meet(settings: Config, group: runtime.Group) -> "Store":
     if group.leads:
         folder = data.prepare(*what, needs=needs).path
     else:
-        folder = data.await_store(*what, ready=group.answers, seconds=settings.runtime.preparation_timeout_seconds, needs=needs)
+        folder = data.await_store(
+            *what,
+            ready=group.answers,
+            seconds=settings.runtime.preparation_timeout_seconds,
+            needs=needs,
+        )
     group.meet()
     facts = checkpoint.flat(config.to_dict(settings))
-    facts |= {"the prepared data": folder.name, "jaxlm's code": runtime.code_version()} | runtime.versions()
+    facts |= {
+        "the prepared data": folder.name,
+        "jaxlm's code": runtime.code_version(),
+    } | runtime.versions()
     group.agree("config", {key: str(value) for key, value in facts.items()})
     return data.open_store(folder)
 
 
 def store_arguments(settings: Config) -> tuple:
     """What decides the token store, and where its making is told."""
-    return settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, say
+    return settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, log
 
 
-def say(*lines: str) -> None:
+def log(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
 
@@ -154,11 +200,17 @@ def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Ru
     example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
     devices = runtime.devices(settings.runtime, hosts)
     mesh = sharding.make_mesh(settings.parallel, devices)
-    sharding.check(mesh, settings.model, batch_schedule(settings).sizes(first_step), settings.training.microbatches, settings.evaluation)
-    execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    sharding.check_mesh(
+        mesh,
+        settings.model,
+        batch_schedule(settings).sizes(first_step),
+        settings.training.microbatches,
+        settings.evaluation,
+    )
+    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
     model = models.build(settings.model, settings.precision, execution)
     placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
-    optimizer = optim.build(settings.optimizer, settings.training.steps, model.axes)
+    optimizer = optim.build_optimizer(settings.optimizer, settings.training.steps, model.axes)
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each other with a deadline that steps
     # that pile up would miss.
     in_flight = 0 if devices[0].platform == "cpu" else 1
@@ -170,30 +222,36 @@ def announce(run: Run, hosts: Sequence[str]) -> None:
     from jaxlm import sharding, state
 
     settings, mesh = run.config, run.placement.mesh
-    axes = sharding.describe(mesh, hosts)
-    say(f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}")
-    say(f"model: {settings.model.family}, {run.model.parameter_count():,} parameters")
-    shapes, where = state.shapes(run.model, run.optimizer), state.shardings(run.model, run.optimizer, run.placement)
+    axes = sharding.describe_mesh(mesh, hosts)
+    log(f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}")
+    log(f"model: {settings.model.family}, {run.model.parameter_count():,} parameters")
+    shapes, where = (
+        state.state_shapes(run.model, run.optimizer),
+        state.state_shardings(run.model, run.optimizer, run.placement),
+    )
     sizes = [sharding.bytes_per_device(s, w) for s, w in ((shapes.params, where.params), (shapes.optimizer, where.optimizer))]
-    say(f"bytes per device: parameters {sizes[0]:,}, optimizer state {sizes[1]:,}")
-    execution = sharding.execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    log(f"bytes per device: parameters {sizes[0]:,}, optimizer state {sizes[1]:,}")
+    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
     try:
         kernels = run.model.kernels(run.example)
     except ValueError as error:
         raise ConfigError("runtime.attention", str(error)) from error
     for name, (kernel, why) in kernels.items():
-        say(f"{name}: {kernel} ({why})")
-    say(f"blocks {execution.blocks}, remat {execution.remat}")
+        log(f"{name}: {kernel} ({why})")
+    log(f"blocks {execution.blocks}, remat {execution.remat}")
     if settings.optimizer.warmup_steps > settings.training.steps:
-        say(f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}")
+        log(f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}")
     whole = sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params)) if settings.parallel.zero else []
     if whole:
-        say(f"warning: more than 1% of the bytes are not split over parallel.fsdp: {', '.join(whole)}")
+        log(f"warning: more than 1% of the bytes are not split over parallel.fsdp: {', '.join(whole)}")
 
 
-def check_vocabulary(model: config.Model, store: "Store") -> None:
+def check_vocabulary(model: config.ModelConfig, store: "Store") -> None:
     if store.tokenizer.size > model.vocabulary_size:
-        raise ConfigError("model.vocabulary_size", f"{model.vocabulary_size} is below the {store.tokenizer.size} ids of the tokenizer")
+        raise ConfigError(
+            "model.vocabulary_size",
+            f"{model.vocabulary_size} is below the {store.tokenizer.size} ids of the tokenizer",
+        )
 
 
 def loop(
@@ -203,9 +261,9 @@ def loop(
     state: "TrainState",
     first_step: int,
     saved: "Checkpoints",
-    watch: "Monitor | Bystander",
+    watch: "Monitor | NullMonitor",
     note: Callable[[int, float], None],
-    group: runtime.Group,
+    group: runtime.ProcessGroup,
 ) -> int:
     """The steps from `first_step` on: each a step, then what is due after it. `note` is told the step and seconds of each save."""
     from jaxlm import step
@@ -214,7 +272,13 @@ def loop(
     settings, steps = run.config, run.config.training.steps
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, settings.seed)
     evaluate = Evaluation(run, store, stream, state.params, group.leads)
-    clock = Clock(settings, list(run.placement.mesh.devices.flat), stream.objective, stream.schedule.first_sample, run.in_flight)
+    clock = Throughput(
+        settings,
+        list(run.placement.mesh.devices.flat),
+        stream.objective,
+        stream.schedule.first_sample,
+        run.in_flight,
+    )
     best = saved.best_loss()
     share = Share(stream, run.placement.rows)
     ahead = batches(share, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
@@ -283,7 +347,7 @@ class Evaluation:
     def __init__(self, run: Run, store: "Store", stream: "Stream", params: Any, leads: bool):
         from jaxlm import step
         from jaxlm.data.loader import Share
-        from jaxlm.data.windows import EvaluationWindows
+        from jaxlm.evaluation.validation import EvaluationWindows
 
         settings = run.config
         size = settings.evaluation.batch_size or settings.training.batch_size
@@ -296,13 +360,13 @@ class Evaluation:
     @cached_property
     def unigram_entropy(self) -> float:
         """Nats per target that their frequencies alone would give: the yardstick where there are no bytes to count."""
-        from jaxlm.data.windows import unigram_entropy
+        from jaxlm.evaluation.validation import unigram_entropy
 
         return unigram_entropy(self.windows, self.run.config.evaluation.steps)[0]
 
     def __call__(self, params: Any) -> dict[str, float]:
         """eval/loss, eval/perplexity and what else the objective is judged by."""
-        from jaxlm import scoring
+        from jaxlm.evaluation import scoring
 
         kind, batches = self.run.config.objective.kind, self.run.config.evaluation.steps
         score = scoring.evaluate(self.step, params, self.share, batches, self.run.placement.put, self.run.in_flight)
@@ -314,7 +378,10 @@ class Evaluation:
             values["eval/masked_accuracy"] = score.accuracy
         if not self.leads:  # the entropy takes all rows, and only process 0 shows it
             return values
-        return values | {"eval/unigram_entropy": self.unigram_entropy, "eval/targets": score.targets}
+        return values | {
+            "eval/unigram_entropy": self.unigram_entropy,
+            "eval/targets": score.targets,
+        }
 
     def describe(self, scores: dict[str, float]) -> str:
         text = f"loss {scores['eval/loss']:.4f}"
@@ -330,7 +397,7 @@ class Evaluation:
         return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (f" ({', '.join(packed)})" if packed else "")
 
 
-def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | Bystander") -> None:
+def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | NullMonitor") -> None:
     """The model card; what is wrong with an old one that it can't replace is no reason to fail."""
     from jaxlm import card
 
@@ -341,14 +408,22 @@ def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | By
         watch.line(f"warning: no model card: {error}")
 
 
-def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | Bystander") -> None:
+def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | NullMonitor") -> None:
     """Prints what the model writes, or how it fills what was hidden in the first texts of the evaluation."""
     from jaxlm import decoding
 
     settings = run.config
     if not settings.evaluation.samples:
         return
-    texts = decoding.samples(run.model, params, store.tokenizer, settings.evaluation, settings.data.sequence_length, windows, settings.seed)
+    texts = decoding.samples(
+        run.model,
+        params,
+        store.tokenizer,
+        settings.evaluation,
+        settings.data.sequence_length,
+        windows,
+        settings.seed,
+    )
     for number, text in enumerate(texts, 1):
         watch.line(f"--- sample {number} ---\n{text}")
         watch.text(settings.training.steps, f"sample/{number}", f"```\n{text}\n```")

@@ -64,7 +64,8 @@ def groups_of(instruction: str) -> list[list[int]]:
     if text.startswith("{{"):
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")]
     order = re.search(
-        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?" if text.startswith("[") else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", text
+        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?" if text.startswith("[") else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)",
+        text,
     )
     if text.startswith("mesh"):
         axes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
@@ -89,14 +90,20 @@ def compiled(settings: config.Config, devices: int, machines: int = 1) -> Progra
     """The train step of `settings` on machines with `devices` H100 each."""
     found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1").devices
     mesh = sharding.make_mesh(settings.parallel, found)
-    execution = sharding.execution(mesh, settings.parallel, settings.precision, "cudnn")
+    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "cudnn")
     model = models.build(settings.model, settings.precision, execution)
-    placement, optimizer = sharding.Placement(mesh, model.axes, settings.parallel.zero), optim.build(settings.optimizer, 100, model.axes)
+    placement, optimizer = (
+        sharding.Placement(mesh, model.axes, settings.parallel.zero),
+        optim.build_optimizer(settings.optimizer, 100, model.axes),
+    )
     rows = settings.training.batch_size
     example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()), example)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()),
+        example,
+    )
     run = step.train_step(model, optimizer, settings.training, placement, seed=0)
-    arguments = state.abstract(model, optimizer, placement), batch
+    arguments = state.abstract_state(model, optimizer, placement), batch
     program = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
     return Program(program.as_text(), program.memory_analysis().peak_memory_in_bytes)
 
@@ -149,7 +156,12 @@ def attention_kernels(program: Program) -> dict[str, int]:
 @pytest.mark.parametrize("name", ["bert_base", "roberta_base", "t5_base", "bart_base"])
 def test_encoders_and_encoder_decoders_under_zero_3(name):
     """Forward and backward of each kind of attention in a flash kernel; nothing of the batch moves between the GPUs."""
-    edits = ["training.batch_size=128", "training.microbatches=1", "parallel.zero=3", "parallel.remat=full"]
+    edits = [
+        "training.batch_size=128",
+        "training.microbatches=1",
+        "parallel.zero=3",
+        "parallel.remat=full",
+    ]
     settings = recipe(name, *edits)
     program = compiled(settings, 8)
     kinds = 3 if settings.model.family == "encoder_decoder" else 1  # encoder, decoder and cross attention
@@ -165,7 +177,10 @@ def test_encoders_and_encoder_decoders_under_zero_3(name):
 def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
     """T5's bias is learned: its gradient is among what the backward kernel gives."""
     program = compiled(recipe("t5_base", "training.batch_size=16", "training.microbatches=1", "model.layers=1"), 8)
-    assert {"__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"} <= attention_kernels(program).keys()
+    assert {
+        "__cudnn$fmhaScaleBiasSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmaxBackward",
+    } <= attention_kernels(program).keys()
 
 
 def test_llama_1b_on_two_machines():

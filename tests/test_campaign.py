@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxlm import config, data, objectives, runtime, state, step, train
-from jaxlm.config import Source
+from jaxlm.config import SourceConfig
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import Stream
 from jaxlm.types import Batch
@@ -61,10 +61,29 @@ def test_quickstarts_of_the_other_families(tmp_path, capfd, name):
 def test_gathering_masked_positions(capfd):
     """At least 1.5 times the tokens/s of projecting every position: BERT's shape at 6 layers of 384, 32 x 128."""
     sizes = dict(layers=6, width=384, heads=6, vocabulary_size=30522, context_length=128)
-    shape = config.Model(family="encoder", **sizes, norm_placement="post", embedding_norm=True, head_transform=True, head_bias=True)
-    objective, training = config.Objective(kind="masked"), config.Training(batch_size=32)
-    settings = config.Config(model=shape, objective=objective, data=config.Data(sequence_length=128), training=training)
-    settings = replace(settings, precision=config.Precision(compute="float32"), runtime=config.Runtime(devices=2))
+    shape = config.ModelConfig(
+        family="encoder",
+        **sizes,
+        norm_placement="post",
+        embedding_norm=True,
+        head_transform=True,
+        head_bias=True,
+    )
+    objective, training = (
+        config.ObjectiveConfig(kind="masked"),
+        config.TrainingConfig(batch_size=32),
+    )
+    settings = config.Config(
+        model=shape,
+        objective=objective,
+        data=config.DataConfig(sequence_length=128),
+        training=training,
+    )
+    settings = replace(
+        settings,
+        precision=config.PrecisionConfig(compute="float32"),
+        runtime=config.RuntimeConfig(devices=2),
+    )
     run = train.assemble(settings, 0)
     random = np.random.default_rng(0)
     tokens = random.integers(0, 30522, (32, 128), dtype=np.int32)
@@ -73,11 +92,16 @@ def test_gathering_masked_positions(capfd):
     np.put_along_axis(chosen, predict, 1, axis=1)
     targets = np.take_along_axis(tokens, predict, axis=1)
     batches = {
-        "gathered": Batch(tokens=tokens, predict=predict, targets=targets, weights=np.ones(targets.shape, np.float32)),
+        "gathered": Batch(
+            tokens=tokens,
+            predict=predict,
+            targets=targets,
+            weights=np.ones(targets.shape, np.float32),
+        ),
         "all": Batch(tokens=tokens, targets=tokens, weights=chosen),
     }
     step_of = step.train_step(run.model, run.optimizer, training, run.placement, 0)
-    states = {name: state.create(run.model, run.optimizer, run.placement, 0) for name in batches}
+    states = {name: state.create_state(run.model, run.optimizer, run.placement, 0) for name in batches}
     times, losses = {name: [] for name in batches}, {}
     for _ in range(8):  # in turn, so that both see the same machine
         for name, batch in batches.items():
@@ -101,7 +125,13 @@ def test_nanogpt_shakespeare(tmp_path, capfd):
     text = os.environ.get("JAXLM_SHAKESPEARE")
     if not text:
         pytest.skip("JAXLM_SHAKESPEARE names no file")
-    arguments = ["--data", text, f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}", "evaluation.samples=0"]
+    arguments = [
+        "--data",
+        text,
+        f"run_directory={tmp_path / 'run'}",
+        f"data.store={tmp_path / 'stores'}",
+        "evaluation.samples=0",
+    ]
     assert runtime.command(train.main, ["--config", str(CONFIGS / "nanogpt_shakespeare.py"), *arguments]) == 0
     found = rows(tmp_path / "run")
     with capfd.disabled():
@@ -109,7 +139,13 @@ def test_nanogpt_shakespeare(tmp_path, capfd):
     assert found["eval/loss"] <= 1.90
 
 
-STREAMS = [("causal", 1024, 32, 20), ("causal", 64, 12, 0), ("masked", 512, 64, 2), ("span", 512, 64, 2), ("infilling", 512, 64, 2)]
+STREAMS = [
+    ("causal", 1024, 32, 20),
+    ("causal", 64, 12, 0),
+    ("masked", 512, 64, 2),
+    ("span", 512, 64, 2),
+    ("infilling", 512, 64, 2),
+]
 
 
 @pytest.mark.parametrize(("kind", "length", "batch", "least"), STREAMS)
@@ -118,10 +154,20 @@ def test_stream(tmp_path, capfd, kind, length, batch, least):
     random = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(random.integers(97, 123, 20_000_000, dtype=np.uint8).tobytes())
-    sources = tuple(Source(name=name, path=str(tmp_path / name)) for name in ("a", "b"))
-    settings = config.Data(sources=sources, store=str(tmp_path / "stores"), validation=config.Validation(method="tail", share=0.1))
-    objective = config.Objective(kind=kind)
-    store = data.prepare(settings, config.Tokenizer(kind="bytes"), 512, lambda line: None, needs=objective.needs)
+    sources = tuple(SourceConfig(name=name, path=str(tmp_path / name)) for name in ("a", "b"))
+    settings = config.DataConfig(
+        sources=sources,
+        store=str(tmp_path / "stores"),
+        validation=config.ValidationConfig(method="tail", share=0.1),
+    )
+    objective = config.ObjectiveConfig(kind=kind)
+    store = data.prepare(
+        settings,
+        config.TokenizerConfig(kind="bytes"),
+        512,
+        lambda line: None,
+        needs=objective.needs,
+    )
     made = objectives.build(objective, length, store.tokenizer.vocabulary)
     stream = Stream(store.train, [1.0, 1.0], ["a", "b"], made, BatchSchedule(batch), seed=0)
     started, steps = time.perf_counter(), 500
@@ -135,23 +181,29 @@ def test_stream(tmp_path, capfd, kind, length, batch, least):
 
 def test_host_time_per_step(tmp_path, capfd, monkeypatch):
     """Median wall time of a step in the loop minus that of the step alone, quickstart on one device: under 1 ms."""
-    settings = config.load(CONFIGS / "quickstart.py", ["runtime.devices=1", f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path}"])
-    steps = {"steps": 300, "batch_size": 1}  # small, so that 1 ms is not lost in the noise of a step
+    settings = config.load(
+        CONFIGS / "quickstart.py",
+        ["runtime.devices=1", f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path}"],
+    )
+    steps = {
+        "steps": 300,
+        "batch_size": 1,
+    }  # small, so that 1 ms is not lost in the noise of a step
     quiet = replace(settings.evaluation, every_steps=0, steps=1, samples=0)
     settings = replace(settings, training=replace(settings.training, **steps), evaluation=quiet)
-    ticks, alone, marks = train.Clock.tick, [], []
+    ticks, alone, marks = train.Throughput.tick, [], []
 
     def tick(clock, done, metrics):
         marks.append(time.perf_counter())
         ticks(clock, done, metrics)
 
-    monkeypatch.setattr(train.Clock, "tick", tick)
-    with runtime.Group(runtime.Cluster(), settings.runtime, Path(settings.run_directory)) as group:
+    monkeypatch.setattr(train.Throughput, "tick", tick)
+    with runtime.ProcessGroup(runtime.Cluster(), settings.runtime, Path(settings.run_directory)) as group:
         assert train.train(settings, group, again="") == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
     run = train.assemble(settings, 0)
-    current = state.create(run.model, run.optimizer, run.placement, 0)
+    current = state.create_state(run.model, run.optimizer, run.placement, 0)
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, 0)
     store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None)
     stream = train.make_stream(settings, store)

@@ -15,7 +15,11 @@ def samples(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features [B, L, D], targets [B, L] and uneven weights [B, L]."""
     rng = np.random.default_rng(length)
     weights = rng.random((B, length)).astype(np.float32) * (rng.random((B, length)) < 0.7)
-    return rng.normal(size=(B, length, D)).astype(np.float32), rng.integers(0, V, (B, length)), weights.astype(np.float32)
+    return (
+        rng.normal(size=(B, length, D)).astype(np.float32),
+        rng.integers(0, V, (B, length)),
+        weights.astype(np.float32),
+    )
 
 
 def table() -> np.ndarray:
@@ -54,7 +58,12 @@ def test_sums():
     lse = np.log(np.exp(s).sum(-1))
     nll = lse - np.take_along_axis(s, targets[..., None], -1)[..., 0]
     sums = jax.jit(loss_sums)(s.astype(np.float32), targets, weights)
-    expected = LossSums((nll * weights).sum(), (lse**2 * weights).sum(), ((s.argmax(-1) == targets) * weights).sum(), weights.sum())
+    expected = LossSums(
+        (nll * weights).sum(),
+        (lse**2 * weights).sum(),
+        ((s.argmax(-1) == targets) * weights).sum(),
+        weights.sum(),
+    )
     for name, ours, theirs in zip(LossSums._fields, sums, expected, strict=True):
         assert ours.dtype == jnp.float32 and ours.shape == ()
         assert float(ours) == pytest.approx(float(theirs), rel=1e-6), name
@@ -66,7 +75,10 @@ def test_targets_without_weight_do_not_count():
     assert (weights == 0).any()
     other = np.where(weights == 0, -100, targets)
     run = jax.jit(jax.value_and_grad(lambda s, t: loss_sums(s, t, weights).loss))
-    (loss, gradient), (other_loss, other_gradient) = run(x @ table(), targets), run(x @ table(), other)
+    (loss, gradient), (other_loss, other_gradient) = (
+        run(x @ table(), targets),
+        run(x @ table(), other),
+    )
     assert float(loss) == float(other_loss)
     np.testing.assert_array_equal(gradient, other_gradient)
 
@@ -91,7 +103,11 @@ def test_tiles_equal_the_whole(length, tile):
 def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
     """64 tiles that each add 1 after a 256: in bfloat16, with its 8 bits, 256 + 1 is 256."""
     length = 65
-    x, targets, weights = np.ones((1, length, 1), np.float32), np.zeros((1, length), np.int32), np.ones((1, length), np.float32)
+    x, targets, weights = (
+        np.ones((1, length, 1), np.float32),
+        np.zeros((1, length), np.int32),
+        np.ones((1, length), np.float32),
+    )
     x[0, -1] = 256.0  # tiles are added backwards
 
     def loss(head):
@@ -120,7 +136,16 @@ def test_scores_of_a_tile_only_are_in_memory():
 
 
 @pytest.mark.parametrize(
-    ("length", "asked", "expected"), [(12, 5, 4), (12, 12, 12), (12, 100, 12), (15, 4, 3), (13, 12, 1), (1024, None, 256), (8, None, 8)]
+    ("length", "asked", "expected"),
+    [
+        (12, 5, 4),
+        (12, 12, 12),
+        (12, 100, 12),
+        (15, 4, 3),
+        (13, 12, 1),
+        (1024, None, 256),
+        (8, None, 8),
+    ],
 )
 def test_tile_length(length, asked, expected):
     # 8 x 50304 scores are 1.6 MB a position: 333 positions fit 512 MiB.

@@ -46,7 +46,14 @@ def screen(text):
 
 def test_rows_carry_the_step_first_and_all_digits(tmp_path):
     with Monitor(tmp_path, 10, 0, tensorboard=False, out=io.StringIO()) as run:
-        run.scalars(1, {"train/loss": 1 / 3, "train/tokens": 2**60 + 1, "train/grad_norm": np.float32(0.1).item()})
+        run.scalars(
+            1,
+            {
+                "train/loss": 1 / 3,
+                "train/tokens": 2**60 + 1,
+                "train/grad_norm": np.float32(0.1).item(),
+            },
+        )
         line = (tmp_path / "metrics.jsonl").read_text()  # before close: each row is flushed
     assert line == f'{{"step": 1, "train/loss": {1 / 3!r}, "train/tokens": {2**60 + 1}, "train/grad_norm": {float(np.float32(0.1))!r}}}\n'
 
@@ -80,7 +87,10 @@ def test_tensorboard_reads_scalars_and_text(tmp_path):
         run.scalars(2, {"train/loss": 2.25})
         run.text(2, "samples", "once upon a **time** ä")
     reader = tensorboard(tmp_path)
-    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [(1, 2.5), (2, 2.25)]
+    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [
+        (1, 2.5),
+        (2, 2.25),
+    ]
     assert reader.Tags()["scalars"] == ["train/loss", "train/mfu"]
     assert reader.Tensors("samples")[0].tensor_proto.string_val[0].decode() == "once upon a **time** ä"
     assert "samples" in reader.PluginTagToContent("text")
@@ -92,8 +102,17 @@ def test_tensorboard_forgets_the_steps_that_are_run_again(tmp_path):
             for step in range(first_step + 1, last_step + 1):
                 run.scalars(step, {"x": value, "once" if first_step == 0 else "twice": value})
     reader = tensorboard(tmp_path)
-    assert [(event.step, event.value) for event in reader.Scalars("x")] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
-    assert [event.step for event in reader.Scalars("once")] == [1, 2, 3]  # also where the new process has no such tag
+    assert [(event.step, event.value) for event in reader.Scalars("x")] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (4, 2.0),
+    ]
+    assert [event.step for event in reader.Scalars("once")] == [
+        1,
+        2,
+        3,
+    ]  # also where the new process has no such tag
 
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path):
@@ -103,8 +122,16 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path):
         "import pathlib, sys; from jaxlm.monitor import Monitor; run = Monitor(pathlib.Path(sys.argv[1]), 9, 0, True); "
         "run.scalars(1, {'x': 1.0}); run.text(1, 'y', 'z'); run.close(); assert 'jax' not in sys.modules"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -156,7 +183,13 @@ def test_plain_output_is_one_line_a_call(tmp_path, clock):
         clock[0] += 60  # compilation
         run.progress(110, {"train/loss": 3.5})
         clock[0] += 2
-        values = {"train/loss": 3.2141, "train/learning_rate": 2.9e-3, "train/tokens_per_second": 41234.0, "train/mfu": 0.41, "x": 1.0}
+        values = {
+            "train/loss": 3.2141,
+            "train/learning_rate": 2.9e-3,
+            "train/tokens_per_second": 41234.0,
+            "train/mfu": 0.41,
+            "x": 1.0,
+        }
         run.progress(120, values)
         run.line("saved")
     assert out.getvalue() == (
@@ -173,10 +206,17 @@ def test_a_terminal_shows_one_line_that_messages_leave_whole(tmp_path, clock):
     run.progress(2, {"train/loss": 2.0})
     assert screen(out.getvalue()) == ["[####----------------] step 2/10 20% loss 2.000 eta 0:08"]
     run.line("checkpoint saved")
-    assert screen(out.getvalue()) == ["checkpoint saved", "[####----------------] step 2/10 20% loss 2.000 eta 0:08"]
+    assert screen(out.getvalue()) == [
+        "checkpoint saved",
+        "[####----------------] step 2/10 20% loss 2.000 eta 0:08",
+    ]
     run.close()
     run.close()
-    assert screen(out.getvalue()) == ["checkpoint saved", "[####----------------] step 2/10 20% loss 2.000 eta 0:08", ""]
+    assert screen(out.getvalue()) == [
+        "checkpoint saved",
+        "[####----------------] step 2/10 20% loss 2.000 eta 0:08",
+        "",
+    ]
 
 
 def test_a_terminal_is_redrawn_a_few_times_a_second_and_at_the_end(tmp_path, clock):
@@ -205,5 +245,17 @@ def test_a_narrow_terminal_gets_a_line_that_does_not_wrap(tmp_path, monkeypatch)
 
 
 def test_quantities_and_durations():
-    assert [monitor.quantity(value) for value in (0, 999, 1000, 41234, 2.5e6)] == ["0", "999", "1.0k", "41.2k", "2.5M"]
-    assert [monitor.duration(value) for value in (0, 9.6, 192, 7384, 360000)] == ["0:00", "0:10", "3:12", "2:03:04", "100:00:00"]
+    assert [monitor.quantity(value) for value in (0, 999, 1000, 41234, 2.5e6)] == [
+        "0",
+        "999",
+        "1.0k",
+        "41.2k",
+        "2.5M",
+    ]
+    assert [monitor.duration(value) for value in (0, 9.6, 192, 7384, 360000)] == [
+        "0:00",
+        "0:10",
+        "3:12",
+        "2:03:04",
+        "100:00:00",
+    ]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from jax.sharding import PartitionSpec as P
+from support import tiny
 
 from jaxlm import config, models, optim, state
 from jaxlm.types import Tree
@@ -19,20 +19,38 @@ STEPS, WARMUP = 10, 4
 # (fields, {step: rate}) with a peak of 1, a final ratio of 0.1, 4 steps of warmup out of 10 unless told otherwise.
 SCHEDULES = {
     "warmup": ({}, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0}),
-    "cosine": ({}, {4: 1.0, 5: 0.1 + 0.9 * 0.9330127, 7: 0.55, 9: 0.1 + 0.9 * 0.0669873, 10: 0.1, 50: 0.1}),
+    "cosine": (
+        {},
+        {4: 1.0, 5: 0.1 + 0.9 * 0.9330127, 7: 0.55, 9: 0.1 + 0.9 * 0.0669873, 10: 0.1, 50: 0.1},
+    ),
     "cosine, decay_steps": ({"decay_steps": 8}, {4: 1.0, 6: 0.55, 8: 0.1, 9: 0.1}),
     "cosine, to zero": ({"final_learning_rate_ratio": 0.0}, {7: 0.5, 10: 0.0}),
     "linear": ({"schedule": "linear"}, {0: 0.25, 4: 1.0, 5: 0.85, 7: 0.55, 10: 0.1, 50: 0.1}),
-    "linear, decay_steps": ({"schedule": "linear", "decay_steps": 6}, {4: 1.0, 5: 0.55, 6: 0.1, 9: 0.1}),
+    "linear, decay_steps": (
+        {"schedule": "linear", "decay_steps": 6},
+        {4: 1.0, 5: 0.55, 6: 0.1, 9: 0.1},
+    ),
     "constant": ({"schedule": "constant"}, {0: 0.25, 3: 1.0, 4: 1.0, 9: 1.0, 50: 1.0}),
     "inverse_sqrt": ({"schedule": "inverse_sqrt"}, {0: 0.25, 4: 1.0, 9: 2 / 3, 16: 0.5, 400: 0.1}),
-    "inverse_sqrt, no warmup": ({"schedule": "inverse_sqrt", "warmup_steps": 0}, {0: 1.0, 1: 1.0, 4: 0.5, 100: 0.1}),
-    "wsd": ({"schedule": "wsd", "decay_share": 0.4}, {0: 0.25, 4: 1.0, 6: 1.0, 7: 0.775, 8: 0.55, 10: 0.1, 50: 0.1}),
+    "inverse_sqrt, no warmup": (
+        {"schedule": "inverse_sqrt", "warmup_steps": 0},
+        {0: 1.0, 1: 1.0, 4: 0.5, 100: 0.1},
+    ),
+    "wsd": (
+        {"schedule": "wsd", "decay_share": 0.4},
+        {0: 0.25, 4: 1.0, 6: 1.0, 7: 0.775, 8: 0.55, 10: 0.1, 50: 0.1},
+    ),
     "wsd, no share": ({"schedule": "wsd", "decay_share": 0.0}, {4: 1.0, 9: 1.0}),
-    "wsd, all": ({"schedule": "wsd", "decay_share": 1.0, "warmup_steps": 0}, {0: 1.0, 5: 0.55, 10: 0.1}),
+    "wsd, all": (
+        {"schedule": "wsd", "decay_share": 1.0, "warmup_steps": 0},
+        {0: 1.0, 5: 0.55, 10: 0.1},
+    ),
     "no warmup": ({"warmup_steps": 0}, {0: 1.0, 5: 0.55, 10: 0.1}),
     "warmup cut to the steps": ({"warmup_steps": 100}, {0: 0.1, 4: 0.5, 9: 1.0}),
-    "warmup from half the peak": ({"warmup_start_ratio": 0.5}, {0: 0.625, 1: 0.75, 2: 0.875, 3: 1.0, 4: 1.0, 7: 0.55}),
+    "warmup from half the peak": (
+        {"warmup_start_ratio": 0.5},
+        {0: 0.625, 1: 0.75, 2: 0.875, 3: 1.0, 4: 1.0, 7: 0.55},
+    ),
     "warmup at the peak": ({"warmup_start_ratio": 1.0}, {0: 1.0, 1: 1.0, 3: 1.0, 4: 1.0, 7: 0.55}),
 }
 
@@ -40,14 +58,19 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(name):
     fields, expected = SCHEDULES[name]
-    values = {"learning_rate": 1.0, "warmup_steps": WARMUP, "final_learning_rate_ratio": 0.1, "schedule": "cosine"} | fields
-    rate = optim.schedule(config.Optimizer(**values), STEPS)
+    values = {
+        "learning_rate": 1.0,
+        "warmup_steps": WARMUP,
+        "final_learning_rate_ratio": 0.1,
+        "schedule": "cosine",
+    } | fields
+    rate = optim.learning_rate_schedule(config.OptimizerConfig(**values), STEPS)
     found = {step: float(np.asarray(rate(step))) for step in expected}
     assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_schedule_inside_jit_and_scaled_by_the_peak():
-    rate = optim.schedule(config.Optimizer(learning_rate=3e-4, warmup_steps=WARMUP), STEPS)
+    rate = optim.learning_rate_schedule(config.OptimizerConfig(learning_rate=3e-4, warmup_steps=WARMUP), STEPS)
     traced = jax.jit(jax.vmap(rate))(jnp.arange(12))
     assert traced.dtype == jnp.float32
     np.testing.assert_allclose(traced, [float(np.asarray(rate(step))) for step in range(12)], rtol=1e-6)
@@ -56,20 +79,25 @@ def test_schedule_inside_jit_and_scaled_by_the_peak():
 
 def test_warmup_from_zero_has_the_bits_of_its_formula():
     """Runs from before there was a start ratio resume to the same numbers. Not compiled, since XLA may round another order alike."""
-    rate = optim.schedule(config.Optimizer(learning_rate=3e-4, warmup_steps=777), 5000)
+    rate = optim.learning_rate_schedule(config.OptimizerConfig(learning_rate=3e-4, warmup_steps=777), 5000)
     steps = jnp.arange(777, dtype=jnp.float32)
     np.testing.assert_array_equal(rate(steps), 3e-4 * (steps + 1) / 777)
 
 
 def test_the_schedule_of_t5():
     """1 / sqrt(max(step, 10,000)): arXiv 1910.10683, section 3.1.2."""
-    fields = {"learning_rate": 0.01, "schedule": "inverse_sqrt", "warmup_steps": 10_000, "warmup_start_ratio": 1.0}
+    fields = {
+        "learning_rate": 0.01,
+        "schedule": "inverse_sqrt",
+        "warmup_steps": 10_000,
+        "warmup_start_ratio": 1.0,
+    }
     steps = np.asarray([0, 1, 5_000, 9_999, 10_000, 40_000, 2**19])
-    rate = optim.schedule(config.Optimizer(**fields), 2**19)
+    rate = optim.learning_rate_schedule(config.OptimizerConfig(**fields), 2**19)
     np.testing.assert_allclose(rate(steps), 1 / np.sqrt(np.maximum(steps, 10_000)), rtol=1e-6)
 
 
-EVERYTHING = config.Model(
+EVERYTHING = config.ModelConfig(
     vocabulary_size=128,
     layers=2,
     width=8,
@@ -100,7 +128,7 @@ def decayed(exclude: tuple[str, ...]) -> dict[str, bool]:
 
 def test_decay_mask_names_every_parameter():
     expected = dict.fromkeys(KERNELS | TABLES, True) | dict.fromkeys(NOT_DECAYED, False)
-    assert decayed(config.Optimizer().weight_decay_exclude) == expected
+    assert decayed(config.OptimizerConfig().weight_decay_exclude) == expected
 
 
 def test_decay_mask_of_other_words():
@@ -108,18 +136,30 @@ def test_decay_mask_of_other_words():
     assert decayed(("bias", "norm", "embedding")) == dict.fromkeys(KERNELS, True) | dict.fromkeys(TABLES | NOT_DECAYED, False)
 
 
-PARAMS = {"mlp": {"up_kernel": jnp.asarray([[1.0, -2.0], [3.0, 4.0]]), "up_bias": jnp.asarray([5.0, -6.0])}}
+PARAMS = {
+    "mlp": {
+        "up_kernel": jnp.asarray([[1.0, -2.0], [3.0, 4.0]]),
+        "up_bias": jnp.asarray([5.0, -6.0]),
+    }
+}
 AXES = {"mlp": {"up_kernel": ("embed", "mlp"), "up_bias": ("mlp",)}}
 
 
-def settings(**fields) -> config.Optimizer:
-    plain = {"learning_rate": 0.1, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99}
-    return config.Optimizer(**(plain | fields))
+def settings(**fields) -> config.OptimizerConfig:
+    plain = {
+        "learning_rate": 0.1,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.99,
+    }
+    return config.OptimizerConfig(**(plain | fields))
 
 
 def updates(fields: dict, gradients: list) -> tuple[dict, dict]:
     """(parameters after the gradients, the first moment)."""
-    optimizer = optim.build(settings(**fields), STEPS, AXES)
+    optimizer = optim.build_optimizer(settings(**fields), STEPS, AXES)
     params, state = PARAMS, optimizer.init(PARAMS)
 
     @jax.jit
@@ -152,7 +192,10 @@ def test_adamw_formula():
         np.testing.assert_allclose(params["mlp"][name], p, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("clip", "size", "expected"), [(1.0, 8.0, 1.0), (2.5, 8.0, 2.5), (1.0, 0.5, 0.5), (None, 8.0, 8.0)])
+@pytest.mark.parametrize(
+    ("clip", "size", "expected"),
+    [(1.0, 8.0, 1.0), (2.5, 8.0, 2.5), (1.0, 0.5, 0.5), (None, 8.0, 8.0)],
+)
 def test_clipping_is_by_the_global_norm(clip, size, expected):
     """Seen in the first moment, which is (1 - beta1) times the clipped gradient."""
     gradient = jax.tree.map(lambda a: jnp.full_like(a, size / 6**0.5), PARAMS)  # six elements
@@ -163,14 +206,19 @@ def test_clipping_is_by_the_global_norm(clip, size, expected):
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_state_has_the_same_tree_with_and_without_clipping(kind):
-    trees = [jax.tree.structure(optim.build(settings(kind=kind, gradient_clip=clip), STEPS, AXES).init(PARAMS)) for clip in (None, 1.0)]
+    trees = [
+        jax.tree.structure(optim.build_optimizer(settings(kind=kind, gradient_clip=clip), STEPS, AXES).init(PARAMS)) for clip in (None, 1.0)
+    ]
     assert trees[0] == trees[1]
 
 
 # Two depths of stacks, matrices on both sides of 128, heads to merge in front and behind, and vectors: {path: (shape, logical axes)}.
 TENSORS = {
     "encoder.query_kernel": ((2, 160, 4, 33), ("layers", "embed", "heads", "head")),
-    "encoder.key_kernel": ((2, 160, 2, 33), ("layers", "embed", "kv_heads", "head")),  # [160, 66] is not factored
+    "encoder.key_kernel": (
+        (2, 160, 2, 33),
+        ("layers", "embed", "kv_heads", "head"),
+    ),  # [160, 66] is not factored
     "encoder.output_kernel": ((2, 4, 33, 160), ("layers", "heads", "head", "embed")),
     "encoder.query_bias": ((2, 4, 33), ("layers", "heads", "head")),
     "decoder.up_kernel": ((3, 160, 200), ("layers", "embed", "mlp")),
@@ -202,13 +250,27 @@ def draws(seed: int, sizes: dict[str, float]) -> dict[str, np.ndarray]:
 
 def test_adafactor_beside_that_of_transformers():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    steps, sizes = 12, {"decoder.norm_scale": 1e-5, "final_norm": 0.0}  # both below the least RMS, 1e-3
+    steps, sizes = (
+        12,
+        {"decoder.norm_scale": 1e-5, "final_norm": 0.0},
+    )  # both below the least RMS, 1e-3
     params = draws(0, sizes)
-    fields = {"kind": "adafactor", "learning_rate": 0.05, "warmup_steps": 4, "schedule": "linear", "gradient_clip": None}
-    optimizer = optim.build(settings(**fields), steps, TENSOR_AXES)
-    rate = optim.schedule(settings(**fields), steps)
+    fields = {
+        "kind": "adafactor",
+        "learning_rate": 0.05,
+        "warmup_steps": 4,
+        "schedule": "linear",
+        "gradient_clip": None,
+    }
+    optimizer = optim.build_optimizer(settings(**fields), steps, TENSOR_AXES)
+    rate = optim.learning_rate_schedule(settings(**fields), steps)
     peers = {path: [torch.nn.Parameter(torch.tensor(m)) for m in matrices(path, value)] for path, value in params.items()}
-    peer = transformers.Adafactor([p for many in peers.values() for p in many], lr=1.0, scale_parameter=True, relative_step=False)
+    peer = transformers.Adafactor(
+        [p for many in peers.values() for p in many],
+        lr=1.0,
+        scale_parameter=True,
+        relative_step=False,
+    )
 
     @jax.jit
     def step(gradients, state, params):
@@ -237,7 +299,7 @@ def test_adafactor_beside_that_of_transformers():
 
 def test_decay_of_adafactor_is_decoupled_and_masked():
     """Without a gradient only the decay is left: rate times decay, not times the parameter's RMS."""
-    optimizer = optim.build(settings(kind="adafactor", weight_decay=0.5), STEPS, AXES)
+    optimizer = optim.build_optimizer(settings(kind="adafactor", weight_decay=0.5), STEPS, AXES)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     changes: Tree = jax.jit(lambda: optimizer.update(zero, optimizer.init(PARAMS), PARAMS)[0])()
     np.testing.assert_allclose(changes["mlp"]["up_kernel"], -0.05 * PARAMS["mlp"]["up_kernel"], rtol=1e-6)
@@ -246,7 +308,7 @@ def test_decay_of_adafactor_is_decoupled_and_masked():
 
 def test_statistics_of_bfloat16_parameters_are_float32():
     params = {path: jnp.zeros(shape, jnp.bfloat16) for path, (shape, _) in TENSORS.items()}
-    shapes = jax.eval_shape(optim.build(settings(kind="adafactor"), STEPS, TENSOR_AXES).init, params)
+    shapes = jax.eval_shape(optim.build_optimizer(settings(kind="adafactor"), STEPS, TENSOR_AXES).init, params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32", "int32"}
 
 
@@ -256,7 +318,7 @@ def test_adafactor_holds_a_row_and_a_column_per_matrix():
     axes = {"up_kernel": ("layers", "embed", "mlp")}
 
     def held(kind: str) -> int:
-        shapes = jax.eval_shape(optim.build(settings(kind=kind), STEPS, axes).init, params)
+        shapes = jax.eval_shape(optim.build_optimizer(settings(kind=kind), STEPS, axes).init, params)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     counters = 2 * 4
@@ -269,8 +331,14 @@ def test_adafactor_holds_a_row_and_a_column_per_matrix():
 # attention has no biases: a key's gradient is rounding alone, and Adafactor makes steps of it.
 WIDE = replace(
     tiny.CONFIG,
-    model=replace(tiny.CONFIG.model, width=128, mlp_width=256, attention_bias=False, attention_output_bias=False),
-    optimizer=config.Optimizer(kind="adafactor", learning_rate=0.01, warmup_steps=2, warmup_start_ratio=1.0),
+    model=replace(
+        tiny.CONFIG.model,
+        width=128,
+        mlp_width=256,
+        attention_bias=False,
+        attention_output_bias=False,
+    ),
+    optimizer=config.OptimizerConfig(kind="adafactor", learning_rate=0.01, warmup_steps=2, warmup_start_ratio=1.0),
 )
 
 
@@ -303,15 +371,21 @@ def places(settings: config.Config, moment: str) -> dict[str, P]:
     """{parameter: what its moment is split over} at ZeRO-1 on a mesh with a tensor axis."""
     parts = tiny.parts(8, settings, zero=1, tensor=2)
     optimizer: Any = parts.optimizer
-    where = state.shardings(parts.model, optimizer, parts.placement).optimizer
+    where = state.state_shardings(parts.model, optimizer, parts.placement).optimizer
     leaves = jax.tree_util.tree_leaves_with_path(optax.tree.get(where, moment))
     return {jax.tree_util.keystr(path, simple=True, separator="."): sharding.spec for path, sharding in leaves}
 
 
 def test_only_moments_of_their_parameters_shape_are_split():
     assert set(places(WIDE, "v_row").values()) == set(places(WIDE, "v_col").values()) == {P()}
-    factored, whole = places(WIDE, "v"), places(replace(WIDE, model=tiny.CONFIG.model), "v")  # with a width of 64 nothing is factored
-    assert (factored["blocks.mlp.up_kernel"], whole["blocks.mlp.up_kernel"]) == (P(), P(None, "fsdp", "tensor"))
+    factored, whole = (
+        places(WIDE, "v"),
+        places(replace(WIDE, model=tiny.CONFIG.model), "v"),
+    )  # with a width of 64 nothing is factored
+    assert (factored["blocks.mlp.up_kernel"], whole["blocks.mlp.up_kernel"]) == (
+        P(),
+        P(None, "fsdp", "tensor"),
+    )
     assert (factored["embedding.tokens"], whole["embedding.tokens"]) == (P(), P("tensor", "fsdp"))
     assert factored["blocks.mlp.up_bias"] == P(None, "tensor")
     assert factored["blocks.attention.key_kernel"] == P()  # whole, but a matrix: its heads are merged

@@ -19,7 +19,7 @@ from jaxlm.objectives import Objective, Vocabulary
 LIBRARIES = ("jaxlm", "transformers")  # that a card is made for
 
 
-class Source(NamedTuple):
+class SourceFacts(NamedTuple):
     """One corpus of the training split; None is what is not known."""
 
     name: str
@@ -86,7 +86,7 @@ class Facts(NamedTuple):
     @property
     def flops_per_sample(self) -> int:
         of = self.objective
-        return flops.train(self.config.model, of.length, of.source_length, of.predictions)
+        return flops.training_flops(self.config.model, of.length, of.source_length, of.predictions)
 
     @property
     def compute(self) -> int:
@@ -94,7 +94,7 @@ class Facts(NamedTuple):
         return self.flops_per_sample * self.samples(self.step)
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[SourceFacts]:
         """The sources of the config, with what the store counted."""
         found = self.config.data.sources
         mixture = Mixture([source.weight for source in found])
@@ -115,7 +115,10 @@ class Facts(NamedTuple):
         documents = [entry.get("documents") for entry in self.data.get("splits", {}).get("validation", [])]
         whole = sum(documents) if documents and None not in documents else None
         return Held(
-            whole, found["tokens"], found["bytes"], {name: 8 * size / found["bytes"] for name, size in packed.items() if size is not None}
+            whole,
+            found["tokens"],
+            found["bytes"],
+            {name: 8 * size / found["bytes"] for name, size in packed.items() if size is not None},
         )
 
     @property
@@ -136,7 +139,13 @@ class Facts(NamedTuple):
         return statistics.median(self.curves[tag].values()) if self.curves.get(tag) else None
 
 
-def gather(run_directory: Path, settings: config.Config, parameters: int, step: int | None = None, exported: str = "") -> Facts:
+def gather(
+    run_directory: Path,
+    settings: config.Config,
+    parameters: int,
+    step: int | None = None,
+    exported: str = "",
+) -> Facts:
     """The facts of the model with so many `parameters` after `step` (None: the last one that was recorded).
 
     `exported` is the `model_type` of the Hugging Face directory that the card is for. What is missing or damaged in the run directory
@@ -238,8 +247,24 @@ def samples_of_sources(mixture: Mixture, samples: int) -> list[int]:
     return [periods * int(slots) + int(before) for slots, before in zip(mixture.slots, mixture.before[slot], strict=True)]
 
 
-def described(source: config.Source, share: float, samples: int, entry: Mapping[str, Any], objective: Objective) -> Source:
+def described(
+    source: config.SourceConfig,
+    share: float,
+    samples: int,
+    entry: Mapping[str, Any],
+    objective: Objective,
+) -> SourceFacts:
     documents, pairs, tokens = entry.get("documents"), entry.get("pairs"), entry.get("tokens")
     read, whole = (samples, pairs) if source.format == "pairs" else (samples * objective.stride, tokens)
     seen = read / whole if whole else None
-    return Source(source.name, source.format, share, documents, pairs, tokens, entry.get("bytes"), samples, seen)
+    return SourceFacts(
+        source.name,
+        source.format,
+        share,
+        documents,
+        pairs,
+        tokens,
+        entry.get("bytes"),
+        samples,
+        seen,
+    )

@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from jaxlm.card import picture, record
+from jaxlm.card import loss_plot, record
 from jaxlm.card.facts import LIBRARIES, Facts
+from jaxlm.card.markdown import one_line, plain
 from jaxlm.card.sections import PARTS
 from jaxlm.card.template import TEMPLATE
 from jaxlm.card.usage import TASKS
-from jaxlm.card.words import one_line, plain
 from jaxlm.config import UserError
 
 FILE, PICTURE = "README.md", "loss.svg"
@@ -92,7 +92,7 @@ def loss_curves(facts: Facts) -> str:
     train, validation = (
         [(facts.tokens(step), loss) for step, loss in facts.curves.get(tag, {}).items()] for tag in ("train/loss", "eval/loss")
     )
-    return picture.loss_curves(train, validation, "tokens")
+    return loss_plot.loss_curves(train, validation, "tokens")
 
 
 # The metadata
@@ -155,7 +155,10 @@ def merged(old: ModelCardData, new: ModelCardData) -> ModelCardData:
     ours = new.eval_results or []
     mine = {(result.dataset_type, result.dataset_name, result.dataset_split) for result in ours}
     theirs = [r for r in old.eval_results or [] if (r.dataset_type, r.dataset_name, r.dataset_split) not in mine]
-    fields = {**new.__dict__, **{key: value for key, value in old.__dict__.items() if value is not None}}
+    fields = {
+        **new.__dict__,
+        **{key: value for key, value in old.__dict__.items() if value is not None},
+    }
     if old.library_name in LIBRARIES:
         fields["library_name"] = new.library_name
     fields["tags"] = [*dict.fromkeys([*(old.tags or []), *(new.tags or [])])]

@@ -47,7 +47,10 @@ def record(run_directory: Path, start: Start, step: int, seconds: float, manifes
 
 def imported(run_directory: Path, model_type: str) -> None:
     """Notes that the run's first weights are those of a Hugging Face directory. UserError if it can't be written."""
-    replace(run_directory / FILE, json.dumps(read(run_directory) | {"imported": model_type}, indent=1) + "\n")
+    replace(
+        run_directory / FILE,
+        json.dumps(read(run_directory) | {"imported": model_type}, indent=1) + "\n",
+    )
 
 
 def read(run_directory: Path) -> dict[str, Any]:
@@ -73,7 +76,11 @@ def digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The counts of a store's manifest, without its files."""
     kept = ("source", "documents", "pairs", "tokens", "bytes")
     splits = {split: [{key: entry[key] for key in kept if key in entry} for entry in of] for split, of in manifest["splits"].items()}
-    return {"splits": splits, "validation": dict(manifest["validation"]), "tokenizer": dict(manifest["tokenizer"])}
+    return {
+        "splits": splits,
+        "validation": dict(manifest["validation"]),
+        "tokenizer": dict(manifest["tokenizer"]),
+    }
 
 
 def replace(path: Path, text: str) -> None:

@@ -2,11 +2,27 @@
 
 from collections.abc import Callable
 
-from jaxlm.card import kin, usage
-from jaxlm.card.facts import Facts, Source
-from jaxlm.card.words import PETAFLOP_DAYS, about, code, count, hours, number, percent, plain, properties, scientific, table
+from jaxlm.card import similar_models, usage
+from jaxlm.card.facts import Facts, SourceFacts
+from jaxlm.card.markdown import (
+    PETAFLOP_DAYS,
+    about,
+    code,
+    count,
+    hours,
+    number,
+    percent,
+    plain,
+    properties,
+    scientific,
+    table,
+)
 
-FAMILIES = {"decoder": "decoder (causal language model)", "encoder": "encoder", "encoder_decoder": "encoder-decoder"}
+FAMILIES = {
+    "decoder": "decoder (causal language model)",
+    "encoder": "encoder",
+    "encoder_decoder": "encoder-decoder",
+}
 OBJECTIVES = {
     "causal": "causal language modelling: the next token from those before it",
     "prefix": "prefix language modelling: the next token after a prefix that sees itself in both directions",
@@ -15,8 +31,16 @@ OBJECTIVES = {
     "infilling": "text infilling: the text before spans of it were hidden and its sentences shuffled",
     "pairs": "source-target pairs: a target from its source",
 }
-PRECISIONS = {"bfloat16": "bf16 mixed precision", "float16": "fp16 mixed precision", "float32": "fp32"}
-TOKENIZERS = {"bytes": "bytes", "bpe": "byte-level BPE, trained on the training split", "file": "from a tokenizer.json"}
+PRECISIONS = {
+    "bfloat16": "bf16 mixed precision",
+    "float16": "fp16 mixed precision",
+    "float32": "fp32",
+}
+TOKENIZERS = {
+    "bytes": "bytes",
+    "bpe": "byte-level BPE, trained on the training split",
+    "file": "from a tokenizer.json",
+}
 SCORES = {  # tag -> (name, digits)
     "eval/loss": ("loss, nats per target", 5),
     "eval/perplexity": ("perplexity", 5),
@@ -30,7 +54,7 @@ NOT_TRAINED = "No training is on record here: the directory holds the weights an
 
 def summary(facts: Facts) -> str:
     model = facts.config.model
-    shape = f", of the shape of {kin.like(model)}" if kin.like(model) else ""
+    shape = f", of the shape of {similar_models.similar_models(model)}" if similar_models.similar_models(model) else ""
     found = f"A transformer {FAMILIES[model.family]} of {about(facts.parameters)} parameters{shape}"
     if not facts.trained:
         return f"{found}. {NOT_TRAINED}"
@@ -45,7 +69,13 @@ def summary(facts: Facts) -> str:
 def description(facts: Facts) -> str:
     model = facts.config.model
     objective = [f"- **Objective:** {OBJECTIVES[facts.config.objective.kind]}"] if facts.trained else []
-    return "\n".join([f"- **Model type:** {FAMILIES[model.family]}" + (f", like {kin.like(model)}" if kin.like(model) else ""), *objective])
+    return "\n".join(
+        [
+            f"- **Model type:** {FAMILIES[model.family]}"
+            + (f", like {similar_models.similar_models(model)}" if similar_models.similar_models(model) else ""),
+            *objective,
+        ]
+    )
 
 
 def architecture(facts: Facts) -> str:
@@ -66,10 +96,10 @@ def architecture(facts: Facts) -> str:
         ("context window, tokens", model.context_length),
     ]
     words = [
-        ("positions", kin.positions(model)),
-        ("attention", kin.attention(model)),
-        ("norm", kin.norm(model)),
-        ("MLP", kin.mlp(model)),
+        ("positions", similar_models.positions(model)),
+        ("attention", similar_models.attention(model)),
+        ("norm", similar_models.norm(model)),
+        ("MLP", similar_models.mlp(model)),
         ("head", "the token embedding" if model.tied_head else "of its own"),
     ]
     rows = [(name, count(value)) for name, value in both if value is not None]
@@ -85,7 +115,11 @@ def tokenizer(facts: Facts) -> str:
     special = [f"{role.replace('_', ' ')} {plain(name)}" for role, name in needed.items()]
     if "sentinels" in objective.needs:
         special.append(f"up to {settings.sentinels} sentinels &lt;extra\\_id\\_0&gt; ...")
-    rows = [("kind", TOKENIZERS[settings.kind]), ("ids", count(ids) if ids else None), ("special tokens", ", ".join(special))]
+    rows = [
+        ("kind", TOKENIZERS[settings.kind]),
+        ("ids", count(ids) if ids else None),
+        ("special tokens", ", ".join(special)),
+    ]
     return properties(rows) + "\n\nIn text that is read, the names of special tokens are text like any other."
 
 
@@ -94,10 +128,28 @@ def data(facts: Facts) -> str:
         return NOT_TRAINED
     found = facts.sources
     unit = "pairs" if any(source.pairs is not None for source in found) else "documents"
-    heads = ("source", "format", "share of samples", unit, "tokens", "bytes", "tokens of it read", "times seen")
+    heads = (
+        "source",
+        "format",
+        "share of samples",
+        unit,
+        "tokens",
+        "bytes",
+        "tokens of it read",
+        "times seen",
+    )
     rows = [row(source, facts.objective.stride if unit == "documents" else None) for source in found]
     if facts.held:
-        rows.append(("*held out for validation*", "", "", *map(count, (facts.held.documents, facts.held.tokens, facts.held.bytes)), "", ""))
+        rows.append(
+            (
+                "*held out for validation*",
+                "",
+                "",
+                *map(count, (facts.held.documents, facts.held.tokens, facts.held.bytes)),
+                "",
+                "",
+            )
+        )
     validation = facts.config.data.validation
     share = f", share {validation.share:g}" if validation.method != "source" else ""
     method = {
@@ -113,12 +165,19 @@ def data(facts: Facts) -> str:
     )
 
 
-def row(source: Source, stride: int | None) -> tuple[str, ...]:
+def row(source: SourceFacts, stride: int | None) -> tuple[str, ...]:
     amount = source.documents if source.pairs is None else source.pairs
     read = "" if stride is None else count(source.samples * stride)
     seen = "unknown" if source.seen is None else number(source.seen, 3)
     counts = map(count, (amount, source.tokens, source.bytes))
-    return plain(source.name), source.format.replace("_", " "), percent(source.share), *counts, read, seen
+    return (
+        plain(source.name),
+        source.format.replace("_", " "),
+        percent(source.share),
+        *counts,
+        read,
+        seen,
+    )
 
 
 def batches(facts: Facts) -> str:
@@ -151,7 +210,10 @@ def hyperparameters(facts: Facts) -> str:
     adam = f"AdamW, beta1 {of.beta1:g}, beta2 {of.beta2:g}, epsilon {of.epsilon:g}"
     regime = PRECISIONS[settings.precision.compute]
     split = [f"{name} {getattr(mesh, name)}" for name in ("data", "fsdp", "tensor") if getattr(mesh, name) not in (1, -1)]
-    rest = next((f"{name}: the rest" for name in ("data", "fsdp", "tensor") if getattr(mesh, name) == -1), None)
+    rest = next(
+        (f"{name}: the rest" for name in ("data", "fsdp", "tensor") if getattr(mesh, name) == -1),
+        None,
+    )
     rows = [
         ("optimizer", adam if of.kind == "adamw" else "Adafactor"),
         ("learning rate, peak", f"{of.learning_rate:g}"),
@@ -222,7 +284,11 @@ def results(facts: Facts) -> str:
         columns[f"step {facts.best:,} (lowest loss)"] = facts.scores(facts.best)
     found = [tag for tag in SCORES if any(tag in scores for scores in columns.values())]
     rows = [
-        (SCORES[tag][0], *(number(scores[tag], SCORES[tag][1]) if tag in scores else "" for scores in columns.values())) for tag in found
+        (
+            SCORES[tag][0],
+            *(number(scores[tag], SCORES[tag][1]) if tag in scores else "" for scores in columns.values()),
+        )
+        for tag in found
     ]
     if "eval/bits_per_byte" in found and facts.held:
         rows += [

@@ -8,11 +8,23 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.card.facts import Facts
-from jaxlm.card.words import code, one_line
+from jaxlm.card.markdown import code, one_line
 
-TASKS = {"decoder": "text-generation", "encoder": "fill-mask", "encoder_decoder": "text2text-generation"}
+TASKS = {
+    "decoder": "text-generation",
+    "encoder": "fill-mask",
+    "encoder_decoder": "text2text-generation",
+}
 # What says where files lie, how a process is set up and what is shown: nothing that the weights depend on.
-PRIVATE = ("run_directory", "data.store", "runtime", "logging", "checkpoint", "evaluation.samples", "evaluation.sample_prompt")
+PRIVATE = (
+    "run_directory",
+    "data.store",
+    "runtime",
+    "logging",
+    "checkpoint",
+    "evaluation.samples",
+    "evaluation.sample_prompt",
+)
 
 PIPELINE = """from transformers import pipeline
 
@@ -37,7 +49,11 @@ def usage(facts: Facts) -> str:
 def exported(facts: Facts) -> str:
     family = facts.config.model.family
     if family == "encoder_decoder":
-        text = SEQ2SEQ.format(where=WHERE, prompt=json.dumps(prompt(facts.config)), skip=facts.config.objective.kind != "span")
+        text = SEQ2SEQ.format(
+            where=WHERE,
+            prompt=json.dumps(prompt(facts.config)),
+            skip=facts.config.objective.kind != "span",
+        )
     else:
         options = ", max_new_tokens=50" if family == "decoder" else ""
         text = PIPELINE.format(task=TASKS[family], where=WHERE, prompt=python_prompt(facts.config), options=options)

@@ -35,7 +35,10 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                item_handlers={STATE: ocp.StandardCheckpointHandler(), METRICS: ocp.JsonCheckpointHandler()},
+                item_handlers={
+                    STATE: ocp.StandardCheckpointHandler(),
+                    METRICS: ocp.JsonCheckpointHandler(),
+                },
                 options=ocp.CheckpointManagerOptions(preservation_policy=self),
             )
         except OSError as error:
@@ -127,7 +130,9 @@ class Checkpoints:
         wanted = {PARAMS: abstract_params}
         self._refuse_another(step, leaves(wanted), only=f"{PARAMS}/")
         arguments = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
         )
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -11,14 +11,27 @@ from jaxlm.config import Config, ConfigError, UserError, load, to_dict
 from jaxlm.data.schedule import BatchSchedule
 
 FILE = "config.json"
-FIXED = ("model", "objective", "tokenizer", "data", "seed", "precision.params", "optimizer.kind")  # what a checkpoint's numbers depend on
+FIXED = (
+    "model",
+    "objective",
+    "tokenizer",
+    "data",
+    "seed",
+    "precision.params",
+    "optimizer.kind",
+)  # what a checkpoint's numbers depend on
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
 # Of a run that has weights but no step yet, as an import leaves it: what the weights are of.
 FIXED_AT_START = ("model", "tokenizer", "precision.params")
-FREE_AT_START = ("model.dropout", "model.attention_dropout", "model.initializer", "model.initializer_std")
+FREE_AT_START = (
+    "model.dropout",
+    "model.attention_dropout",
+    "model.initializer",
+    "model.initializer_std",
+)
 
 
-def write(run_directory: Path, config: Config, store_hash: str | None, versions: dict[str, str]) -> None:
+def write_run_config(run_directory: Path, config: Config, store_hash: str | None, versions: dict[str, str]) -> None:
     """Writes config.json: the config's sections, the hash of the token store (None: no data yet) and library versions. Replaces it
     atomically."""
     document = {**to_dict(config), "store": {"hash": store_hash}, "versions": versions}
@@ -33,7 +46,7 @@ def write(run_directory: Path, config: Config, store_hash: str | None, versions:
         raise UserError(f"run_directory: can't write {run_directory / FILE}: {error.strerror}") from error
 
 
-def read(run_directory: Path) -> tuple[Config, str | None]:
+def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
     """The saved config and its store's hash (None: no data yet). Raises ConfigError naming the file if it is missing or damaged."""
     path = run_directory / FILE
     try:
@@ -45,14 +58,14 @@ def read(run_directory: Path) -> tuple[Config, str | None]:
         raise ConfigError(str(path), "has no store.hash: it is not the config.json of a run") from error
 
 
-def resumed(run_directory: Path, config: Config, step: int) -> tuple[Config, list[str]]:
+def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Config, list[str]]:
     """(the config that holds from `step` on, one note per change) for a run saved in `run_directory`.
 
     Before `step` the batch schedule is the saved one, from there on the asked-for one. Raises UserError if `config` would make
     another run of it: another model, objective, tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run that
     has only begun (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
-    saved, _ = read(run_directory)
+    saved, _ = read_run_config(run_directory)
     effective = with_schedule(config, schedule(saved).merged(schedule(config), step))
     changes = differences(to_dict(saved), to_dict(effective))
     refuse(run_directory, [change for key, change in changes.items() if is_fixed(key, step)])
@@ -61,11 +74,15 @@ def resumed(run_directory: Path, config: Config, step: int) -> tuple[Config, lis
 
 def check_store(run_directory: Path, config: Config, store_hash: str) -> None:
     """UserError if the run was trained on another token store: the text or the tokenizer's file has changed."""
-    saved, saved_hash = read(run_directory)
+    saved, saved_hash = read_run_config(run_directory)
     if saved_hash != store_hash:
         changes = differences(to_dict(saved), to_dict(config))
         refuse(
-            run_directory, [*(change for key, change in changes.items() if is_path(key)), f"prepared data: {saved_hash} -> {store_hash}"]
+            run_directory,
+            [
+                *(change for key, change in changes.items() if is_path(key)),
+                f"prepared data: {saved_hash} -> {store_hash}",
+            ],
         )
 
 

@@ -68,7 +68,10 @@ def section(path: str) -> Callable[[type[T]], type[T]]:
             missing = [f.name for f in dataclasses.fields(made) if f.name not in values and no_default(f)]  # type: ignore[arg-type]
             if missing:
                 raise ConfigError(join(path, missing[0]), "is required")
-            plain_init(self, **{name: check(value, known[name], join(path, name)) for name, value in values.items()})
+            plain_init(
+                self,
+                **{name: check(value, known[name], join(path, name)) for name, value in values.items()},
+            )
 
         made.__init__ = checked_init  # type: ignore[method-assign]
         return made
@@ -167,9 +170,15 @@ def check_bounds(value: float, bounds: Bounds, path: str) -> None:
     if not math.isfinite(value):
         raise ConfigError(path, f"must be finite, got {value!r}")
     if value > bounds.high or (bounds.below and value == bounds.high):
-        raise ConfigError(path, f"must be {'below' if bounds.below else 'at most'} {bounds.high:.12g}, got {value!r}")
+        raise ConfigError(
+            path,
+            f"must be {'below' if bounds.below else 'at most'} {bounds.high:.12g}, got {value!r}",
+        )
     if value < bounds.low or (bounds.above and value == bounds.low):
-        raise ConfigError(path, f"must be {'above' if bounds.above else 'at least'} {bounds.low:.12g}, got {value!r}")
+        raise ConfigError(
+            path,
+            f"must be {'above' if bounds.above else 'at least'} {bounds.low:.12g}, got {value!r}",
+        )
 
 
 def refuser(path: str) -> Callable[[str, str], None]:

@@ -14,8 +14,16 @@ from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from jaxlm.config.errors import ConfigError
-from jaxlm.config.fields import annotations, brief, describe, join, split_optional, strip_bounds, suggestion
-from jaxlm.config.schema import Config, Source
+from jaxlm.config.fields import (
+    annotations,
+    brief,
+    describe,
+    join,
+    split_optional,
+    strip_bounds,
+    suggestion,
+)
+from jaxlm.config.schema import Config, SourceConfig
 
 T = TypeVar("T")
 
@@ -32,7 +40,7 @@ def load(path: str | Path, edits: Sequence[str] = (), data: str | None = None) -
     config = from_json(path) if path.suffix == ".json" else from_python(path)
     config = edited(config, edits)
     if data is not None:
-        sources = (Source(name=Path(data).stem.strip("*") or "data", path=data),)
+        sources = (SourceConfig(name=Path(data).stem.strip("*") or "data", path=data),)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     if config.run_directory is None:
         config = dataclasses.replace(config, run_directory=f"runs/{path.stem}")

@@ -4,14 +4,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from jaxlm.config.fields import Count, Positive, PositiveFloat, Share, ShareBelowOne, refuser, section
+from jaxlm.config.fields import (
+    Count,
+    Positive,
+    PositiveFloat,
+    Share,
+    ShareBelowOne,
+    refuser,
+    section,
+)
 
 Family = Literal["decoder", "encoder", "encoder_decoder"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 
 
 @section("model")
-class Model:
+class ModelConfig:
     """The network's shape. Everything here changes the parameters or the function that they compute."""
 
     family: Family = "decoder"
@@ -111,7 +119,7 @@ class Model:
         return tuple(self.sliding_window if kind == "sliding" else None for kind in pattern)
 
     @property
-    def encoder(self) -> "Model":
+    def encoder(self) -> "ModelConfig":
         """The encoder of an encoder-decoder: an encoder of its own sizes."""
         heads = self.encoder_heads or self.heads
         return replace(
@@ -129,7 +137,7 @@ class Model:
         )
 
     @property
-    def stacks(self) -> dict[str, "Model"]:
+    def stacks(self) -> dict[str, "ModelConfig"]:
         """The stacks of blocks, by what their fields' names begin with."""
         return {"": self} | ({"encoder_": self.encoder} if self.family == "encoder_decoder" else {})
 
@@ -137,17 +145,24 @@ class Model:
         refuse = refuser("model")
         self.check_stacks(refuse)
         if self.head_width is None and self.width % self.heads:
-            refuse("width", f"{self.width} is not a multiple of heads ({self.heads}); set head_width to choose it freely")
+            refuse(
+                "width",
+                f"{self.width} is not a multiple of heads ({self.heads}); set head_width to choose it freely",
+            )
         if self.heads % self.key_value_heads:
             refuse("kv_heads", f"{self.kv_heads} does not divide heads ({self.heads})")
         if self.positions == "rotary" and (self.rotary_width % 2 or not self.rotary_width):
             refuse(
-                "head_width", f"rotary positions need an even number of channels, got {self.rotary_width} (rotary_share of the head width)"
+                "head_width",
+                f"rotary positions need an even number of channels, got {self.rotary_width} (rotary_share of the head width)",
             )
         if self.positions == "sinusoidal" and self.width % 2:
             refuse("width", f"sinusoidal positions need an even width, got {self.width}")
         if self.rotary_scaling != "none" and self.positions != "rotary":
-            refuse("rotary_scaling", f"{self.rotary_scaling!r} needs positions='rotary', got {self.positions!r}")
+            refuse(
+                "rotary_scaling",
+                f"{self.rotary_scaling!r} needs positions='rotary', got {self.positions!r}",
+            )
         if self.rotary_high_frequency_factor <= self.rotary_low_frequency_factor:
             refuse("rotary_high_frequency_factor", "must be above rotary_low_frequency_factor")
         if self.positions == "relative" and (self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2):
@@ -160,18 +175,29 @@ class Model:
     def check_variants(self, refuse: Callable[[str, str], None]):
         """Settings that need another one."""
         if self.residual != "serial" and self.norm_placement != "pre":
-            refuse("residual", f"{self.residual!r} needs norm_placement='pre', got {self.norm_placement!r}")
+            refuse(
+                "residual",
+                f"{self.residual!r} needs norm_placement='pre', got {self.norm_placement!r}",
+            )
         if not self.first_norm and self.norm_placement != "pre":
             refuse("first_norm", f"false needs norm_placement='pre', got {self.norm_placement!r}")
         if "sliding" in self.attention_pattern and self.sliding_window is None:
             refuse("attention_pattern", "has 'sliding' layers, which need sliding_window")
         if self.rotary_theta_sliding is not None and (self.positions != "rotary" or "sliding" not in self.attention_pattern):
-            refuse("rotary_theta_sliding", "needs positions='rotary' and an attention_pattern with 'sliding' layers")
+            refuse(
+                "rotary_theta_sliding",
+                "needs positions='rotary' and an attention_pattern with 'sliding' layers",
+            )
 
     def check_stacks(self, refuse: Callable[[str, str], None]):
         """Settings of one family alone."""
         if self.family != "encoder_decoder":
-            for name in ("encoder_layers", "encoder_heads", "encoder_kv_heads", "encoder_mlp_width"):
+            for name in (
+                "encoder_layers",
+                "encoder_heads",
+                "encoder_kv_heads",
+                "encoder_mlp_width",
+            ):
                 if getattr(self, name) is not None:
                     refuse(name, f"is only used with family='encoder_decoder', got {self.family!r}")
             if not self.shared_embedding:
@@ -179,10 +205,19 @@ class Model:
         else:
             heads = self.encoder_heads or self.heads
             if self.head_width is None and self.width % heads:
-                refuse("encoder_heads", f"{heads} does not divide width ({self.width}); set head_width to choose it freely")
+                refuse(
+                    "encoder_heads",
+                    f"{heads} does not divide width ({self.width}); set head_width to choose it freely",
+                )
             if self.encoder_kv_heads is not None and heads % self.encoder_kv_heads:
-                refuse("encoder_kv_heads", f"{self.encoder_kv_heads} does not divide the encoder's heads ({heads})")
+                refuse(
+                    "encoder_kv_heads",
+                    f"{self.encoder_kv_heads} does not divide the encoder's heads ({heads})",
+                )
         if self.token_types and self.family != "encoder":
             refuse("token_types", f"is only used with family='encoder', got {self.family!r}")
         if self.sliding_window and self.family == "encoder_decoder":
-            refuse("sliding_window", f"is only used with family='decoder' and 'encoder', got {self.family!r}")
+            refuse(
+                "sliding_window",
+                f"is only used with family='decoder' and 'encoder', got {self.family!r}",
+            )

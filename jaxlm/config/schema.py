@@ -8,8 +8,19 @@ import re
 from typing import Annotated, Literal
 
 from jaxlm.config.errors import ConfigError
-from jaxlm.config.fields import Bounds, Count, Filled, Positive, PositiveFloat, Rate, Share, ShareBelowOne, refuser, section
-from jaxlm.config.model import Family, Model
+from jaxlm.config.fields import (
+    Bounds,
+    Count,
+    Filled,
+    Positive,
+    PositiveFloat,
+    Rate,
+    Share,
+    ShareBelowOne,
+    refuser,
+    section,
+)
+from jaxlm.config.model import Family, ModelConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Seed = Annotated[int, Bounds(low=0, high=2**32 - 1)]  # what jax.random.key tells apart
@@ -30,7 +41,7 @@ TRAINED_BY: dict[str, Family] = {
 
 
 @section("objective")
-class Objective:
+class ObjectiveConfig:
     """What is predicted from what.
 
     causal      decoders: the next token
@@ -62,14 +73,22 @@ class Objective:
     @property
     def needs(self) -> tuple[str, ...]:
         """Special tokens that the tokenizer must have, beside the end of text."""
-        return {"masked": ("pad", "mask"), "span": ("pad", "sentinels"), "infilling": ("pad", "mask"), "pairs": ("pad",)}.get(self.kind, ())
+        return {
+            "masked": ("pad", "mask"),
+            "span": ("pad", "sentinels"),
+            "infilling": ("pad", "mask"),
+            "pairs": ("pad",),
+        }.get(self.kind, ())
 
     def __post_init__(self):
         refuse = refuser("objective")
         if self.noise_share is not None and not 0 < self.noise_share < 1:
             refuse("noise_share", f"must be between 0 and 1, got {self.noise_share}")
         if self.mask_share + self.random_share > 1:
-            refuse("random_share", f"{self.random_share} and mask_share ({self.mask_share}) are more than all")
+            refuse(
+                "random_share",
+                f"{self.random_share} and mask_share ({self.mask_share}) are more than all",
+            )
         if self.kind == "span" and self.mean_span < 1:
             refuse("mean_span", f"a span has at least one token, got {self.mean_span}")
         if self.target_length is not None and self.kind != "pairs":
@@ -77,7 +96,7 @@ class Objective:
 
 
 @section("tokenizer")
-class Tokenizer:
+class TokenizerConfig:
     """`bytes` has 256 ids and the end of text; `bpe` is byte-level BPE trained on the training split; `file` is any tokenizer.json."""
 
     kind: Literal["bytes", "bpe", "file"] = "bpe"
@@ -107,7 +126,7 @@ class Tokenizer:
 
 
 @section("data.sources")
-class Source:
+class SourceConfig:
     """One corpus. `path` is a file, a folder or a glob; `auto` goes by the file's ending (.jsonl, .ndjson: JSON lines; else text)."""
 
     name: Filled
@@ -125,7 +144,7 @@ class Source:
 
 
 @section("data.validation")
-class Validation:
+class ValidationConfig:
     """What is held out: a share of the documents by hash, the last share of each source, or files of their own."""
 
     method: Literal["hash", "tail", "source"] = "hash"
@@ -141,13 +160,13 @@ class Validation:
 
 
 @section("data")
-class Data:
+class DataConfig:
     """Where the text comes from and how it becomes samples."""
 
-    sources: tuple[Source, ...] = (Source(name="python_stdlib", format="python_stdlib"),)
+    sources: tuple[SourceConfig, ...] = (SourceConfig(name="python_stdlib", format="python_stdlib"),)
     sequence_length: Positive = 1024  # tokens per sample
     store: Filled = "stores"  # folder of the tokenised corpora, shared by runs
-    validation: Validation = Validation()
+    validation: ValidationConfig = ValidationConfig()
     prefetch_batches: Positive = 4
     prefetch_threads: Positive = 1
 
@@ -160,7 +179,7 @@ class Data:
 
 
 @section("optimizer")
-class Optimizer:
+class OptimizerConfig:
     """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235) with global-norm clipping and a learning-rate schedule."""
 
     kind: Literal["adamw", "adafactor"] = "adamw"  # adafactor: rates are relative to each tensor's size; no beta1, beta2, epsilon
@@ -175,19 +194,28 @@ class Optimizer:
     beta2: ShareBelowOne = 0.95
     epsilon: PositiveFloat = 1e-8
     weight_decay: Rate = 0.1
-    weight_decay_exclude: tuple[str, ...] = ("bias", "norm")  # parameters whose path has a part that contains one of these
+    weight_decay_exclude: tuple[str, ...] = (
+        "bias",
+        "norm",
+    )  # parameters whose path has a part that contains one of these
     gradient_clip: PositiveFloat | None = 1.0  # global norm
 
     def __post_init__(self):
         refuse = refuser("optimizer")
         if self.decay_steps is not None and self.schedule not in ("cosine", "linear"):
-            refuse("decay_steps", f"is only used by the schedules 'cosine' and 'linear', got schedule={self.schedule!r}")
+            refuse(
+                "decay_steps",
+                f"is only used by the schedules 'cosine' and 'linear', got schedule={self.schedule!r}",
+            )
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            refuse("decay_steps", f"{self.decay_steps} is not after the warmup (warmup_steps={self.warmup_steps})")
+            refuse(
+                "decay_steps",
+                f"{self.decay_steps} is not after the warmup (warmup_steps={self.warmup_steps})",
+            )
 
 
 @section("parallel")
-class Parallel:
+class ParallelConfig:
     """The mesh and what is spread over it. One of data, fsdp, tensor may be -1: the devices that the others leave."""
 
     zero: Literal[0, 1, 2, 3] = 0  # sharded over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters
@@ -200,13 +228,16 @@ class Parallel:
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor"):
             if getattr(self, name) < 1 and getattr(self, name) != -1:
-                raise ConfigError(f"parallel.{name}", f"must be at least 1, or -1 for the rest, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"parallel.{name}",
+                    f"must be at least 1, or -1 for the rest, got {getattr(self, name)}",
+                )
         if [self.data, self.fsdp, self.tensor].count(-1) > 1:
             raise ConfigError("parallel", "only one of data, fsdp and tensor can be -1 (the rest)")
 
 
 @section("precision")
-class Precision:
+class PrecisionConfig:
     """Number formats. Softmax, norms and loss statistics are always float32."""
 
     compute: Dtype = "bfloat16"  # activations and matrix products
@@ -215,7 +246,7 @@ class Precision:
 
 
 @section("training")
-class Training:
+class TrainingConfig:
     """How long, how much at a time."""
 
     steps: Positive = 1000
@@ -232,11 +263,14 @@ class Training:
         # Only the last size: a resumed run may have changed the microbatches together with the batch size.
         last = self.batch_schedule[-1][1] if self.batch_schedule else self.batch_size
         if last % self.microbatches:
-            raise ConfigError("training.microbatches", f"{self.microbatches} does not divide the batch size {last}")
+            raise ConfigError(
+                "training.microbatches",
+                f"{self.microbatches} does not divide the batch size {last}",
+            )
 
 
 @section("evaluation")
-class Evaluation:
+class EvaluationConfig:
     """On the validation split, on the same windows each time."""
 
     every_steps: Count = 500  # 0: only at the end
@@ -250,7 +284,7 @@ class Evaluation:
 
 
 @section("checkpoint")
-class Checkpoint:
+class CheckpointConfig:
     """The newest `keep` and the best by eval/loss stay on disk. One is always written at the end and on a signal."""
 
     every_steps: Count = 1000  # 0: only at the end and on a signal
@@ -258,7 +292,7 @@ class Checkpoint:
 
 
 @section("logging")
-class Logging:
+class LoggingConfig:
     """What is shown and written, how often."""
 
     every_steps: Positive = 10
@@ -266,7 +300,7 @@ class Logging:
 
 
 @section("runtime")
-class Runtime:
+class RuntimeConfig:
     """Process and platform; nothing here changes the maths."""
 
     platform: Literal["cpu", "cuda"] | None = None  # None: what jax finds
@@ -296,18 +330,18 @@ class Config:
 
     run_directory: Filled | None = None  # None: runs/ and the config file's name
     seed: Seed = 0
-    model: Model = Model()
-    objective: Objective = Objective()
-    tokenizer: Tokenizer = Tokenizer()
-    data: Data = Data()
-    optimizer: Optimizer = Optimizer()
-    parallel: Parallel = Parallel()
-    precision: Precision = Precision()
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpoint = Checkpoint()
-    logging: Logging = Logging()
-    runtime: Runtime = Runtime()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
 
     @property
     def tokenizer_vocabulary_size(self) -> int:
@@ -341,13 +375,19 @@ class Config:
         kind, family = self.objective.kind, TRAINED_BY[self.objective.kind]
         if family != self.model.family:
             fitting = ", ".join(repr(name) for name, of in TRAINED_BY.items() if of == self.model.family)
-            raise ConfigError("objective.kind", f"{kind!r} trains model.family={family!r}, got {self.model.family!r} (it takes {fitting})")
+            raise ConfigError(
+                "objective.kind",
+                f"{kind!r} trains model.family={family!r}, got {self.model.family!r} (it takes {fitting})",
+            )
         for number, source in enumerate(self.data.sources):
             if (source.format == "pairs") != (kind == "pairs"):
                 reason = f"{source.format!r} does not go with objective.kind={kind!r}: 'pairs' needs 'pairs'"
                 raise ConfigError(f"data.sources.{number}.format", reason)
         if kind == "pairs" and self.data.validation.method == "tail":
-            raise ConfigError("data.validation.method", "'tail' would cut pairs in two; 'hash' and 'source' keep them whole")
+            raise ConfigError(
+                "data.validation.method",
+                "'tail' would cut pairs in two; 'hash' and 'source' keep them whole",
+            )
         length = self.objective.target_length
         if self.model.positions == "learned" and length is not None and length > self.model.context_length:
             reason = f"{length} exceeds model.context_length ({self.model.context_length}), the rows of the learned position table"

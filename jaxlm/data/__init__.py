@@ -5,4 +5,13 @@ from jaxlm.data.store import Store, await_store, open_store, prepare
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 
-__all__ = ["Document", "SpecialTokens", "Store", "Tokenizer", "await_store", "load_tokenizer", "open_store", "prepare"]
+__all__ = [
+    "Document",
+    "SpecialTokens",
+    "Store",
+    "Tokenizer",
+    "await_store",
+    "load_tokenizer",
+    "open_store",
+    "prepare",
+]

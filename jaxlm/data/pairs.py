@@ -36,7 +36,10 @@ class PairArray:
         Each text ends with the end of text, also one that was cut to fit; behind it is padding.
         """
         return np.concatenate(
-            [self.texts(2 * starts, objective.source_length), self.texts(2 * starts + 1, objective.length)],
+            [
+                self.texts(2 * starts, objective.source_length),
+                self.texts(2 * starts + 1, objective.length),
+            ],
             axis=1,
         )
 

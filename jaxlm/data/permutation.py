@@ -9,14 +9,14 @@ import math
 
 import numpy as np
 
-from jaxlm.objectives import counter
+from jaxlm import counter_rng
 
 ROUNDS = 6
 
 
 def permute(index: np.ndarray, size: int, seed: int, source: int, epoch: np.ndarray) -> np.ndarray:
     """Images of `index` (int64 [n], values in [0, size)) under the permutation of each `epoch` (int64 [n]); int64 [n]."""
-    keys = counter.bits(seed, epoch[:, None], counter.SHUFFLE + source, np.arange(ROUNDS))
+    keys = counter_rng.random_bits(seed, epoch[:, None], counter_rng.SHUFFLE + source, np.arange(ROUNDS))
     image = feistel(index.astype(np.uint64), size, keys)
     while (outside := image >= size).any():
         image[outside] = feistel(image[outside], size, keys[outside])
@@ -32,7 +32,7 @@ def feistel(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         key = keys[:, round_number]
         # 32 of the hash's bits: a sum that wrapped around 2**64 before the modulo could not be undone.
         if round_number % 2 == 0:
-            y = (y + (counter.mix(key ^ x) >> np.uint64(32))) % np.uint64(height)
+            y = (y + (counter_rng.mix(key ^ x) >> np.uint64(32))) % np.uint64(height)
         else:
-            x = (x + (counter.mix(key ^ y) >> np.uint64(32))) % np.uint64(width)
+            x = (x + (counter_rng.mix(key ^ y) >> np.uint64(32))) % np.uint64(width)
     return x * np.uint64(height) + y

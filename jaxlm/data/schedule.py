@@ -30,7 +30,10 @@ class BatchSchedule(NamedTuple):
     def merged(self, other: "BatchSchedule", step: int) -> "BatchSchedule":
         """This schedule before `step` and `other` from `step` on: a resumed run whose batch size was changed."""
         before = [change for change in ((0, self.batch_size), *self.changes) if change[0] < step]
-        after = [(step, other.size(step)), *(change for change in other.changes if change[0] > step)]
+        after = [
+            (step, other.size(step)),
+            *(change for change in other.changes if change[0] > step),
+        ]
         (_, batch_size), *rest = before + after
         changes, size = [], batch_size
         for start, next_size in rest:

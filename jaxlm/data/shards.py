@@ -139,7 +139,12 @@ class TokenWriter:
         finish(self.offsets)
         if self.shard is not None:
             finish(self.shard)
-        return {"tokens": self.tokens, "documents": self.documents, "offsets": self.offsets.name.rpartition("/")[2], "shards": self.shards}
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "offsets": self.offsets.name.rpartition("/")[2],
+            "shards": self.shards,
+        }
 
 
 def finish(file: BinaryIO) -> None:

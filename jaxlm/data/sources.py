@@ -18,7 +18,17 @@ from jaxlm.config.fields import suggestion
 JSON_LINES = (".jsonl", ".ndjson")
 
 # Left out of the standard library: what distributions package apart (test suites, editors, demos) and what the build wrote.
-STDLIB_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
+STDLIB_EXCLUDED = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+}
 STDLIB_EXCLUDED_STARTS = ("config-", "_sysconfigdata", "sitecustomize")
 
 
@@ -35,7 +45,7 @@ class Document(NamedTuple):
         return (self.text,) if self.target is None else (self.text, self.target)
 
 
-def files(source: config.Source, key: str = "data.sources") -> list[Path]:
+def files(source: config.SourceConfig, key: str = "data.sources") -> list[Path]:
     """The files of a source, sorted. Folders give every file below them that is not hidden. `ConfigError` at `key` if there are none."""
     if source.path is None:
         return [path for path in walk(stdlib_folder(), excluded_from_stdlib) if path.suffix == ".py"]
@@ -47,7 +57,10 @@ def files(source: config.Source, key: str = "data.sources") -> list[Path]:
     else:
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207
     if not found:
-        raise ConfigError(key, f"{source.path}: {'holds no files' if path.is_dir() else 'no such file' + near_names(path)}")
+        raise ConfigError(
+            key,
+            f"{source.path}: {'holds no files' if path.is_dir() else 'no such file' + near_names(path)}",
+        )
     return found
 
 
@@ -77,7 +90,7 @@ def stdlib_folder() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def base_folder(source: config.Source) -> Path:
+def base_folder(source: config.SourceConfig) -> Path:
     """The folder that names are relative to: the source's own, or the part of its glob before the first wildcard."""
     if source.path is None:
         return stdlib_folder()
@@ -90,7 +103,7 @@ def base_folder(source: config.Source) -> Path:
     return fixed
 
 
-def documents(source: config.Source, key: str = "data.sources") -> Iterator[Document]:
+def documents(source: config.SourceConfig, key: str = "data.sources") -> Iterator[Document]:
     """The non-empty documents of a source in the order of its files; of pairs, one text may be empty.
 
     `UserError` names the file and the line or byte at fault.
@@ -140,7 +153,10 @@ def json_pairs(path: Path, name: str, source_key: str, target_key: str) -> Itera
     """The pairs of a JSON lines file."""
     for number, values in json_lines(path):
         place = f"{path}:{number}"
-        source, target = json_text(values, place, "source_key", source_key), json_text(values, place, "target_key", target_key)
+        source, target = (
+            json_text(values, place, "source_key", source_key),
+            json_text(values, place, "target_key", target_key),
+        )
         yield Document(f"{name}:{number}", source, target)
 
 
@@ -187,7 +203,7 @@ def check_unicode(text: str, place: str) -> None:
         raise UserError(f"{place}: half a surrogate pair at character {error.start:,}, which is not Unicode text") from error
 
 
-def fingerprint(source: config.Source, cache_path: Path, key: str = "data.sources") -> str:
+def fingerprint(source: config.SourceConfig, cache_path: Path, key: str = "data.sources") -> str:
     """SHA-256 over the names and contents of the source's files.
 
     `cache_path` (JSON) remembers the hash of each file by path, size and time of change, so that an unchanged corpus is not read

@@ -33,13 +33,13 @@ class Size(NamedTuple):
     bytes: int = 0  # of UTF-8
 
 
-def corpora(data: config.Data) -> tuple[tuple[config.Source, str], ...]:
+def corpora(data: config.DataConfig) -> tuple[tuple[config.SourceConfig, str], ...]:
     """(source, the config key that errors name): the sources in order, then the validation files if there are any."""
     sources = tuple((source, "data.sources") for source in data.sources)
     if data.validation.path is None:
         return sources
     first = data.sources[0]
-    held_out = config.Source(
+    held_out = config.SourceConfig(
         name=VALIDATION,
         path=data.validation.path,
         format="pairs" if first.format == "pairs" else "auto",
@@ -50,14 +50,14 @@ def corpora(data: config.Data) -> tuple[tuple[config.Source, str], ...]:
     return (*sources, (held_out, "data.validation.path"))
 
 
-def places(data: config.Data) -> list[tuple[int, str]]:
+def places(data: config.DataConfig) -> list[tuple[int, str]]:
     """Every (corpus, split) that may hold text."""
     sources = range(len(data.sources))
     held_out = sources if data.validation.path is None else [len(data.sources)]
     return [(corpus, TRAIN) for corpus in sources] + [(corpus, VALIDATION) for corpus in held_out]
 
 
-def cuts(data: config.Data) -> tuple[int, ...] | None:
+def cuts(data: config.DataConfig) -> tuple[int, ...] | None:
     """Method `tail`: the byte of each source's text at which its validation part begins."""
     if data.validation.method != "tail":
         return None
@@ -65,7 +65,7 @@ def cuts(data: config.Data) -> tuple[int, ...] | None:
     return tuple(int(total * (1 - data.validation.share)) for total in totals)
 
 
-def parts(data: config.Data, tails: tuple[int, ...] | None) -> Iterator[Part]:
+def parts(data: config.DataConfig, tails: tuple[int, ...] | None) -> Iterator[Part]:
     """Every document of every corpus with its split; `tails` is `cuts(data)`."""
     for corpus, (source, key) in enumerate(corpora(data)):
         found = documents(source, key)
@@ -105,7 +105,7 @@ def by_position(found: Iterable[Document], cut: int) -> Iterator[tuple[str, tupl
             yield VALIDATION, (data[inside:].decode(),)
 
 
-def survey(data: config.Data, tails: tuple[int, ...] | None) -> dict[tuple[int, str], Size]:
+def survey(data: config.DataConfig, tails: tuple[int, ...] | None) -> dict[tuple[int, str], Size]:
     """(corpus, split) -> its size. `ConfigError` at `data.validation` where the text can't be divided that way."""
     sizes = dict.fromkeys(places(data), Size())
     for part in parts(data, tails):
@@ -123,7 +123,7 @@ def total(sizes: dict[tuple[int, str], Size], split: str) -> Size:
     return Size(sum(size.documents for size in chosen), sum(size.bytes for size in chosen))
 
 
-def check_splits(validation: config.Validation, totals: dict[str, Size]) -> None:
+def check_splits(validation: config.ValidationConfig, totals: dict[str, Size]) -> None:
     count = sum(size.documents for size in totals.values())
     if validation.method == "hash" and count < FEWEST_DOCUMENTS:
         reason = f"'hash' needs at least {FEWEST_DOCUMENTS} documents, found {count}; 'tail' holds out the end of the text instead"

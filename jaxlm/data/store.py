@@ -25,7 +25,18 @@ from jaxlm.config.errors import ConfigError, LostError, UserError
 from jaxlm.data.pairs import PairArray
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.data.sources import fingerprint
-from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, Part, Size, corpora, cuts, parts, survey, total
+from jaxlm.data.split import (
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Part,
+    Size,
+    corpora,
+    cuts,
+    parts,
+    survey,
+    total,
+)
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 
@@ -72,8 +83,8 @@ class Store:
 
 
 def prepare(
-    data: config.Data,
-    tokenizer: config.Tokenizer,
+    data: config.DataConfig,
+    tokenizer: config.TokenizerConfig,
     vocabulary_size: int,
     report: Report,
     shard_tokens: int = SHARD_TOKENS,
@@ -82,7 +93,7 @@ def prepare(
     """The store of `data`, built if it is not there yet. `report` gets what is done as plain lines.
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` the special tokens that the objective needs beside the end of
-    text (`config.Objective.needs`). Raises `ConfigError` or `UserError` for what the user can mend: missing
+    text (`config.ObjectiveConfig.needs`). Raises `ConfigError` or `UserError` for what the user can mend: missing
     or malformed files, a split that is empty, an unusable tokenizer.json, a damaged store.
     """
     folder, inputs, special = identify(data, tokenizer, vocabulary_size, needs)
@@ -90,15 +101,18 @@ def prepare(
         with building(folder, report) as unfinished:
             if unfinished is not None:
                 manifest = build(unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens)
-                write_synced(unfinished / MANIFEST, json.dumps({"format": FORMAT, "inputs": inputs} | manifest, indent=1))
+                write_synced(
+                    unfinished / MANIFEST,
+                    json.dumps({"format": FORMAT, "inputs": inputs} | manifest, indent=1),
+                )
     store = open_store(folder)
     report(summary(store))
     return store
 
 
 def await_store(
-    data: config.Data,
-    tokenizer: config.Tokenizer,
+    data: config.DataConfig,
+    tokenizer: config.TokenizerConfig,
     vocabulary_size: int,
     report: Report,
     ready: Callable[[], bool],
@@ -122,7 +136,10 @@ def await_store(
 
 
 def identify(
-    data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, needs: tuple[str, ...]
+    data: config.DataConfig,
+    tokenizer: config.TokenizerConfig,
+    vocabulary_size: int,
+    needs: tuple[str, ...],
 ) -> tuple[Path, dict[str, Any], SpecialTokens]:
     """(where the store of these settings is or will be, all that its name is the hash of, its special tokens).
 
@@ -140,7 +157,11 @@ def identify(
 
 
 def hash_inputs(
-    data: config.Data, tokenizer: config.Tokenizer, vocabulary_size: int, special: SpecialTokens, cache: Path
+    data: config.DataConfig,
+    tokenizer: config.TokenizerConfig,
+    vocabulary_size: int,
+    special: SpecialTokens,
+    cache: Path,
 ) -> dict[str, Any]:
     """All that decides the store's content, as JSON data. Where files lie, names and weights of sources don't."""
     spec: dict[str, Any] = {"kind": tokenizer.kind, **special.settings}
@@ -155,7 +176,7 @@ def hash_inputs(
     return {"format": FORMAT, "sources": sources, "validation": validation, "tokenizer": spec}
 
 
-def keys(source: config.Source) -> dict[str, str]:
+def keys(source: config.SourceConfig) -> dict[str, str]:
     """The settings that say where the text is in JSON lines."""
     if source.format == "pairs":
         return {"source_key": source.source_key, "target_key": source.target_key}
@@ -171,7 +192,10 @@ def building(folder: Path, report: Report) -> Iterator[Path | None]:
     unfinished = folder.with_name(f".{folder.name}.building")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock"), lambda: report(f"store {folder}: another process builds it, waiting")):
+        with locked(
+            folder.with_name(f".{folder.name}.lock"),
+            lambda: report(f"store {folder}: another process builds it, waiting"),
+        ):
             if folder.is_dir():
                 yield None
                 return
@@ -200,8 +224,8 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 def build(
     folder: Path,
-    data: config.Data,
-    tokenizer_config: config.Tokenizer,
+    data: config.DataConfig,
+    tokenizer_config: config.TokenizerConfig,
     vocabulary_size: int,
     special: SpecialTokens,
     report: Report,
@@ -227,19 +251,28 @@ def build(
     entries = {of: described(found[of[0]], sizes[of]) | writer.close() for of, writer in writers.items()}
     return {
         "dtype": dtype.name,
-        "tokenizer": {"hash": tokenizer.hash, "size": tokenizer.size, "end_of_text": tokenizer.end_of_text},
+        "tokenizer": {
+            "hash": tokenizer.hash,
+            "size": tokenizer.size,
+            "end_of_text": tokenizer.end_of_text,
+        },
         "splits": {split: [entry for of, entry in entries.items() if of[1] == split] for split in SPLITS},
         "validation": validation_summary(entries, total(sizes, VALIDATION), bytes(held_out)),
     }
 
 
-def described(source: config.Source, size: Size) -> dict[str, Any]:
+def described(source: config.SourceConfig, size: Size) -> dict[str, Any]:
     """What the manifest says of a source's text. A pair is two documents, source and target."""
     return {"source": source.name, "bytes": size.bytes} | ({"pairs": size.documents} if source.format == "pairs" else {})
 
 
 def make_tokenizer(
-    settings: config.Tokenizer, vocabulary_size: int, special: SpecialTokens, texts: Iterator[str], text_bytes: int, report: Report
+    settings: config.TokenizerConfig,
+    vocabulary_size: int,
+    special: SpecialTokens,
+    texts: Iterator[str],
+    text_bytes: int,
+    report: Report,
 ) -> Tokenizer:
     """The tokenizer of the config; a BPE is trained on `texts`, `text_bytes` in all."""
     if settings.kind == "bytes":
@@ -334,7 +367,10 @@ def write_synced(path: Path, text: str) -> None:
 def open_store(folder: Path) -> Store:
     """A finished store. `UserError` names the file that is missing, damaged or of the wrong size."""
     if not folder.is_dir():
-        raise ConfigError("data.store", f"there is no {folder} here: all processes of a run need the folder that process 0 has prepared")
+        raise ConfigError(
+            "data.store",
+            f"there is no {folder} here: all processes of a run need the folder that process 0 has prepared",
+        )
     rebuild = f"delete the folder {folder} to have it built again"
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())

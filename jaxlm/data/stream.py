@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxlm import counter_rng
 from jaxlm.config.errors import ConfigError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.permutation import permute
 from jaxlm.data.samples import Samples, read, window_count
 from jaxlm.data.schedule import BatchSchedule
-from jaxlm.objectives import Objective, counter
+from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
 BLOCK = 1024  # samples whose places are computed together
@@ -83,6 +84,6 @@ class Stream:
         places, stride = self.arrays[source].places(self.objective), self.objective.stride
         count = window_count(self.arrays[source], self.objective)
         epochs, index = np.divmod(numbers, count)
-        phases = counter.bits(self.seed, epochs, counter.PHASE + source, 0) % np.uint64(stride)
+        phases = counter_rng.random_bits(self.seed, epochs, counter_rng.PHASE + source, 0) % np.uint64(stride)
         starts = permute(index, count, self.seed, source, epochs) * stride + np.where(epochs, phases.astype(np.int64), 0)
         return np.minimum(starts, places - 1)

@@ -26,7 +26,12 @@ import tokenizers
 from jaxlm import config
 from jaxlm.objectives import Vocabulary
 
-ROLES = ("end_of_text", "pad", "begin_of_text", "mask")  # a tokenizer made here numbers the padding 1, as RoBERTa and BART do
+ROLES = (
+    "end_of_text",
+    "pad",
+    "begin_of_text",
+    "mask",
+)  # a tokenizer made here numbers the padding 1, as RoBERTa and BART do
 
 LETTER, DIGIT, OTHER = 0, 1, 2
 BEGINS, ENDS = -1, -2  # as `first` and `last`: equal to nothing
@@ -75,12 +80,12 @@ class SpecialTokens(NamedTuple):
 
     @property
     def required(self) -> dict[str, str]:
-        """Field of `config.Tokenizer` -> a token that a tokenizer must have for it."""
+        """Field of `config.TokenizerConfig` -> a token that a tokenizer must have for it."""
         return self.named | ({"sentinels": self.sentinel_names[0]} if self.sentinels else {})
 
 
-def special_tokens(settings: config.Tokenizer, needs: tuple[str, ...]) -> SpecialTokens:
-    """The special tokens of a run whose objective `needs` these ("pad", "mask", "sentinels"; `config.Objective.needs`)."""
+def special_tokens(settings: config.TokenizerConfig, needs: tuple[str, ...]) -> SpecialTokens:
+    """The special tokens of a run whose objective `needs` these ("pad", "mask", "sentinels"; `config.ObjectiveConfig.needs`)."""
     return SpecialTokens(
         settings.end_of_text,
         settings.begin_of_text,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.decoding.choice import Choice, seen
-from jaxlm.decoding.loop import Ends, Writer, bucket, constrained, is_end, padded
+from jaxlm.decoding.engine import Ends, Writer, bucket, constrained, is_end, padded
+from jaxlm.decoding.sampling import SamplingConfig, seen
 from jaxlm.models import Model
 from jaxlm.types import Array, Batch, Tree
 
@@ -64,7 +64,12 @@ class BeamWriter:
         self._begin = jax.jit(partial(begin, writer.ends, search), static_argnums=(0,))
         self._steps = jax.jit(partial(steps, writer.model, writer.ends, search), donate_argnums=(1,))
 
-    def write(self, prompts: Sequence[np.ndarray], limits: Sequence[int], sources: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    def write(
+        self,
+        prompts: Sequence[np.ndarray],
+        limits: Sequence[int],
+        sources: Sequence[np.ndarray] | None = None,
+    ) -> list[np.ndarray]:
         """The tokens of the best beam after each prompt, its end included."""
         limits_B = np.asarray(limits, np.int32)
         room = bucket(int(limits_B.max()))
@@ -72,14 +77,29 @@ class BeamWriter:
         seen_BV = None
         if self.search.repetition_penalty != 1:
             seen_BV = seen(*padded(prompts, bucket(max(map(len, prompts)))), scores_BV.shape[1])
-        powers_N = np.array([float(length) ** self.search.length_penalty for length in range(1, room + 1)], np.float32)
+        powers_N = np.array(
+            [float(length) ** self.search.length_penalty for length in range(1, room + 1)],
+            np.float32,
+        )
         state = self._begin(room, cache, scores_BV, seen_BV, limits_B, powers_N)
         state = self._steps(self.writer.params, state, powers_N)
-        tokens, lengths = np.asarray(state.finished_BWN[:, 0]), np.asarray(state.finished_lengths_BW[:, 0])
+        tokens, lengths = (
+            np.asarray(state.finished_BWN[:, 0]),
+            np.asarray(state.finished_lengths_BW[:, 0]),
+        )
         return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
 
 
-def begin(ends: Ends, search: Search, room: int, cache: Tree, scores_BV: Array, seen_BV: Array | None, limits_B: Array, powers_N: Array):
+def begin(
+    ends: Ends,
+    search: Search,
+    room: int,
+    cache: Tree,
+    scores_BV: Array,
+    seen_BV: Array | None,
+    limits_B: Array,
+    powers_N: Array,
+):
     """The state after the first token. All beams but one begin impossible, else they would all be the same."""
     rows, W = len(scores_BV), search.beams
     tokens_BWN = jnp.full((rows, W, room), ends.pad, jnp.int32)
@@ -137,7 +157,7 @@ def candidates(ends: Ends, search: Search, state: Beams, logits_QV: Array) -> Ca
     V = logits_QV.shape[1]
     C = max(2, 1 + len(ends.ids)) * W
     seen_QV = None if state.seen_BWV is None else state.seen_BWV.reshape(-1, V)
-    choice = Choice(repetition_penalty=search.repetition_penalty)
+    choice = SamplingConfig(repetition_penalty=search.repetition_penalty)
     limits_Q = jnp.repeat(state.limits_B, W)
     log_probabilities_QV = constrained(ends, choice, jax.nn.log_softmax(logits_QV, axis=-1), seen_QV, state.count, limits_Q)
     sums_BX = (log_probabilities_QV.reshape(rows, W, V) + state.scores_BW[:, :, None]).reshape(rows, W * V)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import config
-from jaxlm.decoding.loop import bucket, padded, whole
+from jaxlm.decoding.engine import bucket, padded, whole
 from jaxlm.models import Model
 from jaxlm.types import Array, Batch, Tree
 
@@ -34,8 +34,14 @@ class Filler:
         """For the masks of each row of token ids in their order; a batch that is not full is filled up."""
         places = [np.flatnonzero(row == self.mask) for row in rows]
         tokens, lengths = batch_of(self.model.config, rows, self.size)
-        predict, _ = padded([*places, *[np.zeros(0, np.int32)] * (self.size - len(rows))], bucket(max(map(len, places))))
-        probabilities, ids = map(np.asarray, self._best(self.params, Batch(tokens=tokens, lengths=lengths, predict=predict)))
+        predict, _ = padded(
+            [*places, *[np.zeros(0, np.int32)] * (self.size - len(rows))],
+            bucket(max(map(len, places))),
+        )
+        probabilities, ids = map(
+            np.asarray,
+            self._best(self.params, Batch(tokens=tokens, lengths=lengths, predict=predict)),
+        )
         return [
             [Candidates(int(at), ids[row, number], probabilities[row, number]) for number, at in enumerate(places[row])]
             for row in range(len(rows))
@@ -80,7 +86,7 @@ def last(x_BLD: Array, lengths_B: Array) -> Array:
 POOLED: dict[str, Callable[[Array, Array], Array]] = {"mean": mean, "first": first, "last": last}
 
 
-def batch_of(model: config.Model, rows: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(model: config.ModelConfig, rows: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [size, L], lengths [size]); rows that fill it up have one token."""
     filled = [*rows, *[np.zeros(1, np.int32)] * (size - len(rows))]
     return padded(filled, whole(model, max(map(len, rows))))

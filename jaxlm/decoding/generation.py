@@ -8,19 +8,19 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.decoding import prompts as reading
 from jaxlm.decoding.beam import BeamWriter, Search
-from jaxlm.decoding.choice import Choice
-from jaxlm.decoding.loop import Ends, Writer
+from jaxlm.decoding.engine import Ends, Writer
 from jaxlm.decoding.prompts import Special, Tokenizer
+from jaxlm.decoding.sampling import SamplingConfig
 from jaxlm.decoding.show import split_at
 from jaxlm.decoding.text import Text
 from jaxlm.models import Model
 from jaxlm.types import Tree
 
 
-class Settings(NamedTuple):
+class GenerationSettings(NamedTuple):
     """How texts are written."""
 
-    choice: Choice = Choice()
+    choice: SamplingConfig = SamplingConfig()
     search: Search | None = None  # instead of choosing token by token
     new_tokens: int = 128
     least_tokens: int = 0
@@ -55,7 +55,14 @@ class Row(NamedTuple):
 class Generator:
     """A decoder or an encoder-decoder with its tokenizer. `params` are best given as `models.unstacked`."""
 
-    def __init__(self, model: Model, params: Tree, tokenizer: Tokenizer, special: Special, settings: Settings):
+    def __init__(
+        self,
+        model: Model,
+        params: Tree,
+        tokenizer: Tokenizer,
+        special: Special,
+        settings: GenerationSettings,
+    ):
         ends = Ends(
             special.eos_ids or (tokenizer.end_of_text,),
             special.pad_id or 0,
@@ -63,7 +70,13 @@ class Generator:
             special.forced_bos_id,
             special.forced_eos_id,
         )
-        self.model, self.tokenizer, self.special, self.settings, self.ends = model, tokenizer, special, settings, ends
+        self.model, self.tokenizer, self.special, self.settings, self.ends = (
+            model,
+            tokenizer,
+            special,
+            settings,
+            ends,
+        )
         self.writes_target = model.config.family == "encoder_decoder"
         self.sentinels = list(reading.sentinels(tokenizer, special).values()) if self.writes_target else []
         self.writer = Writer(model, params, ends)
@@ -101,7 +114,14 @@ class Generator:
         """Rows `first` and following, filled up to `size` so that the last batch compiles nothing new."""
         empty = Row(0, 0, np.zeros(1, np.int32), np.zeros(1, np.int32), 0)
         filled = [*rows, *[empty] * (size - len(rows))]
-        texts = [Text(self.tokenizer.decode, () if self.writes_target else row.start.tolist(), self.settings.stops) for row in rows]
+        texts = [
+            Text(
+                self.tokenizer.decode,
+                () if self.writes_target else row.start.tolist(),
+                self.settings.stops,
+            )
+            for row in rows
+        ]
         sources = [row.ids for row in filled] if self.writes_target else None
         starts, limits = [row.start for row in filled], [row.limit for row in filled]
         if self.beams or np.isin(rows[0].ids, self.sentinels).any():
@@ -127,7 +147,15 @@ class Generator:
         else:
             finish = "length" if row.limit == self.settings.new_tokens else "context"
         filled = self.filled(row.ids, without_end(ids, self.ends.ids))
-        return Written(row.prompt, row.sample, len(row.ids), ids, text.text, text.text if filled is None else filled, finish)
+        return Written(
+            row.prompt,
+            row.sample,
+            len(row.ids),
+            ids,
+            text.text,
+            text.text if filled is None else filled,
+            finish,
+        )
 
     def filled(self, source: np.ndarray, ids: np.ndarray) -> str | None:
         """The source with the spans that were written for its sentinels in their places; None where it has no sentinels."""

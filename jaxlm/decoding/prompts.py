@@ -58,7 +58,7 @@ def ids_of(tokenizer: Tokenizer, names: Sequence[str | None]) -> dict[str, int]:
     return {name: number for name, number in found.items() if number is not None}
 
 
-def readable(model: config.Model, tokenizer: Tokenizer, special: Special) -> dict[str, int]:
+def readable(model: config.ModelConfig, tokenizer: Tokenizer, special: Special) -> dict[str, int]:
     """The special tokens that a prompt may name: an encoder's mask, an encoder-decoder's mask and sentinels."""
     if model.family == "decoder":
         return {}
@@ -87,7 +87,7 @@ def begins_words(inner: Any) -> bool:
     return type(splitter).__name__ == "ByteLevel" and splitter.use_regex
 
 
-def framed(model: config.Model, tokenizer: Tokenizer, special: Special, text: str) -> np.ndarray:
+def framed(model: config.ModelConfig, tokenizer: Tokenizer, special: Special, text: str) -> np.ndarray:
     """int32 [n]: what the model reads of a prompt. A decoder goes on with the text, so nothing stands after it there."""
     ids = encode(tokenizer, text, readable(model, tokenizer, special))
     after = () if model.family == "decoder" else special.after
@@ -99,7 +99,7 @@ def framed(model: config.Model, tokenizer: Tokenizer, special: Special, text: st
     return np.array([*begin, tokenizer.end_of_text][:1], np.int32)
 
 
-def check_length(model: config.Model, number: int, length: int, room: int = 0) -> None:
+def check_length(model: config.ModelConfig, number: int, length: int, room: int = 0) -> None:
     """UserError if prompt `number` has more tokens than there are positions, with `room` for new ones."""
     if model.positions == "learned" and length + room > model.context_length:
         need = f" and {room} new" if room else ""
@@ -107,6 +107,6 @@ def check_length(model: config.Model, number: int, length: int, room: int = 0) -
         raise UserError(f"prompt {number}: {reason}")
 
 
-def free_positions(model: config.Model, length: int) -> int | None:
+def free_positions(model: config.ModelConfig, length: int) -> int | None:
     """Tokens that may follow so many within the model's table of positions; None: it has none."""
     return model.context_length - length if model.positions == "learned" else None

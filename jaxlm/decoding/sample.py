@@ -12,7 +12,14 @@ from jaxlm.types import Batch, Tree
 
 
 def sample(
-    model: Model, params: Tree, prompt: np.ndarray, count: int, new_tokens: int, window: int, temperature: float, seed: int
+    model: Model,
+    params: Tree,
+    prompt: np.ndarray,
+    count: int,
+    new_tokens: int,
+    window: int,
+    temperature: float,
+    seed: int,
 ) -> np.ndarray:
     """int32 [count, new_tokens]: continuations of the token ids `prompt` [P], each seeing at most `window` tokens before it.
 
@@ -26,7 +33,15 @@ def sample(
     return np.asarray(run(params, context, np.int32(len(start)), jax.random.key(seed)))
 
 
-def continuations(model: Model, new_tokens: int, temperature: float, params: Tree, context: jax.Array, filled: jax.Array, key: jax.Array):
+def continuations(
+    model: Model,
+    new_tokens: int,
+    temperature: float,
+    params: Tree,
+    context: jax.Array,
+    filled: jax.Array,
+    key: jax.Array,
+):
     """int32 [B, new_tokens]. `context` [B, W] holds `filled` tokens; once it is full it moves on by one a token."""
     width = context.shape[1]
 

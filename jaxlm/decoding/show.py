@@ -32,7 +32,7 @@ def samples(
     model: Model,
     params: Tree,
     tokenizer: Tokenizer,
-    evaluation: config.Evaluation,
+    evaluation: config.EvaluationConfig,
     window: int,
     windows: Sequence[Batch],
     seed: int,
@@ -44,10 +44,26 @@ def samples(
     return FILLED[model.config.family](model, params, tokenizer, batch)
 
 
-def continuations(model: Model, params: Tree, tokenizer: Tokenizer, evaluation: config.Evaluation, window: int, seed: int) -> list[str]:
+def continuations(
+    model: Model,
+    params: Tree,
+    tokenizer: Tokenizer,
+    evaluation: config.EvaluationConfig,
+    window: int,
+    seed: int,
+) -> list[str]:
     """The prompt and what follows, up to the end of the text."""
     prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(evaluation.sample_prompt)]).astype(np.int32)
-    ids = sample(model, params, prompt, evaluation.samples, evaluation.sample_tokens, window, evaluation.sample_temperature, seed)
+    ids = sample(
+        model,
+        params,
+        prompt,
+        evaluation.samples,
+        evaluation.sample_tokens,
+        window,
+        evaluation.sample_temperature,
+        seed,
+    )
     texts = []
     for row in ids:
         end = np.flatnonzero(row == tokenizer.end_of_text)
@@ -119,4 +135,7 @@ def split_at(ids: np.ndarray, sentinels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(ids[place]): part[1:] for place, part in zip(places, np.split(ids, places)[1:], strict=True)}
 
 
-FILLED: dict[str, Callable[[Model, Tree, Tokenizer, Batch], list[str]]] = {"encoder": filled_masks, "encoder_decoder": written_targets}
+FILLED: dict[str, Callable[[Model, Tree, Tokenizer, Batch], list[str]]] = {
+    "encoder": filled_masks,
+    "encoder_decoder": written_targets,
+}

@@ -51,7 +51,10 @@ class Text:
 
     def decoded(self, last: bool) -> str:
         """The text of the tokens that were not shown yet; none while they end within a character."""
-        old, new = self.decode(self.ids[self.start : self.shown]), self.decode(self.ids[self.start :])
+        old, new = (
+            self.decode(self.ids[self.start : self.shown]),
+            self.decode(self.ids[self.start :]),
+        )
         if new.endswith(REPLACEMENT) and not last:
             return ""
         # A tokenizer may take back what it held for the end of a text.
@@ -62,4 +65,7 @@ class Text:
 
 def common(one: str, other: str) -> int:
     """The length of what both begin with."""
-    return next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))
+    return next(
+        (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        min(len(one), len(other)),
+    )

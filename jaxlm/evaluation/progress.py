@@ -29,7 +29,12 @@ class Progress:
         text = f"{self.what} {done:,}/{self.total:,} {done / self.total:.0%}" + (f" eta {duration(left)}" if done else "")
         if self.live:
             full = BAR_WIDTH * done // self.total
-            print(f"\r\x1b[K[{'#' * full}{'-' * (BAR_WIDTH - full)}] {text}", end="", file=self.out, flush=True)
+            print(
+                f"\r\x1b[K[{'#' * full}{'-' * (BAR_WIDTH - full)}] {text}",
+                end="",
+                file=self.out,
+                flush=True,
+            )
         else:
             print(text, file=self.out, flush=True)
 

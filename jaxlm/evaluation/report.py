@@ -47,7 +47,11 @@ def total(rows: Sequence[Row]) -> Row:
         return None if any(one is None for one in sums) else Sums(*(sum(column) for column in zip(*sums, strict=True)))  # type: ignore[arg-type]
 
     columns = list(zip(*rows, strict=True))
-    return Row("total", *(add(column) for column in columns[1:5]), *(add_sums(column) for column in columns[5:]))  # type: ignore[arg-type]
+    return Row(
+        "total",
+        *(add(column) for column in columns[1:5]),
+        *(add_sums(column) for column in columns[5:]),
+    )  # type: ignore[arg-type]
 
 
 def figures(row: Row, kind: str) -> dict[str, Any]:
@@ -57,11 +61,18 @@ def figures(row: Row, kind: str) -> dict[str, Any]:
     values |= {name: getattr(row, name) for name in ("documents", "tokens", "bytes", "words")}
     values |= {"targets": sums.targets, "loss": sums.loss, "perplexity": sums.perplexity}
     if kind == "causal":
-        values |= {"bits_per_byte": bits_per(sums, row.bytes), "bits_per_word": bits_per(sums, row.words)}
+        values |= {
+            "bits_per_byte": bits_per(sums, row.bytes),
+            "bits_per_word": bits_per(sums, row.words),
+        }
     if kind == "masked":
         values["masked_accuracy"] = sums.correct / sums.targets if sums.targets else None
     if pseudo is not None:
-        values |= {"pseudo_targets": pseudo.targets, "pseudo_loss": pseudo.loss, "pseudo_perplexity": pseudo.perplexity}
+        values |= {
+            "pseudo_targets": pseudo.targets,
+            "pseudo_loss": pseudo.loss,
+            "pseudo_perplexity": pseudo.perplexity,
+        }
     return values
 
 
@@ -73,7 +84,10 @@ def bits_per(sums: Sums, units: int | None) -> float | None:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Aligned columns: names to the left, numbers to the right. A column that nobody knows is left out."""
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    lines = [[name.replace("_", " ") for name in columns], *([shown(name, row[name]) for name in columns] for row in rows)]
+    lines = [
+        [name.replace("_", " ") for name in columns],
+        *([shown(name, row[name]) for name in columns] for row in rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     return "\n".join(text)

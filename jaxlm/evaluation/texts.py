@@ -131,14 +131,22 @@ def read(
                 break
             ids = encoded(text, tokenizer)
         parts += [before, ids] if cut else [before, ids, behind]
-        scored += [np.zeros(len(before), bool), np.ones(len(ids) + (0 if cut else len(behind)), bool)]
+        scored += [
+            np.zeros(len(before), bool),
+            np.ones(len(ids) + (0 if cut else len(behind)), bool),
+        ]
         count += len(scored[-2]) + len(scored[-1])
         ends.append(count)
         size = size.plus(text)
         if cut:
             break
     none = np.zeros(0, np.int32)
-    return Tokens(np.concatenate([none, *parts]), np.array(ends, np.int64), np.concatenate([none.astype(bool), *scored]), size)
+    return Tokens(
+        np.concatenate([none, *parts]),
+        np.array(ends, np.int64),
+        np.concatenate([none.astype(bool), *scored]),
+        size,
+    )
 
 
 def read_pairs(documents: Iterable[Document], tokenizer: Tokenizer, most: int | None) -> Pairs:

@@ -15,7 +15,12 @@ class SlidingWindows:
     """
 
     def __init__(self, tokens: Tokens, context: int, stride: int, batch_size: int, per_document: bool):
-        self.tokens, self.context, self.stride, self.batch_size = tokens, context, stride, batch_size
+        self.tokens, self.context, self.stride, self.batch_size = (
+            tokens,
+            context,
+            stride,
+            batch_size,
+        )
         self.ends = tokens.ends if per_document else np.array([len(tokens)], np.int64)
         self.starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
         targets = self.ends - self.starts - 1
@@ -40,7 +45,11 @@ class SlidingWindows:
         ids, targets = self.tokens.ids[row], columns[:, 1:]
         new = (place == 0)[:, None] | (np.arange(self.context) >= self.context - self.stride)
         weights = inside & new & (targets < end) & self.tokens.scored[row[:, 1:]]
-        return Batch(tokens=np.ascontiguousarray(ids[:, :-1]), targets=np.ascontiguousarray(ids[:, 1:]), weights=weights.astype(np.float32))
+        return Batch(
+            tokens=np.ascontiguousarray(ids[:, :-1]),
+            targets=np.ascontiguousarray(ids[:, 1:]),
+            weights=weights.astype(np.float32),
+        )
 
 
 def most_tokens(windows: int, context: int, stride: int) -> int:

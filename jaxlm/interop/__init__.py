@@ -12,54 +12,68 @@ import jax.numpy as jnp
 from jaxlm import config
 from jaxlm.config import ConfigError, UserError
 from jaxlm.config.fields import suggestion
-from jaxlm.interop import files, section, settings, weights, writer
+from jaxlm.interop import extension, files, hf_config, weights, writer
 from jaxlm.interop.architectures import ARCHITECTURES
-from jaxlm.interop.express import express as express
-from jaxlm.interop.express import fit, shapes_of
 from jaxlm.interop.files import Listing
 from jaxlm.interop.mapping import Architecture
+from jaxlm.interop.match_architecture import fit, shapes_of
+from jaxlm.interop.match_architecture import match_architecture as match_architecture
 from jaxlm.types import Tree
 
 SHARD_BYTES = 5_000_000_000
 WRITTEN = {"float32": "F32", "bfloat16": "BF16"}  # float16 has no room for large weights
 
 
-def load(path: str | Path, *, dtype: str = "float32", shardings: Tree | None = None) -> tuple[config.Model, Tree]:
+def load(path: str | Path, *, dtype: str = "float32", shardings: Tree | None = None) -> tuple[config.ModelConfig, Tree]:
     """The model of a Hugging Face directory and its parameters.
 
     `shardings` are those of the parameters; without them all is on the default device.
     """
     architecture, model, whole, listing = opened(Path(path))
-    return model, weights.read(architecture, model, listing, shapes_of(model), shardings, jnp.dtype(dtype), shapes_of(whole))
+    return model, weights.read(
+        architecture,
+        model,
+        listing,
+        shapes_of(model),
+        shardings,
+        jnp.dtype(dtype),
+        shapes_of(whole),
+    )
 
 
-def read_config(path: str | Path) -> tuple[Architecture, config.Model]:
+def read_config(path: str | Path) -> tuple[Architecture, config.ModelConfig]:
     """What a Hugging Face directory says of itself; its weights are not read, but for what config.json leaves open."""
     return opened(Path(path))[:2]
 
 
-def opened(directory: Path) -> tuple[Architecture, config.Model, config.Model, Listing]:
+def opened(directory: Path) -> tuple[Architecture, config.ModelConfig, config.ModelConfig, Listing]:
     """(architecture, the model, what it is without our section, tensors)."""
-    values = settings.read(directory)
+    values = hf_config.read(directory)
     model_type = values.get("model_type")
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         near = suggestion(model_type, ARCHITECTURES) if isinstance(model_type, str) else ""
-        values.refuse("model_type", f"{settings.shown(model_type)} is not supported{near}; known: {', '.join(ARCHITECTURES)}")
+        values.refuse(
+            "model_type",
+            f"{hf_config.shown(model_type)} is not supported{near}; known: {', '.join(ARCHITECTURES)}",
+        )
     classes = values.words("architectures")
     if classes and not set(classes) & set(architecture.classes):
-        values.refuse("architectures", f"{', '.join(classes)} is not supported, only {' or '.join(architecture.classes)}")
+        values.refuse(
+            "architectures",
+            f"{', '.join(classes)} is not supported, only {' or '.join(architecture.classes)}",
+        )
     listing = files.listing(directory)
     try:
         whole = architecture.read(values, weights.Tensors(architecture, listing))
-        return architecture, section.read(values, whole), whole, listing
+        return architecture, extension.read(values, whole), whole, listing
     except ConfigError as error:  # names our field; the file that it comes from is theirs
         raise UserError(f"{values.path}: gives a model that can't be: {error}") from None
 
 
 def save(
     path: str | Path,
-    model: config.Model,
+    model: config.ModelConfig,
     params: Tree,
     *,
     dtype: str = "float32",
@@ -90,7 +104,12 @@ def save(
     return architecture
 
 
-def with_tokens(architecture: Architecture, model: config.Model, values: dict[str, Any], tokens: Mapping[str, Any]) -> dict[str, Any]:
+def with_tokens(
+    architecture: Architecture,
+    model: config.ModelConfig,
+    values: dict[str, Any],
+    tokens: Mapping[str, Any],
+) -> dict[str, Any]:
     """The values of config.json with the ids of special tokens, some of which the model's own sizes may settle."""
     for name, ids in tokens.items():
         for number in ids if isinstance(ids, (list, tuple)) else [ids]:

@@ -22,7 +22,10 @@ def pack(directory: Path) -> Path:
     files = sorted(path for path in directory.iterdir() if path.is_file() and path != target and not path.name.startswith("."))
     try:
         with partial.open("wb") as raw:
-            with gzip.GzipFile("", "wb", FASTEST, raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+            with (
+                gzip.GzipFile("", "wb", FASTEST, raw, mtime=0) as packed,
+                tarfile.open(fileobj=packed, mode="w|") as archive,
+            ):
                 for path in files:
                     with path.open("rb") as content:
                         archive.addfile(entry(path.name, os.fstat(content.fileno()).st_size), content)

@@ -14,13 +14,18 @@ import numpy as np
 import safetensors
 
 from jaxlm.config import UserError
-from jaxlm.interop.settings import parse_json, read_json, shown
+from jaxlm.interop.hf_config import parse_json, read_json, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 CHUNK = 4 << 20  # bytes that are compared or scanned at once
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-FLOATS: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOATS: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
 # Others may be in a file as long as the model doesn't need them: buffers, mostly.
 SIZES = {name: np.dtype(dtype).itemsize for name, dtype in FLOATS.items()}
 SIZES |= {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}

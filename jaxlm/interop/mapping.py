@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from jaxlm import config
-from jaxlm.interop.settings import Settings
+from jaxlm.interop.hf_config import HFConfig
 
 
 class Rule(NamedTuple):
@@ -44,8 +44,8 @@ class Architecture(NamedTuple):
     model_type: str
     classes: tuple[str, ...]  # the values of "architectures" that are read; the first is what is written
     family: str
-    read: Callable[[Settings, Weights], config.Model]
-    write: Callable[[config.Model], dict[str, Any]]  # what it can't say is left out: reading it again shows that
+    read: Callable[[HFConfig, Weights], config.ModelConfig]
+    write: Callable[[config.ModelConfig], dict[str, Any]]  # what it can't say is left out: reading it again shows that
     rules: tuple[Rule, ...]
     root: str = ""  # beginning of names that base models leave out: "transformer."
     ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that the model doesn't need: buffers, poolers

@@ -13,11 +13,18 @@ from tokenizers import processors
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.config.schema import TRAINED_BY
-from jaxlm.interop import generation, settings
-from jaxlm.interop.settings import Settings, shown
+from jaxlm.interop import generation_config, hf_config
+from jaxlm.interop.hf_config import HFConfig, shown
 
 FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+OTHER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 
 # What their files call the tokens of a role; the first that is there holds. BERT's are cls and sep, and those of models that have
 # both kinds are the same tokens.
@@ -45,7 +52,7 @@ DEFAULTS = {
 }
 
 
-class Special(NamedTuple):
+class TokenizerFrame(NamedTuple):
     """Special tokens by their roles, the first five as jaxlm.data.vocabulary.SpecialTokens has them; and the ids for generation."""
 
     end_of_text: str  # ends every document
@@ -63,34 +70,55 @@ class Special(NamedTuple):
     after: tuple[int, ...] = ()  # ... and after it (BERT, T5)
 
 
-def read(directory: Path | str) -> tuple[config.Tokenizer, Special]:
+def read(directory: Path | str) -> tuple[config.TokenizerConfig, TokenizerFrame]:
     """The tokenizer's settings (kind "file") and its special tokens; UserError, with the file, where they can't be used."""
     directory = Path(directory)
-    about = settings.read(directory)
+    about = hf_config.read(directory)
     path = directory / FILE
     inner = load(path)
     named = names(directory) or {key: name for key, name in default_names(about).items() if inner.token_to_id(name) is not None}
     for key, name in named.items():
         if inner.token_to_id(name) is None:
             raise UserError(f"{path}: has no token {name!r}, which the files beside it name as {key}")
-    generated = generation.read(directory, about)
+    generated = generation_config.read(directory, about)
     roles = {role: next((named[key] for key in keys if key in named), None) for role, keys in NAMES.items()}
     end = roles["end_of_text"] or next((name for number in generated.eos_ids if (name := inner.id_to_token(number))), None)
     if end is None:
         raise UserError(f"{directory / CONFIG}: eos_token: nothing says which token ends a text; name it there")
     begin = roles["begin_of_text"] if roles["begin_of_text"] != end else None
-    special = Special(end, begin, roles["pad"], roles["mask"], count_sentinels(inner), **ids(inner, named, generated, end))
+    special = TokenizerFrame(
+        end,
+        begin,
+        roles["pad"],
+        roles["mask"],
+        count_sentinels(inner),
+        **ids(inner, named, generated, end),
+    )
     before, after = frame(inner)
     return file_settings(path, special), special._replace(before=before, after=after)
 
 
-def file_settings(path: Path, special: Special) -> config.Tokenizer:
+def file_settings(path: Path, special: TokenizerFrame) -> config.TokenizerConfig:
     """The settings of a run that uses this tokenizer.json. A token that it lacks keeps its default name."""
-    made = config.Tokenizer(kind="file", path=str(path), end_of_text=special.end_of_text, begin_of_text=special.begin_of_text)
-    return replace(made, pad=special.pad or made.pad, mask=special.mask or made.mask, sentinels=special.sentinels or made.sentinels)
+    made = config.TokenizerConfig(
+        kind="file",
+        path=str(path),
+        end_of_text=special.end_of_text,
+        begin_of_text=special.begin_of_text,
+    )
+    return replace(
+        made,
+        pad=special.pad or made.pad,
+        mask=special.mask or made.mask,
+        sentinels=special.sentinels or made.sentinels,
+    )
 
 
-def of_run(tokenizer: config.Tokenizer, objective: config.Objective, inner: tokenizers.Tokenizer) -> Special:
+def of_run(
+    tokenizer: config.TokenizerConfig,
+    objective: config.ObjectiveConfig,
+    inner: tokenizers.Tokenizer,
+) -> TokenizerFrame:
     """The special tokens of a run whose tokenizer.json is `inner`; what belongs around a text is what its samples have there."""
     end, begin = tokenizer.end_of_text, tokenizer.begin_of_text
     known = inner.get_vocab(with_added_tokens=True)
@@ -100,10 +128,13 @@ def of_run(tokenizer: config.Tokenizer, objective: config.Objective, inner: toke
     before, after = frame(inner)
     if not before and not after:
         before, after = sample_frame(objective.kind, number)
-    return Special(
+    return TokenizerFrame(
         *(end, begin, pad, mask, min(tokenizer.sentinels, count_sentinels(inner))),
         eos_ids=(number["end_of_text"],),
-        bos_id=number.get("begin_of_text", number["end_of_text"] if TRAINED_BY[objective.kind] == "decoder" else None),
+        bos_id=number.get(
+            "begin_of_text",
+            number["end_of_text"] if TRAINED_BY[objective.kind] == "decoder" else None,
+        ),
         pad_id=number.get("pad"),
         decoder_start_id=number.get(objective.start) if writes else None,
         before=before,
@@ -142,7 +173,7 @@ def names(directory: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in (CONFIG, MAP):
         path = directory / file
-        values = settings.read_json(path) if path.exists() else {}
+        values = hf_config.read_json(path) if path.exists() else {}
         if not isinstance(values, dict):
             raise UserError(f"{path}: must be a JSON object")
         known = {key: values[key] for keys in NAMES.values() for key in keys if values.get(key) is not None}
@@ -158,11 +189,16 @@ def name_of(path: Path, key: str, value: Any) -> str:
     return name
 
 
-def default_names(about: Settings) -> dict[str, str]:
+def default_names(about: HFConfig) -> dict[str, str]:
     return DEFAULTS.get(str(about.get("model_type")), {})
 
 
-def ids(inner: tokenizers.Tokenizer, named: dict[str, str], generated: generation.Generation, end: str) -> dict[str, Any]:
+def ids(
+    inner: tokenizers.Tokenizer,
+    named: dict[str, str],
+    generated: generation_config.GenerationConfig,
+    end: str,
+) -> dict[str, Any]:
     """The fields of `Special` that are ids. The tokens' names hold for what has one; an id that no token has is none.
 
     config.json may keep ids of its class that have nothing to do with the tokenizer, so that the end of text counts in any case.
@@ -194,7 +230,13 @@ def frame(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]
     return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
 
-def write(directory: Path, text: str, special: Special, context_length: int, token_types: bool = False) -> None:
+def write(
+    directory: Path,
+    text: str,
+    special: TokenizerFrame,
+    context_length: int,
+    token_types: bool = False,
+) -> None:
     """tokenizer.json from its `text`, and the files that say what its tokens are for, as the fast tokenizers of transformers read them.
 
     The text's own way to frame a text is kept; if it has none, it becomes that of `special`. `token_types`: the model has them.
@@ -219,7 +261,7 @@ def write(directory: Path, text: str, special: Special, context_length: int, tok
         (directory / file).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def role_names(inner: tokenizers.Tokenizer, special: Special) -> dict[str, str]:
+def role_names(inner: tokenizers.Tokenizer, special: TokenizerFrame) -> dict[str, str]:
     """'eos_token', 'cls_token', ... -> the token's name. Models that fill masks have the frame of a text under both names."""
     framed = special.mask is not None and special.begin_of_text is not None
     model = json.loads(inner.to_str())["model"]
@@ -238,7 +280,7 @@ def role_names(inner: tokenizers.Tokenizer, special: Special) -> dict[str, str]:
     return {key: name for key, name in found.items() if name is not None}
 
 
-def with_wide_mask(text: str, special: Special) -> str:
+def with_wide_mask(text: str, special: TokenizerFrame) -> str:
     """A tokenizer.json made here, with a mask that takes the space before it along, as RoBERTa's does.
 
     Its tokens begin with the space before their word, so a mask stands for both. Bytes are masked one by one, and a tokenizer made
@@ -253,8 +295,12 @@ def with_wide_mask(text: str, special: Special) -> str:
     return json.dumps(parts, ensure_ascii=False)
 
 
-def template(inner: tokenizers.Tokenizer, special: Special) -> processors.TemplateProcessing:
+def template(inner: tokenizers.Tokenizer, special: TokenizerFrame) -> processors.TemplateProcessing:
     """Puts `before` and `after` around a text, and `after` again behind the second text of a pair."""
     before, after = ([inner.id_to_token(number) for number in numbers] for numbers in (special.before, special.after))
     known = [(inner.id_to_token(number), number) for number in {*special.before, *special.after}]
-    return processors.TemplateProcessing(single=[*before, "$A", *after], pair=[*before, "$A", *after, "$B", *after], special_tokens=known)
+    return processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, "$B", *after],
+        special_tokens=known,
+    )

@@ -48,7 +48,7 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def rows(architecture: Architecture, model: config.Model, shapes: Tree, whole: Tree | None = None) -> list[Row]:
+def rows(architecture: Architecture, model: config.ModelConfig, shapes: Tree, whole: Tree | None = None) -> list[Row]:
     """The rules that `model` has a use for. Each parameter must be in exactly one, else the table is wrong.
 
     `whole` are the shapes that the architecture has without the section "jaxlm" of config.json: what the model lacks of them is
@@ -80,9 +80,22 @@ def rows(architecture: Architecture, model: config.Model, shapes: Tree, whole: T
         sizes = layout.sizes(rule, [leaf.shape[stacked:] for leaf in ours], model.vocabulary_size)
         layers = range(rule.first, ours[0].shape[0]) if stacked else None
         gate = gates.get(rule.ours[0])
-        if gate is not None and (gate.layout, gate.dims, gate.first) != (rule.layout, rule.dims, rule.first):
+        if gate is not None and (gate.layout, gate.dims, gate.first) != (
+            rule.layout,
+            rule.dims,
+            rule.first,
+        ):
             raise ValueError(f"{architecture.model_type}: {gate} can't repeat {rule}")
-        found.append(Row(rule, ours, sizes, layout.shape(rule, sizes), layers, () if gate is None else (gate.theirs,)))
+        found.append(
+            Row(
+                rule,
+                ours,
+                sizes,
+                layout.shape(rule, sizes),
+                layers,
+                () if gate is None else (gate.theirs,),
+            )
+        )
     if missing:
         raise ValueError(f"{architecture.model_type}: no rule for {', '.join(sorted(missing))}")
     return found
@@ -93,14 +106,20 @@ def holds(rule: Rule, paths: Container[str]) -> bool:
     return all((path.removeprefix("!") in paths) != path.startswith("!") for path in rule.when.split())
 
 
-def lacking_row(rule: Rule, entire: dict[str, Any], model: config.Model) -> Row:
+def lacking_row(rule: Rule, entire: dict[str, Any], model: config.ModelConfig) -> Row:
     """A tensor of zeros in place of what the architecture has by its own config and the model lacks."""
     leaves, stacked = [entire[path] for path in rule.ours], "{}" in rule.theirs
     sizes = layout.sizes(rule, [leaf.shape[stacked:] for leaf in leaves], model.vocabulary_size)
-    return Row(rule, (), sizes, layout.shape(rule, sizes), range(rule.first, leaves[0].shape[0]) if stacked else None)
+    return Row(
+        rule,
+        (),
+        sizes,
+        layout.shape(rule, sizes),
+        range(rule.first, leaves[0].shape[0]) if stacked else None,
+    )
 
 
-def zeros_row(rule: Rule, model: config.Model) -> Row:
+def zeros_row(rule: Rule, model: config.ModelConfig) -> Row:
     """A tensor of theirs that the model has no parameter for: its sizes are the config's."""
     stack = model.encoder if rule.ours[0].startswith("encoder.") else model
     sizes = {
@@ -230,7 +249,7 @@ def shown(shape: tuple[int, ...]) -> str:
 
 def read(
     architecture: Architecture,
-    model: config.Model,
+    model: config.ModelConfig,
     listing: Listing,
     shapes: Tree,
     shardings: Tree | None,
@@ -350,7 +369,10 @@ def pieces(leaf: Array, layer: int | None) -> Iterator[tuple[Span, np.ndarray]]:
             yield span, np.asarray(shard.data)
         elif span[0][0] <= layer < span[0][1]:
             row = layer - span[0][0]
-            yield span[1:], np.asarray(shard.data)[row] if on_host(shard) else np.asarray(one_layer(shard.data, row))
+            yield (
+                span[1:],
+                np.asarray(shard.data)[row] if on_host(shard) else np.asarray(one_layer(shard.data, row)),
+            )
 
 
 def on_host(shard: Any) -> bool:

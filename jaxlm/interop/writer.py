@@ -77,7 +77,10 @@ def write(files: Staged, tensors: Sequence[Tensor], arrays: Iterator[np.ndarray]
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.size for tensor in tensors)
-        files.json(INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        files.json(
+            INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+        )
 
 
 def split(tensors: Sequence[Tensor], shard_bytes: int) -> list[list[Tensor]]:
@@ -99,7 +102,11 @@ def write_file(path: Path, tensors: Sequence[Tensor], arrays: Iterator[np.ndarra
     for tensor in tensors:
         if tensor.name in header:
             raise ValueError(f"{tensor.name} would be written twice")
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [position, position + tensor.size]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [position, position + tensor.size],
+        }
         position += tensor.size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

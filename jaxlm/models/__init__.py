@@ -7,12 +7,20 @@ from jaxlm.models.stack import unstack
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Tree
 
-FAMILIES = {"decoder": decoder.build, "encoder": encoder.build, "encoder_decoder": encoder_decoder.build}
+FAMILIES = {
+    "decoder": decoder.build,
+    "encoder": encoder.build,
+    "encoder_decoder": encoder_decoder.build,
+}
 
 
-def build(model: config.Model, precision: config.Precision | None = None, execution: Execution | None = None) -> Model:
+def build(
+    model: config.ModelConfig,
+    precision: config.PrecisionConfig | None = None,
+    execution: Execution | None = None,
+) -> Model:
     """The model of `model`; float32 throughout unless a `precision` is given, plain single-device JAX unless an `execution` is."""
-    precision = precision or config.Precision(compute="float32")
+    precision = precision or config.PrecisionConfig(compute="float32")
     return FAMILIES[model.family](model, precision, execution or Execution())
 
 

@@ -1,17 +1,17 @@
 """Causal decoders: GPT, Llama, BLOOM and their kin, by config alone."""
 
 from jaxlm import config
-from jaxlm.models import tower
+from jaxlm.models import transformer
 from jaxlm.models.model import Model
-from jaxlm.nn.cache import Cache, empty
+from jaxlm.nn.cache import Cache, empty_cache
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(model: config.Model, precision: config.Precision, execution: Execution) -> Model:
+def build(model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution) -> Model:
     """The decoder of `model` as pure functions."""
-    decoder = tower.build(model, precision, execution, causal=True)
+    decoder = transformer.build_transformer(model, precision, execution, causal=True)
 
     def features(params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
         return decoder.run(
@@ -24,7 +24,7 @@ def build(model: config.Model, precision: config.Precision, execution: Execution
         )
 
     def cache(batch_size: int, length: int) -> Cache:
-        return empty(model, batch_size, length, precision.compute)
+        return empty_cache(model, batch_size, length, precision.compute)
 
     def decode(params: Tree, cache: Cache, batch: Batch) -> tuple[Array, Cache]:
         x, cache = decoder.read(params, cache, batch.tokens, batch.lengths, predict=batch.predict)
@@ -34,4 +34,14 @@ def build(model: config.Model, precision: config.Precision, execution: Execution
         mask = Mask(True, segments=batch.segments, prefix_lengths=batch.prefix_lengths)
         return decoder.kernels(precision.compute, batch.tokens.shape[1], mask)
 
-    return Model(model, decoder.init, decoder.axes, features, decoder.head_weights, decoder.scores, kernels, cache, decode)
+    return Model(
+        model,
+        decoder.init,
+        decoder.axes,
+        features,
+        decoder.head_weights,
+        decoder.scores,
+        kernels,
+        cache,
+        decode,
+    )

@@ -1,16 +1,16 @@
 """Bidirectional encoders: BERT, RoBERTa and their kin, by config alone."""
 
 from jaxlm import config
-from jaxlm.models import tower
+from jaxlm.models import transformer
 from jaxlm.models.model import Model
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(model: config.Model, precision: config.Precision, execution: Execution) -> Model:
+def build(model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution) -> Model:
     """The encoder of `model` as pure functions."""
-    encoder = tower.build(model, precision, execution, causal=False)
+    encoder = transformer.build_transformer(model, precision, execution, causal=False)
 
     def features(params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
         return encoder.run(

@@ -17,7 +17,7 @@ def no_decoder(*_: Any) -> NoReturn:
 class Model(NamedTuple):
     """Pure functions of (params, inputs). All of them are deterministic unless a dropout key is given."""
 
-    config: config.Model
+    config: config.ModelConfig
     init: Callable[[jax.Array], Tree]  # key -> params
     axes: Tree  # the logical axes of each parameter
     features: Callable[..., Array]  # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] where `batch.predict` is given

@@ -52,7 +52,10 @@ def unstack(tree: Tree) -> list[Tree]:
     return [jax.tree.map(lambda w: w[i], tree) for i in range(layers)]  # noqa: B023 (called at once)
 
 
-unstack.defvjp(lambda tree: (unstack(tree), None), lambda _, layers: (jax.tree.map(lambda *w: jnp.stack(w), *layers),))
+unstack.defvjp(
+    lambda tree: (unstack(tree), None),
+    lambda _, layers: (jax.tree.map(lambda *w: jnp.stack(w), *layers),),
+)
 
 
 def run_stack(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxlm import config
 from jaxlm.nn.attention import Attention, Context
-from jaxlm.nn.cache import KeyValues, Past
+from jaxlm.nn.cache import KeyValues, LayerCache
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mlp import MLP
@@ -25,7 +25,7 @@ class Block(nn.Module):
     residual "normed": norm(x) + f(norm(x)); "parallel": x + attention(norm(x)) + mlp(another norm(x)) (GPT-NeoX, arXiv 2204.06745)
     """
 
-    model: config.Model
+    config: config.ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     cross: bool = False  # also reads an encoder
@@ -36,11 +36,11 @@ class Block(nn.Module):
         x_BLD: jax.Array,
         context: Context,
         dropout_key: jax.Array | None = None,
-        past: Past | None = None,
+        past: LayerCache | None = None,
         first: bool | jax.Array = False,
     ) -> tuple[jax.Array, tuple[KeyValues, KeyValues | None]]:
         """`first` says whether this is the first layer."""
-        model, memory = self.model, None
+        model, memory = self.config, None
         attention = Attention(model, self.execution, self.dtype, name="attention")
         cross = Attention(model, self.execution, self.dtype, cross=True, name="cross_attention") if self.cross else None
         mlp = MLP(model, self.execution, self.dtype, name="mlp")

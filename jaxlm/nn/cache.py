@@ -43,10 +43,14 @@ class Cache(NamedTuple):
         offsets_1L = jnp.arange(length, dtype=jnp.int32)[None]
         chunk_BL = jnp.where(offsets_1L < lengths_B[:, None], self.filled_B[:, None] + offsets_1L, NOTHING)
         positions_BS = jax.lax.dynamic_update_slice_in_dim(self.positions_BS, chunk_BL, self.columns, axis=1)
-        return self._replace(columns=self.columns + length, positions_BS=positions_BS, filled_B=self.filled_B + lengths_B)
+        return self._replace(
+            columns=self.columns + length,
+            positions_BS=positions_BS,
+            filled_B=self.filled_B + lengths_B,
+        )
 
 
-class Past(NamedTuple):
+class LayerCache(NamedTuple):
     """One layer's part of a cache, while a chunk is read."""
 
     own: KeyValues
@@ -54,7 +58,7 @@ class Past(NamedTuple):
     memory: KeyValues | None  # None: it is to be computed from the encoder's states
 
 
-def empty(model: config.Model, batch_size: int, length: int, dtype: str) -> Cache:
+def empty_cache(model: config.ModelConfig, batch_size: int, length: int, dtype: str) -> Cache:
     """Room for `length` columns in each of `batch_size` rows."""
     shape = (batch_size, model.key_value_heads, length, model.width_per_head)
     layers = tuple(KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers))
@@ -62,7 +66,7 @@ def empty(model: config.Model, batch_size: int, length: int, dtype: str) -> Cach
     return Cache(jnp.zeros((), jnp.int32), positions, jnp.zeros((batch_size,), jnp.int32), layers)
 
 
-def write(past: Past, k_BLGK: Array, v_BLGK: Array) -> KeyValues:
+def append_to_cache(past: LayerCache, k_BLGK: Array, v_BLGK: Array) -> KeyValues:
     """The layer's keys and values with those of a chunk."""
     new = KeyValues(k_BLGK, v_BLGK)
     return jax.tree.map(

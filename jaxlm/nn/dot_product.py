@@ -12,8 +12,14 @@ from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import matmul
 
 MASKED = -1e30  # finite: a row in which everything is masked stays a number
-CUDNN_MULTIPLE, SHORTEST = 128, 64  # positions: sequences are padded to the one; under the other that is mostly padding
-BLOCK, MOST_BLOCKS = 128, 4  # queries of a block of the XLA path, at least; blocks of a sequence, at most
+CUDNN_MULTIPLE, SHORTEST = (
+    128,
+    64,
+)  # positions: sequences are padded to the one; under the other that is mostly padding
+BLOCK, MOST_BLOCKS = (
+    128,
+    4,
+)  # queries of a block of the XLA path, at least; blocks of a sequence, at most
 SCORES = "scores"  # not a `PRODUCT`: a policy that keeps those would keep L x S scores
 
 
@@ -42,7 +48,7 @@ class Case(NamedTuple):
     dropout: bool = False
 
 
-def choose(execution: Execution, case: Case) -> tuple[str, str]:
+def choose_kernel(execution: Execution, case: Case) -> tuple[str, str]:
     """("cudnn" or "xla", why). Asking for cuDNN where it can't do the case is a ValueError with the reason."""
     reason = cudnn_obstacle(execution, case)
     if execution.attention == "cudnn" and reason:
@@ -85,8 +91,16 @@ def attend(
 ) -> jax.Array:
     """Attention output [B, L, H, K] in q's dtype; H is a multiple of G. `bias` is float32 [1 or B, H, L, S], added to the scaled scores."""
     drops = dropout > 0 and dropout_key is not None
-    case = Case(q_BLHK.dtype.name, q_BLHK.shape[1], k_BSGK.shape[1], q_BLHK.shape[3], mask, softcap is not None, drops)
-    kernel, _ = choose(execution, case)
+    case = Case(
+        q_BLHK.dtype.name,
+        q_BLHK.shape[1],
+        k_BSGK.shape[1],
+        q_BLHK.shape[3],
+        mask,
+        softcap is not None,
+        drops,
+    )
+    kernel, _ = choose_kernel(execution, case)
     if kernel == "cudnn":
         return cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias)
     return xla_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias, softcap, dropout if drops else 0.0, dropout_key)

@@ -31,7 +31,7 @@ class Embedding(nn.Module):
     Owns the token table unless it is given another's.
     """
 
-    model: config.Model
+    config: config.ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     compute: Any = jnp.float32
@@ -45,13 +45,20 @@ class Embedding(nn.Module):
         dropout_key: jax.Array | None = None,
         table_VD: jax.Array | None = None,
     ) -> jax.Array:
-        model = self.model
+        model = self.config
         if table_VD is None:
             table_VD = self.table("tokens", padded_vocabulary(model.vocabulary_size), "vocabulary", model.token_width)
         x_BLD = table_VD[tokens_BL].astype(self.compute)
         if model.embedding_width is not None:
             init = normal(model, "input", model.embedding_width)
-            kernel_ED = parameter(self, "projection", init, (model.embedding_width, model.width), (None, "embed"), self.dtype)
+            kernel_ED = parameter(
+                self,
+                "projection",
+                init,
+                (model.embedding_width, model.width),
+                (None, "embed"),
+                self.dtype,
+            )
             x_BLD = matmul("BLE,ED->BLD", x_BLD, kernel_ED)
         if model.embedding_scaling:
             x_BLD = x_BLD * model.width**0.5
@@ -67,19 +74,26 @@ class Embedding(nn.Module):
         return self.execution.constrain(dropout(x_BLD, model.dropout, dropout_key), RESIDUAL)
 
     def table(self, name: str, rows: int, axis: str, width: int) -> jax.Array:
-        return parameter(self, name, normal(self.model, "embedding", width), (rows, width), (axis, "embed"), self.dtype)
+        return parameter(
+            self,
+            name,
+            normal(self.config, "embedding", width),
+            (rows, width),
+            (axis, "embed"),
+            self.dtype,
+        )
 
 
 class Head(nn.Module):
     """[..., D] -> float32 scores [..., V] over the padded vocabulary; padded columns are `MASKED`."""
 
-    model: config.Model
+    config: config.ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x: jax.Array, tied_VD: jax.Array | None = None) -> jax.Array:
-        model, rows = self.model, padded_vocabulary(self.model.vocabulary_size)
+        model, rows = self.config, padded_vocabulary(self.config.vocabulary_size)
         lead_axes = "BLMN"[: x.ndim - 1]
         if model.head_transform:
             x = self.transform(x, lead_axes)
@@ -87,7 +101,14 @@ class Head(nn.Module):
             x = x * model.width**-0.5
         if model.embedding_width is not None:
             init = normal(model, "head", model.width)
-            kernel_DE = parameter(self, "projection", init, (model.width, model.embedding_width), ("embed", None), self.dtype)
+            kernel_DE = parameter(
+                self,
+                "projection",
+                init,
+                (model.width, model.embedding_width),
+                ("embed", None),
+                self.dtype,
+            )
             x = matmul(f"{lead_axes}D,DE->{lead_axes}E", x, kernel_DE)
         if tied_VD is None:
             init = normal(model, "head", model.token_width)
@@ -109,9 +130,12 @@ class Head(nn.Module):
 
     def transform(self, x: jax.Array, lead_axes: str) -> jax.Array:
         """norm(act(x W + b)), the bias on request: BERT's layer between the stack and the vocabulary."""
-        model, D = self.model, self.model.width
+        model, D = self.config, self.config.width
         kernel_DO = parameter(self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype)
         y = matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO)
         if model.head_transform_bias:
-            y = add_bias(y, parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype))
+            y = add_bias(
+                y,
+                parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype),
+            )
         return Norm(model, self.dtype, name="transform_norm")(ACTIVATIONS[model.head_activation or model.activation](y))

@@ -25,7 +25,7 @@ from jaxlm import config
 
 Role = Literal["embedding", "query", "input", "residual", "head", "relative"]
 
-STD: dict[str, Callable[[Role, int, config.Model], float]] = {
+STD: dict[str, Callable[[Role, int, config.ModelConfig], float]] = {
     "gpt2": lambda role, fan_in, model: model.initializer_std / (math.sqrt(2 * model.layers) if role == "residual" else 1),
     "normal": lambda role, fan_in, model: model.initializer_std,
     "fan_in": lambda role, fan_in, model: 1 / math.sqrt(fan_in * (2 * model.layers if role == "residual" else 1)),
@@ -35,7 +35,7 @@ STD: dict[str, Callable[[Role, int, config.Model], float]] = {
 }
 
 
-def normal(model: config.Model, role: Role, fan_in: int):
+def normal(model: config.ModelConfig, role: Role, fan_in: int):
     """The initializer `(key, shape, dtype) -> array` of a weight with `fan_in` inputs per output."""
     std = STD[model.initializer](role, fan_in, model)
 

@@ -26,13 +26,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class MLP(nn.Module):
     """act(x W_up) W_down, or (act(x W_gate) * x W_up) W_down: [B, L, D] -> [B, L, D]."""
 
-    model: config.Model
+    config: config.ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        model, act = self.model, ACTIVATIONS[self.model.activation]
+        model, act = self.config, ACTIVATIONS[self.config.activation]
         D, F = model.width, model.hidden_width
         if model.gated:
             h_BLF = act(self.dense("gate", x_BLD, (D, F), ("embed", "mlp"))) * self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
@@ -43,10 +43,13 @@ class MLP(nn.Module):
 
     def dense(self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
         role = "residual" if name == "down" else "input"
-        kernel = parameter(self, f"{name}_kernel", normal(self.model, role, shape[0]), shape, axes, self.dtype)
+        kernel = parameter(self, f"{name}_kernel", normal(self.config, role, shape[0]), shape, axes, self.dtype)
         y = matmul("BLI,IO->BLO", x, kernel)
-        if self.model.mlp_bias:
+        if self.config.mlp_bias:
             # A bias along the width is a vector: it stays whole, like a norm's.
             axis = "norm" if name == "down" else "mlp"
-            y = add_bias(y, parameter(self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype))
+            y = add_bias(
+                y,
+                parameter(self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype),
+            )
         return y

@@ -13,31 +13,31 @@ from jaxlm.nn.parameters import parameter
 class Norm(nn.Module):
     """The model's norm over the last axis: [..., D] -> [..., D], in the input's dtype."""
 
-    model: config.Model
+    config: config.ModelConfig
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        scale = scale_of(self, self.model, width)
-        if self.model.norm == "rmsnorm":
-            return rms_norm(x, scale, self.model.norm_epsilon)
-        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("norm",), self.dtype) if self.model.norm_bias else None
-        return layer_norm(x, scale, bias, self.model.norm_epsilon)
+        scale = scale_of(self, self.config, width)
+        if self.config.norm == "rmsnorm":
+            return rms_norm(x, scale, self.config.norm_epsilon)
+        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("norm",), self.dtype) if self.config.norm_bias else None
+        return layer_norm(x, scale, bias, self.config.norm_epsilon)
 
 
 class HeadNorm(nn.Module):
     """RMSNorm over each head: [..., K] -> [..., K], one scale for all heads (arXiv 2010.04245, as Qwen3 and Gemma 3 do it)."""
 
-    model: config.Model
+    config: config.ModelConfig
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, scale_of(self, self.model, x.shape[-1]), self.model.norm_epsilon)
+        return rms_norm(x, scale_of(self, self.config, x.shape[-1]), self.config.norm_epsilon)
 
 
-def scale_of(module: Any, model: config.Model, width: int) -> jax.Array:
+def scale_of(module: Any, model: config.ModelConfig, width: int) -> jax.Array:
     """[width]: what the normalised values are multiplied by, 1 at the start. With `norm_offset` the parameter is its difference from 1."""
     if not model.norm_offset:
         return parameter(module, "scale", nn.initializers.ones, (width,), ("norm",), module.dtype)

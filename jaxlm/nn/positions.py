@@ -22,7 +22,7 @@ class Rotation(NamedTuple):
     sin: jax.Array
 
 
-def rotary_frequencies(model: config.Model, theta: float) -> np.ndarray:
+def rotary_frequencies(model: config.ModelConfig, theta: float) -> np.ndarray:
     """Radians per position of each pair of a head's rotated channels, float64."""
     width = model.rotary_width
     frequencies = theta ** (-np.arange(0, width, 2) / width)
@@ -35,7 +35,7 @@ def rotary_frequencies(model: config.Model, theta: float) -> np.ndarray:
     return scaled[model.rotary_scaling]()
 
 
-def llama3_scaling(model: config.Model, frequencies: np.ndarray) -> np.ndarray:
+def llama3_scaling(model: config.ModelConfig, frequencies: np.ndarray) -> np.ndarray:
     """Llama 3.1's scaling: slow channels are divided by the factor, fast ones kept, those between blended (arXiv 2407.21783)."""
     turns = model.rotary_original_length * frequencies / (2 * math.pi)  # full turns within the original context
     low, high = model.rotary_low_frequency_factor, model.rotary_high_frequency_factor
@@ -43,7 +43,7 @@ def llama3_scaling(model: config.Model, frequencies: np.ndarray) -> np.ndarray:
     return frequencies * (kept + (1 - kept) / model.rotary_scaling_factor)
 
 
-def yarn_scaling(model: config.Model, frequencies: np.ndarray, theta: float) -> np.ndarray:
+def yarn_scaling(model: config.ModelConfig, frequencies: np.ndarray, theta: float) -> np.ndarray:
     """YaRN (arXiv 2309.00071 section 3.2): as Llama 3.1's, but blended by the number of the channel, between whole numbers."""
 
     def channel(turns: float) -> float:
@@ -56,7 +56,7 @@ def yarn_scaling(model: config.Model, frequencies: np.ndarray, theta: float) -> 
     return frequencies * (1 - divided + divided / model.rotary_scaling_factor)
 
 
-def rotation(model: config.Model, positions_BL: jax.Array, theta: float) -> Rotation:
+def rotation(model: config.ModelConfig, positions_BL: jax.Array, theta: float) -> Rotation:
     """Angles of int32 positions [B or 1, L]."""
     frequencies = jnp.asarray(rotary_frequencies(model, theta), jnp.float32)[None, None, None, :]
     angles = positions_BL.astype(jnp.float32)[:, :, None, None] * frequencies
@@ -120,7 +120,7 @@ def relative_buckets(distances: np.ndarray, count: int, farthest: int, bidirecti
 class RelativeBias(nn.Module):
     """A bias per head and bucket of distances, shared by the layers of a stack: float32 [1, H, L, S]."""
 
-    model: config.Model
+    config: config.ModelConfig
     bidirectional: bool
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
@@ -128,11 +128,23 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(self, queries: int, keys: int, positions: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         """Of `queries` and `keys` that both count from 0, or of int32 `positions` [B, L] and [B, S] below `keys`: [B, H, L, S]."""
-        model = self.model
+        model = self.config
         shape = (model.relative_buckets, model.heads)
-        table = parameter(self, "table", normal(model, "relative", model.width), shape, ("position", "heads"), self.dtype)
+        table = parameter(
+            self,
+            "table",
+            normal(model, "relative", model.width),
+            shape,
+            ("position", "heads"),
+            self.dtype,
+        )
         if positions is not None:
-            line = relative_buckets(np.arange(keys) - keys + 1, model.relative_buckets, model.relative_max_distance, self.bidirectional)
+            line = relative_buckets(
+                np.arange(keys) - keys + 1,
+                model.relative_buckets,
+                model.relative_max_distance,
+                self.bidirectional,
+            )
             back_BLS = jnp.clip(positions[0][:, :, None] - positions[1][:, None, :], 0, keys - 1)
             return jnp.moveaxis(table.astype(jnp.float32)[line[::-1]][back_BLS], -1, 1)
         # One value per distance, modulo L + S: row i of the matrix is this line moved by i, so its gradient is a sum, not a scatter.

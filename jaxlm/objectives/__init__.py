@@ -17,12 +17,12 @@ BUILDERS = {
 }
 
 
-def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """The objective that the settings name; `ConfigError` at the key that can't be used with such samples or such a vocabulary."""
     return BUILDERS[settings.kind](settings, sequence_length, vocabulary)
 
 
-def example(settings: config.Objective, sequence_length: int, sentinels: int) -> Batch:
+def example(settings: config.ObjectiveConfig, sequence_length: int, sentinels: int) -> Batch:
     """The batch of one sample of meaningless text: its fields and their shapes, known before there is a tokenizer. Errors as `build`."""
     special = np.arange(sentinels + 4) < sentinels + 3
     vocabulary = Vocabulary(

@@ -7,7 +7,7 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """Windows of L + 1 tokens, L apart: neighbours share one token, so that every token but the first is a target."""
     del settings, vocabulary
 
@@ -16,7 +16,15 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
         tokens, targets = next_token(windows)
         return Batch(tokens=tokens, targets=targets, weights=np.ones(targets.shape, np.float32))
 
-    return Objective(sequence_length + 1, sequence_length, sequence_length, 0, sequence_length, make, random=False)
+    return Objective(
+        sequence_length + 1,
+        sequence_length,
+        sequence_length,
+        0,
+        sequence_length,
+        make,
+        random=False,
+    )
 
 
 def next_token(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

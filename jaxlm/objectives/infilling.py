@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm import config
+from jaxlm import config, counter_rng
 from jaxlm.config import ConfigError
-from jaxlm.objectives import counter, draws, layout
+from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
@@ -23,7 +23,7 @@ class Spans(NamedTuple):
     used: np.ndarray  # bool
 
 
-def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """Windows of L tokens, or L - 2 between begin_of_text and end_of_text on both sides; S = T = L.
 
     Batches have source [B, S], padded, source_lengths [B], and tokens, targets, weights [B, T]. `ConfigError` at
@@ -32,9 +32,15 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
     window = layout.framed_window(sequence_length, vocabulary)
     most = round(settings.noise * window)
     if most < 1:
-        raise ConfigError("data.sequence_length", f"{sequence_length} is too short: a share of {settings.noise} of it is no token")
+        raise ConfigError(
+            "data.sequence_length",
+            f"{sequence_length} is too short: a share of {settings.noise} of it is no token",
+        )
     if settings.mean_span < 1:
-        raise ConfigError("objective.mean_span", f"must be at least 1, got {settings.mean_span}: more masks than hidden tokens")
+        raise ConfigError(
+            "objective.mean_span",
+            f"must be at least 1, got {settings.mean_span}: more masks than hidden tokens",
+        )
     thresholds = poisson_thresholds(settings.mean_span)
     # Lengths that are drawn per row. Their sum has mean 2 most + 16: it is below `most` once in 8 million rows at the worst (most = 6).
     spans = math.ceil((2 * most + 16) / settings.mean_span)
@@ -42,9 +48,9 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         text = shuffled(windows, samples, seed, vocabulary) if settings.shuffle_sentences else windows
         ordinary = ~vocabulary.special[text]
-        bits = counter.bits(seed, samples[:, None], counter.INFILLING_LENGTH, np.arange(spans))
-        wanted = np.searchsorted(thresholds, draws.high(bits), side="right")
-        keys = draws.order(seed, samples, counter.INFILLING_PLACE, window + spans)
+        bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.INFILLING_LENGTH, np.arange(spans))
+        wanted = np.searchsorted(thresholds, random_ops.high(bits), side="right")
+        keys = random_ops.order(seed, samples, counter_rng.INFILLING_PLACE, window + spans)
         places = placed(wanted, keys, ordinary.sum(axis=1), settings.noise)
         source, lengths = layout.framed_padded(*infilled(text, ordinary, places, vocabulary), vocabulary)
         targets = layout.framed(windows, vocabulary)
@@ -72,9 +78,9 @@ def shuffled(windows: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vo
     begins = closes.copy()
     begins[:, 0] = True
     begins[:, 1:] |= (closes | vocabulary.ends_sentence[windows])[:, :-1]
-    keys = draws.order(seed, samples, counter.SENTENCE_ORDER, windows.shape[1])
-    keys = draws.order_of_groups(keys, draws.group_starts(begins))
-    places = draws.positions(np.sort(np.where(closes, keys | ~draws.LOW, keys), axis=1))  # an end comes last
+    keys = random_ops.order(seed, samples, counter_rng.SENTENCE_ORDER, windows.shape[1])
+    keys = random_ops.order_of_groups(keys, random_ops.group_starts(begins))
+    places = random_ops.positions(np.sort(np.where(closes, keys | ~random_ops.LOW, keys), axis=1))  # an end comes last
     document = np.cumsum(closes, axis=1) - closes
     by_document = np.argsort(np.take_along_axis(document, places, axis=1), axis=1, kind="stable")
     return np.take_along_axis(windows, np.take_along_axis(places, by_document, axis=1), axis=1)
@@ -93,8 +99,8 @@ def placed(wanted: np.ndarray, keys: np.ndarray, ordinary: np.ndarray, noise: fl
     used = before < budget
     count = used.sum(axis=1)
     slots = ordinary - ends[:, -1] + count
-    keys = np.where(np.arange(keys.shape[1]) < slots[:, None], keys, draws.LAST)
-    staying = draws.subset(keys, count, wanted.shape[1]) - np.arange(wanted.shape[1])  # tokens before a span that stay
+    keys = np.where(np.arange(keys.shape[1]) < slots[:, None], keys, random_ops.LAST)
+    staying = random_ops.subset(keys, count, wanted.shape[1]) - np.arange(wanted.shape[1])  # tokens before a span that stay
     return Spans(staying + before, lengths, used)
 
 

@@ -11,7 +11,10 @@ def framed_window(sequence_length: int, vocabulary: Vocabulary) -> int:
     """Tokens of text in a sample of `sequence_length`; `ConfigError` at `data.sequence_length` if there are none."""
     window = sequence_length - 2 * (vocabulary.begin_of_text is not None)
     if window < 1:
-        raise ConfigError("data.sequence_length", f"{sequence_length} leaves no room for text between begin and end")
+        raise ConfigError(
+            "data.sequence_length",
+            f"{sequence_length} leaves no room for text between begin and end",
+        )
     return window
 
 
@@ -38,7 +41,7 @@ def ended(text: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return np.pad(text, ((0, 0), (0, 1)), constant_values=vocabulary.end_of_text)
 
 
-def shifted(targets: np.ndarray, settings: config.Objective, vocabulary: Vocabulary) -> np.ndarray:
+def shifted(targets: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
     """[B, T] -> [B, T]: what a decoder reads to write `targets`, the start token and all targets but the last."""
     start = vocabulary.pad if settings.start == "pad" else vocabulary.end_of_text
     assert start is not None

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import config
-from jaxlm.objectives import counter, draws, layout
+from jaxlm import config, counter_rng
+from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """Windows of L tokens, or L - 2 between begin_of_text and end_of_text. M is the budget of a window without special tokens.
 
     Batches have tokens [B, L] and predict, targets, weights [B, M]. Predicted positions ascend; a row with fewer than M ends
@@ -26,17 +26,17 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
     offset = int(vocabulary.begin_of_text is not None)
 
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        keys = draws.order(seed, samples, counter.MASK_ORDER, window)
+        keys = random_ops.order(seed, samples, counter_rng.MASK_ORDER, window)
         ordinary = ~vocabulary.special[windows]
         counts = budgets(ordinary.sum(axis=1), settings.noise)
         if settings.whole_words:
             chosen = whole_words(keys, ordinary, counts, *word_bounds(windows, ordinary, vocabulary))[:, :most]
         else:
-            chosen = draws.subset(np.where(ordinary, keys, draws.LAST), counts, most)
+            chosen = random_ops.subset(np.where(ordinary, keys, random_ops.LAST), counts, most)
         used = chosen < window
         chosen = np.where(used, chosen, 0)
         targets = np.where(used, np.take_along_axis(windows, chosen, axis=1), 0)
-        bits = counter.bits(seed, samples[:, None], counter.MASK_TOKEN, chosen)
+        bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.MASK_TOKEN, chosen)
         hidden = replaced(targets, bits, settings, vocabulary)
         rows = np.broadcast_to(np.arange(len(windows))[:, None], chosen.shape)
         text = windows.copy()
@@ -62,7 +62,7 @@ def whole_words(keys: np.ndarray, ordinary: np.ndarray, counts: np.ndarray, firs
     Words with the bounds `first` and `end` [B, W] are taken in the order of `keys` [B, W], if the rest of the budget holds them.
     """
     # Positions in random order of their words, the tokens of a word together and ascending.
-    places = draws.positions(np.sort(draws.order_of_groups(keys, first), axis=1))
+    places = random_ops.positions(np.sort(random_ops.order_of_groups(keys, first), axis=1))
     first, end, undecided = (np.take_along_axis(x, places, axis=1) for x in (first, end, ordinary))
     taken = np.zeros_like(undecided)
     left = counts[:, None]
@@ -84,14 +84,17 @@ def word_bounds(windows: np.ndarray, ordinary: np.ndarray, vocabulary: Vocabular
     begins[:, 1:] = ~(joins & ordinary[:, 1:] & ordinary[:, :-1])
     width = begins.shape[1]
     ends = np.where(np.roll(begins, -1, axis=1), np.arange(1, width + 1), width)
-    return draws.group_starts(begins), np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    return random_ops.group_starts(begins), np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
 
 
-def replaced(targets: np.ndarray, bits: np.ndarray, settings: config.Objective, vocabulary: Vocabulary) -> np.ndarray:
+def replaced(targets: np.ndarray, bits: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
     """int32 [B, M]: what stands in the place of each target: the mask, any ordinary token, or itself."""
     assert vocabulary.mask is not None
     ordinary = np.flatnonzero(~vocabulary.special).astype(np.int32)
-    kind = draws.high(bits)
-    masked, changed = draws.threshold(settings.mask_share), draws.threshold(settings.mask_share + settings.random_share)
-    other = np.where(kind < changed, ordinary[draws.below(bits, len(ordinary))], targets)
+    kind = random_ops.high(bits)
+    masked, changed = (
+        random_ops.threshold(settings.mask_share),
+        random_ops.threshold(settings.mask_share + settings.random_share),
+    )
+    other = np.where(kind < changed, ordinary[random_ops.below(bits, len(ordinary))], targets)
     return np.where(kind < masked, vocabulary.mask, other)

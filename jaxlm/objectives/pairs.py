@@ -8,7 +8,7 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """Windows are rows of a table: S columns of source, then T of target, each with its end_of_text and then padding.
 
     Batches have source [B, S], source_lengths [B], and tokens, targets, weights [B, T].
@@ -17,7 +17,10 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
 
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         del samples, seed
-        source, targets = np.ascontiguousarray(windows[:, :sequence_length]), np.ascontiguousarray(windows[:, sequence_length:])
+        source, targets = (
+            np.ascontiguousarray(windows[:, :sequence_length]),
+            np.ascontiguousarray(windows[:, sequence_length:]),
+        )
         written = np.arange(target_length) < lengths(targets, vocabulary)[:, None]
         return Batch(
             tokens=layout.shifted(targets, settings, vocabulary),
@@ -27,7 +30,15 @@ def build(settings: config.Objective, sequence_length: int, vocabulary: Vocabula
             weights=written.astype(np.float32),
         )
 
-    return Objective(sequence_length + target_length, 1, target_length, sequence_length, target_length, make, random=False)
+    return Objective(
+        sequence_length + target_length,
+        1,
+        target_length,
+        sequence_length,
+        target_length,
+        make,
+        random=False,
+    )
 
 
 def lengths(rows: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

@@ -2,13 +2,20 @@
 
 from jaxlm.runtime.cluster import Cluster, detect, shared
 from jaxlm.runtime.command import Parser, command, lock, run
-from jaxlm.runtime.group import Group
-from jaxlm.runtime.platform import code_version, configure, describe_devices, devices, private_directory, versions
+from jaxlm.runtime.platform import (
+    code_version,
+    configure,
+    describe_devices,
+    devices,
+    private_directory,
+    versions,
+)
+from jaxlm.runtime.process_group import ProcessGroup
 from jaxlm.runtime.stop import StopSignal
 
 __all__ = [
     "Cluster",
-    "Group",
+    "ProcessGroup",
     "Parser",
     "StopSignal",
     "code_version",

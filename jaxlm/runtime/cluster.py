@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxlm.config import ConfigError, Runtime
+from jaxlm.config import ConfigError, RuntimeConfig
 
 LOOPBACK = "127.0.0.1"
-FIRST_PORT, PORTS = 61440, 4096  # the ports that a job's number is mapped to: the upper end of the range that systems hand out
+FIRST_PORT, PORTS = (
+    61440,
+    4096,
+)  # the ports that a job's number is mapped to: the upper end of the range that systems hand out
 
 
 class Cluster(NamedTuple):
@@ -35,7 +38,7 @@ class Cluster(NamedTuple):
         return host.strip("[]"), int(port)
 
 
-def detect(runtime: Runtime, environment: Mapping[str, str] = os.environ) -> Cluster:
+def detect(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) -> Cluster:
     """The cluster that the config gives, with what it leaves open filled in from the environment; one process if nobody says more.
 
     Raises ConfigError where something is missing.
@@ -55,15 +58,22 @@ def detect(runtime: Runtime, environment: Mapping[str, str] = os.environ) -> Clu
     if found.processes == 1:
         return Cluster()
     of = f"one of {found.processes} processes" if found.processes else "one of several processes (1: for one by itself)"
-    for key, missing in (("processes", found.processes == 0), ("process", found.process < 0), ("coordinator", not found.coordinator)):
+    for key, missing in (
+        ("processes", found.processes == 0),
+        ("process", found.process < 0),
+        ("coordinator", not found.coordinator),
+    ):
         if missing:
-            raise ConfigError(f"runtime.{key}", f"is needed for {of}{f' under {told.told_by}' if told.told_by else ''}")
+            raise ConfigError(
+                f"runtime.{key}",
+                f"is needed for {of}{f' under {told.told_by}' if told.told_by else ''}",
+            )
     if found.process >= found.processes:
         raise ConfigError("runtime.processes", f"{found.processes} leaves no place for process {found.process}")
     return found
 
 
-def shared(runtime: Runtime) -> Runtime:
+def shared(runtime: RuntimeConfig) -> RuntimeConfig:
     """The settings without this process's place, which is no part of what a run is: they are the same in all, and are what is saved."""
     return dataclasses.replace(runtime, processes=None, process=None, coordinator=None, coordinator_bind=None)
 
@@ -77,7 +87,13 @@ def slurm(environment: Mapping[str, str]) -> Cluster | None:
     port = port_of(f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}")
     here = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[int(environment.get("SLURM_NODEID", 0))]
     gpus = share(visible_gpus(environment), int(environment.get("SLURM_LOCALID", 0)), here)
-    return Cluster(int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_PROCID"]), f"{host}:{port}", gpus, "SLURM")
+    return Cluster(
+        int(environment["SLURM_STEP_NUM_TASKS"]),
+        int(environment["SLURM_PROCID"]),
+        f"{host}:{port}",
+        gpus,
+        "SLURM",
+    )
 
 
 def first_host(nodes: str) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from jaxlm.config import UserError
+from jaxlm.runtime.distributed import is_initialized
 from jaxlm.runtime.output import complain
-from jaxlm.runtime.rendezvous import is_joined
 
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes, as shells count
 
@@ -25,7 +25,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, epilog: str):
         super().__init__(
-            prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
 
     def error(self, message: str):
@@ -66,7 +70,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """
     code = command(main)
     threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if code and (is_joined() or not all(thread.daemon for thread in threads)):
+    if code and (is_initialized() or not all(thread.daemon for thread in threads)):
         for child in multiprocessing.active_children():
             child.terminate()
         sys.stdout.flush()
@@ -97,7 +101,10 @@ def lock(run_directory: Path) -> Iterator[None]:
             reason = f"another process (pid {holder}) trains in {run_directory}: stop it or choose another run_directory"
             raise UserError(reason) from error
         except OSError as error:  # some cluster file systems have no locks
-            print(f"warning: can't lock {run_directory} ({error.strerror}); start one trainer only", file=sys.stderr)
+            print(
+                f"warning: can't lock {run_directory} ({error.strerror}); start one trainer only",
+                file=sys.stderr,
+            )
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             file.truncate(0)
             file.write(str(os.getpid()))

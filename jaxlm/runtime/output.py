@@ -33,7 +33,10 @@ def to_log(run_directory: Path, process: int) -> None:
         os.dup2(log, 2)
     os.dup2(log, 1)
     os.close(log)
-    os.write(1, f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {socket.gethostname()}, pid {os.getpid()} ---\n".encode())
+    os.write(
+        1,
+        f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {socket.gethostname()}, pid {os.getpid()} ---\n".encode(),
+    )
 
 
 def complain(text: str) -> None:

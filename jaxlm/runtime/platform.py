@@ -11,16 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.config import ConfigError, Runtime
+from jaxlm.config import ConfigError, RuntimeConfig
 
 if TYPE_CHECKING:
     import jax
 
-PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+PACKAGES = (
+    "jaxlm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "numpy",
+)
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
 
-def configure(runtime: Runtime) -> None:
+def configure(runtime: RuntimeConfig) -> None:
     """Sets platform, device count, XLA flags, compilation cache and log levels; call it before jax is used.
 
     XLA_FLAGS that the user set win over ours. Raises ConfigError for settings that this process can't have any more.
@@ -98,7 +108,7 @@ def emulate(count: int) -> None:
             raise ConfigError("runtime.devices", reason) from error
 
 
-def devices(runtime: Runtime, hosts: Sequence[str] = ()) -> list["jax.Device"]:  # type: ignore[valid-type]
+def devices(runtime: RuntimeConfig, hosts: Sequence[str] = ()) -> list["jax.Device"]:  # type: ignore[valid-type]
     """The devices of the run: the first `runtime.devices` of each process, or all. Starts jax's backend.
 
     With the `hosts` of the processes, devices of one host stand together, so that the inner axes of a mesh are on fast links.
@@ -108,20 +118,32 @@ def devices(runtime: Runtime, hosts: Sequence[str] = ()) -> list["jax.Device"]: 
 
     try:
         found, local = jax.devices(), jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # jax fails by assertion where a platform has no device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # jax fails by assertion where a platform has no device
         asked = runtime.platform or os.environ.get("JAX_PLATFORMS") or "any"
         reason = f"jax finds no device of platform {asked!r} {' '.join(str(error).split())}".strip()
         raise ConfigError("runtime.platform", reason) from error
     if runtime.platform is not None and found[0].platform != {"cuda": "gpu"}.get(runtime.platform, runtime.platform):
-        raise ConfigError("runtime.platform", f"{runtime.platform!r} asked for, but jax already runs on {found[0].platform!r}")
+        raise ConfigError(
+            "runtime.platform",
+            f"{runtime.platform!r} asked for, but jax already runs on {found[0].platform!r}",
+        )
     if runtime.devices is not None and runtime.devices > len(local):
-        raise ConfigError("runtime.devices", f"{runtime.devices} devices asked for, {describe_devices(local)} found")
+        raise ConfigError(
+            "runtime.devices",
+            f"{runtime.devices} devices asked for, {describe_devices(local)} found",
+        )
     return arranged(found, runtime.devices, hosts)
 
 
 def arranged(found: Sequence[Any], count: int | None, hosts: Sequence[str]) -> list[Any]:
     """The first `count` devices of each process, by host, process and number; hosts in the order of their first process."""
-    processes = sorted({device.process_index for device in found}, key=lambda p: (hosts.index(hosts[p]) if hosts else 0, p))
+    processes = sorted(
+        {device.process_index for device in found},
+        key=lambda p: (hosts.index(hosts[p]) if hosts else 0, p),
+    )
     return [device for process in processes for device in [d for d in found if d.process_index == process][:count]]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.decoding.choice import Choice, choose, kept, penalised, pick, seen
+from jaxlm.decoding.sampling import SamplingConfig, kept, penalised, pick, sample_tokens, seen
 
 RANDOM = np.random.default_rng(0)
 SCORES = {
@@ -17,16 +17,16 @@ SCORES = {
     "some are out": np.where(RANDOM.random((5, 40)) < 0.5, -np.inf, RANDOM.normal(size=(5, 40))).astype(np.float32),
 }
 CHOICES = {
-    "temperature": Choice(temperature=0.7),
-    "top-k": Choice(temperature=1.0, top_k=5),
-    "top-1": Choice(temperature=1.0, top_k=1),
-    "top-k above the vocabulary": Choice(temperature=1.0, top_k=1000),
-    "top-p": Choice(temperature=1.0, top_p=0.75),
-    "top-p of all": Choice(temperature=1.0, top_p=1.0),
-    "top-p of nothing": Choice(temperature=1.0, top_p=0.0),
-    "min-p": Choice(temperature=1.0, min_p=0.2),
-    "min-p of all": Choice(temperature=1.0, min_p=1.0),
-    "all": Choice(temperature=1.3, top_k=20, top_p=0.8, min_p=0.1),
+    "temperature": SamplingConfig(temperature=0.7),
+    "top-k": SamplingConfig(temperature=1.0, top_k=5),
+    "top-1": SamplingConfig(temperature=1.0, top_k=1),
+    "top-k above the vocabulary": SamplingConfig(temperature=1.0, top_k=1000),
+    "top-p": SamplingConfig(temperature=1.0, top_p=0.75),
+    "top-p of all": SamplingConfig(temperature=1.0, top_p=1.0),
+    "top-p of nothing": SamplingConfig(temperature=1.0, top_p=0.0),
+    "min-p": SamplingConfig(temperature=1.0, min_p=0.2),
+    "min-p of all": SamplingConfig(temperature=1.0, min_p=1.0),
+    "all": SamplingConfig(temperature=1.3, top_k=20, top_p=0.8, min_p=0.1),
 }
 
 
@@ -44,7 +44,11 @@ def reference(choice, row):
         ids = [i for i in ids if row[i] >= least]
     if choice.top_p < 1:
         share = probabilities(row[ids])
-        order, gone, total = sorted(range(len(ids)), key=lambda n: (row[ids[n]], ids[n])), set(), 0.0
+        order, gone, total = (
+            sorted(range(len(ids)), key=lambda n: (row[ids[n]], ids[n])),
+            set(),
+            0.0,
+        )
         for n in order[:-1]:  # one stays in any case
             total += share[n]
             if total > 1 - choice.top_p + 1e-7:
@@ -66,7 +70,10 @@ def test_kept_tokens_are_those_of_the_definitions(scores, choice):
 
 
 def test_kept_tokens_are_those_of_transformers():
-    torch, process = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
+    torch, process = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("transformers.generation.logits_process"),
+    )
     for scores in SCORES.values():
         for choice in CHOICES.values():
             theirs = process.TemperatureLogitsWarper(choice.temperature)(None, torch.from_numpy(scores))
@@ -81,7 +88,10 @@ def test_kept_tokens_are_those_of_transformers():
 
 
 def test_repetitions_are_penalised_as_in_transformers():
-    torch, process = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
+    torch, process = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("transformers.generation.logits_process"),
+    )
     tokens, lengths = RANDOM.integers(0, 40, (5, 12)), np.array([12, 1, 5, 0, 7])
     scores = SCORES["random"]
     ours = np.asarray(penalised(scores, seen(tokens, lengths, 40), 1.7))
@@ -94,13 +104,13 @@ def test_repetitions_are_penalised_as_in_transformers():
 
 def test_the_likeliest_token_is_taken_at_temperature_0():
     scores = SCORES["random"]
-    found = choose(Choice(top_k=3), scores, jax.random.key(0), np.arange(5), 0)
+    found = sample_tokens(SamplingConfig(top_k=3), scores, jax.random.key(0), np.arange(5), 0)
     assert np.array_equal(found, scores.argmax(axis=1))
 
 
 def drawn(rows, seed=0, position=0, choice=CHOICES["all"]):
     scores = np.broadcast_to(SCORES["random"][:1], (len(rows), 40))
-    return np.asarray(choose(choice, scores, jax.random.key(seed), np.asarray(rows, np.int32), position))
+    return np.asarray(sample_tokens(choice, scores, jax.random.key(seed), np.asarray(rows, np.int32), position))
 
 
 def test_a_draw_is_decided_by_seed_row_and_position():
@@ -112,8 +122,8 @@ def test_a_draw_is_decided_by_seed_row_and_position():
 
 
 def test_draws_have_the_scores_probabilities():
-    draws = np.bincount(drawn(range(20_000), choice=Choice(temperature=0.8, top_k=6)), minlength=40) / 20_000
-    left = np.asarray(kept(Choice(temperature=0.8, top_k=6), SCORES["random"][:1]))[0]
+    draws = np.bincount(drawn(range(20_000), choice=SamplingConfig(temperature=0.8, top_k=6)), minlength=40) / 20_000
+    left = np.asarray(kept(SamplingConfig(temperature=0.8, top_k=6), SCORES["random"][:1]))[0]
     expected = probabilities(left)
     # Five standard errors of a share.
     assert (np.abs(draws - expected) <= 5 * np.sqrt(expected * (1 - expected) / 20_000)).all()

@@ -5,12 +5,12 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from tiny_models import WholeContext, made, prompts
+from support.tiny_models import WholeContext, made, prompts
 
 from jaxlm import models
-from jaxlm.decoding import loop
-from jaxlm.decoding.choice import Choice
-from jaxlm.decoding.loop import Ends, Writer
+from jaxlm.decoding import engine
+from jaxlm.decoding.engine import Ends, Writer
+from jaxlm.decoding.sampling import SamplingConfig
 
 LENGTHS = [3, 20, 1, 9]
 START = np.array([5], np.int32)
@@ -36,7 +36,12 @@ def listed(rows):
 
 
 @pytest.mark.parametrize(
-    "name", ["learned", "t5", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("rotary", "alibi, window", "bart"))]
+    "name",
+    [
+        "learned",
+        "t5",
+        *(pytest.param(name, marks=pytest.mark.campaign) for name in ("rotary", "alibi, window", "bart")),
+    ],
 )
 def test_greedy_tokens_are_those_of_the_whole_context(name):
     writer, starts, sources, reference = setup(name)
@@ -45,7 +50,10 @@ def test_greedy_tokens_are_those_of_the_whole_context(name):
     assert found == one_by_one(reference, starts, sources, limits)
     assert max(len(set(row)) for row in found) > 3  # no loops of a token
     # Another batch, the same rows.
-    assert listed(writer.write(starts[1:3], [12, 12], sources=sources and sources[1:3])) == [found[1], found[2][:12]]
+    assert listed(writer.write(starts[1:3], [12, 12], sources=sources and sources[1:3])) == [
+        found[1],
+        found[2][:12],
+    ]
 
 
 def test_rows_end_with_an_end_or_at_their_limits():
@@ -62,9 +70,9 @@ def test_rows_end_with_an_end_or_at_their_limits():
 
 def test_long_prompts_are_read_in_chunks(monkeypatch):
     writer, _, _, reference = setup("rotary")
-    monkeypatch.setattr(loop, "CHUNK", 16)
+    monkeypatch.setattr(engine, "CHUNK", 16)
     starts = prompts([50, 16, 17, 3])
-    assert [tokens.shape[1] for tokens, _ in loop.chunks(starts)] == [16, 16, 16, 16]
+    assert [tokens.shape[1] for tokens, _ in engine.chunks(starts)] == [16, 16, 16, 16]
     assert listed(writer.write(starts, [8] * 4)) == one_by_one(reference, starts, None, [8] * 4)
 
 
@@ -79,7 +87,7 @@ def test_new_lengths_within_a_bucket_compile_nothing():
 
 
 def test_buckets_hold_what_they_must_and_little_more():
-    found = [loop.bucket(size) for size in range(1, 2000)]
+    found = [engine.bucket(size) for size in range(1, 2000)]
     assert all(size <= found[size - 1] <= max(16, size * 3 // 2) for size in range(1, 2000))
     assert sorted(set(found))[:8] == [16, 24, 32, 48, 64, 96, 128, 192]
 
@@ -104,7 +112,7 @@ def test_forced_tokens_come_first_and_last():
 def test_penalised_repetitions_include_the_prompt():
     writer, starts, _, reference = setup("learned")
     penalty = 1e9 if (reference.scores(starts[0]) >= 0).any() else 1.0
-    rows = writer.write(starts, [20] * 4, Choice(repetition_penalty=penalty))
+    rows = writer.write(starts, [20] * 4, SamplingConfig(repetition_penalty=penalty))
     for start, row in zip(starts, rows, strict=True):
         everything = np.concatenate([start, row]).tolist()
         assert len(set(everything[len(set(start.tolist())) :])) >= 19 and not set(row.tolist()) & set(start.tolist())
@@ -112,7 +120,7 @@ def test_penalised_repetitions_include_the_prompt():
 
 def test_samples_depend_on_seed_row_and_place_alone():
     writer, starts, _, _ = setup("rotary")
-    choice = Choice(temperature=1.5, top_k=30, top_p=0.95)
+    choice = SamplingConfig(temperature=1.5, top_k=30, top_p=0.95)
     first = listed(writer.write(starts, [16] * 4, choice, seed=3))
     assert first == listed(writer.write(starts, [16] * 4, choice, seed=3))
     assert first != listed(writer.write(starts, [16] * 4, choice, seed=4))
@@ -142,7 +150,16 @@ def test_a_watcher_sees_every_token_and_ends_rows():
 def test_the_cache_is_reused_in_place():
     writer, starts, _, _ = setup("learned")
     cache, scores = writer.read(starts, None, 16)
-    state = writer._begin(Choice(), 16, cache, scores, None, np.full(4, 9, np.int32), np.arange(4, dtype=np.int32), jax.random.key(0))
+    state = writer._begin(
+        SamplingConfig(),
+        16,
+        cache,
+        scores,
+        None,
+        np.full(4, 9, np.int32),
+        np.arange(4, dtype=np.int32),
+        jax.random.key(0),
+    )
     old = state.cache.layers[0].keys_BGSK
-    writer._steps(Choice(), writer.params, state, 16)
+    writer._steps(SamplingConfig(), writer.params, state, 16)
     assert old.is_deleted()

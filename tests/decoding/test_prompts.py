@@ -9,7 +9,14 @@ from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.decoding import prompts
 
 CORPUS = ["It was the best of times, it was the worst of times. a b x end"] * 20
-TEXTS = ["It was the <mask> of times, it was <mask>.", "<mask>", "a <mask><mask> b", "end <mask>", " <mask> x", "no end"]
+TEXTS = [
+    "It was the <mask> of times, it was <mask>.",
+    "<mask>",
+    "a <mask><mask> b",
+    "end <mask>",
+    " <mask> x",
+    "no end",
+]
 SPECIAL = ["<pad>", "<end>", "<unk>"]
 
 
@@ -18,7 +25,10 @@ def words(lstrip):
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    inner.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet),
+    )
     inner.add_special_tokens([AddedToken("<mask>", lstrip=lstrip, special=True, normalized=False)])
     return inner
 
@@ -36,7 +46,10 @@ def sentence_pieces():
     inner = tokenizers.Tokenizer(models.Unigram())
     split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     inner.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment,arg-type]
-    inner.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=60, special_tokens=[*SPECIAL, "<mask>"], unk_token="<unk>"))
+    inner.train_from_iterator(
+        CORPUS,
+        trainers.UnigramTrainer(vocab_size=60, special_tokens=[*SPECIAL, "<mask>"], unk_token="<unk>"),
+    )
     return inner
 
 
@@ -44,7 +57,11 @@ def ours(inner):
     return Tokenizer(tokenizers.Tokenizer.from_str(inner.to_str()), SpecialTokens("<end>", mask="<mask>"))
 
 
-@pytest.mark.parametrize("make", [lambda: words(lstrip=True), word_pieces, sentence_pieces], ids=["words", "pieces", "sentence"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: words(lstrip=True), word_pieces, sentence_pieces],
+    ids=["words", "pieces", "sentence"],
+)
 @pytest.mark.parametrize("text", TEXTS)
 def test_names_become_the_tokens_that_the_tokenizer_sees_there(make, text):
     inner = make()

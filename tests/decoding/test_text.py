@@ -15,11 +15,26 @@ STORY = "Käse für 3 € 😀 — 日本語, e\u0301; then the END of it."
 
 def pieces_tokenizer():
     """As Llama's: a space is part of the token behind it, and a text's first one is dropped."""
-    vocabulary = {"<s>": 0, "▁": 1, "▁a": 2, "▁cat": 3, "s": 4, "<0xE2>": 5, "<0x82>": 6, "<0xAC>": 7, "▁the": 8}
+    vocabulary = {
+        "<s>": 0,
+        "▁": 1,
+        "▁a": 2,
+        "▁cat": 3,
+        "s": 4,
+        "<0xE2>": 5,
+        "<0x82>": 6,
+        "<0xAC>": 7,
+        "▁the": 8,
+    }
     inner = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]  # type: ignore[list-item]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]  # type: ignore[list-item]
     )
     inner.add_special_tokens(["<s>"])
     return inner
@@ -46,14 +61,27 @@ def test_only_whole_characters_come(sizes):
 
 def test_what_is_no_character_is_shown_in_the_end():
     text = Text(BYTES.decode, [])
-    assert [text.add([0xE2]), text.add([0x82]), text.add([0x41]), text.add([0xE2])] == ["", "", "\ufffdA", ""]
+    assert [text.add([0xE2]), text.add([0x82]), text.add([0x41]), text.add([0xE2])] == [
+        "",
+        "",
+        "\ufffdA",
+        "",
+    ]
     assert text.add([], last=True) == "\ufffd" and text.text == "\ufffdA\ufffd"
 
 
 def test_spaces_between_prompt_and_continuation_stay():
     decode = pieces_tokenizer().decode
     text = Text(decode, [0, 8])  # "the"
-    assert [text.add([number]) for number in (3, 4, 1, 5, 6, 7, 2)] == [" cat", "s", " ", "", "", "€", " a"]
+    assert [text.add([number]) for number in (3, 4, 1, 5, 6, 7, 2)] == [
+        " cat",
+        "s",
+        " ",
+        "",
+        "",
+        "€",
+        " a",
+    ]
     # At the beginning of a text there is none.
     assert Text(decode, [0]).add([3, 4]) == "cats"
 

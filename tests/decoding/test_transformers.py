@@ -12,25 +12,52 @@ torch.set_num_threads(1)
 
 from jaxlm import interop, models  # noqa: E402
 from jaxlm.decoding.beam import BeamWriter, Search  # noqa: E402
-from jaxlm.decoding.choice import Choice  # noqa: E402
-from jaxlm.decoding.loop import Ends, Writer  # noqa: E402
+from jaxlm.decoding.engine import Ends, Writer  # noqa: E402
+from jaxlm.decoding.sampling import SamplingConfig  # noqa: E402
 
 VOCABULARY, PAD, END = 97, 0, 1
 LENGTHS = [12, 3, 1, 30, 7, 7, 19, 2]
 PEERS = {
-    "gpt2": ("GPT2LMHeadModel", {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 128, "tie_word_embeddings": False}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 128, "tie_word_embeddings": False},
+    ),
     "llama": (
         "LlamaForCausalLM",
-        {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48},
+        {
+            "num_hidden_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+        },
     ),
     "t5": (
         "T5ForConditionalGeneration",
-        {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 48, "decoder_start_token_id": PAD},
+        {
+            "num_layers": 2,
+            "d_model": 32,
+            "num_heads": 4,
+            "d_kv": 8,
+            "d_ff": 48,
+            "decoder_start_token_id": PAD,
+        },
     ),
     "bart": (
         "BartForConditionalGeneration",
-        {"encoder_layers": 1, "decoder_layers": 2, "d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-        | {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 128, "decoder_start_token_id": END}
+        {
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "d_model": 32,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+        }
+        | {
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": 128,
+            "decoder_start_token_id": END,
+        }
         | {"forced_eos_token_id": None, "forced_bos_token_id": None},
     ),
 }
@@ -42,10 +69,17 @@ class Peer:
     def __init__(self, name, folder):
         kind, fields = PEERS[name]
         cls = getattr(transformers, kind)
-        plain = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": END}
+        plain = {
+            "vocab_size": VOCABULARY,
+            "pad_token_id": PAD,
+            "bos_token_id": 2,
+            "eos_token_id": END,
+        }
         self.theirs = cls(cls.config_class(**(plain | fields))).eval()
         self.theirs.generation_config = transformers.GenerationConfig(
-            pad_token_id=PAD, eos_token_id=END, decoder_start_token_id=fields.get("decoder_start_token_id")
+            pad_token_id=PAD,
+            eos_token_id=END,
+            decoder_start_token_id=fields.get("decoder_start_token_id"),
         )
         generator = torch.Generator().manual_seed(SEEDS[name])
         for key, tensor in self.theirs.state_dict().items():
@@ -56,7 +90,7 @@ class Peer:
         self.writer = Writer(models.build(model), models.unstacked(params), Ends((END,), PAD))
         self.starts = [np.array([fields["decoder_start_token_id"]], np.int32)] * 8 if "decoder_start_token_id" in fields else None
 
-    def ours(self, prompts, limit, choice=Choice()):  # noqa: B008 (immutable)
+    def ours(self, prompts, limit, choice=SamplingConfig()):  # noqa: B008 (immutable)
         if self.starts is None:
             return listed(self.writer.write(prompts, [limit] * len(prompts), choice))
         return listed(self.writer.write(self.starts[: len(prompts)], [limit] * len(prompts), choice, sources=prompts))
@@ -109,7 +143,7 @@ def test_greedy(peer, name):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_penalised_repetitions(peer, name):
-    found = peer(name).ours(prompts(), 40, Choice(repetition_penalty=1.3))
+    found = peer(name).ours(prompts(), 40, SamplingConfig(repetition_penalty=1.3))
     assert found == peer(name).expected(prompts(), 40, repetition_penalty=1.3)
     assert found != [row[:40] for row in peer(name).ours(prompts(), 64)]
 
@@ -134,7 +168,11 @@ SEARCHES = {
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
 def test_beams(peer, search):
-    options = {"num_beams": search.beams, "length_penalty": search.length_penalty, "early_stopping": search.early_stopping}
+    options = {
+        "num_beams": search.beams,
+        "length_penalty": search.length_penalty,
+        "early_stopping": search.early_stopping,
+    }
     expected = peer("llama").expected(prompts()[:4], 24, **options, repetition_penalty=search.repetition_penalty)
     assert peer("llama").our_beams(prompts()[:4], 24, search) == expected
 

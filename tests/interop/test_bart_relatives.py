@@ -11,14 +11,25 @@ transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
 import numpy as np  # noqa: E402
-from peers_of import LENGTH, PAD, SOURCE, check, edited, first_of_each, made, real, samples, their_logits  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.interop_references import (
+    LENGTH,
+    PAD,
+    SOURCE,
+    check,
+    edited,
+    first_of_each,
+    made,
+    real,
+    samples,
+    their_logits,
+)  # noqa: E402
 
 from jaxlm import interop, models  # noqa: E402
 from jaxlm.config import UserError  # noqa: E402
 from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.express import express  # noqa: E402
-from jaxlm.interop.settings import Settings  # noqa: E402
+from jaxlm.interop.hf_config import HFConfig  # noqa: E402
+from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
 
 # One layer in the encoder, two in the decoder.
 SIZES: dict[str, Any] = {
@@ -32,7 +43,11 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": SOURCE,
     "decoder_start_token_id": PAD,
 }
-CLASSES = {"blenderbot": "BlenderbotForConditionalGeneration", "mbart": "MBartForConditionalGeneration", "marian": "MarianMTModel"}
+CLASSES = {
+    "blenderbot": "BlenderbotForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "marian": "MarianMTModel",
+}
 OWN_TABLES: dict[str, Any] = {"share_encoder_decoder_embeddings": False}
 
 
@@ -49,15 +64,29 @@ def peer_of(model_type: str, bias: bool = True, **fields) -> Any:
 
 VARIANTS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "blenderbot": ("blenderbot", True, {}),
-    "blenderbot, scaled, relu2": ("blenderbot", False, {"scale_embedding": True, "activation_function": "relu2"}),
+    "blenderbot, scaled, relu2": (
+        "blenderbot",
+        False,
+        {"scale_embedding": True, "activation_function": "relu2"},
+    ),
     "mbart": ("mbart", True, {}),
     "mbart, scaled, relu, plain sizes": (
         "mbart",
         False,
-        {"scale_embedding": True, "activation_function": "relu", "encoder_ffn_dim": 144, "decoder_ffn_dim": 144, "encoder_layers": 2},
+        {
+            "scale_embedding": True,
+            "activation_function": "relu",
+            "encoder_ffn_dim": 144,
+            "decoder_ffn_dim": 144,
+            "encoder_layers": 2,
+        },
     ),
     "marian": ("marian", True, {}),
-    "marian, scaled, silu": ("marian", False, {"scale_embedding": True, "activation_function": "swish", "decoder_attention_heads": 6}),
+    "marian, scaled, silu": (
+        "marian",
+        False,
+        {"scale_embedding": True, "activation_function": "swish", "decoder_attention_heads": 6},
+    ),
     "marian, own tables": ("marian", True, OWN_TABLES),
     "marian, own tables and head": ("marian", False, OWN_TABLES | {"tie_word_embeddings": False}),
 }
@@ -92,7 +121,10 @@ def test_untied_head(model_type, tmp_path):
     expected = peer.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
     batch = samples(model_config)
-    ours, theirs = models.build(model_config).apply(params, batch), their_logits(again, batch).detach().numpy()
+    ours, theirs = (
+        models.build(model_config).apply(params, batch),
+        their_logits(again, batch).detach().numpy(),
+    )
     here = real(batch.lengths, LENGTH)
     assert np.abs(np.asarray(ours)[here] - theirs[here]).max() <= 2e-5
     assert_same(interop.load(tmp_path / "ours"), (model_config, params))
@@ -104,9 +136,24 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 OLD = {
-    "blenderbot": {"normalize_before": True, "normalize_embedding": False, "add_final_layer_norm": True, "extra_pos_embeddings": 0},
-    "mbart": {"normalize_before": True, "normalize_embedding": True, "add_final_layer_norm": True, "extra_pos_embeddings": 2},
-    "marian": {"normalize_before": False, "normalize_embedding": False, "static_position_embeddings": True, "decoder_vocab_size": None},
+    "blenderbot": {
+        "normalize_before": True,
+        "normalize_embedding": False,
+        "add_final_layer_norm": True,
+        "extra_pos_embeddings": 0,
+    },
+    "mbart": {
+        "normalize_before": True,
+        "normalize_embedding": True,
+        "add_final_layer_norm": True,
+        "extra_pos_embeddings": 2,
+    },
+    "marian": {
+        "normalize_before": False,
+        "normalize_embedding": False,
+        "static_position_embeddings": True,
+        "decoder_vocab_size": None,
+    },
 }
 
 
@@ -117,7 +164,8 @@ def test_older_files(model_type, tmp_path):
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
     edited(
-        tmp_path, {"architectures": [CLASSES[model_type].replace("ForConditionalGeneration", "Model").replace("MT", "")]} | OLD[model_type]
+        tmp_path,
+        {"architectures": [CLASSES[model_type].replace("ForConditionalGeneration", "Model").replace("MT", "")]} | OLD[model_type],
     )
     tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     again = {
@@ -153,7 +201,7 @@ class Nothing:
 
 
 def read(model_type: str, values: dict[str, Any]) -> Any:
-    return ARCHITECTURES[model_type].read(Settings(Path("config.json"), values), Nothing())
+    return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
@@ -216,8 +264,8 @@ def test_expressed_as(model, expected):
     """Models go out as the architecture that is the same function, or not at all."""
     if expected is None:
         with pytest.raises(UserError, match="no architecture of transformers"):
-            express(model)
+            match_architecture(model)
     else:
-        architecture, values = express(model)
+        architecture, values = match_architecture(model)
         assert architecture.model_type == expected and "jaxlm" not in values
         transformers.AutoConfig.for_model(expected, **values)

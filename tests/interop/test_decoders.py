@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import peers_of  # noqa: E402 (needs torch)
+from support import interop_references  # noqa: E402 (needs torch)
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from jaxlm import config, interop  # noqa: E402
 from jaxlm.config import ConfigError, UserError  # noqa: E402
 from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.settings import Settings  # noqa: E402
+from jaxlm.interop.hf_config import HFConfig  # noqa: E402
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "bloom", "gpt_neox", "opt")
 PATH = Path("config.json")
@@ -25,17 +25,41 @@ LENGTH = {"max_position_embeddings": 22}
 
 GPT2 = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_inner": 50, "n_positions": 22}
 BLOOM = {"n_layer": 2}
-GATED = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 50, **LENGTH}
-NEOX = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 50, **LENGTH}
+GATED = {
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 50,
+    **LENGTH,
+}
+NEOX = {
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    **LENGTH,
+}
 OPT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "ffn_dim": 50, **LENGTH}
-GEMMA2 = GATED | {"num_hidden_layers": 3, "head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 1.5}
+GEMMA2 = GATED | {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "sliding_window": 6,
+    "attn_logit_softcapping": 1.5,
+}
 
 
 def rope(kind: str, **values) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 700.0, **values}}
 
 
-LLAMA3 = rope("llama3", factor=6.0, low_freq_factor=1.0, high_freq_factor=3.0, original_max_position_embeddings=16)
+LLAMA3 = rope(
+    "llama3",
+    factor=6.0,
+    low_freq_factor=1.0,
+    high_freq_factor=3.0,
+    original_max_position_embeddings=16,
+)
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=12, beta_fast=2.0, beta_slow=0.25)
 NAMED_YARN = rope("yarn", factor=2.0, original_max_position_embeddings=11, attention_factor=0.8)
 WINDOWS = {"use_sliding_window": True, "sliding_window": 5}
@@ -45,25 +69,47 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt2, untied, relu, no scale": (
         "GPT2LMHeadModel",
-        GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "scale_attn_weights": False, "n_inner": None},
+        GPT2
+        | {
+            "tie_word_embeddings": False,
+            "activation_function": "relu",
+            "scale_attn_weights": False,
+            "n_inner": None,
+        },
     ),
     "llama": ("LlamaForCausalLM", GATED),
     "llama, multi-query, biases, tied": (
         "LlamaForCausalLM",
-        GATED | {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 1e-3},
+        GATED
+        | {
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-3,
+        },
     ),
     "llama, head_dim, llama3": ("LlamaForCausalLM", GATED | {"head_dim": 10} | LLAMA3),
-    "llama, linear, relu2": ("LlamaForCausalLM", GATED | {"hidden_act": "relu2", "num_key_value_heads": 6} | rope("linear", factor=2.5)),
+    "llama, linear, relu2": (
+        "LlamaForCausalLM",
+        GATED | {"hidden_act": "relu2", "num_key_value_heads": 6} | rope("linear", factor=2.5),
+    ),
     "llama, yarn": ("LlamaForCausalLM", GATED | {"head_dim": 16} | YARN),
     "llama, yarn, attention_factor": ("LlamaForCausalLM", GATED | {"head_dim": 12} | NAMED_YARN),
     "mistral, window": ("MistralForCausalLM", GATED | {"sliding_window": 5} | rope("default")),
-    "mistral, no window, head_dim": ("MistralForCausalLM", GATED | {"sliding_window": None, "head_dim": 10}),
+    "mistral, no window, head_dim": (
+        "MistralForCausalLM",
+        GATED | {"sliding_window": None, "head_dim": 10},
+    ),
     "qwen2": ("Qwen2ForCausalLM", GATED),
     "qwen2, max_window_layers, tied": (
         "Qwen2ForCausalLM",
         GATED | WINDOWS | {"num_hidden_layers": 3, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
-    "qwen2, alternating": ("Qwen2ForCausalLM", GATED | WINDOWS | {"num_hidden_layers": 4, "layer_types": ALTERNATING["layer_types"] * 2}),
+    "qwen2, alternating": (
+        "Qwen2ForCausalLM",
+        GATED | WINDOWS | {"num_hidden_layers": 4, "layer_types": ALTERNATING["layer_types"] * 2},
+    ),
     "qwen3, tied": ("Qwen3ForCausalLM", GATED | {"head_dim": 10, "tie_word_embeddings": True}),
     "qwen3, biases, windows, yarn": (
         "Qwen3ForCausalLM",
@@ -73,20 +119,42 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, untied, biases, no caps": (
         "Gemma2ForCausalLM",
         GEMMA2
-        | {"tie_word_embeddings": False, "attention_bias": True, "query_pre_attn_scalar": 9, "num_hidden_layers": 2, "head_dim": 12}
-        | {"final_logit_softcapping": None, "attn_logit_softcapping": None, "hidden_activation": "silu", "num_key_value_heads": 1},
+        | {
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "query_pre_attn_scalar": 9,
+            "num_hidden_layers": 2,
+            "head_dim": 12,
+        }
+        | {
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "hidden_activation": "silu",
+            "num_key_value_heads": 1,
+        },
     ),
     "bloom, 4 heads": ("BloomForCausalLM", BLOOM | {"hidden_size": 32, "n_head": 4}),
-    "bloom, 6 heads, untied": ("BloomForCausalLM", BLOOM | {"hidden_size": 36, "n_head": 6, "tie_word_embeddings": False}),
+    "bloom, 6 heads, untied": (
+        "BloomForCausalLM",
+        BLOOM | {"hidden_size": 36, "n_head": 6, "tie_word_embeddings": False},
+    ),
     "bloom, 7 heads, normed residual": (
         "BloomForCausalLM",
         BLOOM | {"hidden_size": 42, "n_head": 7, "apply_residual_connection_post_layernorm": True},
     ),
-    "gpt_neox": ("GPTNeoXForCausalLM", NEOX | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        NEOX | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
     "gpt_neox, serial, no bias, tied": (
         "GPTNeoXForCausalLM",
         NEOX
-        | {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True, "hidden_act": "gelu_new"}
+        | {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu_new",
+        }
         | rope("linear", factor=2.0, partial_rotary_factor=1.0),
     ),
     "gpt_neox, half rotated, yarn": (
@@ -94,16 +162,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         NEOX | {"hidden_size": 48} | rope("yarn", factor=4.0, original_max_position_embeddings=12, partial_rotary_factor=0.5),
     ),
     "opt": ("OPTForCausalLM", OPT),
-    "opt, post-norm, projection": ("OPTForCausalLM", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20}),
+    "opt, post-norm, projection": (
+        "OPTForCausalLM",
+        OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20},
+    ),
     "opt, projection, no bias, untied": (
         "OPTForCausalLM",
-        OPT | {"word_embed_proj_dim": 44, "enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu"},
+        OPT
+        | {
+            "word_embed_proj_dim": 44,
+            "enable_bias": False,
+            "tie_word_embeddings": False,
+            "activation_function": "gelu",
+        },
     ),
 }
 
 
-def read(model_type: str, values: dict[str, Any]) -> config.Model:
-    return ARCHITECTURES[model_type].read(Settings(PATH, values), {})
+def read(model_type: str, values: dict[str, Any]) -> config.ModelConfig:
+    return ARCHITECTURES[model_type].read(HFConfig(PATH, values), {})
 
 
 def plain(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -115,13 +192,18 @@ def config_class(model_type: str) -> Any:
     return transformers.AutoConfig.for_model(model_type).__class__
 
 
-ONLY_HERE = ("llama, head_dim, llama3", "qwen3, biases, windows, yarn", "bloom, 7 heads, normed residual", "opt, post-norm, projection")
+ONLY_HERE = (
+    "llama, head_dim, llama3",
+    "qwen3, biases, windows, yarn",
+    "bloom, 7 heads, normed residual",
+    "opt, post-norm, projection",
+)
 
 
-@pytest.mark.parametrize("name", peers_of.first_of_each(VARIANTS, also=ONLY_HERE))
+@pytest.mark.parametrize("name", interop_references.first_of_each(VARIANTS, also=ONLY_HERE))
 def test_against_transformers(name, tmp_path):
     cls, fields = VARIANTS[name]
-    peers_of.check(peers_of.made(cls, **fields), tmp_path)
+    interop_references.check(interop_references.made(cls, **fields), tmp_path)
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -138,7 +220,11 @@ def test_a_written_config_is_read_the_same(name):
     model = read(model_type, plain(settings_class, fields))
     written = ARCHITECTURES[model_type].write(model)
     assert json.loads(json.dumps(written)) == written
-    forms = ({}, {"rope_parameters"}, {"rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base"})
+    forms = (
+        {},
+        {"rope_parameters"},
+        {"rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base"},
+    )
     for without in forms:
         values = {key: value for key, value in written.items() if key not in without}
         assert read(model_type, values) == model, without
@@ -146,10 +232,24 @@ def test_a_written_config_is_read_the_same(name):
 
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2, other names": ("gpt2", {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 9}),
+    "gpt2, other names": (
+        "gpt2",
+        {
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 9,
+        },
+    ),
     "llama, theta": ("llama", {"rope_theta": 5e5, "rope_scaling": None}),
-    "llama, linear": ("llama", {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}),
-    "llama, both names": ("llama", {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}}),
+    "llama, linear": (
+        "llama",
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
+    "llama, both names": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}},
+    ),
     "llama, llama3": (
         "llama",
         {
@@ -165,27 +265,83 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama, 3.1's original length left out": (
         "llama",
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
     ),
     "mistral, nulls": ("mistral", {"sliding_window": None, "head_dim": None, "rope_theta": 1e6}),
-    "mistral, layers that all have the window": ("mistral", {"layer_types": ["sliding_attention"] * 32}),
+    "mistral, layers that all have the window": (
+        "mistral",
+        {"layer_types": ["sliding_attention"] * 32},
+    ),
     "qwen2, yarn": (
         "qwen2",
-        {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+        {
+            "rope_theta": 1e6,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32768,
+            },
+        },
     ),
-    "qwen2, layers without a window": ("qwen2", {"num_hidden_layers": 5, "max_window_layers": 3, "use_sliding_window": True}),
-    "qwen2, window that isn't used": ("qwen2", {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 21}),
-    "qwen3, no layer without a window": ("qwen3", {"max_window_layers": 0, "use_sliding_window": True, "sliding_window": 64}),
+    "qwen2, layers without a window": (
+        "qwen2",
+        {"num_hidden_layers": 5, "max_window_layers": 3, "use_sliding_window": True},
+    ),
+    "qwen2, window that isn't used": (
+        "qwen2",
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 21},
+    ),
+    "qwen3, no layer without a window": (
+        "qwen3",
+        {"max_window_layers": 0, "use_sliding_window": True, "sliding_window": 64},
+    ),
     "gemma2, an odd number of layers": (
         "gemma2",
-        {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "num_hidden_layers": 5, "rope_theta": 1e4},
+        {
+            "hidden_act": "gelu",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_hidden_layers": 5,
+            "rope_theta": 1e4,
+        },
     ),
-    "gemma2, no caps": ("gemma2", {"final_logit_softcapping": None, "attn_logit_softcapping": None, "query_pre_attn_scalar": 144}),
-    "bloom, other names": ("bloom", {"n_embed": 24, "num_attention_heads": 3, "num_hidden_layers": 5, "seq_length": 512}),
+    "gemma2, no caps": (
+        "gemma2",
+        {
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "query_pre_attn_scalar": 144,
+        },
+    ),
+    "bloom, other names": (
+        "bloom",
+        {"n_embed": 24, "num_attention_heads": 3, "num_hidden_layers": 5, "seq_length": 512},
+    ),
     "gpt_neox": ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500}),
-    "gpt_neox, twice": ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500, "rope_theta": 500, "partial_rotary_factor": 1.0}),
+    "gpt_neox, twice": (
+        "gpt_neox",
+        {
+            "rotary_pct": 1.0,
+            "rotary_emb_base": 500,
+            "rope_theta": 500,
+            "partial_rotary_factor": 1.0,
+        },
+    ),
     "gpt_neox, linear": ("gpt_neox", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-    "opt, 350M": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 512, "_remove_final_layer_norm": True}),
+    "opt, 350M": (
+        "opt",
+        {
+            "do_layer_norm_before": False,
+            "word_embed_proj_dim": 512,
+            "_remove_final_layer_norm": True,
+        },
+    ),
 }
 
 
@@ -201,25 +357,85 @@ def test_older_forms_mean_what_transformers_makes_of_them(name):
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: quantised weights are not read"),
-    "layers that differ": ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
+    "quantised": (
+        "llama",
+        {"quantization_config": {"bits": 4}},
+        "quantization_config: quantised weights are not read",
+    ),
+    "layers that differ": (
+        "llama",
+        {"per_layer_config": {"0": {"head_dim": 4}}},
+        "per_layer_config",
+    ),
     "pruned": ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
-    "cross attention": ("gpt2", {"add_cross_attention": True}, "add_cross_attention: true is not supported"),
-    "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-    "activation": ("gpt2", {"activation_function": "quick_gelu"}, 'activation_function: "quick_gelu" is not supported'),
+    "cross attention": (
+        "gpt2",
+        {"add_cross_attention": True},
+        "add_cross_attention: true is not supported",
+    ),
+    "scale by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx",
+    ),
+    "activation": (
+        "gpt2",
+        {"activation_function": "quick_gelu"},
+        'activation_function: "quick_gelu" is not supported',
+    ),
     "two sizes": ("gpt2", {"n_embd": 36, "hidden_size": 48}, "hidden_size: 48 contradicts n_embd"),
     "not a number": ("gpt2", {"n_layer": "12"}, "n_layer: must be a whole number"),
-    "heads": ("llama", {"hidden_size": 36, "num_attention_heads": 5}, "hidden_size: 36 is not a multiple"),
-    "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type: 'dynamic' .* length of each input"),
-    "longrope": ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type: 'longrope' is not supported"),
-    "unknown rope": ("llama", {"rope_scaling": {"type": ["linear"]}}, "rope_scaling.type: .* is unknown"),
-    "two ropes": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}} | rope("default"), "contradict"),
-    "two thetas": ("llama", {"rope_theta": 1e6} | rope("default"), "rope_theta: 1000000.0 contradicts another"),
-    "two kinds": ("llama", {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}, "contradicts rope_type"),
+    "heads": (
+        "llama",
+        {"hidden_size": 36, "num_attention_heads": 5},
+        "hidden_size: 36 is not a multiple",
+    ),
+    "dynamic": (
+        "llama",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling.type: 'dynamic' .* length of each input",
+    ),
+    "longrope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "longrope"}},
+        "rope_parameters.rope_type: 'longrope' is not supported",
+    ),
+    "unknown rope": (
+        "llama",
+        {"rope_scaling": {"type": ["linear"]}},
+        "rope_scaling.type: .* is unknown",
+    ),
+    "two ropes": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}} | rope("default"),
+        "contradict",
+    ),
+    "two thetas": (
+        "llama",
+        {"rope_theta": 1e6} | rope("default"),
+        "rope_theta: 1000000.0 contradicts another",
+    ),
+    "two kinds": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+        "contradicts rope_type",
+    ),
     "no factor": ("llama", rope("linear"), "rope_parameters.factor: is missing"),
-    "no frequencies": ("llama", rope("llama3", factor=2.0, low_freq_factor=1.0), "high_freq_factor: is missing"),
-    "mscale": ("llama", rope("yarn", factor=2.0, mscale=1.0, mscale_all_dim=0.7), "rope_parameters.mscale: is not supported"),
-    "not truncated": ("qwen2", rope("yarn", factor=2.0, truncate=False), "rope_parameters.truncate: false is not supported"),
+    "no frequencies": (
+        "llama",
+        rope("llama3", factor=2.0, low_freq_factor=1.0),
+        "high_freq_factor: is missing",
+    ),
+    "mscale": (
+        "llama",
+        rope("yarn", factor=2.0, mscale=1.0, mscale_all_dim=0.7),
+        "rope_parameters.mscale: is not supported",
+    ),
+    "not truncated": (
+        "qwen2",
+        rope("yarn", factor=2.0, truncate=False),
+        "rope_parameters.truncate: false is not supported",
+    ),
     "a length outside": (
         "llama",
         {"original_max_position_embeddings": 8} | rope("yarn", factor=2.0),
@@ -230,17 +446,49 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"original_max_position_embeddings": 8} | rope("yarn", factor=2.0, original_max_position_embeddings=4),
         "original_max_position_embeddings: 8 contradicts",
     ),
-    "part of the channels": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported"),
-    "rope by layer": ("gemma2", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "by the kind of layer"),
+    "part of the channels": (
+        "llama",
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor: 0.5 is not supported",
+    ),
+    "rope by layer": (
+        "gemma2",
+        {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+        "by the kind of layer",
+    ),
     "mistral's layers": ("mistral", {"layer_types": ["full_attention"] * 32}, "layer_types"),
-    "chunks": ("qwen2", {"layer_types": ["chunked_attention"] * 32}, "layer_types: 'chunked_attention' is not supported"),
-    "too few layers": ("qwen2", {"layer_types": ["full_attention"] * 2}, "layer_types: has 2 layers, the model 32"),
+    "chunks": (
+        "qwen2",
+        {"layer_types": ["chunked_attention"] * 32},
+        "layer_types: 'chunked_attention' is not supported",
+    ),
+    "too few layers": (
+        "qwen2",
+        {"layer_types": ["full_attention"] * 2},
+        "layer_types: has 2 layers, the model 32",
+    ),
     "no window": ("qwen3", {"layer_types": ["sliding_attention"] * 32}, "needs sliding_window"),
-    "both directions": ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "both directions": (
+        "gemma2",
+        {"use_bidirectional_attention": True},
+        "use_bidirectional_attention",
+    ),
     "scalar": ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: must be above 0"),
-    "two thetas of NeoX": ("gpt_neox", {"rotary_emb_base": 500, "rope_theta": 10000}, "rope_theta: 10000.0 contradicts"),
-    "two shares of NeoX": ("gpt_neox", {"rotary_pct": 0.5, "partial_rotary_factor": 1.0}, "partial_rotary_factor: 1.0 contradicts"),
-    "norms without weights": ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine"),
+    "two thetas of NeoX": (
+        "gpt_neox",
+        {"rotary_emb_base": 500, "rope_theta": 10000},
+        "rope_theta: 10000.0 contradicts",
+    ),
+    "two shares of NeoX": (
+        "gpt_neox",
+        {"rotary_pct": 0.5, "partial_rotary_factor": 1.0},
+        "partial_rotary_factor: 1.0 contradicts",
+    ),
+    "norms without weights": (
+        "opt",
+        {"layer_norm_elementwise_affine": False},
+        "layer_norm_elementwise_affine",
+    ),
     "no last norm": ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
 }
 
@@ -267,14 +515,18 @@ def test_impossible_sizes_are_refused(model_type, values):
         read(model_type, values)
 
 
-PREFIXES = {"gpt2": "transformer.", "bloom, 4 heads": "transformer.", "opt, post-norm, projection": "model."}
+PREFIXES = {
+    "gpt2": "transformer.",
+    "bloom, 4 heads": "transformer.",
+    "opt, post-norm, projection": "model.",
+}
 
 
 @pytest.mark.parametrize("name", PREFIXES)
 def test_base_models_with_buffers(name, tmp_path):
     """The first releases' files: no prefix, masks among the tensors, the tied head once more."""
     cls, fields = VARIANTS[name]
-    peer = peers_of.made(cls, **fields)
+    peer = interop_references.made(cls, **fields)
     peer.save_pretrained(tmp_path)
     model, params = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -289,16 +541,22 @@ def test_base_models_with_buffers(name, tmp_path):
     assert_same(interop.load(tmp_path), (model, params))
 
 
-BUFFERS = {"llama": "model.layers.{}.self_attn.rotary_emb.inv_freq", "gpt_neox": "gpt_neox.layers.{}.attention.rotary_emb.inv_freq"}
+BUFFERS = {
+    "llama": "model.layers.{}.self_attn.rotary_emb.inv_freq",
+    "gpt_neox": "gpt_neox.layers.{}.attention.rotary_emb.inv_freq",
+}
 
 
 @pytest.mark.parametrize("name", BUFFERS)
 def test_buffers_are_left_aside(name, tmp_path):
     cls, fields = VARIANTS[name]
-    peers_of.made(cls, **fields).save_pretrained(tmp_path)
+    interop_references.made(cls, **fields).save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
-    save_file(load_file(path) | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)}, path)
+    save_file(
+        load_file(path) | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)},
+        path,
+    )
     assert_same(interop.load(tmp_path), expected)
 
 
@@ -326,17 +584,26 @@ EXPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "heads that don't divide the width": ("mistral", GATED_MODEL | {"head_width": 10, "heads": 5}),
     "a window": ("mistral", GATED_MODEL | {"sliding_window": 7}),
     "biases on the inputs alone": ("qwen2", GATED_MODEL | {"attention_bias": True}),
-    "windows and biases": ("qwen2", GATED_MODEL | {"attention_bias": True, "sliding_window": 7, "attention_pattern": ("full", "sliding")}),
-    "norms of queries and keys": ("qwen3", GATED_MODEL | {"query_key_norm": True, "tied_head": True}),
-    "norms of queries and keys, window": ("qwen3", GATED_MODEL | {"query_key_norm": True, "sliding_window": 9}),
+    "windows and biases": (
+        "qwen2",
+        GATED_MODEL | {"attention_bias": True, "sliding_window": 7, "attention_pattern": ("full", "sliding")},
+    ),
+    "norms of queries and keys": (
+        "qwen3",
+        GATED_MODEL | {"query_key_norm": True, "tied_head": True},
+    ),
+    "norms of queries and keys, window": (
+        "qwen3",
+        GATED_MODEL | {"query_key_norm": True, "sliding_window": 9},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_the_simplest_class_is_written(name):
     expected, fields = EXPRESSED[name]
-    model = config.Model(**{"vocabulary_size": 97, "context_length": 22} | fields)
-    architecture, values = interop.express(model)
+    model = config.ModelConfig(**{"vocabulary_size": 97, "context_length": 22} | fields)
+    architecture, values = interop.match_architecture(model)
     assert architecture.model_type == expected
     theirs = plain(config_class(expected), values)
     assert theirs["vocab_size"] == 97
@@ -344,7 +611,10 @@ def test_the_simplest_class_is_written(name):
 
 LOST: dict[str, tuple[dict[str, Any], str]] = {
     "rotation of a part": (GATED_MODEL | {"rotary_share": 0.5}, "rotary_share"),
-    "bias on the output alone": (GATED_MODEL | {"attention_output_bias": True}, "attention_output_bias"),
+    "bias on the output alone": (
+        GATED_MODEL | {"attention_output_bias": True},
+        "attention_output_bias",
+    ),
     "soft-capped logits": (GATED_MODEL | {"logit_softcap": 30.0}, "logit_softcap"),
     "gated, with layernorm": (GATED_MODEL | {"norm": "layernorm"}, "norm"),
 }
@@ -354,4 +624,4 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_no_class_has_is_refused(name):
     fields, reason = LOST[name]
     with pytest.raises(UserError, match=f"model.{reason} = "):
-        interop.express(config.Model(**fields))
+        interop.match_architecture(config.ModelConfig(**fields))

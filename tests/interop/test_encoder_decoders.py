@@ -12,14 +12,24 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
-from peers_of import SOURCE, VOCABULARY, check, edited, first_of_each, made, randomise, samples, their_logits  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.interop_references import (
+    SOURCE,
+    VOCABULARY,
+    check,
+    edited,
+    first_of_each,
+    made,
+    randomise,
+    samples,
+    their_logits,
+)  # noqa: E402
 
 from jaxlm import interop  # noqa: E402
 from jaxlm.config import UserError  # noqa: E402
 from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.express import express  # noqa: E402
-from jaxlm.interop.settings import Settings  # noqa: E402
+from jaxlm.interop.hf_config import HFConfig  # noqa: E402
+from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
 
 # One layer in the encoder, two in the decoder; so few buckets that their last ones are used; narrow heads.
 T5: dict[str, Any] = {
@@ -62,13 +72,25 @@ GELU: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings"
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "1.0": (False, {}),
     "1.1": (True, GELU),
-    "gated silu, tied without scaling": (False, {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "gated silu, tied without scaling": (
+        False,
+        {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False},
+    ),
     "gated relu, heads that share the width": (
         False,
-        {"feed_forward_proj": "gated-relu", "d_kv": 12, "d_ff": 144, "num_layers": 2, "num_decoder_layers": None},
+        {
+            "feed_forward_proj": "gated-relu",
+            "d_kv": 12,
+            "d_ff": 144,
+            "num_layers": 2,
+            "num_decoder_layers": None,
+        },
     ),
     "exact gelu, other epsilon": (False, {"feed_forward_proj": "gelu", "layer_norm_epsilon": 1e-3}),
-    "exact gelu, gated, untied": (True, {"feed_forward_proj": "gated-gelu_python", "tie_word_embeddings": False}),
+    "exact gelu, gated, untied": (
+        True,
+        {"feed_forward_proj": "gated-gelu_python", "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -127,7 +149,12 @@ def test_t5_with_its_table_under_other_names(kept, tmp_path):
     """Tied numbers may stand under any of their names, or under all."""
     t5().save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
-    names = ("shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    names = (
+        "shared.weight",
+        "lm_head.weight",
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+    )
     unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)}
 
     def change(tensors: dict) -> dict:
@@ -160,7 +187,15 @@ def bart(bias: bool = True, **fields) -> Any:
     [
         (True, {}),
         (False, {"scale_embedding": True}),
-        (True, {"activation_function": "gelu_new", "scale_embedding": True, "decoder_attention_heads": 6, "encoder_layers": 2}),
+        (
+            True,
+            {
+                "activation_function": "gelu_new",
+                "scale_embedding": True,
+                "decoder_attention_heads": 6,
+                "encoder_layers": 2,
+            },
+        ),
         (False, {"activation_function": "relu", "encoder_ffn_dim": 144, "decoder_ffn_dim": 144}),
     ],
 )
@@ -174,9 +209,21 @@ def test_older_bart(tmp_path):
     peer = bart(False)
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
-    dropped = {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False, "static_position_embeddings": False}
+    dropped = {
+        "normalize_before": False,
+        "normalize_embedding": True,
+        "add_final_layer_norm": False,
+        "static_position_embeddings": False,
+    }
     edited(
-        tmp_path, {"architectures": ["BartModel"], "extra_pos_embeddings": 2, "num_hidden_layers": 9, "add_bias_logits": False, **dropped}
+        tmp_path,
+        {
+            "architectures": ["BartModel"],
+            "extra_pos_embeddings": 2,
+            "num_hidden_layers": 9,
+            "add_bias_logits": False,
+            **dropped,
+        },
     )
 
     def change(tensors: dict) -> dict:
@@ -199,7 +246,7 @@ class Nothing:
 
 
 def read(model_type: str, values: dict[str, Any]) -> Any:
-    return ARCHITECTURES[model_type].read(Settings(Path("config.json"), values), Nothing())
+    return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
 @pytest.mark.parametrize("cls", ["T5Config", "BartConfig"])
@@ -267,7 +314,10 @@ def changed(model_type: str, **fields) -> Any:
         (changed("t5", mlp_bias=True), None),
         (changed("t5", attention_scale=None), None),
         (changed("bart"), "bart"),
-        (changed("bart", head_bias=True, encoder_layers=2, encoder_heads=8, encoder_mlp_width=512), "bart"),
+        (
+            changed("bart", head_bias=True, encoder_layers=2, encoder_heads=8, encoder_mlp_width=512),
+            "bart",
+        ),
         (changed("bart", position_offset=0), None),
         (changed("bart", tied_head=False), None),
         (changed("bart", embedding_norm=False), None),
@@ -279,8 +329,8 @@ def test_expressed_as(model, expected):
     """Models go out as the architecture that is the same function, or not at all."""
     if expected is None:
         with pytest.raises(UserError, match="no architecture of transformers"):
-            express(model)
+            match_architecture(model)
     else:
-        architecture, values = express(model)
+        architecture, values = match_architecture(model)
         assert architecture.model_type == expected
         transformers.AutoConfig.for_model(expected, **values)

@@ -11,15 +11,23 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402 (after the libraries that may be missing)
-import peers_of  # noqa: E402
-from peers_of import SOURCE, check, compared, edited, first_of_each, made, round_trip  # noqa: E402
+from support import interop_references  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from support.interop_references import (  # noqa: E402
+    SOURCE,
+    check,
+    compared,
+    edited,
+    first_of_each,
+    made,
+    round_trip,
+)
 
 from jaxlm import interop  # noqa: E402
 from jaxlm.config import UserError  # noqa: E402
 from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.express import express  # noqa: E402
-from jaxlm.interop.settings import Settings  # noqa: E402
+from jaxlm.interop.hf_config import HFConfig  # noqa: E402
+from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
 
 BERT: dict[str, Any] = {
     "hidden_size": 36,
@@ -29,8 +37,18 @@ BERT: dict[str, Any] = {
     "max_position_embeddings": SOURCE,
     "type_vocab_size": 3,
 }
-ROBERTA = BERT | {"max_position_embeddings": SOURCE + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-DISTILBERT: dict[str, Any] = {"dim": 36, "n_layers": 2, "n_heads": 3, "hidden_dim": 50, "max_position_embeddings": SOURCE}
+ROBERTA = BERT | {
+    "max_position_embeddings": SOURCE + 2,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+DISTILBERT: dict[str, Any] = {
+    "dim": 36,
+    "n_layers": 2,
+    "n_heads": 3,
+    "hidden_dim": 50,
+    "max_position_embeddings": SOURCE,
+}
 # Windows of 7 tokens, so that most of the 17 are out of sight; 4 layers are a period of the pattern and one layer more.
 MODERNBERT: dict[str, Any] = {
     "hidden_size": 36,
@@ -49,14 +67,32 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForMaskedLM", BERT),
     "bert, gelu_new, one type, one head": (
         "BertForMaskedLM",
-        BERT | {"hidden_act": "gelu_new", "type_vocab_size": 1, "num_attention_heads": 1, "intermediate_size": 144},
+        BERT
+        | {
+            "hidden_act": "gelu_new",
+            "type_vocab_size": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 144,
+        },
     ),
-    "bert, relu, other epsilon": ("BertForMaskedLM", BERT | {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+    "bert, relu, other epsilon": (
+        "BertForMaskedLM",
+        BERT | {"hidden_act": "relu", "layer_norm_eps": 1e-3},
+    ),
     "roberta": ("RobertaForMaskedLM", ROBERTA),
-    "roberta, gelu_new but for the head": ("RobertaForMaskedLM", ROBERTA | {"hidden_act": "gelu_new", "type_vocab_size": 2}),
-    "roberta, padding token 0": ("RobertaForMaskedLM", ROBERTA | {"pad_token_id": 0, "hidden_act": "silu"}),
+    "roberta, gelu_new but for the head": (
+        "RobertaForMaskedLM",
+        ROBERTA | {"hidden_act": "gelu_new", "type_vocab_size": 2},
+    ),
+    "roberta, padding token 0": (
+        "RobertaForMaskedLM",
+        ROBERTA | {"pad_token_id": 0, "hidden_act": "silu"},
+    ),
     "distilbert": ("DistilBertForMaskedLM", DISTILBERT),
-    "distilbert, relu, untied": ("DistilBertForMaskedLM", DISTILBERT | {"activation": "relu", "tie_word_embeddings": False}),
+    "distilbert, relu, untied": (
+        "DistilBertForMaskedLM",
+        DISTILBERT | {"activation": "relu", "tie_word_embeddings": False},
+    ),
     "modernbert": ("ModernBertForMaskedLM", MODERNBERT),
     "modernbert, every bias, other bases": (
         "ModernBertForMaskedLM",
@@ -66,13 +102,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "ModernBertForMaskedLM",
         MODERNBERT
         | dict.fromkeys(BIASES, False)
-        | {"tie_word_embeddings": False, "hidden_activation": "silu", "classifier_activation": "relu"},
+        | {
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "classifier_activation": "relu",
+        },
     ),
     "modernbert, its own pattern": (
         "ModernBertForMaskedLM",
-        MODERNBERT | {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        MODERNBERT
+        | {
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
     ),
-    "modernbert, all layers full": ("ModernBertForMaskedLM", MODERNBERT | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}),
+    "modernbert, all layers full": (
+        "ModernBertForMaskedLM",
+        MODERNBERT | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+    ),
     "modernbert, all layers sliding": (
         "ModernBertForMaskedLM",
         MODERNBERT | {"num_hidden_layers": 2, "local_attention": 7, "layer_types": ["sliding_attention"] * 2},
@@ -113,10 +160,18 @@ def test_tied_bias_is_written_under_both_names(tmp_path):
 @pytest.mark.parametrize(
     ("cls", "fields", "changes"),
     [
-        ("ModernBertForMaskedLM", MODERNBERT, {"layer_types": None, "rope_parameters": None, "global_attn_every_n_layers": 3}),
         (
             "ModernBertForMaskedLM",
-            MODERNBERT | {"layer_types": ["full_attention", "sliding_attention"] * 2, "rope_parameters": EVERYWHERE},
+            MODERNBERT,
+            {"layer_types": None, "rope_parameters": None, "global_attn_every_n_layers": 3},
+        ),
+        (
+            "ModernBertForMaskedLM",
+            MODERNBERT
+            | {
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+                "rope_parameters": EVERYWHERE,
+            },
             {
                 "layer_types": None,
                 "rope_parameters": None,
@@ -129,9 +184,24 @@ def test_tied_bias_is_written_under_both_names(tmp_path):
         (
             "DistilBertForMaskedLM",
             DISTILBERT,
-            {"sinusoidal_pos_embds": True, "dim": None, "hidden_size": 36, "n_heads": None, "num_attention_heads": 3, "pruned_heads": {}},
+            {
+                "sinusoidal_pos_embds": True,
+                "dim": None,
+                "hidden_size": 36,
+                "n_heads": None,
+                "num_attention_heads": 3,
+                "pruned_heads": {},
+            },
         ),
-        ("BertForMaskedLM", BERT, {"position_embedding_type": "absolute", "gradient_checkpointing": False, "chunk_size_feed_forward": 17}),
+        (
+            "BertForMaskedLM",
+            BERT,
+            {
+                "position_embedding_type": "absolute",
+                "gradient_checkpointing": False,
+                "chunk_size_feed_forward": 17,
+            },
+        ),
     ],
 )
 def test_older_forms(cls, fields, changes, tmp_path):
@@ -143,8 +213,8 @@ def test_older_forms(cls, fields, changes, tmp_path):
     edited(tmp_path / "old", changes)
     assert interop.read_config(tmp_path / "old")[1] == new
     again = type(peer).from_pretrained(tmp_path / "old", attn_implementation="eager")
-    batch = peers_of.samples(new)
-    assert torch.equal(peers_of.their_logits(again, batch), peers_of.their_logits(peer, batch))
+    batch = interop_references.samples(new)
+    assert torch.equal(interop_references.their_logits(again, batch), interop_references.their_logits(peer, batch))
 
 
 def rewritten(directory: Path, change: Any) -> None:
@@ -180,7 +250,10 @@ def test_bert_for_pretraining(tmp_path):
 
 def test_repeated_tensor_that_differs(tmp_path):
     made("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
-    rewritten(tmp_path, lambda tensors: tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1})
+    rewritten(
+        tmp_path,
+        lambda tensors: tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1},
+    )
     with pytest.raises(UserError, match=r"cls\.predictions\.decoder\.bias.*differs from cls\.predictions\.bias"):
         interop.load(tmp_path)
 
@@ -196,7 +269,7 @@ class Nothing:
 
 
 def read(model_type: str, values: dict[str, Any]) -> Any:
-    return ARCHITECTURES[model_type].read(Settings(Path("config.json"), values), Nothing())
+    return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
 @pytest.mark.parametrize("cls", ["BertConfig", "RobertaConfig", "DistilBertConfig", "ModernBertConfig"])
@@ -236,7 +309,11 @@ def test_defaults(cls):
         ("modernbert", "layer_types", ["chunked_attention"] * 22),
         ("modernbert", "global_attn_every_n_layers", 0),
         ("modernbert", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
-        ("modernbert", "rope_parameters", {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}),
+        (
+            "modernbert",
+            "rope_parameters",
+            {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}},
+        ),
         ("modernbert", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
         ("modernbert", "local_rope_theta", None),
         ("modernbert", "is_decoder", True),
@@ -244,13 +321,19 @@ def test_defaults(cls):
 )
 def test_refused(model_type, key, value):
     values = {"n_layers": 6} if key == "num_hidden_layers" else {}
-    with pytest.raises(UserError, match=rf"^config\.json: (rope_parameters\.\w+\.)?{key if key != 'rope_parameters' else 'rope_'}"):
+    with pytest.raises(
+        UserError,
+        match=rf"^config\.json: (rope_parameters\.\w+\.)?{key if key != 'rope_parameters' else 'rope_'}",
+    ):
         read(model_type, values | {key: value})
 
 
 def test_two_forms_that_contradict():
     parameters = {"sliding_attention": {"rope_theta": 70.0}}
-    with pytest.raises(UserError, match=r"local_rope_theta: 80.0 contradicts rope_parameters.sliding_attention.rope_theta \(70.0\)"):
+    with pytest.raises(
+        UserError,
+        match=r"local_rope_theta: 80.0 contradicts rope_parameters.sliding_attention.rope_theta \(70.0\)",
+    ):
         read("modernbert", {"rope_parameters": parameters, "local_rope_theta": 80.0})
     assert read("modernbert", {"rope_parameters": parameters, "local_rope_theta": 70.0}).rotary_theta_sliding == 70.0
 
@@ -274,8 +357,14 @@ def changed(model_type: str, **fields) -> Any:
         (changed("bert", positions="none"), None),
         (changed("modernbert"), "modernbert"),
         (changed("modernbert", rotary_theta_sliding=500.0), "modernbert"),
-        (changed("modernbert", attention_pattern=(), rotary_theta_sliding=None, sliding_window=None), "modernbert"),
-        (changed("modernbert", attention_pattern=("sliding", "sliding", "full"), sliding_window=5), "modernbert"),
+        (
+            changed("modernbert", attention_pattern=(), rotary_theta_sliding=None, sliding_window=None),
+            "modernbert",
+        ),
+        (
+            changed("modernbert", attention_pattern=("sliding", "sliding", "full"), sliding_window=5),
+            "modernbert",
+        ),
         (changed("modernbert", first_norm=True), None),
         (changed("modernbert", attention_output_bias=True), None),
         (changed("modernbert", rotary_share=0.5), None),
@@ -286,9 +375,9 @@ def test_expressed_as(model, expected):
     """Models go out as the architecture that is the same function, or not at all."""
     if expected is None:
         with pytest.raises(UserError, match="no architecture of transformers"):
-            express(model)
+            match_architecture(model)
     else:
-        architecture, values = express(model)
+        architecture, values = match_architecture(model)
         assert architecture.model_type == expected
         transformers.AutoConfig.for_model(expected, **values)
 

@@ -12,25 +12,44 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm import config, interop, models
 from jaxlm.config import UserError
-from jaxlm.interop.express import TRAINING, differences, shapes_of
+from jaxlm.interop.match_architecture import TRAINING, differences, shapes_of
 from jaxlm.losses import loss_sums
 
-NO_BIASES: dict[str, Any] = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
+NO_BIASES: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_output_bias": False,
+    "mlp_bias": False,
+}
 BARE: dict[str, Any] = NO_BIASES | {"norm_bias": False}
-SIZES: dict[str, Any] = {"vocabulary_size": 97, "layers": 2, "width": 36, "heads": 3, "mlp_width": 50, "context_length": 22}
+SIZES: dict[str, Any] = {
+    "vocabulary_size": 97,
+    "layers": 2,
+    "width": 36,
+    "heads": 3,
+    "mlp_width": 50,
+    "context_length": 22,
+}
 LLAMA: dict[str, Any] = NO_BIASES | {"norm": "rmsnorm", "positions": "rotary"}
 BOTH: dict[str, Any] = {"family": "encoder_decoder", "encoder_layers": 1, "encoder_mlp_width": 40}
 SQUARED: dict[str, Any] = {"gated": False, "activation": "relu_squared"}
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "nanogpt_shakespeare": ("gpt2", BARE | {"activation": "gelu"}, BARE),
-    "gpt2, no biases of norms, untied": ("gpt2", {"norm_bias": False, "tied_head": False}, {"norm_bias": False}),
+    "gpt2, no biases of norms, untied": (
+        "gpt2",
+        {"norm_bias": False, "tied_head": False},
+        {"norm_bias": False},
+    ),
     "gpt2, biases on the inputs alone": (
         "gpt2",
         {"attention_output_bias": False, "mlp_bias": False},
         {"attention_output_bias": False, "mlp_bias": False},
     ),
     "quickstart": ("llama", LLAMA | SQUARED, SQUARED),
-    "llama, squared, biases": ("llama", LLAMA | SQUARED | {"mlp_bias": True, "kv_heads": 1, "tied_head": False}, SQUARED),
+    "llama, squared, biases": (
+        "llama",
+        LLAMA | SQUARED | {"mlp_bias": True, "kv_heads": 1, "tied_head": False},
+        SQUARED,
+    ),
     "llama, no bias on the output": (
         "llama",
         LLAMA | {"attention_bias": True, "mlp_bias": True, "gated": True, "activation": "silu"},
@@ -39,23 +58,56 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "mistral, squared": ("mistral", LLAMA | SQUARED | {"sliding_window": 5}, SQUARED),
     "qwen2, squared": ("qwen2", LLAMA | SQUARED | {"attention_bias": True}, SQUARED),
     "qwen3, squared": ("qwen3", LLAMA | SQUARED | {"query_key_norm": True, "kv_heads": 1}, SQUARED),
-    "bloom": ("bloom", BARE | {"positions": "alibi", "embedding_norm": True, "mlp_width": None}, BARE),
+    "bloom": (
+        "bloom",
+        BARE | {"positions": "alibi", "embedding_norm": True, "mlp_width": None},
+        BARE,
+    ),
     "gpt_neox": (
         "gpt_neox",
         NO_BIASES | {"norm_bias": False, "positions": "rotary", "residual": "parallel"},
         {"mlp_bias": False, "norm_bias": False},
     ),
-    "opt": ("opt", BARE | {"position_offset": 2, "activation": "relu_squared"}, {"norm_bias": False}),
+    "opt": (
+        "opt",
+        BARE | {"position_offset": 2, "activation": "relu_squared"},
+        {"norm_bias": False},
+    ),
     "bert": (
         "bert",
         BARE
-        | {"family": "encoder", "norm_placement": "post", "embedding_norm": True, "token_types": 2, "activation": "gelu"}
+        | {
+            "family": "encoder",
+            "norm_placement": "post",
+            "embedding_norm": True,
+            "token_types": 2,
+            "activation": "gelu",
+        }
         | {"head_transform": True, "head_transform_bias": False, "head_bias": True},
         BARE | {"head_transform_bias": False},
     ),
-    "quickstart_encoder_decoder": ("blenderbot", BOTH | BARE | {"activation": "relu_squared", "tied_head": False}, BARE),
-    "bart": ("bart", BOTH | BARE | {"norm_placement": "post", "embedding_norm": True, "position_offset": 2, "head_bias": True}, BARE),
-    "mbart": ("mbart", BOTH | {"embedding_norm": True, "position_offset": 2, "norm_bias": False}, {"norm_bias": False}),
+    "quickstart_encoder_decoder": (
+        "blenderbot",
+        BOTH | BARE | {"activation": "relu_squared", "tied_head": False},
+        BARE,
+    ),
+    "bart": (
+        "bart",
+        BOTH
+        | BARE
+        | {
+            "norm_placement": "post",
+            "embedding_norm": True,
+            "position_offset": 2,
+            "head_bias": True,
+        },
+        BARE,
+    ),
+    "mbart": (
+        "mbart",
+        BOTH | {"embedding_norm": True, "position_offset": 2, "norm_bias": False},
+        {"norm_bias": False},
+    ),
     "marian": (
         "marian",
         BOTH | NO_BIASES | {"norm_placement": "post", "positions": "sinusoidal", "shared_embedding": False},
@@ -64,11 +116,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def model_of(name: str) -> config.Model:
-    return config.Model(**SIZES | MODELS[name][1])
+def model_of(name: str) -> config.ModelConfig:
+    return config.ModelConfig(**SIZES | MODELS[name][1])
 
 
-def random_params(model: config.Model) -> Any:
+def random_params(model: config.ModelConfig) -> Any:
     """Random numbers, around 1 in the scales of norms, and zeros in the rows that pad the vocabulary."""
     rng, padded = np.random.default_rng(0), -(-model.vocabulary_size // 128) * 128
 
@@ -81,7 +133,7 @@ def random_params(model: config.Model) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, shapes_of(model))
 
 
-def exported(name: str, directory: Path) -> tuple[config.Model, Any]:
+def exported(name: str, directory: Path) -> tuple[config.ModelConfig, Any]:
     model = model_of(name)
     params = random_params(model)
     interop.save(directory, model, params)
@@ -105,7 +157,11 @@ def change(directory: Path, **changes: Any) -> Path:
 
 def change_tensors(directory: Path, function: Any) -> Path:
     path = directory / "model.safetensors"
-    save_file(function({key: value.copy() for key, value in load_file(path).items()}), path, metadata={"format": "pt"})
+    save_file(
+        function({key: value.copy() for key, value in load_file(path).items()}),
+        path,
+        metadata={"format": "pt"},
+    )
     return directory
 
 
@@ -118,9 +174,9 @@ def test_every_recipe_can_go_to_transformers(path):
     model = config.load(path, []).model
     if path.stem in INEXPRESSIBLE:
         with pytest.raises(UserError, match="no architecture of transformers"):
-            interop.express(model)
+            interop.match_architecture(model)
     else:
-        interop.express(model)
+        interop.match_architecture(model)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -141,19 +197,22 @@ def test_there_and_back(name, tmp_path):
 OF_RECIPES = ("nanogpt_shakespeare", "quickstart", "quickstart_encoder_decoder")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in OF_RECIPES else [pytest.mark.campaign]) for name in MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in OF_RECIPES else [pytest.mark.campaign]) for name in MODELS],
+)
 def test_as_transformers(name, tmp_path):
     """Logits, loss and gradients, which several of their tensors share where each repeats one of ours; and what they write of it."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    import peers_of
+    from support import interop_references
 
     model, params = exported(name, tmp_path / "ours")
     values = json.loads((tmp_path / "ours" / "config.json").read_text())
     cls = getattr(transformers, values["architectures"][0])
     peer, report = cls.from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
     assert not any(report.values()), report
-    batch = peers_of.samples(model)
+    batch = interop_references.samples(model)
 
     def ours(params: Any) -> Any:
         logits = models.build(model).apply(params, batch)
@@ -162,25 +221,32 @@ def test_as_transformers(name, tmp_path):
 
     quick = {"xla_backend_optimization_level": 0}
     (loss, logits), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True), compiler_options=quick)(params)
-    expected = peers_of.their_logits(peer.eval(), batch)
-    expected_loss = peers_of.their_loss(expected, batch)
+    expected = interop_references.their_logits(peer.eval(), batch)
+    expected_loss = interop_references.their_loss(expected, batch)
     expected_loss.backward()
-    here = peers_of.real(batch.lengths, peers_of.LENGTH)
+    here = interop_references.real(batch.lengths, interop_references.LENGTH)
     logits_difference = np.abs(np.asarray(logits)[here] - expected.detach().numpy()[here]).max()
     interop.save(tmp_path / "gradients", model, gradients)
-    numbers, mine = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "gradients" / "model.safetensors")
+    numbers, mine = (
+        load_file(tmp_path / "ours" / "model.safetensors"),
+        load_file(tmp_path / "gradients" / "model.safetensors"),
+    )
     lacking = {key for key, value in numbers.items() if not value.any()}
     theirs: dict[str, np.ndarray] = {}
     for key, parameter in peer.named_parameters():
         if parameter.grad is not None and key not in lacking:
             first = own(key, numbers)
             theirs[first] = theirs.get(first, 0) + parameter.grad.numpy()
-    floor = peers_of.GRADIENT_FLOOR * np.sqrt(sum(float(np.square(value).sum()) for value in theirs.values()))
+    floor = interop_references.GRADIENT_FLOOR * np.sqrt(sum(float(np.square(value).sum()) for value in theirs.values()))
     errors = {key: np.linalg.norm(mine[key] - value) / max(float(np.linalg.norm(value)), floor) for key, value in theirs.items()}
-    found = peers_of.Differences(float(logits_difference), abs(float(loss) - expected_loss.item()), float(max(errors.values())))
+    found = interop_references.Differences(
+        float(logits_difference),
+        abs(float(loss) - expected_loss.item()),
+        float(max(errors.values())),
+    )
     print(name, found)
-    assert found.logits <= peers_of.LOGITS_TOLERANCE and found.loss <= peers_of.LOSS_TOLERANCE, found
-    assert found.gradient <= peers_of.GRADIENT_TOLERANCE, max(errors, key=lambda key: errors[key])
+    assert found.logits <= interop_references.LOGITS_TOLERANCE and found.loss <= interop_references.LOSS_TOLERANCE, found
+    assert found.gradient <= interop_references.GRADIENT_TOLERANCE, max(errors, key=lambda key: errors[key])
     peer.save_pretrained(tmp_path / "theirs")
     assert_same((model, params), interop.load(tmp_path / "theirs"))
 
@@ -193,16 +259,56 @@ def own(name: str, numbers: dict[str, np.ndarray]) -> str:
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "no object": ("nanogpt_shakespeare", [False], r"jaxlm: must be an object"),
-    "unknown": ("nanogpt_shakespeare", {"layers": 1}, r"jaxlm\.layers: is unknown; known: attention_bias, .*activation$"),
-    "a word": ("nanogpt_shakespeare", {"norm_bias": "false"}, r"jaxlm\.norm_bias: must be true or false"),
-    "a number": ("nanogpt_shakespeare", {"norm_bias": 0}, r"jaxlm\.norm_bias: must be true or false"),
-    "null": ("nanogpt_shakespeare", {"norm_bias": None}, r"jaxlm\.norm_bias: must be true or false"),
-    "true": ("nanogpt_shakespeare", BARE | {"mlp_bias": True}, r"jaxlm\.mlp_bias: true is not supported, only false"),
-    "no gate in the rest": ("nanogpt_shakespeare", BARE | SQUARED, r"jaxlm\.activation: 'relu_squared' needs a gated MLP with relu"),
-    "gated": ("quickstart", SQUARED | {"gated": True}, r"jaxlm\.gated: true is not supported, only false"),
-    "a gate without an activation": ("quickstart", {"gated": False}, r"jaxlm\.activation: must be 'relu_squared' beside gated"),
-    "an activation alone": ("quickstart", {"activation": "relu_squared"}, r"jaxlm\.gated: must be False beside activation"),
-    "another activation": ("quickstart", SQUARED | {"activation": "gelu"}, r'jaxlm\.activation: "gelu" is not supported'),
+    "unknown": (
+        "nanogpt_shakespeare",
+        {"layers": 1},
+        r"jaxlm\.layers: is unknown; known: attention_bias, .*activation$",
+    ),
+    "a word": (
+        "nanogpt_shakespeare",
+        {"norm_bias": "false"},
+        r"jaxlm\.norm_bias: must be true or false",
+    ),
+    "a number": (
+        "nanogpt_shakespeare",
+        {"norm_bias": 0},
+        r"jaxlm\.norm_bias: must be true or false",
+    ),
+    "null": (
+        "nanogpt_shakespeare",
+        {"norm_bias": None},
+        r"jaxlm\.norm_bias: must be true or false",
+    ),
+    "true": (
+        "nanogpt_shakespeare",
+        BARE | {"mlp_bias": True},
+        r"jaxlm\.mlp_bias: true is not supported, only false",
+    ),
+    "no gate in the rest": (
+        "nanogpt_shakespeare",
+        BARE | SQUARED,
+        r"jaxlm\.activation: 'relu_squared' needs a gated MLP with relu",
+    ),
+    "gated": (
+        "quickstart",
+        SQUARED | {"gated": True},
+        r"jaxlm\.gated: true is not supported, only false",
+    ),
+    "a gate without an activation": (
+        "quickstart",
+        {"gated": False},
+        r"jaxlm\.activation: must be 'relu_squared' beside gated",
+    ),
+    "an activation alone": (
+        "quickstart",
+        {"activation": "relu_squared"},
+        r"jaxlm\.gated: must be False beside activation",
+    ),
+    "another activation": (
+        "quickstart",
+        SQUARED | {"activation": "gelu"},
+        r'jaxlm\.activation: "gelu" is not supported',
+    ),
 }
 
 
@@ -215,7 +321,11 @@ def test_sections_that_are_refused(case, tmp_path):
     assert "\n" not in str(error.value)
 
 
-GATE, UP, BIAS = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight", "transformer.h.1.mlp.c_fc.bias"
+GATE, UP, BIAS = (
+    "model.layers.1.mlp.gate_proj.weight",
+    "model.layers.1.mlp.up_proj.weight",
+    "transformer.h.1.mlp.c_fc.bias",
+)
 
 
 def bumped(name: str) -> Any:
@@ -227,11 +337,27 @@ def bumped(name: str) -> Any:
 
 
 TENSORS: dict[str, tuple[str, Any, str]] = {
-    "a bias": ("nanogpt_shakespeare", bumped(BIAS), rf"{BIAS}: has numbers other than 0, which this model has no place for"),
-    "no bias": ("nanogpt_shakespeare", lambda t: t.pop(BIAS) is None or t, rf"{BIAS}: there is no such tensor, expected \[50\]"),
-    "another gate": ("quickstart", bumped(GATE), rf"{GATE}: differs from {UP}, which it must repeat"),
+    "a bias": (
+        "nanogpt_shakespeare",
+        bumped(BIAS),
+        rf"{BIAS}: has numbers other than 0, which this model has no place for",
+    ),
+    "no bias": (
+        "nanogpt_shakespeare",
+        lambda t: t.pop(BIAS) is None or t,
+        rf"{BIAS}: there is no such tensor, expected \[50\]",
+    ),
+    "another gate": (
+        "quickstart",
+        bumped(GATE),
+        rf"{GATE}: differs from {UP}, which it must repeat",
+    ),
     "another half": ("quickstart", bumped(UP), rf"{GATE}: differs from {UP}, which it must repeat"),
-    "no gate": ("quickstart", lambda t: t.pop(GATE) is None or t, rf"{GATE}: there is no such tensor, expected \[50, 36\]"),
+    "no gate": (
+        "quickstart",
+        lambda t: t.pop(GATE) is None or t,
+        rf"{GATE}: there is no such tensor, expected \[50, 36\]",
+    ),
 }
 
 
@@ -254,19 +380,20 @@ def test_a_table_that_fuses_the_gate(tmp_path):
         "activation": "relu",
     }
     head: dict[str, Any] = {"head_transform": True, "head_transform_bias": False, "head_bias": True}
-    model = config.Model(**SIZES | BARE | fields | head)
+    model = config.ModelConfig(**SIZES | BARE | fields | head)
     assert interop.save(tmp_path, model, random_params(model)).model_type == "modernbert"
     with pytest.raises(UserError, match=r"modernbert has .*Wi.* which can't be without the other"):
         interop.load(change(tmp_path, jaxlm=SQUARED))
     with pytest.raises(UserError, match="no architecture of transformers"):
-        interop.express(replace(model, **SQUARED))
+        interop.match_architecture(replace(model, **SQUARED))
 
 
 def test_without_a_section_nothing_is_lacking(tmp_path):
     """Zeros are how biases begin: they stay parameters, and must be there."""
-    model = config.Model(**SIZES)
+    model = config.ModelConfig(**SIZES)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.zeros_like(leaf) if path[-1].key.endswith("bias") else leaf, random_params(model)
+        lambda path, leaf: np.zeros_like(leaf) if path[-1].key.endswith("bias") else leaf,
+        random_params(model),
     )
     interop.save(tmp_path, model, params)
     assert "jaxlm" not in json.loads((tmp_path / "config.json").read_text())
@@ -301,11 +428,11 @@ def test_a_section_that_was_removed(name, tmp_path):
 )
 def test_what_stays_inexpressible(fields):
     with pytest.raises(UserError, match=r"no architecture of transformers .*, the nearest, has model\."):
-        interop.express(config.Model(**SIZES | fields))
+        interop.match_architecture(config.ModelConfig(**SIZES | fields))
 
 
 def test_what_has_words_of_its_own_comes_first():
     """Qwen 2's biases on the inputs alone could be Llama's on both, with zeros."""
     fields: dict[str, Any] = LLAMA | {"gated": True, "attention_bias": True}
-    architecture, values = interop.express(config.Model(**SIZES | fields))
+    architecture, values = interop.match_architecture(config.ModelConfig(**SIZES | fields))
     assert architecture.model_type == "qwen2" and "jaxlm" not in values

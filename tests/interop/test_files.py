@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxlm.config import UserError
-from jaxlm.interop import files, settings, writer
+from jaxlm.interop import files, hf_config, writer
 from jaxlm.interop.files import INDEX, SINGLE, Tensor
 
 GOOD = {
@@ -41,33 +41,72 @@ BROKEN = {
     "empty": (b"", "can't hold the length of a header"),
     "five bytes": (b"\x10\0\0\0\0", "can't hold the length of a header"),
     "header beyond the file": (raw(GOOD, length=10_000), "can't hold a header of 10,000 bytes"),
-    "absurd header": (raw(GOOD, length=2**63), "can't hold a header of 9,223,372,036,854,775,808 bytes"),
+    "absurd header": (
+        raw(GOOD, length=2**63),
+        "can't hold a header of 9,223,372,036,854,775,808 bytes",
+    ),
     "a pickle": (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff" + bytes(99), "no safetensors file"),
     "not JSON": (raw(b'{"a": '), "is not JSON"),
     "not UTF-8": (raw(b'{"\xff": 1}'), "is not UTF-8"),
     "deeper than Python's stack": (raw(b'{"a": ' + b"[" * 200_000), "too many levels"),
-    "endless number": (raw(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}"), "too many digits"),
+    "endless number": (
+        raw(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"]}}"),
+        "too many digits",
+    ),
     "a list": (raw([]), "must be a JSON object"),
     "duplicate key": (raw(b'{"a": 1, "a": 2}'), '"a" appears twice'),
     "entry is a number": (raw(header(a=3)), "a: must be an object, got 3"),
     "no dtype": (raw({"a": {"shape": [2], "data_offsets": [0, 8]}}), "a: dtype null is unknown"),
     "unknown dtype": (raw(header(a_dtype="F33")), 'a: dtype "F33" is unknown'),
     "dtype is a list": (raw(header(a_dtype=["F32"])), 'a: dtype ["F32"] is unknown'),
-    "negative size": (raw(header(a_shape=[-2, -3])), "a: shape must be a list of sizes, got [-2, -3]"),
+    "negative size": (
+        raw(header(a_shape=[-2, -3])),
+        "a: shape must be a list of sizes, got [-2, -3]",
+    ),
     "size is a bool": (raw(header(a_shape=[True, 6])), "a: shape must be a list of sizes"),
     "size is a fraction": (raw(header(a_shape=[2.0, 3])), "a: shape must be a list of sizes"),
     "shape is text": (raw(header(a_shape="23")), 'a: shape must be a list of sizes, got "23"'),
-    "product beyond 64 bits": (raw(header(a_shape=[2**62, 2**62])), "a: F32 of shape [4611686018427387904, 4611686018427387904] has"),
-    "too few bytes": (raw(header(a_shape=[2, 4])), "a: F32 of shape [2, 4] has 32 bytes, but data_offsets give it 24"),
-    "wrong dtype": (raw(header(a_dtype="F64")), "a: F64 of shape [2, 3] has 48 bytes, but data_offsets give it 24"),
-    "backwards": (raw(header(a_data_offsets=[24, 0])), "a: data_offsets must be a first and a last one, got [24, 0]"),
-    "three offsets": (raw(header(a_data_offsets=[0, 24, 32])), "a: data_offsets must be a first and a last one"),
-    "negative offset": (raw(header(a_data_offsets=[-24, 0])), "a: data_offsets must be a first and a last one"),
-    "overlap": (raw(header(b={"dtype": "BF16", "shape": [4], "data_offsets": [20, 28]})), "b: data_offsets: overlaps another tensor"),
-    "same place": (raw({"a": GOOD["a"], "c": GOOD["a"]}, bytes(24)), "data_offsets: overlaps another tensor"),
-    "gap": (raw(header(b={"dtype": "BF16", "shape": [2], "data_offsets": [28, 32]})), "b: data_offsets: 4 bytes before it are no tensor's"),
+    "product beyond 64 bits": (
+        raw(header(a_shape=[2**62, 2**62])),
+        "a: F32 of shape [4611686018427387904, 4611686018427387904] has",
+    ),
+    "too few bytes": (
+        raw(header(a_shape=[2, 4])),
+        "a: F32 of shape [2, 4] has 32 bytes, but data_offsets give it 24",
+    ),
+    "wrong dtype": (
+        raw(header(a_dtype="F64")),
+        "a: F64 of shape [2, 3] has 48 bytes, but data_offsets give it 24",
+    ),
+    "backwards": (
+        raw(header(a_data_offsets=[24, 0])),
+        "a: data_offsets must be a first and a last one, got [24, 0]",
+    ),
+    "three offsets": (
+        raw(header(a_data_offsets=[0, 24, 32])),
+        "a: data_offsets must be a first and a last one",
+    ),
+    "negative offset": (
+        raw(header(a_data_offsets=[-24, 0])),
+        "a: data_offsets must be a first and a last one",
+    ),
+    "overlap": (
+        raw(header(b={"dtype": "BF16", "shape": [4], "data_offsets": [20, 28]})),
+        "b: data_offsets: overlaps another tensor",
+    ),
+    "same place": (
+        raw({"a": GOOD["a"], "c": GOOD["a"]}, bytes(24)),
+        "data_offsets: overlaps another tensor",
+    ),
+    "gap": (
+        raw(header(b={"dtype": "BF16", "shape": [2], "data_offsets": [28, 32]})),
+        "b: data_offsets: 4 bytes before it are no tensor's",
+    ),
     "cut short": (raw(GOOD, bytes(30)), "b: ends 2 bytes behind the end of the file"),
-    "far out": (raw(header(b={"dtype": "BF16", "shape": [2**60], "data_offsets": [24, 24 + 2**61]})), "behind the end of the file"),
+    "far out": (
+        raw(header(b={"dtype": "BF16", "shape": [2**60], "data_offsets": [24, 24 + 2**61]})),
+        "behind the end of the file",
+    ),
     "bytes left": (raw(GOOD, bytes(35)), "its last 3 bytes are no tensor's"),
     "metadata is a number": (raw({"__metadata__": 3, **GOOD}), SINGLE),  # found by the library
     "metadata of numbers": (raw({"__metadata__": {"format": 3}, **GOOD}), SINGLE),
@@ -121,7 +160,10 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
     (tmp_path / SINGLE).write_bytes(raw(GOOD))
     entries = files.listing(tmp_path).entries
     os.truncate(tmp_path / SINGLE, 40)
-    with files.Reader(32) as reader, pytest.raises(UserError, match=r"model\.safetensors: a: the file ends before it"):
+    with (
+        files.Reader(32) as reader,
+        pytest.raises(UserError, match=r"model\.safetensors: a: the file ends before it"),
+    ):
         reader.read(entries["a"])
 
 
@@ -142,11 +184,29 @@ def test_shards_by_an_index(tmp_path):
     sharded(tmp_path, {"a": "one.safetensors", "b": "other.safetensors"}, one=ONE, other=OTHER)
     source, entries = files.listing(tmp_path)
     assert source == tmp_path / INDEX
-    assert {name: entry.path.name for name, entry in entries.items()} == {"a": "one.safetensors", "b": "other.safetensors"}
+    assert {name: entry.path.name for name, entry in entries.items()} == {
+        "a": "one.safetensors",
+        "b": "other.safetensors",
+    }
 
 
-OUTSIDE = ["../outside.safetensors", "/outside.safetensors", "sub/one.safetensors", "..\\one.safetensors", "c:one.safetensors"]
-NO_NAMES = ["model.bin", "", "..", 3, None, ["one.safetensors"], "a\nb.safetensors", "a\0.safetensors"]
+OUTSIDE = [
+    "../outside.safetensors",
+    "/outside.safetensors",
+    "sub/one.safetensors",
+    "..\\one.safetensors",
+    "c:one.safetensors",
+]
+NO_NAMES = [
+    "model.bin",
+    "",
+    "..",
+    3,
+    None,
+    ["one.safetensors"],
+    "a\nb.safetensors",
+    "a\0.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE + NO_NAMES)
@@ -157,7 +217,10 @@ def test_an_index_names_files_of_its_directory_alone(tmp_path, name):
     save_file(ONE, directory / "sub" / "one.safetensors")
     if name == "/outside.safetensors":
         sharded(directory, {"a": str(tmp_path / "outside.safetensors")})
-    with pytest.raises(UserError, match=r"index\.json: weight_map: a: must be the name of a \.safetensors file in the same directory"):
+    with pytest.raises(
+        UserError,
+        match=r"index\.json: weight_map: a: must be the name of a \.safetensors file in the same directory",
+    ):
         files.listing(directory)
 
 
@@ -175,17 +238,41 @@ def test_the_links_of_hugging_face_s_cache_are_followed(tmp_path):
 
 BOTH = {"a": "one.safetensors", "b": "other.safetensors"}
 INDICES = {
-    "a tensor that its shard lacks": ({**BOTH, "c": "one.safetensors"}, OTHER, r"one\.safetensors: c: there is no such tensor"),
-    "a tensor of the other shard": ({"a": "other.safetensors", "b": "one.safetensors"}, OTHER, r"other\.safetensors: a: there is no such"),
+    "a tensor that its shard lacks": (
+        {**BOTH, "c": "one.safetensors"},
+        OTHER,
+        r"one\.safetensors: c: there is no such tensor",
+    ),
+    "a tensor of the other shard": (
+        {"a": "other.safetensors", "b": "one.safetensors"},
+        OTHER,
+        r"other\.safetensors: a: there is no such",
+    ),
     "twice": (BOTH, {**OTHER, **ONE}, r"other\.safetensors: a: is also in one\.safetensors"),
-    "a missing shard": ({**BOTH, "c": "third.safetensors"}, OTHER, r"third\.safetensors: there is no such file"),
-    "a directory": ({**BOTH, "c": "folder.safetensors"}, OTHER, r"folder\.safetensors: is not a file"),
-    "a name of two lines": ({**BOTH, "c\nd": "one.safetensors"}, OTHER, r'one\.safetensors: "c\\nd": there is no such tensor'),
+    "a missing shard": (
+        {**BOTH, "c": "third.safetensors"},
+        OTHER,
+        r"third\.safetensors: there is no such file",
+    ),
+    "a directory": (
+        {**BOTH, "c": "folder.safetensors"},
+        OTHER,
+        r"folder\.safetensors: is not a file",
+    ),
+    "a name of two lines": (
+        {**BOTH, "c\nd": "one.safetensors"},
+        OTHER,
+        r'one\.safetensors: "c\\nd": there is no such tensor',
+    ),
     "no map": ('{"metadata": {}}', OTHER, r"index\.json: weight_map: must be an object"),
     "an empty map": ({}, OTHER, r"index\.json: weight_map: must be an object"),
     "a list": ("[]", OTHER, r"index\.json: weight_map: must be an object"),
     "not JSON": ("{", OTHER, r"index\.json: is not JSON"),
-    "a tensor with two shards": ('{"weight_map": {"a": "one.safetensors", "a": "other.safetensors"}}', OTHER, '"a" appears twice'),
+    "a tensor with two shards": (
+        '{"weight_map": {"a": "one.safetensors", "a": "other.safetensors"}}',
+        OTHER,
+        '"a" appears twice',
+    ),
 }
 
 
@@ -202,7 +289,10 @@ def test_a_broken_index(tmp_path, case):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "last.ckpt", "weights.pth"])
 def test_pickles_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(UserError, match=rf"only weights that may run code when read \({name}\); convert them to safetensors"):
+    with pytest.raises(
+        UserError,
+        match=rf"only weights that may run code when read \({name}\); convert them to safetensors",
+    ):
         files.listing(tmp_path)
 
 
@@ -223,8 +313,11 @@ CONFIGS = {
     "not UTF-8": (b"\xff\xfe", "is not UTF-8"),
     "a list": (b"[1]", "must be a JSON object"),
     "twice": (b'{"a": 1, "a": 1}', '"a" appears twice'),
-    "large": (b"[" + b" " * settings.LARGEST + b"]", "is larger than 10 MiB"),
-    "code": (b'{"auto_map": {"AutoModel": "modeling.Model"}}', "auto_map: names code that comes with the checkpoint"),
+    "large": (b"[" + b" " * hf_config.LARGEST + b"]", "is larger than 10 MiB"),
+    "code": (
+        b'{"auto_map": {"AutoModel": "modeling.Model"}}',
+        "auto_map: names code that comes with the checkpoint",
+    ),
 }
 
 
@@ -234,19 +327,22 @@ def test_a_config_that_is_refused(tmp_path, case):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=expected) as refused:
-        settings.read(tmp_path)
+        hf_config.read(tmp_path)
     assert str(refused.value).startswith(str(tmp_path / "config.json")) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("nowhere", "there is no such directory"), ("file", "is not a directory")])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("nowhere", "there is no such directory"), ("file", "is not a directory")],
+)
 def test_no_directory(tmp_path, name, expected):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=expected):
-        settings.read(tmp_path / name)
+        hf_config.read(tmp_path / name)
 
 
 def values(**keys):
-    return settings.Settings(settings.Path("config.json"), keys)
+    return hf_config.HFConfig(hf_config.Path("config.json"), keys)
 
 
 def test_values_of_a_config():
@@ -262,21 +358,48 @@ def test_values_of_a_config():
 
 
 REFUSED = {
-    "fixed": (lambda at: at.fixed({"one": (2, 3)}), "config.json: one: 1 is not supported, only 2 or 3"),
-    "a bool is no number": (lambda at: at.fixed({"one": True}), "config.json: one: 1 is not supported, only true"),
-    "choice": (lambda at: at.choice("text", {"gelu": "g", "relu": "r"}, "relu"), 'text: "tanh" is not supported; known: gelu, relu'),
-    "choice of a list": (lambda at: at.choice("names", {"gelu": "g"}, "gelu"), "names: [1] is not supported"),
-    "whole": (lambda at: at.number("share", 1), "config.json: share: must be a whole number, got 0.5"),
+    "fixed": (
+        lambda at: at.fixed({"one": (2, 3)}),
+        "config.json: one: 1 is not supported, only 2 or 3",
+    ),
+    "a bool is no number": (
+        lambda at: at.fixed({"one": True}),
+        "config.json: one: 1 is not supported, only true",
+    ),
+    "choice": (
+        lambda at: at.choice("text", {"gelu": "g", "relu": "r"}, "relu"),
+        'text: "tanh" is not supported; known: gelu, relu',
+    ),
+    "choice of a list": (
+        lambda at: at.choice("names", {"gelu": "g"}, "gelu"),
+        "names: [1] is not supported",
+    ),
+    "whole": (
+        lambda at: at.number("share", 1),
+        "config.json: share: must be a whole number, got 0.5",
+    ),
     "bool for a number": (lambda at: at.number("yes", 1), "yes: must be a whole number, got true"),
-    "number for a bool": (lambda at: at.number("one", False, bool), "one: must be true or false, got 1"),
+    "number for a bool": (
+        lambda at: at.number("one", False, bool),
+        "one: must be true or false, got 1",
+    ),
     "text": (lambda at: at.number("text", 1.0, float), 'text: must be a number, got "tanh"'),
-    "infinite": (lambda at: at.number("infinite", 1.0, float), "infinite: must be a number, got Infinity"),
-    "beyond a float": (lambda at: at.number("large", 1.0, float), "large: must be a number, got 1000"),
+    "infinite": (
+        lambda at: at.number("infinite", 1.0, float),
+        "infinite: must be a number, got Infinity",
+    ),
+    "beyond a float": (
+        lambda at: at.number("large", 1.0, float),
+        "large: must be a number, got 1000",
+    ),
     "no size": (lambda at: at.number("large", 1), "large: 1000"),
     "null": (lambda at: at.number("nothing", 3), "nothing: must be a whole number, got null"),
     "words": (lambda at: at.words("names"), "names: must be a list of words, got [1]"),
     "section": (lambda at: at.section("one"), "one: must be an object, got 1"),
-    "in a section": (lambda at: at.section("inner").number("theta", 1), 'config.json: inner.theta: must be a whole number, got "x"'),
+    "in a section": (
+        lambda at: at.section("inner").number("theta", 1),
+        'config.json: inner.theta: must be a whole number, got "x"',
+    ),
 }
 
 
@@ -284,7 +407,15 @@ REFUSED = {
 def test_values_that_are_refused(case):
     ask, expected = REFUSED[case]
     keys = dict(
-        one=1, yes=True, text="tanh", nothing=None, share=0.5, names=[1], inner={"theta": "x"}, infinite=float("inf"), large=10**400
+        one=1,
+        yes=True,
+        text="tanh",
+        nothing=None,
+        share=0.5,
+        names=[1],
+        inner={"theta": "x"},
+        infinite=float("inf"),
+        large=10**400,
     )
     with pytest.raises(UserError) as refused:
         ask(values(**keys))
@@ -306,7 +437,12 @@ def write(directory, dtype="F32", shard_bytes=1 << 30, broken_at=None):
             yield array
 
     with writer.staged(directory) as staged:
-        writer.write(staged, [Tensor(name, dtype, shape) for name, shape in SHAPES.items()], stream(), shard_bytes)
+        writer.write(
+            staged,
+            [Tensor(name, dtype, shape) for name, shape in SHAPES.items()],
+            stream(),
+            shard_bytes,
+        )
         staged.json("config.json", {"text": "é"})
     return arrays
 
@@ -338,7 +474,12 @@ def test_the_shards_of_an_earlier_export_go_and_other_files_stay(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "notes.safetensors").write_text("mine")
     arrays = write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {SINGLE, "config.json", "tokenizer.json", "notes.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        SINGLE,
+        "config.json",
+        "tokenizer.json",
+        "notes.safetensors",
+    }
     write(tmp_path, shard_bytes=60)
     assert not (tmp_path / SINGLE).exists() and files.listing(tmp_path).entries.keys() == arrays.keys()
 
@@ -358,12 +499,18 @@ def test_nothing_half_written_is_left(tmp_path, there):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: can't be made"), writer.staged(tmp_path / "file" / "out"):
+    with (
+        pytest.raises(UserError, match=r"file/out: can't be made"),
+        writer.staged(tmp_path / "file" / "out"),
+    ):
         pass
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"out: can't be written: No space left on device"), writer.staged(tmp_path / "out") as staged:
+    with (
+        pytest.raises(UserError, match=r"out: can't be written: No space left on device"),
+        writer.staged(tmp_path / "out") as staged,
+    ):
         staged.path("model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert not (tmp_path / "out").exists()
@@ -371,6 +518,9 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 def test_arrays_that_are_not_what_was_announced(tmp_path):
     for array in (np.zeros((4, 5)), np.zeros((5, 4), np.float32)):
-        with pytest.raises(ValueError, match=r"a: .* instead of F32"), writer.staged(tmp_path / "out") as staged:
+        with (
+            pytest.raises(ValueError, match=r"a: .* instead of F32"),
+            writer.staged(tmp_path / "out") as staged,
+        ):
             writer.write(staged, [Tensor("a", "F32", (4, 5))], iter([array]), 1 << 30)
     assert not (tmp_path / "out").exists()

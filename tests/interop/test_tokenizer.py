@@ -4,67 +4,90 @@ import json
 import tarfile
 
 import pytest
-import tokenizers_of
+from support import tokenizer_files
+from support.tokenizer_files import LINES, put
 from tokenizers import Tokenizer
-from tokenizers_of import LINES, put
 
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import special_tokens
-from jaxlm.interop import archive, generation, settings, tokenizer
-from jaxlm.interop.tokenizer import Special
+from jaxlm.interop import archive, generation_config, hf_config, tokenizer
+from jaxlm.interop.tokenizer import TokenizerFrame
 
-ROBERTA = Special("</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,))
+ROBERTA = TokenizerFrame("</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,))
 EXPECTED = {
-    "gpt2": Special("<|endoftext|>", eos_ids=(0,), bos_id=0),
+    "gpt2": TokenizerFrame("<|endoftext|>", eos_ids=(0,), bos_id=0),
     "roberta": ROBERTA,
     "bart": ROBERTA._replace(decoder_start_id=2, forced_bos_id=0, forced_eos_id=2),
-    "bert": Special("[SEP]", "[CLS]", "[PAD]", "[MASK]", 0, (3,), 2, 0, before=(2,), after=(3,)),
-    "t5": Special("</s>", None, "<pad>", None, 8, (1,), None, 0, 0, after=(1,)),
-    "llama": Special("</s>", "<s>", eos_ids=(2,), bos_id=1, before=(1,)),
+    "bert": TokenizerFrame("[SEP]", "[CLS]", "[PAD]", "[MASK]", 0, (3,), 2, 0, before=(2,), after=(3,)),
+    "t5": TokenizerFrame("</s>", None, "<pad>", None, 8, (1,), None, 0, 0, after=(1,)),
+    "llama": TokenizerFrame("</s>", "<s>", eos_ids=(2,), bos_id=1, before=(1,)),
 }
-OBJECTIVES = {"gpt2": "causal", "llama": "causal", "roberta": "masked", "bert": "masked", "bart": "infilling", "t5": "span"}
+OBJECTIVES = {
+    "gpt2": "causal",
+    "llama": "causal",
+    "roberta": "masked",
+    "bert": "masked",
+    "bart": "infilling",
+    "t5": "span",
+}
 
 
 @pytest.mark.parametrize("names", ["tokenizer_config.json", "special_tokens_map.json", None])
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_roles_come_from_either_file_or_the_class(kind, names, tmp_path):
-    directory = tokenizers_of.write(tmp_path, kind, names)
+    directory = tokenizer_files.write(tmp_path, kind, names)
     made, special = tokenizer.read(directory)
     assert special == EXPECTED[kind]
-    assert (made.kind, made.path, made.end_of_text) == ("file", str(directory / "tokenizer.json"), special.end_of_text)
+    assert (made.kind, made.path, made.end_of_text) == (
+        "file",
+        str(directory / "tokenizer.json"),
+        special.end_of_text,
+    )
     assert made.begin_of_text == special.begin_of_text
     # With these settings the tokenizer has all that its objective needs.
-    needs = config.Objective(kind=OBJECTIVES[kind]).needs
+    needs = config.ObjectiveConfig(kind=OBJECTIVES[kind]).needs
     loaded = load_tokenizer(directory / "tokenizer.json", special_tokens(made, needs))
     assert loaded.end_of_text == special.eos_ids[0]
     assert len(loaded.vocabulary.sentinels) == special.sentinels
 
 
 def test_tokenizer_config_holds_before_the_older_file(tmp_path):
-    directory = tokenizers_of.write(tmp_path, "roberta")
-    put(directory, "special_tokens_map.json", {"eos_token": "<unk>", "sep_token": "<unk>", "pad_token": {"content": "<unk>"}})
+    directory = tokenizer_files.write(tmp_path, "roberta")
+    put(
+        directory,
+        "special_tokens_map.json",
+        {"eos_token": "<unk>", "sep_token": "<unk>", "pad_token": {"content": "<unk>"}},
+    )
     assert tokenizer.read(directory)[1] == EXPECTED["roberta"]
 
 
 def test_generation_config_holds_before_config(tmp_path):
-    directory = tokenizers_of.write(tmp_path, "llama")
-    put(directory, "generation_config.json", {"eos_token_id": [5, 2], "bos_token_id": 1, "pad_token_id": 0, "forced_eos_token_id": [2]})
+    directory = tokenizer_files.write(tmp_path, "llama")
+    put(
+        directory,
+        "generation_config.json",
+        {"eos_token_id": [5, 2], "bos_token_id": 1, "pad_token_id": 0, "forced_eos_token_id": [2]},
+    )
     special = tokenizer.read(directory)[1]
     assert (special.eos_ids, special.pad_id, special.forced_eos_id) == ((2, 5), 0, 2)
 
 
 def test_ids_of_the_class_that_no_token_has_are_left_out(tmp_path):
     """`transformers` writes 50256 of GPT-2's class beside any tokenizer; the end of text counts all the same."""
-    directory = tokenizers_of.write(tmp_path, "gpt2")
-    put(directory, "config.json", {"model_type": "gpt2", "bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": -1})
+    directory = tokenizer_files.write(tmp_path, "gpt2")
+    put(
+        directory,
+        "config.json",
+        {"model_type": "gpt2", "bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": -1},
+    )
     special = tokenizer.read(directory)[1]
     assert (special.eos_ids, special.bos_id, special.pad_id) == ((0,), 0, None)
 
 
 def test_an_end_without_a_name_is_found_by_its_id(tmp_path):
-    directory = tokenizers_of.write(tmp_path, "llama", None)
+    directory = tokenizer_files.write(tmp_path, "llama", None)
     put(directory, "config.json", {"model_type": "other", "eos_token_id": 2})
     assert tokenizer.read(directory)[1].end_of_text == "</s>"
 
@@ -75,18 +98,34 @@ MISTAKES = {
     "not text": ("tokenizer.json", b"\xff\xfe", "tokenizer.json: is not a tokenizer.json"),
     "not JSON": ("tokenizer_config.json", b"{", "tokenizer_config.json: is not JSON"),
     "a list": ("special_tokens_map.json", b"[]", "special_tokens_map.json: must be a JSON object"),
-    "a number": ("tokenizer_config.json", b'{"eos_token": 3}', "tokenizer_config.json: eos_token: must be a token's text"),
-    "unknown token": ("tokenizer_config.json", b'{"eos_token": "<end>"}', "tokenizer.json: has no token '<end>'"),
-    "id in words": ("generation_config.json", b'{"eos_token_id": "2"}', "generation_config.json: eos_token_id: must be the id"),
+    "a number": (
+        "tokenizer_config.json",
+        b'{"eos_token": 3}',
+        "tokenizer_config.json: eos_token: must be a token's text",
+    ),
+    "unknown token": (
+        "tokenizer_config.json",
+        b'{"eos_token": "<end>"}',
+        "tokenizer.json: has no token '<end>'",
+    ),
+    "id in words": (
+        "generation_config.json",
+        b'{"eos_token_id": "2"}',
+        "generation_config.json: eos_token_id: must be the id",
+    ),
     "no config": ("config.json", None, "config.json: there is no such file"),
-    "remote code": ("config.json", b'{"auto_map": {"AutoModel": "x.Y"}}', "config.json: auto_map: "),
+    "remote code": (
+        "config.json",
+        b'{"auto_map": {"AutoModel": "x.Y"}}',
+        "config.json: auto_map: ",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_name_file_and_key(case, tmp_path):
     name, content, message = MISTAKES[case]
-    directory = tokenizers_of.write(tmp_path, "llama")
+    directory = tokenizer_files.write(tmp_path, "llama")
     if content is None:
         (directory / name).unlink()
     else:
@@ -106,7 +145,7 @@ def test_files_of_slow_tokenizers_alone_are_refused_with_a_way_out(files, tmp_pa
 
 
 def test_nothing_says_what_ends_a_text(tmp_path):
-    directory = tokenizers_of.write(tmp_path, "llama", None)
+    directory = tokenizer_files.write(tmp_path, "llama", None)
     put(directory, "config.json", {"model_type": "other"})
     with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: nothing says"):
         tokenizer.read(directory)
@@ -114,23 +153,37 @@ def test_nothing_says_what_ends_a_text(tmp_path):
 
 def run_tokenizer(kind: str, objective: str, begin: str | None):
     """The settings and the tokenizer of a run that made its own."""
-    made, goal = config.Tokenizer(kind=kind, begin_of_text=begin, sentinels=8), config.Objective(kind=objective)
+    made, goal = (
+        config.TokenizerConfig(kind=kind, begin_of_text=begin, sentinels=8),
+        config.ObjectiveConfig(kind=objective),
+    )
     special = special_tokens(made, goal.needs)
-    return made, goal, byte_tokenizer(special) if kind == "bytes" else train_bpe(LINES, 400, special)
+    return (
+        made,
+        goal,
+        byte_tokenizer(special) if kind == "bytes" else train_bpe(LINES, 400, special),
+    )
 
 
 OWN = [
     (kind, objective, begin)
     for kind in ("bytes", "bpe")
-    for objective, begin in (("causal", None), ("masked", "<s>"), ("masked", None), ("span", None), ("infilling", "<s>"), ("pairs", None))
+    for objective, begin in (
+        ("causal", None),
+        ("masked", "<s>"),
+        ("masked", None),
+        ("span", None),
+        ("infilling", "<s>"),
+        ("pairs", None),
+    )
 ]
 
 
 @pytest.mark.parametrize("kind, objective, begin", OWN)
 def test_special_tokens_of_a_run(kind, objective, begin):
     """What is written around a text is what the objective's samples have there."""
-    settings, goal, made = run_tokenizer(kind, objective, begin)
-    special = tokenizer.of_run(settings, goal, made.inner)
+    hf_config, goal, made = run_tokenizer(kind, objective, begin)
+    special = tokenizer.of_run(hf_config, goal, made.inner)
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
     assert special[:5] == tuple(made.special)
     assert special.eos_ids == (ids["end_of_text"],)
@@ -142,7 +195,7 @@ def test_special_tokens_of_a_run(kind, objective, begin):
     assert special.before == ((ids["begin_of_text"],) if begin else ())
 
 
-def read_back(directory, text: str, special: Special, model_type: str):
+def read_back(directory, text: str, special: TokenizerFrame, model_type: str):
     """What `transformers` loads from an exported tokenizer."""
     transformers = pytest.importorskip("transformers")
     put(directory, "config.json", {"model_type": model_type, "vocab_size": 400})
@@ -150,7 +203,7 @@ def read_back(directory, text: str, special: Special, model_type: str):
     return transformers.AutoTokenizer.from_pretrained(directory)
 
 
-def check_same(theirs, ours, inner: Tokenizer, special: Special) -> None:
+def check_same(theirs, ours, inner: Tokenizer, special: TokenizerFrame) -> None:
     """Ids and texts of transformers' tokenizer, of a run's and of its tokenizer.json."""
     for line in LINES:
         ids = ours.encode(line).tolist()
@@ -163,7 +216,11 @@ def check_same(theirs, ours, inner: Tokenizer, special: Special) -> None:
     assert len(theirs) == ours.size
     roles = {"eos_token": special.end_of_text, "pad_token": special.pad, "mask_token": special.mask}
     assert {role: getattr(theirs, role) for role in roles} == roles
-    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (special.eos_ids[0], special.bos_id, special.pad_id)
+    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
+        special.eos_ids[0],
+        special.bos_id,
+        special.pad_id,
+    )
     assert theirs.model_max_length == 64
     assert "token_type_ids" not in theirs("a")  # GPT-2 would add their embeddings
     for number in range(special.sentinels):
@@ -171,15 +228,21 @@ def check_same(theirs, ours, inner: Tokenizer, special: Special) -> None:
         assert theirs(sentinel, add_special_tokens=False)["input_ids"] == [inner.token_to_id(sentinel)]
 
 
-MODEL_TYPES = {"causal": "gpt2", "masked": "roberta", "span": "t5", "infilling": "bart", "pairs": "t5"}
+MODEL_TYPES = {
+    "causal": "gpt2",
+    "masked": "roberta",
+    "span": "t5",
+    "infilling": "bart",
+    "pairs": "t5",
+}
 
 
 @pytest.mark.parametrize("kind, objective, begin", OWN)
 def test_a_tokenizer_made_here_in_transformers(kind, objective, begin, tmp_path):
-    settings, goal, ours = run_tokenizer(kind, objective, begin)
+    hf_config, goal, ours = run_tokenizer(kind, objective, begin)
     ours.save(tmp_path / "run.json")
     inner = Tokenizer.from_file(str(tmp_path / "run.json"))
-    special = tokenizer.of_run(settings, goal, inner)
+    special = tokenizer.of_run(hf_config, goal, inner)
     theirs = read_back(tmp_path, (tmp_path / "run.json").read_text(), special, MODEL_TYPES[objective])
     check_same(theirs, ours, inner, special)
     # Read again it is the same, but for the ids that config.json would say.
@@ -191,7 +254,7 @@ def test_a_tokenizer_made_here_in_transformers(kind, objective, begin, tmp_path)
 def of_class(kind: str):
     """A tokenizer of the class that `transformers` has for the architecture."""
     transformers = pytest.importorskip("transformers")
-    model = json.loads(tokenizers_of.MADE[kind]().to_str())["model"]
+    model = json.loads(tokenizer_files.MADE[kind]().to_str())["model"]
     merges = [tuple(pair) for pair in model.get("merges", ())]
     if kind == "bert":
         return transformers.BertTokenizer(vocab=model["vocab"])
@@ -207,15 +270,15 @@ def of_class(kind: str):
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_from_transformers_and_back(kind, tmp_path):
-    first, directory = of_class(kind), tokenizers_of.write(tmp_path / "theirs", kind, None)
+    first, directory = of_class(kind), tokenizer_files.write(tmp_path / "theirs", kind, None)
     first.save_pretrained(directory)
-    settings, special = tokenizer.read(directory)
+    hf_config, special = tokenizer.read(directory)
     assert special == EXPECTED[kind]
-    goal = config.Objective(kind=OBJECTIVES[kind])
-    ours = load_tokenizer(directory / "tokenizer.json", special_tokens(settings, goal.needs))
+    goal = config.ObjectiveConfig(kind=OBJECTIVES[kind])
+    ours = load_tokenizer(directory / "tokenizer.json", special_tokens(hf_config, goal.needs))
     ours.save(tmp_path / "tokenizer.json")
     inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    run = tokenizer.of_run(settings, goal, inner)
+    run = tokenizer.of_run(hf_config, goal, inner)
     assert run == special._replace(forced_bos_id=None, forced_eos_id=None)  # those are not the tokenizer's
     out = tmp_path / "out"
     out.mkdir()
@@ -229,25 +292,35 @@ def test_from_transformers_and_back(kind, tmp_path):
 
 def test_a_mask_stands_for_its_space_too(tmp_path):
     """In training the tokens that are hidden begin with the space before their word."""
-    settings, goal, ours = run_tokenizer("bpe", "masked", "<s>")
-    special = tokenizer.of_run(settings, goal, ours.inner)
+    hf_config, goal, ours = run_tokenizer("bpe", "masked", "<s>")
+    special = tokenizer.of_run(hf_config, goal, ours.inner)
     theirs = read_back(tmp_path, ours.inner.to_str(), special, "roberta")
     mask = theirs.mask_token_id
     before, after = ours.encode("the best").tolist(), ours.encode(" times").tolist()
-    assert theirs("the best <mask> times", add_special_tokens=False)["input_ids"] == [*before, mask, *after]
+    assert theirs("the best <mask> times", add_special_tokens=False)["input_ids"] == [
+        *before,
+        mask,
+        *after,
+    ]
     assert not ours.inner.get_added_tokens_decoder()[mask].lstrip
 
 
 def test_pairs_of_texts_end_both(tmp_path):
-    settings, goal, ours = run_tokenizer("bytes", "masked", "<s>")
-    special = tokenizer.of_run(settings, goal, ours.inner)
+    hf_config, goal, ours = run_tokenizer("bytes", "masked", "<s>")
+    special = tokenizer.of_run(hf_config, goal, ours.inner)
     theirs = read_back(tmp_path, ours.inner.to_str(), special, "roberta")
-    assert theirs("a", "b")["input_ids"] == [*special.before, 97, *special.after, 98, *special.after]
+    assert theirs("a", "b")["input_ids"] == [
+        *special.before,
+        97,
+        *special.after,
+        98,
+        *special.after,
+    ]
 
 
 def test_token_types_are_inputs_of_models_that_have_them(tmp_path):
     transformers = pytest.importorskip("transformers")
-    directory = tokenizers_of.write(tmp_path, "bert")
+    directory = tokenizer_files.write(tmp_path, "bert")
     special = tokenizer.read(directory)[1]
     tokenizer.write(directory, (directory / "tokenizer.json").read_text(), special, 64, token_types=True)
     read = transformers.AutoTokenizer.from_pretrained(directory)
@@ -259,12 +332,23 @@ def read_generation(directory, values, **about):
     put(directory, "config.json", {"model_type": "llama", **about})
     if values is not None:
         put(directory, "generation_config.json", values)
-    return generation.read(directory, settings.read(directory))
+    return generation_config.read(directory, hf_config.read(directory))
 
 
 def test_what_generation_does_not_follow_is_said(tmp_path):
-    values = {"num_beams": 4, "temperature": 0.6, "top_p": 1.0, "do_sample": False, "top_k": 50, "use_cache": False, "max_length": 20}
-    found = read_generation(tmp_path, values | {"no_repeat_ngram_size": 3, "suppress_tokens": [1], "bad_words_ids": None})
+    values = {
+        "num_beams": 4,
+        "temperature": 0.6,
+        "top_p": 1.0,
+        "do_sample": False,
+        "top_k": 50,
+        "use_cache": False,
+        "max_length": 20,
+    }
+    found = read_generation(
+        tmp_path,
+        values | {"no_repeat_ngram_size": 3, "suppress_tokens": [1], "bad_words_ids": None},
+    )
     assert found.suggested == {"num_beams": 4, "temperature": 0.6}
     assert found.unfollowed == {"no_repeat_ngram_size": 3, "suppress_tokens": [1]}
     assert [line.count("=") for line in found.warnings] == [2, 2]
@@ -277,10 +361,19 @@ def test_without_a_generation_config_the_ids_are_those_of_config(tmp_path):
 
 
 def test_a_generation_config_that_is_written_is_read_the_same(tmp_path):
-    generation.write(tmp_path, {"eos_token_id": 3, "bos_token_id": None, "decoder_start_token_id": 0, "forced_eos_token_id": 3}, 64)
+    generation_config.write(
+        tmp_path,
+        {
+            "eos_token_id": 3,
+            "bos_token_id": None,
+            "decoder_start_token_id": 0,
+            "forced_eos_token_id": 3,
+        },
+        64,
+    )
     assert json.loads((tmp_path / "generation_config.json").read_text())["max_length"] == 64
     found = read_generation(tmp_path, None)
-    assert found == generation.Generation((3,), None, None, 0, None, 3, {}, {})
+    assert found == generation_config.GenerationConfig((3,), None, None, 0, None, 3, {}, {})
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert (theirs.eos_token_id, theirs.decoder_start_token_id, theirs.max_length) == (3, 0, 64)
@@ -288,7 +381,11 @@ def test_a_generation_config_that_is_written_is_read_the_same(tmp_path):
 
 def fill(directory):
     directory.mkdir()
-    for name, content in {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 999, "README.md": b"card"}.items():
+    for name, content in {
+        "config.json": b"{}",
+        "model.safetensors": bytes(range(256)) * 999,
+        "README.md": b"card",
+    }.items():
         (directory / name).write_bytes(content)
     (directory / ".hidden").write_bytes(b"")
     (directory / "folder").mkdir()
@@ -303,7 +400,11 @@ def test_an_archive_has_the_files_at_its_root_and_is_the_same_each_time(tmp_path
     assert packed == archive.pack(second).read_bytes() == archive.pack(first).read_bytes()
     with tarfile.open(first / "model.tar.gz") as opened:
         members = opened.getmembers()
-        assert [member.name for member in members] == ["README.md", "config.json", "model.safetensors"]
+        assert [member.name for member in members] == [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
         assert {(m.mode, m.mtime, m.uid, m.gid, m.uname, m.gname, m.type) for m in members} == {
             (0o644, 0, 0, 0, "root", "root", tarfile.REGTYPE)
         }
@@ -314,7 +415,11 @@ def test_an_archive_has_the_files_at_its_root_and_is_the_same_each_time(tmp_path
 
 def test_an_archive_that_fails_leaves_nothing(tmp_path, monkeypatch):
     directory = fill(tmp_path / "out")
-    monkeypatch.setattr(tarfile.TarFile, "addfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        tarfile.TarFile,
+        "addfile",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(UserError, match=r"model.tar.gz: can't be written: No space left on device"):
         archive.pack(directory)
     assert not [path for path in directory.iterdir() if "tar" in path.name]

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import several
 from safetensors.numpy import load_file, save_file
+from support import multiprocess
 
 from jaxlm import config, interop, models, sharding
 from jaxlm.config import UserError
 from jaxlm.interop import files, layout, weights, writer
-from jaxlm.interop.express import canonical, shapes_of
 from jaxlm.interop.mapping import Architecture, Rule
+from jaxlm.interop.match_architecture import canonical, shapes_of
 
 D, H, K, F, V, PADDED, LAYERS = 6, 2, 3, 5, 100, 128, 3
 
@@ -27,9 +27,21 @@ LAYOUTS = {
     "torch's query": ("hk d", "dhk", lambda q: q.reshape(D, H * K).T),
     "torch's output": ("d hk", "hkd", lambda o: o.reshape(H * K, D).T),
     "as it is": ("d hk", "dhk", lambda q: q.reshape(D, H * K)),
-    "GPT-2's fused": ("d 3hk", "dhk", lambda *q: np.concatenate([x.reshape(D, H * K) for x in q], 1)),
-    "ModernBERT's fused": ("3hk d", "dhk", lambda *q: np.concatenate([x.reshape(D, H * K).T for x in q], 0)),
-    "BLOOM's fused": ("h3k d", "dhk", lambda *q: np.stack([x.transpose(1, 2, 0) for x in q], 1).reshape(3 * H * K, D)),
+    "GPT-2's fused": (
+        "d 3hk",
+        "dhk",
+        lambda *q: np.concatenate([x.reshape(D, H * K) for x in q], 1),
+    ),
+    "ModernBERT's fused": (
+        "3hk d",
+        "dhk",
+        lambda *q: np.concatenate([x.reshape(D, H * K).T for x in q], 0),
+    ),
+    "BLOOM's fused": (
+        "h3k d",
+        "dhk",
+        lambda *q: np.stack([x.transpose(1, 2, 0) for x in q], 1).reshape(3 * H * K, D),
+    ),
     "its bias": ("h3k", "hk", lambda *b: np.stack(b, 1).reshape(-1)),
     "gate and up": ("2f d", "df", lambda gate, up: np.concatenate([gate.T, up.T])),
     "BART's bias": ("o v", "v", lambda b: b[None, :V]),
@@ -58,7 +70,14 @@ def test_layouts_are_what_numpy_makes_of_them(case):
         assert np.array_equal(view, values[tuple(slice(size) for size in view.shape)])
 
 
-@pytest.mark.parametrize("rule", [Rule("t", "d f", ("a", "b"), "df"), Rule("t", "d hk", ("a",), "df"), Rule("t", "2d f", ("a",), "df")])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("t", "d f", ("a", "b"), "df"),
+        Rule("t", "d hk", ("a",), "df"),
+        Rule("t", "2d f", ("a",), "df"),
+    ],
+)
 def test_a_wrong_layout_is_our_own_mistake(rule):
     with pytest.raises((ValueError, KeyError)):
         layout.views(rule, np.zeros((4, 6)), {"d": 4, "f": 6, "h": 2, "k": 3})
@@ -77,7 +96,12 @@ TABLE = Architecture(
         Rule("base.words", "v d", ("embedding.tokens",), "vd", copies=("base.again",)),
         Rule("base.h.{}.norm", "d", ("blocks.attention_norm.scale",), "d", first=1),
         Rule("base.h.{}.shift", "d", ("blocks.attention_norm.bias",), "d", first=1),
-        Rule("base.h.{}.qkv", "h3k d", tuple(f"blocks.attention.{name}_kernel" for name in ("query", "key", "value")), "dhk"),
+        Rule(
+            "base.h.{}.qkv",
+            "h3k d",
+            tuple(f"blocks.attention.{name}_kernel" for name in ("query", "key", "value")),
+            "dhk",
+        ),
         Rule("base.h.{}.wi", "f d", ("blocks.mlp.up_kernel",), "df", when="!blocks.mlp.gate_kernel"),
         Rule("base.h.{}.wi_1", "f d", ("blocks.mlp.up_kernel",), "df", when="blocks.mlp.gate_kernel"),
         Rule("base.h.{}.absent", "f", ("blocks.mlp.up_bias",), "f"),
@@ -91,7 +115,7 @@ TABLE = Architecture(
     aliases={"head": "base.words", "base.other": "base.words"},
     renamed={r"gamma$": "norm"},
 )
-MODEL = config.Model(vocabulary_size=V, layers=LAYERS, width=D, heads=H, mlp_width=F)
+MODEL = config.ModelConfig(vocabulary_size=V, layers=LAYERS, width=D, heads=H, mlp_width=F)
 
 
 def tree(**more):
@@ -102,8 +126,16 @@ def tree(**more):
         "mlp": {"up_kernel": (D, F)},
     }
     stacked = jax.tree.map(lambda shape: (LAYERS, *shape), blocks, is_leaf=lambda x: isinstance(x, tuple))
-    shapes = {"embedding": {"tokens": (PADDED, D)}, "blocks": stacked, "relative_bias": {"table": (4, H)}} | more
-    return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    shapes = {
+        "embedding": {"tokens": (PADDED, D)},
+        "blocks": stacked,
+        "relative_bias": {"table": (4, H)},
+    } | more
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
 
 
 def filled(shapes, model=MODEL, seed=0):
@@ -170,7 +202,10 @@ def test_rows_that_depend_on_the_parameters(tmp_path):
     assert np.array_equal(theirs["base.h.1.zero"], params["blocks"]["mlp"]["down_bias"][1])
     assert_same(read(tmp_path, shapes, table), params)
     # Where theirs may be absent it is zeros.
-    save_file({name: tensor for name, tensor in theirs.items() if name != "logits" and "zero" not in name}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in theirs.items() if name != "logits" and "zero" not in name},
+        tmp_path / "model.safetensors",
+    )
     expected = jax.tree.map(np.copy, params)
     expected["head"]["bias"][:] = 0
     expected["blocks"]["mlp"]["down_bias"][:] = 0
@@ -195,7 +230,14 @@ def moved(tensors, old, new):
 
 ACCEPTED = {
     "a base model's names": lambda t: {name.removeprefix("base."): tensor for name, tensor in t.items()},
-    "ignored ones": lambda t: t | {"base.h.1.mask": np.arange(3), "base.pooler": np.ones(2, np.float32), "h.0.mask": np.ones(2, bool)},
+    "ignored ones": lambda t: (
+        t
+        | {
+            "base.h.1.mask": np.arange(3),
+            "base.pooler": np.ones(2, np.float32),
+            "h.0.mask": np.ones(2, bool),
+        }
+    ),
     "an ignored one of a base model": lambda t: t | {"pooler": np.ones(2, np.float32)},
     "a repeated one": lambda t: t | {"head": t["base.words"]},
     "the repeated one alone": lambda t: moved(t, "base.words", "head"),
@@ -217,26 +259,62 @@ def test_what_files_may_have_or_lack(tmp_path, case):
 
 FLOAT8 = ml_dtypes.float8_e4m3fn
 REFUSED = {
-    "missing": (lambda t: without(t, "base.h.1.wi"), "base.h.1.wi: there is no such tensor, expected [5, 6]"),
-    "a table missing": (lambda t: without(t, "base.words"), "base.words: there is no such tensor, expected [100, 6]"),
-    "left over": (lambda t: t | {"base.h.0.extra": t["base.words"]}, "base.h.0.extra: is no tensor of a toy model with this config.json"),
-    "four left over": (lambda t: t | {f"x{i}": t["base.words"] for i in range(5)}, "; nor is x1, x2 and 2 more"),
+    "missing": (
+        lambda t: without(t, "base.h.1.wi"),
+        "base.h.1.wi: there is no such tensor, expected [5, 6]",
+    ),
+    "a table missing": (
+        lambda t: without(t, "base.words"),
+        "base.words: there is no such tensor, expected [100, 6]",
+    ),
+    "left over": (
+        lambda t: t | {"base.h.0.extra": t["base.words"]},
+        "base.h.0.extra: is no tensor of a toy model with this config.json",
+    ),
+    "four left over": (
+        lambda t: t | {f"x{i}": t["base.words"] for i in range(5)},
+        "; nor is x1, x2 and 2 more",
+    ),
     "a bias that config.json is without": (
         lambda t: t | {"base.h.0.absent": np.ones(F, np.float32)},
         "base.h.0.absent: is no tensor of a toy",
     ),
-    "a layer too many": (lambda t: t | {"base.h.3.wi": t["base.h.2.wi"]}, "base.h.3.wi: is no tensor"),
-    "the first layer's norm": (lambda t: t | {"base.h.0.norm": t["base.h.1.norm"]}, "base.h.0.norm: is no tensor"),
-    "transposed": (lambda t: t | {"base.h.1.wi": t["base.h.1.wi"].T.copy()}, "base.h.1.wi: has shape [6, 5], expected [5, 6]"),
-    "the padded vocabulary": (lambda t: t | {"base.words": random((PADDED, D))}, "base.words: has shape [128, 6], expected [100, 6]"),
-    "flat": (lambda t: t | {"base.h.1.wi": t["base.h.1.wi"].reshape(-1)}, "base.h.1.wi: has shape [30], expected [5, 6]"),
+    "a layer too many": (
+        lambda t: t | {"base.h.3.wi": t["base.h.2.wi"]},
+        "base.h.3.wi: is no tensor",
+    ),
+    "the first layer's norm": (
+        lambda t: t | {"base.h.0.norm": t["base.h.1.norm"]},
+        "base.h.0.norm: is no tensor",
+    ),
+    "transposed": (
+        lambda t: t | {"base.h.1.wi": t["base.h.1.wi"].T.copy()},
+        "base.h.1.wi: has shape [6, 5], expected [5, 6]",
+    ),
+    "the padded vocabulary": (
+        lambda t: t | {"base.words": random((PADDED, D))},
+        "base.words: has shape [128, 6], expected [100, 6]",
+    ),
+    "flat": (
+        lambda t: t | {"base.h.1.wi": t["base.h.1.wi"].reshape(-1)},
+        "base.h.1.wi: has shape [30], expected [5, 6]",
+    ),
     "whole numbers": (
         lambda t: t | {"base.h.1.wi": np.ones((F, D), np.int8)},
         "base.h.1.wi: has dtype I8; weights are read as F64, F32, F16, BF16",
     ),
-    "eight bits": (lambda t: t | {"base.h.1.wi": np.ones((F, D), FLOAT8)}, "base.h.1.wi: has dtype F8_E4M3"),
-    "repeated with a difference": (lambda t: t | {"head": np.nextafter(t["base.words"], np.float32(9))}, "head: differs from base.words"),
-    "repeated in another dtype": (lambda t: t | {"head": t["base.words"].astype(np.float64)}, "head: differs from base.words"),
+    "eight bits": (
+        lambda t: t | {"base.h.1.wi": np.ones((F, D), FLOAT8)},
+        "base.h.1.wi: has dtype F8_E4M3",
+    ),
+    "repeated with a difference": (
+        lambda t: t | {"head": np.nextafter(t["base.words"], np.float32(9))},
+        "head: differs from base.words",
+    ),
+    "repeated in another dtype": (
+        lambda t: t | {"head": t["base.words"].astype(np.float64)},
+        "head: differs from base.words",
+    ),
     "two unequal ones without the original": (
         lambda t: moved(t, "base.words", "head") | {"base.other": random((V, D), 9)},
         "base.other: differs",
@@ -246,7 +324,10 @@ REFUSED = {
         "base.h.1.zero: has numbers other than 0",
     ),
     "both names": (lambda t: t | {"words": t["base.words"]}, "words: is no tensor"),
-    "old and new name": (lambda t: t | {"base.h.1.gamma": t["base.h.1.norm"]}, "is there as base.h.1."),
+    "old and new name": (
+        lambda t: t | {"base.h.1.gamma": t["base.h.1.norm"]},
+        "is there as base.h.1.",
+    ),
 }
 
 
@@ -276,7 +357,10 @@ def test_what_is_missing_from_shards_names_the_index(tmp_path):
     [
         (TABLE.rules[1:], "no rule for embedding.tokens"),
         ((*TABLE.rules, TABLE.rules[0]), "or in an earlier rule too"),
-        ((*TABLE.rules[1:], Rule("w", "v d", ("embedding.tokens", "nowhere"), "vd")), "are not all in the model"),
+        (
+            (*TABLE.rules[1:], Rule("w", "v d", ("embedding.tokens", "nowhere"), "vd")),
+            "are not all in the model",
+        ),
     ],
 )
 def test_a_table_covers_each_parameter_once(rules, expected):
@@ -303,8 +387,8 @@ def test_numbers_are_rounded_to_the_nearest_bfloat16(tmp_path):
 
 
 # Real models from here on.
-GPT2 = config.Model(vocabulary_size=300, layers=3, width=48, heads=4, context_length=32)
-ROBERTA = config.Model(
+GPT2 = config.ModelConfig(vocabulary_size=300, layers=3, width=48, heads=4, context_length=32)
+ROBERTA = config.ModelConfig(
     family="encoder",
     vocabulary_size=300,
     layers=2,
@@ -320,7 +404,7 @@ ROBERTA = config.Model(
     head_transform=True,
     norm_epsilon=1e-12,
 )
-T5 = config.Model(
+T5 = config.ModelConfig(
     family="encoder_decoder",
     vocabulary_size=300,
     layers=2,
@@ -355,7 +439,7 @@ def random_params(model):
 
 
 def placement(model, **parallel):
-    mesh = sharding.make_mesh(config.Parallel(**parallel), jax.devices())
+    mesh = sharding.make_mesh(config.ParallelConfig(**parallel), jax.devices())
     return sharding.Placement(mesh, models.build(model).axes, parallel["zero"])
 
 
@@ -373,7 +457,12 @@ def test_round_trip(tmp_path, name, max_shard_bytes):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "parallel", [dict(zero=3, data=2, fsdp=2, tensor=2), dict(zero=3, data=1, fsdp=8, tensor=1), dict(zero=0, data=8, fsdp=1)]
+    "parallel",
+    [
+        dict(zero=3, data=2, fsdp=2, tensor=2),
+        dict(zero=3, data=1, fsdp=8, tensor=1),
+        dict(zero=0, data=8, fsdp=1),
+    ],
 )
 def test_shards_hold_what_the_whole_has(tmp_path, name, parallel):
     """Loaded in shards and saved from them."""
@@ -431,7 +520,14 @@ def test_transformers_loads_what_was_saved(tmp_path, name):
     """In bfloat16 and several shards."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     params = random_params(MODELS[name])
-    interop.save(tmp_path, MODELS[name], params, dtype="bfloat16", max_shard_bytes=20_000, tokens={"eos_token_id": 0, "pad_token_id": 1})
+    interop.save(
+        tmp_path,
+        MODELS[name],
+        params,
+        dtype="bfloat16",
+        max_shard_bytes=20_000,
+        tokens={"eos_token_id": 0, "pad_token_id": 1},
+    )
     cls = getattr(transformers, json.loads((tmp_path / "config.json").read_text())["architectures"][0])
     peer, report = cls.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -451,19 +547,34 @@ def test_config_of_a_directory(tmp_path):
 
 
 CONFIGS = {
-    "unknown type": ({"model_type": "falcon"}, r'model_type: "falcon" is not supported; known: gpt2, '),
+    "unknown type": (
+        {"model_type": "falcon"},
+        r'model_type: "falcon" is not supported; known: gpt2, ',
+    ),
     "no type": ({"model_type": None}, r"model_type: null is not supported"),
     "type is a list": ({"model_type": ["gpt2"]}, r'model_type: \["gpt2"\] is not supported'),
     "another head": (
         {"architectures": ["GPT2ForSequenceClassification"]},
         r"architectures: GPT2ForSequenceClassification is not supported, only GPT2",
     ),
-    "architectures is a word": ({"architectures": "GPT2LMHeadModel"}, r"architectures: must be a list of words"),
+    "architectures is a word": (
+        {"architectures": "GPT2LMHeadModel"},
+        r"architectures: must be a list of words",
+    ),
     "code": ({"auto_map": {"AutoConfig": "x.Y"}}, r"auto_map: names code"),
-    "heads": ({"n_head": 5}, r"gives a model that can't be: model\.width: 48 is not a multiple of heads \(5\)"),
-    "a vocabulary of another size": ({"vocab_size": 299}, r"wte\.weight: has shape \[300, 48\], expected \[299, 48\]"),
+    "heads": (
+        {"n_head": 5},
+        r"gives a model that can't be: model\.width: 48 is not a multiple of heads \(5\)",
+    ),
+    "a vocabulary of another size": (
+        {"vocab_size": 299},
+        r"wte\.weight: has shape \[300, 48\], expected \[299, 48\]",
+    ),
     "more layers": ({"n_layer": 4}, r"transformer\.h\.3\..*: there is no such tensor"),
-    "fewer layers": ({"n_layer": 2}, r"transformer\.h\.2\..*: is no tensor of a gpt2 model with this config\.json; nor is .* more"),
+    "fewer layers": (
+        {"n_layer": 2},
+        r"transformer\.h\.2\..*: is no tensor of a gpt2 model with this config\.json; nor is .* more",
+    ),
 }
 
 
@@ -485,7 +596,8 @@ def test_token_ids_that_contradict_the_model(tmp_path):
     for name in ("good", "none"):
         assert json.loads((tmp_path / name / "config.json").read_text())["pad_token_id"] == 1
     with pytest.raises(
-        UserError, match=r"pad_token_id: 0 can't be written: a roberta .* has 1; model\.position_offset \(2\) is pad_token_id \+ 1"
+        UserError,
+        match=r"pad_token_id: 0 can't be written: a roberta .* has 1; model\.position_offset \(2\) is pad_token_id \+ 1",
     ):
         interop.save(tmp_path / "bad", ROBERTA, params, tokens={"pad_token_id": 0})
     with pytest.raises(UserError, match=r"eos_token_id: 300 is not in the vocabulary \(0 to 299\)"):
@@ -494,8 +606,14 @@ def test_token_ids_that_contradict_the_model(tmp_path):
 
 
 UNSPEAKABLE = {
-    "decoder": (replace(GPT2, norm="rmsnorm", positions="sinusoidal"), r"known here is this model: \w+, the nearest, has model\."),
-    "one field": (replace(GPT2, logit_softcap=3.0), r"gpt2, the nearest, has model\.logit_softcap = None \(here 3\.0\)$"),
+    "decoder": (
+        replace(GPT2, norm="rmsnorm", positions="sinusoidal"),
+        r"known here is this model: \w+, the nearest, has model\.",
+    ),
+    "one field": (
+        replace(GPT2, logit_softcap=3.0),
+        r"gpt2, the nearest, has model\.logit_softcap = None \(here 3\.0\)$",
+    ),
 }
 
 
@@ -507,11 +625,24 @@ def test_a_model_that_no_architecture_is(tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-LLAMA = dict(norm="rmsnorm", positions="rotary", activation="silu", gated=True, attention_bias=False, mlp_bias=False)
+LLAMA = dict(
+    norm="rmsnorm",
+    positions="rotary",
+    activation="silu",
+    gated=True,
+    attention_bias=False,
+    mlp_bias=False,
+)
 EQUAL = {
     "kv_heads": (GPT2, dict(kv_heads=4)),
-    "sizes that None stands for": (GPT2, dict(mlp_width=192, head_width=12, attention_scale=12**-0.5)),
-    "training": (GPT2, dict(initializer="normal", initializer_std=0.3, dropout=0.1, attention_dropout=0.2)),
+    "sizes that None stands for": (
+        GPT2,
+        dict(mlp_width=192, head_width=12, attention_scale=12**-0.5),
+    ),
+    "training": (
+        GPT2,
+        dict(initializer="normal", initializer_std=0.3, dropout=0.1, attention_dropout=0.2),
+    ),
     "unused rotary": (GPT2, dict(rotary_theta=5.0, rotary_scaling_factor=3.0)),
     "unused buckets": (GPT2, dict(relative_buckets=8)),
     "positions without a table": (replace(GPT2, **LLAMA), dict(context_length=999)),
@@ -522,7 +653,10 @@ EQUAL = {
     ),
     "all sliding": (replace(GPT2, sliding_window=4), dict(attention_pattern=("sliding",))),
     "none sliding": (GPT2, dict(sliding_window=4, attention_pattern=("full",))),
-    "scaling by 1 part": (replace(GPT2, **LLAMA, rotary_scaling="linear"), dict(rotary_original_length=7)),
+    "scaling by 1 part": (
+        replace(GPT2, **LLAMA, rotary_scaling="linear"),
+        dict(rotary_original_length=7),
+    ),
     "encoder": (T5, dict(encoder_heads=4, encoder_mlp_width=40)),
 }
 UNEQUAL = {
@@ -560,7 +694,7 @@ import sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from jaxlm import config, interop, models, sharding
-from jaxlm.interop.express import shapes_of
+from jaxlm.interop.match_architecture import shapes_of
 
 def bytes_of(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -568,7 +702,7 @@ def bytes_of(key):
 _, model = interop.read_config(sys.argv[1])
 shapes, shardings = shapes_of(model), None
 if sys.argv[2] == "sharded":
-    mesh = sharding.make_mesh(config.Parallel(zero=3, data=2, fsdp=2, tensor=2), jax.devices())
+    mesh = sharding.make_mesh(config.ParallelConfig(zero=3, data=2, fsdp=2, tensor=2), jax.devices())
     shardings = sharding.Placement(mesh, models.build(model).axes, 3).tree("parameters", shapes)
 jax.block_until_ready(jax.device_put(np.zeros(8)))
 before = bytes_of("VmRSS")
@@ -583,13 +717,18 @@ print(loaded, bytes_of("VmHWM") - before)
 @pytest.mark.parametrize(("how", "dtype"), [("whole", "float32"), ("sharded", "bfloat16")])
 def test_memory_is_the_shards_and_one_tensor(tmp_path, how, dtype):
     """In a process of its own, from what it has before to its peak. Devices with equal shards share them on a CPU."""
-    model = config.Model(vocabulary_size=50257, layers=6, width=384, heads=6, context_length=32)
+    model = config.ModelConfig(vocabulary_size=50257, layers=6, width=384, heads=6, context_length=32)
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes_of(model))
     interop.save(tmp_path, model, params, dtype=dtype)
     largest = model.vocabulary_size * model.width * (4 if dtype == "float32" else 2)
     shards = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert largest > 0.25 * shards and shards > 100_000_000  # neither is lost in the noise of the other
-    child = subprocess.run([sys.executable, "-c", CHILD, tmp_path, how], capture_output=True, text=True, env=several.environment())
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, tmp_path, how],
+        capture_output=True,
+        text=True,
+        env=multiprocess.environment(),
+    )
     assert child.returncode == 0, child.stderr
     loading, saving = map(int, child.stdout.split())
     assert shards < loading < shards + 1.2 * largest
@@ -603,10 +742,10 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]), coordinator_bind_address=sys.argv[2])
 from jaxlm import config, interop, models, sharding
-from jaxlm.interop.express import shapes_of
+from jaxlm.interop.match_architecture import shapes_of
 
 _, model = interop.read_config(sys.argv[1])
-mesh = sharding.make_mesh(config.Parallel(zero=3, data=1, fsdp=4, tensor=2), jax.devices())
+mesh = sharding.make_mesh(config.ParallelConfig(zero=3, data=1, fsdp=4, tensor=2), jax.devices())
 shardings = sharding.Placement(mesh, models.build(model).axes, 3).tree("parameters", shapes_of(model))
 _, params = interop.load(sys.argv[1], shardings=shardings)
 _, whole = interop.load(sys.argv[1])
@@ -625,13 +764,13 @@ except ValueError as error:
 @pytest.mark.slow
 def test_two_processes_load_their_shards(tmp_path):
     interop.save(tmp_path, GPT2, random_params(GPT2))
-    address = f"127.0.0.1:{several.free_port()}"
+    address = f"127.0.0.1:{multiprocess.free_port()}"
     arguments = [sys.executable, "-c", PEER, tmp_path, address]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peers = [subprocess.Popen([*arguments, str(number)], env=several.environment(), **pipes) for number in range(2)]
+    peers = [subprocess.Popen([*arguments, str(number)], env=multiprocess.environment(), **pipes) for number in range(2)]
     try:
         for peer in peers:
-            out, err = peer.communicate(timeout=several.LIMIT)
+            out, err = peer.communicate(timeout=multiprocess.LIMIT)
             assert peer.returncode == 0, err
             processes, split, error = out.splitlines()[-1].split(maxsplit=2)
             assert (

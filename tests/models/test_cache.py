@@ -14,27 +14,65 @@ CHUNKS = (9, 2)
 # Each a decoder with something that attention over a cache could get wrong.
 DECODERS = {
     "learned": {},
-    "rotary, groups, part of the channels": {"positions": "rotary", "kv_heads": 2, "rotary_share": 0.5},
+    "rotary, groups, part of the channels": {
+        "positions": "rotary",
+        "kv_heads": 2,
+        "rotary_share": 0.5,
+    },
     "alibi, norm after the embedding": {"positions": "alibi", "embedding_norm": True},
     "relative": {"positions": "relative", "relative_buckets": 8, "relative_max_distance": 6},
-    "windows": {"positions": "rotary", "sliding_window": 4, "attention_pattern": ("sliding", "full")},
-    "norms on both sides": {"norm": "rmsnorm", "norm_placement": "both", "norm_offset": True, "query_key_norm": True},
+    "windows": {
+        "positions": "rotary",
+        "sliding_window": 4,
+        "attention_pattern": ("sliding", "full"),
+    },
+    "norms on both sides": {
+        "norm": "rmsnorm",
+        "norm_placement": "both",
+        "norm_offset": True,
+        "query_key_norm": True,
+    },
     "post-norm": {"norm_placement": "post"},
     "parallel": {"residual": "parallel", "tied_head": False},
     "residual behind the norm, no first norm": {"residual": "normed", "first_norm": False},
     "narrow table": {"embedding_width": 8, "norm_placement": "post"},
 }
 ENCODER_DECODERS = {
-    "t5": {"positions": "relative", "relative_buckets": 8, "relative_max_distance": 6, "encoder_layers": 1, "tied_head": False},
-    "bart": {"norm_placement": "post", "embedding_norm": True, "position_offset": 2, "encoder_heads": 2, "head_bias": True},
+    "t5": {
+        "positions": "relative",
+        "relative_buckets": 8,
+        "relative_max_distance": 6,
+        "encoder_layers": 1,
+        "tied_head": False,
+    },
+    "bart": {
+        "norm_placement": "post",
+        "embedding_norm": True,
+        "position_offset": 2,
+        "encoder_heads": 2,
+        "head_bias": True,
+    },
 }
 CASES = {name: ("decoder", fields, False) for name, fields in DECODERS.items()}
 CASES |= {name: ("encoder_decoder", fields, False) for name, fields in ENCODER_DECODERS.items()}
-CASES |= {"rotary, as a list of layers": ("decoder", {"positions": "rotary"}, True), "bart, too": ("encoder_decoder", {}, True)}
+CASES |= {
+    "rotary, as a list of layers": ("decoder", {"positions": "rotary"}, True),
+    "bart, too": ("encoder_decoder", {}, True),
+}
 
 
 def build(family, fields):
-    model = models.build(config.Model(family=family, vocabulary_size=61, layers=2, width=32, heads=4, context_length=24, **fields))
+    model = models.build(
+        config.ModelConfig(
+            family=family,
+            vocabulary_size=61,
+            layers=2,
+            width=32,
+            heads=4,
+            context_length=24,
+            **fields,
+        )
+    )
     params = model.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -43,7 +81,13 @@ def build(family, fields):
     return model, jax.tree.unflatten(tree, noisy)
 
 
-ALWAYS = ("learned", "relative", "windows", "bart", "rotary, as a list of layers")  # each takes seconds
+ALWAYS = (
+    "learned",
+    "relative",
+    "windows",
+    "bart",
+    "rotary, as a list of layers",
+)  # each takes seconds
 CELLS = [pytest.param(*case, id=name, marks=[] if name in ALWAYS else [pytest.mark.campaign]) for name, case in CASES.items()]
 
 
@@ -56,7 +100,10 @@ def test_chunks_score_as_the_whole(family, fields, listed):
     tokens = random.integers(0, 61, (3, max(totals))).astype(np.int32)
     source = {}
     if family == "encoder_decoder":
-        source = {"source": random.integers(0, 61, (3, 11)).astype(np.int32), "source_lengths": np.array([11, 5, 8], np.int32)}
+        source = {
+            "source": random.integers(0, 61, (3, 11)).astype(np.int32),
+            "source_lengths": np.array([11, 5, 8], np.int32),
+        }
     whole = np.asarray(model.apply(params, Batch(tokens, **source)))  # without jit: compiling takes longer here
     cache, done = model.cache(3, sum(CHUNKS) + 2), np.zeros(3, int)
     read_from = models.unstacked(params) if listed else params
@@ -99,6 +146,6 @@ def test_mistakes_are_named():
     both, params = build("encoder_decoder", {})
     with pytest.raises(ValueError, match=r"Batch\.source"):
         both.decode(params, both.cache(1, 8), Batch(np.zeros((1, 1), np.int32)))
-    encoder = models.build(config.Model(family="encoder", vocabulary_size=61, layers=1, width=32, heads=4))
+    encoder = models.build(config.ModelConfig(family="encoder", vocabulary_size=61, layers=1, width=32, heads=4))
     with pytest.raises(ValueError, match="no cache"):
         encoder.cache(1, 8)

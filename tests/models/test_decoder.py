@@ -7,18 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_params import random_params
+from support.random_params import random_params
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
 from jaxlm.types import Batch, is_axes
 
 VOCABULARY, LENGTH = 61, 9
-TINY = config.Model(vocabulary_size=VOCABULARY, layers=1, width=24, heads=2, context_length=LENGTH, initializer="fan_in")
+TINY = config.ModelConfig(
+    vocabulary_size=VOCABULARY,
+    layers=1,
+    width=24,
+    heads=2,
+    context_length=LENGTH,
+    initializer="fan_in",
+)
 ROTARY = replace(TINY, positions="rotary", kv_heads=1, norm="rmsnorm", gated=True)
 
 
-def reach(model: config.Model, **fields) -> np.ndarray:
+def reach(model: config.ModelConfig, **fields) -> np.ndarray:
     """bool [L, L]: [q, k] is whether the logits at q change with the token at k."""
     built = models.build(model)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY - 1, LENGTH, np.int32)
@@ -37,15 +44,27 @@ def grid(rule: Any) -> np.ndarray:
 
 SEGMENTS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
 
-REACHES: dict[str, tuple[config.Model, dict, Any]] = {
+REACHES: dict[str, tuple[config.ModelConfig, dict, Any]] = {
     "learned": (TINY, {}, lambda q, k: k <= q),
     "alibi": (replace(TINY, positions="alibi", heads=3), {}, lambda q, k: k <= q),
-    "sinusoidal, post-norm": (replace(TINY, positions="sinusoidal", norm_placement="post"), {}, lambda q, k: k <= q),
+    "sinusoidal, post-norm": (
+        replace(TINY, positions="sinusoidal", norm_placement="post"),
+        {},
+        lambda q, k: k <= q,
+    ),
     "rotary": (ROTARY, {}, lambda q, k: k <= q),
     "window": (replace(ROTARY, sliding_window=3), {}, lambda q, k: q - 2 <= k <= q),
-    "two layers, window": (replace(ROTARY, layers=2, sliding_window=3), {}, lambda q, k: q - 4 <= k <= q),
+    "two layers, window": (
+        replace(ROTARY, layers=2, sliding_window=3),
+        {},
+        lambda q, k: q - 4 <= k <= q,
+    ),
     "prefix": (ROTARY, {"prefix_lengths": 4}, lambda q, k: k <= q or k < 4),
-    "segments": (ROTARY, {"segments": SEGMENTS}, lambda q, k: k <= q and SEGMENTS[q] == SEGMENTS[k]),
+    "segments": (
+        ROTARY,
+        {"segments": SEGMENTS},
+        lambda q, k: k <= q and SEGMENTS[q] == SEGMENTS[k],
+    ),
     "lengths": (ROTARY, {"lengths": 6}, lambda q, k: k <= q and k < 6),
 }
 
@@ -62,7 +81,10 @@ def test_packed_documents_equal_separate_ones(positions):
     model = models.build(replace(TINY, positions=positions))
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (3, LENGTH), np.int32)
     tokens[1, :4], tokens[2, :5] = tokens[0, :4], tokens[0, 4:]
-    segments, within = np.zeros((3, LENGTH), np.int32), np.tile(np.arange(LENGTH, dtype=np.int32), (3, 1))
+    segments, within = (
+        np.zeros((3, LENGTH), np.int32),
+        np.tile(np.arange(LENGTH, dtype=np.int32), (3, 1)),
+    )
     segments[0, 4:], within[0, 4:] = 1, np.arange(5)
     packed, first, second = np.asarray(jax.jit(model.apply)(random_params(model), Batch(tokens, segments=segments, positions=within)))
     np.testing.assert_allclose(packed, np.concatenate([first[:4], second[:5]]), atol=1e-5)
@@ -73,7 +95,10 @@ def test_rotary_logits_do_not_see_absolute_positions():
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (1, LENGTH), np.int32)
     here = np.arange(LENGTH, dtype=np.int32)
     logits = np.asarray(
-        jax.jit(model.apply)(random_params(model), Batch(np.tile(tokens, (3, 1)), positions=np.stack([here, here + 20, 2 * here])))
+        jax.jit(model.apply)(
+            random_params(model),
+            Batch(np.tile(tokens, (3, 1)), positions=np.stack([here, here + 20, 2 * here])),
+        )
     )
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-5)
     assert np.abs(logits[2] - logits[0]).max() > 0.01
@@ -82,7 +107,11 @@ def test_rotary_logits_do_not_see_absolute_positions():
 def test_more_tokens_than_learned_positions_is_an_error():
     model = models.build(TINY)
     with pytest.raises(ValueError, match="10 tokens, but the table of positions has 9 rows"):
-        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), Batch(np.zeros((1, LENGTH + 1), np.int32)))
+        jax.eval_shape(
+            model.apply,
+            jax.eval_shape(model.init, jax.random.key(0)),
+            Batch(np.zeros((1, LENGTH + 1), np.int32)),
+        )
     assert reach(replace(ROTARY, context_length=4)).shape == (LENGTH, LENGTH)
 
 
@@ -99,13 +128,24 @@ def test_padded_vocabulary_is_never_likely_and_never_learns(name):
     model = models.build(HEADS[name])
     V = HEADS[name].vocabulary_size
     # Padding rows with huge values: they must not matter.
-    params = jax.tree.map(lambda names, a: pad_with(a, names, V, 50.0), model.axes, random_params(model), is_leaf=is_axes)
+    params = jax.tree.map(
+        lambda names, a: pad_with(a, names, V, 50.0),
+        model.axes,
+        random_params(model),
+        is_leaf=is_axes,
+    )
     rng = np.random.default_rng(0)
-    x_BLD, targets = rng.normal(size=(2, LENGTH, TINY.width)).astype(np.float32), rng.integers(0, V, (2, LENGTH))
+    x_BLD, targets = (
+        rng.normal(size=(2, LENGTH, TINY.width)).astype(np.float32),
+        rng.integers(0, V, (2, LENGTH)),
+    )
 
     def loss(params):
         scores = model.scores(model.head_weights(params), x_BLD)
-        return loss_sums(scores, targets, jnp.ones((2, LENGTH))).loss, (scores, model.head(params, x_BLD))
+        return loss_sums(scores, targets, jnp.ones((2, LENGTH))).loss, (
+            scores,
+            model.head(params, x_BLD),
+        )
 
     (value, (scores, logits)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert logits.shape == (2, LENGTH, V) and scores.shape == (2, LENGTH, 128)
@@ -139,7 +179,7 @@ def test_bfloat16_stays_close_to_float32():
     params = random_params(models.build(model))
 
     def run(compute: Any):
-        built = models.build(model, config.Precision(compute=compute))
+        built = models.build(model, config.PrecisionConfig(compute=compute))
 
         def loss(params):
             x = built.features(params, batch)
@@ -163,8 +203,14 @@ def test_bfloat16_stays_close_to_float32():
 
 def test_dropout_needs_a_key_and_a_rate():
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (2, LENGTH), np.int32)
-    plain, dropping = models.build(TINY), models.build(replace(TINY, dropout=0.3, attention_dropout=0.2))
-    params, (a, b) = random_params(plain), [jax.random.key(seed, impl="rbg") for seed in (0, 1)]  # compiles faster than the default
+    plain, dropping = (
+        models.build(TINY),
+        models.build(replace(TINY, dropout=0.3, attention_dropout=0.2)),
+    )
+    params, (a, b) = (
+        random_params(plain),
+        [jax.random.key(seed, impl="rbg") for seed in (0, 1)],
+    )  # compiles faster than the default
     features, dropped = jax.jit(plain.features), jax.jit(dropping.features)
     expected = np.asarray(features(params, Batch(tokens)))
     np.testing.assert_array_equal(features(params, Batch(tokens), a), expected)

@@ -6,21 +6,34 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from random_params import random_params
+from support.random_params import random_params
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
 from jaxlm.types import Batch, Tree
 
 VOCABULARY, LENGTH, SOURCE = 61, 9, 12
-SIZES: dict[str, Any] = {"vocabulary_size": VOCABULARY, "layers": 1, "width": 24, "heads": 2, "context_length": SOURCE}
-DECODER = config.Model(**SIZES, positions="rotary", norm="rmsnorm")
-ENCODER = config.Model(**SIZES, family="encoder", norm_placement="post", token_types=2, head_transform=True, head_bias=True)
-BOTH = config.Model(**SIZES, family="encoder_decoder", norm_placement="post", embedding_norm=True, head_scaling=True)
+SIZES: dict[str, Any] = {
+    "vocabulary_size": VOCABULARY,
+    "layers": 1,
+    "width": 24,
+    "heads": 2,
+    "context_length": SOURCE,
+}
+DECODER = config.ModelConfig(**SIZES, positions="rotary", norm="rmsnorm")
+ENCODER = config.ModelConfig(
+    **SIZES,
+    family="encoder",
+    norm_placement="post",
+    token_types=2,
+    head_transform=True,
+    head_bias=True,
+)
+BOTH = config.ModelConfig(**SIZES, family="encoder_decoder", norm_placement="post", embedding_norm=True, head_scaling=True)
 FAMILIES = {model.family: model for model in (DECODER, ENCODER, BOTH)}
 
 
-def random_batch(model: config.Model, rows: int = 2) -> Batch:
+def random_batch(model: config.ModelConfig, rows: int = 2) -> Batch:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCABULARY, (rows, LENGTH), np.int32)
     types = rng.integers(0, 2, tokens.shape, np.int32) if model.token_types else None
@@ -34,7 +47,10 @@ def test_predicted_positions_are_those_of_the_full_logits(name):
     model = models.build(FAMILIES[name])
     params, batch = random_params(model), random_batch(FAMILIES[name])
     predict = np.array([[1, 4, 8], [2, 3, 0]], np.int32)
-    targets, weights = np.array([[5, 9, 60], [0, 7, 0]], np.int32), np.array([[1, 1, 1], [1, 1, 0]], np.float32)
+    targets, weights = (
+        np.array([[5, 9, 60], [0, 7, 0]], np.int32),
+        np.array([[1, 1, 1], [1, 1, 0]], np.float32),
+    )
     everywhere, counted = np.zeros((2, LENGTH), np.int32), np.zeros((2, LENGTH), np.float32)
     np.put_along_axis(everywhere, predict, targets, axis=1)
     np.put_along_axis(counted, predict, weights, axis=1)
@@ -75,18 +91,35 @@ def test_packed_pairs_equal_separate_ones(positions):
     tokens, source, cut, source_cut = batch.tokens, batch.source, 4, 7
     assert source is not None
     tokens[1, :cut], tokens[2, : LENGTH - cut] = tokens[0, :cut], tokens[0, cut:]
-    source[1, :source_cut], source[2, : SOURCE - source_cut] = source[0, :source_cut], source[0, source_cut:]
+    source[1, :source_cut], source[2, : SOURCE - source_cut] = (
+        source[0, :source_cut],
+        source[0, source_cut:],
+    )
 
     def packed(length: int, at: int) -> tuple[np.ndarray, np.ndarray]:
         """Segments and positions [3, length] of which only those of row 0 are two."""
-        segments, within = np.zeros((3, length), np.int32), np.tile(np.arange(length, dtype=np.int32), (3, 1))
+        segments, within = (
+            np.zeros((3, length), np.int32),
+            np.tile(np.arange(length, dtype=np.int32), (3, 1)),
+        )
         segments[0, at:], within[0, at:] = 1, np.arange(length - at)
         return segments, within
 
-    (segments, within), (source_segments, source_within) = packed(LENGTH, cut), packed(SOURCE, source_cut)
-    lengths, source_lengths = np.array([LENGTH, cut, LENGTH - cut]), np.array([SOURCE, source_cut, SOURCE - source_cut])
+    (segments, within), (source_segments, source_within) = (
+        packed(LENGTH, cut),
+        packed(SOURCE, source_cut),
+    )
+    lengths, source_lengths = (
+        np.array([LENGTH, cut, LENGTH - cut]),
+        np.array([SOURCE, source_cut, SOURCE - source_cut]),
+    )
     own = Batch(tokens, lengths, segments, within)
-    batch = own._replace(source=source, source_lengths=source_lengths, source_segments=source_segments, source_positions=source_within)
+    batch = own._replace(
+        source=source,
+        source_lengths=source_lengths,
+        source_segments=source_segments,
+        source_positions=source_within,
+    )
     both, first, second = np.asarray(jax.jit(model.apply)(random_params(model), batch))
     np.testing.assert_allclose(both, np.concatenate([first[:cut], second[: LENGTH - cut]]), atol=1e-5)
 
@@ -119,12 +152,22 @@ def test_two_equal_token_tables_are_one():
 def test_an_encoder_decoder_without_a_source_is_an_error():
     model = models.build(BOTH)
     with pytest.raises(ValueError, match=r"reads Batch\.source"):
-        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), Batch(np.zeros((1, LENGTH), np.int32)))
+        jax.eval_shape(
+            model.apply,
+            jax.eval_shape(model.init, jax.random.key(0)),
+            Batch(np.zeros((1, LENGTH), np.int32)),
+        )
 
 
 def test_encoder_sizes_of_its_own():
     """Layers, heads and the MLP's width of each stack; what is not said is the decoder's."""
-    sizes = {"layers": 3, "encoder_layers": 2, "heads": 4, "encoder_heads": 2, "encoder_mlp_width": 10}
+    sizes = {
+        "layers": 3,
+        "encoder_layers": 2,
+        "heads": 4,
+        "encoder_heads": 2,
+        "encoder_mlp_width": 10,
+    }
     shapes = jax.eval_shape(models.build(replace(BOTH, **sizes)).init, jax.random.key(0))
     encoder, decoder = (shapes[stack]["blocks"] for stack in ("encoder", "decoder"))
     assert encoder["attention"]["query_kernel"].shape == (2, 24, 2, 12) and encoder["mlp"]["up_kernel"].shape == (2, 24, 10)

@@ -10,12 +10,26 @@ import pytest
 from jaxlm import config, models
 
 BARE = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
-LLAMA: dict[str, Any] = {"norm": "rmsnorm", "positions": "rotary", "activation": "silu", "gated": True, "tied_head": False, **BARE}
+LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "positions": "rotary",
+    "activation": "silu",
+    "gated": True,
+    "tied_head": False,
+    **BARE,
+}
 BLOOM: dict[str, Any] = {"positions": "alibi", "embedding_norm": True}
 
 
-def sizes(vocabulary: int, layers: int, width: int, heads: int, mlp_width: int | None = None, **fields) -> config.Model:
-    return config.Model(vocabulary_size=vocabulary, layers=layers, width=width, heads=heads, mlp_width=mlp_width, **fields)
+def sizes(vocabulary: int, layers: int, width: int, heads: int, mlp_width: int | None = None, **fields) -> config.ModelConfig:
+    return config.ModelConfig(
+        vocabulary_size=vocabulary,
+        layers=layers,
+        width=width,
+        heads=heads,
+        mlp_width=mlp_width,
+        **fields,
+    )
 
 
 MODELS = {
@@ -25,9 +39,22 @@ MODELS = {
     "Llama 2 7B": (sizes(32000, 32, 4096, 32, 11008, **LLAMA), 6_738_415_616),
     "TinyLlama 1.1B": (sizes(32000, 22, 2048, 32, 5632, kv_heads=4, **LLAMA), 1_100_048_384),
     "Llama 3 8B": (sizes(128256, 32, 4096, 32, 14336, kv_heads=8, **LLAMA), 8_030_261_248),
-    "Mistral 7B": (sizes(32000, 32, 4096, 32, 14336, kv_heads=8, sliding_window=4096, **LLAMA), 7_241_732_096),
+    "Mistral 7B": (
+        sizes(32000, 32, 4096, 32, 14336, kv_heads=8, sliding_window=4096, **LLAMA),
+        7_241_732_096,
+    ),
     "Qwen3 0.6B": (
-        sizes(151936, 28, 1024, 16, 3072, kv_heads=8, head_width=128, query_key_norm=True, **(LLAMA | {"tied_head": True})),
+        sizes(
+            151936,
+            28,
+            1024,
+            16,
+            3072,
+            kv_heads=8,
+            head_width=128,
+            query_key_norm=True,
+            **(LLAMA | {"tied_head": True}),
+        ),
         596_049_920,
     ),
     "BLOOM 560M": (sizes(250880, 24, 1024, 16, **BLOOM), 559_214_592),
@@ -72,15 +99,35 @@ def test_counts_of_transformers(name):
 
 
 BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-BART = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12, "decoder_attention_heads": 12}
-T5 = {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "feed_forward_proj": "gated-gelu"}
+BART = {
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 12,
+    "decoder_attention_heads": 12,
+}
+T5 = {
+    "d_model": 768,
+    "d_ff": 2048,
+    "num_layers": 12,
+    "num_heads": 12,
+    "feed_forward_proj": "gated-gelu",
+}
 
 RECIPES: dict[str, tuple[float, str, dict[str, Any]]] = {
     "bert_base": (109.5, "BertForMaskedLM", {}),
     "roberta_base": (124.7, "RobertaForMaskedLM", BASE),
     "t5_base": (247.6, "T5ForConditionalGeneration", T5),
-    "bart_base": (139.4, "BartForConditionalGeneration", BART | {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}),
-    "bloom_560m": (559.2, "BloomForCausalLM", {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16}),
+    "bart_base": (
+        139.4,
+        "BartForConditionalGeneration",
+        BART | {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072},
+    ),
+    "bloom_560m": (
+        559.2,
+        "BloomForCausalLM",
+        {"vocab_size": 250880, "hidden_size": 1024, "n_layer": 24, "n_head": 16},
+    ),
 }
 
 

@@ -18,11 +18,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import peers  # noqa: E402 (needs torch)
-from decoder_pairs import DECODERS  # noqa: E402
-from encoder_decoder_pairs import ENCODER_DECODERS  # noqa: E402
-from encoder_pairs import ENCODERS  # noqa: E402
-from pairs import BATCH, LENGTH, VOCABULARY, Pair, real, samples  # noqa: E402
+from support import model_references  # noqa: E402 (needs torch)
+from support.cases import BATCH, LENGTH, VOCABULARY, Pair, real, samples  # noqa: E402
+from support.decoder_cases import DECODERS  # noqa: E402
+from support.encoder_cases import ENCODERS  # noqa: E402
+from support.encoder_decoder_cases import ENCODER_DECODERS  # noqa: E402
 
 from jaxlm import config, models, optim  # noqa: E402
 from jaxlm.losses import loss_sums  # noqa: E402
@@ -39,7 +39,11 @@ def peer_loss(logits: Any, batch: Batch) -> Any:
 
 
 def our_loss(model: models.Model, params: Tree, batch: Batch) -> Any:
-    sums = loss_sums(model.scores(model.head_weights(params), model.features(params, batch)), batch.targets, batch.weights)
+    sums = loss_sums(
+        model.scores(model.head_weights(params), model.features(params, batch)),
+        batch.targets,
+        batch.weights,
+    )
     return sums.loss / sums.count
 
 
@@ -54,7 +58,7 @@ def test_logits_and_loss(name):
     """Logits at the positions that are not padding; what stands at the others is nobody's business."""
     pair = PAIRS[name]()
     batch, model = samples(pair.model), models.build(pair.model)
-    params = pair.convert(peers.weights(pair.peer))
+    params = pair.convert(model_references.weights(pair.peer))
     assert_same_tree(model, params)
     with torch.no_grad():
         theirs = pair.logits(batch)
@@ -77,8 +81,8 @@ def test_gradients(name):
     pair = PAIRS[name]()
     batch, model = samples(pair.model), models.build(pair.model)
     peer_loss(pair.logits(batch), batch).backward()
-    theirs = pair.convert(peers.gradients(pair.peer), fill=0.0)  # rows that pad the vocabulary have no gradient
-    params = pair.convert(peers.weights(pair.peer))
+    theirs = pair.convert(model_references.gradients(pair.peer), fill=0.0)  # rows that pad the vocabulary have no gradient
+    params = pair.convert(model_references.weights(pair.peer))
     ours = jax.jit(jax.grad(lambda p: our_loss(model, p, batch)))(params)
     assert_same_tree(model, theirs)
     floor = 1e-3 * float(optax.tree.norm(theirs))
@@ -115,9 +119,15 @@ def peer_adamw(peer: Any) -> Any:
 def test_twenty_adamw_steps(name):
     """The same weights and batches stay together: only rounding may tell the losses apart (key biases drift: Adam makes steps of it)."""
     pair = PAIRS[name]()
-    fields = {"learning_rate": PEAK, "warmup_steps": WARMUP, "final_learning_rate_ratio": FINAL, "weight_decay": 0.3, "beta2": 0.97}
-    model, params = models.build(pair.model), pair.convert(peers.weights(pair.peer))
-    optimizer = optim.build(config.Optimizer(**fields, schedule="cosine", gradient_clip=1.0), STEPS, model.axes)
+    fields = {
+        "learning_rate": PEAK,
+        "warmup_steps": WARMUP,
+        "final_learning_rate_ratio": FINAL,
+        "weight_decay": 0.3,
+        "beta2": 0.97,
+    }
+    model, params = models.build(pair.model), pair.convert(model_references.weights(pair.peer))
+    optimizer = optim.build_optimizer(config.OptimizerConfig(**fields, schedule="cosine", gradient_clip=1.0), STEPS, model.axes)
     state = optimizer.init(params)
 
     @jax.jit
@@ -141,7 +151,9 @@ def test_twenty_adamw_steps(name):
         assert float(loss) == pytest.approx(expected.item(), rel=0, abs=1e-5), f"step {index}"
         assert float(our_norm) == pytest.approx(norm, rel=1e-4), f"step {index}"
     assert clipped > 0
-    jax.tree_util.tree_map_with_path(compare_weights, model.axes, params, pair.convert(peers.weights(pair.peer)), is_leaf=is_axes)
+    jax.tree_util.tree_map_with_path(
+        compare_weights, model.axes, params, pair.convert(model_references.weights(pair.peer)), is_leaf=is_axes
+    )
 
 
 def compare_weights(path: tuple, names: tuple, ours: Any, theirs: Any) -> None:

@@ -16,7 +16,7 @@ from jaxlm.nn.execution import Execution
 from jaxlm.types import Batch, Tree
 
 # Dropout is on: its random numbers must not depend on how the stack is run either.
-MODEL = config.Model(vocabulary_size=61, layers=2, width=24, heads=2, positions="none", norm="rmsnorm", dropout=0.1)
+MODEL = config.ModelConfig(vocabulary_size=61, layers=2, width=24, heads=2, positions="none", norm="rmsnorm", dropout=0.1)
 WAYS = ["unrolled", "scanned"]
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 9), np.int32)
 
@@ -47,7 +47,10 @@ def plain() -> tuple[float, Tree]:
     return computed("unrolled", "none")
 
 
-@pytest.mark.parametrize(("blocks", "remat"), [("unrolled", "weights"), ("unrolled", "full"), ("scanned", "none"), ("scanned", "dots")])
+@pytest.mark.parametrize(
+    ("blocks", "remat"),
+    [("unrolled", "weights"), ("unrolled", "full"), ("scanned", "none"), ("scanned", "dots")],
+)
 def test_same_loss_and_gradients(blocks, remat, plain):
     """XLA may order sums differently in each program: a few roundings of float32 (6e-8)."""
     loss, gradients = computed(blocks, remat)
@@ -108,7 +111,14 @@ def test_every_layer_gets_its_own_weights_and_key(blocks):
     def apply(weights, x, layer_key, number):
         return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key) + 10.0 * number])
 
-    out = run_stack([apply], {"w": jnp.arange(4.0)[:, None]}, {"w": ("layers", None)}, jnp.zeros(4), key, Execution(blocks=blocks))
+    out = run_stack(
+        [apply],
+        {"w": jnp.arange(4.0)[:, None]},
+        {"w": ("layers", None)},
+        jnp.zeros(4),
+        key,
+        Execution(blocks=blocks),
+    )
     expected = [11 * i + float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
     np.testing.assert_allclose(out, expected, rtol=1e-6)
 
@@ -134,13 +144,24 @@ def test_weights_are_gathered_layer_by_layer():
     def apply(weights, x, *_):
         return x + jnp.sum(weights["w"])
 
-    out = run_stack([apply], {"w": jnp.ones((3, 2))}, {"w": ("layers", "embed")}, jnp.zeros(()), None, Execution(gather=gather))
+    out = run_stack(
+        [apply],
+        {"w": jnp.ones((3, 2))},
+        {"w": ("layers", "embed")},
+        jnp.zeros(()),
+        None,
+        Execution(gather=gather),
+    )
     assert seen == [((2,), ("embed",))] * 3 and float(out) == 12.0
 
 
 def test_init_does_not_depend_on_how_the_stack_is_run():
     """The traced programs are the same, so the values are."""
-    ways = [Execution(), Execution(blocks="scanned", remat="full"), Execution(gather=marked_gather, constrain=lambda x, axes: 0 * x)]
+    ways = [
+        Execution(),
+        Execution(blocks="scanned", remat="full"),
+        Execution(gather=marked_gather, constrain=lambda x, axes: 0 * x),
+    ]
     programs = [str(jax.make_jaxpr(models.build(MODEL, execution=way).init)(jax.random.key(0))) for way in ways]
     assert "random_bits" in programs[0]
     assert programs[0] == programs[1] == programs[2]

@@ -11,8 +11,8 @@ import pytest
 
 from jaxlm import config
 from jaxlm.nn import dot_product
-from jaxlm.nn.attention import kernel
-from jaxlm.nn.dot_product import Case, Mask, attend, choose, visible_blocks
+from jaxlm.nn.attention import attention_kernel
+from jaxlm.nn.dot_product import Case, Mask, attend, choose_kernel, visible_blocks
 from jaxlm.nn.execution import Execution
 
 B, L, S, H, G, K = 2, 8, 11, 6, 2, 4
@@ -29,9 +29,18 @@ MASKS: dict[str, tuple[Mask, Rule]] = {
     "window": (Mask(causal=True, window=3), lambda b, q, k: q - 2 <= k <= q),
     "lengths": (Mask(causal=True, lengths=LENGTHS), lambda b, q, k: k <= q and k < LENGTHS[b]),
     "bidirectional lengths": (Mask(lengths=LENGTHS), lambda b, q, k: k < LENGTHS[b]),
-    "segments": (Mask(causal=True, segments=SEGMENTS), lambda b, q, k: k <= q and SEGMENTS[b, q] == SEGMENTS[b, k]),
-    "prefix": (Mask(causal=True, prefix_lengths=PREFIXES), lambda b, q, k: k <= q or k < PREFIXES[b]),
-    "prefix, window": (Mask(True, 2, prefix_lengths=PREFIXES), lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 2),
+    "segments": (
+        Mask(causal=True, segments=SEGMENTS),
+        lambda b, q, k: k <= q and SEGMENTS[b, q] == SEGMENTS[b, k],
+    ),
+    "prefix": (
+        Mask(causal=True, prefix_lengths=PREFIXES),
+        lambda b, q, k: k <= q or k < PREFIXES[b],
+    ),
+    "prefix, window": (
+        Mask(True, 2, prefix_lengths=PREFIXES),
+        lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 2,
+    ),
     "all": (
         Mask(True, 4, LENGTHS, segments=SEGMENTS, prefix_lengths=PREFIXES),
         lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 4 and k < LENGTHS[b] and SEGMENTS[b, q] == SEGMENTS[b, k],
@@ -96,10 +105,21 @@ SOURCE_SEGMENTS: Any = np.array([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1,
 
 CROSS_MASKS: dict[str, tuple[Mask, Rule]] = {
     "none": (Mask(), lambda b, q, k: True),
-    "lengths": (Mask(lengths=SOURCE_LENGTHS, query_lengths=LENGTHS), lambda b, q, k: k < SOURCE_LENGTHS[b]),
-    "segments": (Mask(segments=SEGMENTS, key_segments=SOURCE_SEGMENTS), lambda b, q, k: SEGMENTS[b, q] == SOURCE_SEGMENTS[b, k]),
+    "lengths": (
+        Mask(lengths=SOURCE_LENGTHS, query_lengths=LENGTHS),
+        lambda b, q, k: k < SOURCE_LENGTHS[b],
+    ),
+    "segments": (
+        Mask(segments=SEGMENTS, key_segments=SOURCE_SEGMENTS),
+        lambda b, q, k: SEGMENTS[b, q] == SOURCE_SEGMENTS[b, k],
+    ),
     "all": (
-        Mask(lengths=SOURCE_LENGTHS, query_lengths=LENGTHS, segments=SEGMENTS, key_segments=SOURCE_SEGMENTS),
+        Mask(
+            lengths=SOURCE_LENGTHS,
+            query_lengths=LENGTHS,
+            segments=SEGMENTS,
+            key_segments=SOURCE_SEGMENTS,
+        ),
         lambda b, q, k: k < SOURCE_LENGTHS[b] and SEGMENTS[b, q] == SOURCE_SEGMENTS[b, k],
     ),
 }
@@ -183,9 +203,9 @@ GOOD = Case("bfloat16", 256, 256, 64, Mask(causal=True))
     ],
 )
 def test_cudnn_where_supported(case):
-    assert choose(H100, case) == ("cudnn", "supported")
-    assert choose(H100._replace(attention="cudnn"), case) == ("cudnn", "supported")
-    assert choose(H100._replace(attention="xla"), case) == ("xla", "asked for")
+    assert choose_kernel(H100, case) == ("cudnn", "supported")
+    assert choose_kernel(H100._replace(attention="cudnn"), case) == ("cudnn", "supported")
+    assert choose_kernel(H100._replace(attention="xla"), case) == ("xla", "asked for")
 
 
 @pytest.mark.parametrize(
@@ -206,16 +226,16 @@ def test_cudnn_where_supported(case):
     ],
 )
 def test_xla_where_cudnn_is_not_supported(execution, case, reason):
-    chosen, why = choose(execution, case)
+    chosen, why = choose_kernel(execution, case)
     assert chosen == "xla" and reason in why
     with pytest.raises(ValueError, match="cuDNN attention can't be used") as error:
-        choose(execution._replace(attention="cudnn"), case)
+        choose_kernel(execution._replace(attention="cudnn"), case)
     assert reason in str(error.value)
 
 
 def test_wide_heads_on_hopper():
-    assert choose(H100, GOOD._replace(head_width=256))[0] == "cudnn"
-    assert choose(A100, GOOD._replace(head_width=128))[0] == "cudnn"
+    assert choose_kernel(H100, GOOD._replace(head_width=256))[0] == "cudnn"
+    assert choose_kernel(A100, GOOD._replace(head_width=128))[0] == "cudnn"
 
 
 def test_asked_for_but_unsupported_raises_in_a_model_too(qkv: Qkv):
@@ -225,7 +245,7 @@ def test_asked_for_but_unsupported_raises_in_a_model_too(qkv: Qkv):
 
 def test_kernel_of_a_model():
     def chosen(fields: dict, compute: str = "bfloat16", keys: int = 1000, mask: Mask = GOOD.mask) -> tuple[str, str]:
-        return kernel(config.Model(width=256, heads=4, **fields), compute, 1000, keys, mask, H100)
+        return attention_kernel(config.ModelConfig(width=256, heads=4, **fields), compute, 1000, keys, mask, H100)
 
     assert chosen({}) == chosen({}, keys=64) == chosen({"sliding_window": 64}) == ("cudnn", "supported")
     assert chosen({"attention_softcap": 30.0}) == ("xla", "attention soft-cap")

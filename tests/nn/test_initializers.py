@@ -27,9 +27,19 @@ EXPECTED: dict[str, dict[str, float]] = {
     "fan_in": dict.fromkeys(FAN_IN, 1 / 8) | {"output": 1 / math.sqrt(6 * 80), "down": 1 / math.sqrt(6 * 96)},
     # transformers' T5 starts so as well, but for the untied head, which is T5X's.
     "t5": dict.fromkeys(FAN_IN, 1 / 8)
-    | {"embedding": 1.0, "query": 1 / math.sqrt(64 * 40), "output": 1 / math.sqrt(80), "down": 1 / math.sqrt(96)},
+    | {
+        "embedding": 1.0,
+        "query": 1 / math.sqrt(64 * 40),
+        "output": 1 / math.sqrt(80),
+        "down": 1 / math.sqrt(96),
+    },
 }
-ATTENTION = {"query_kernel": "query", "key_kernel": "input", "value_kernel": "input", "output_kernel": "output"}
+ATTENTION = {
+    "query_kernel": "query",
+    "key_kernel": "input",
+    "value_kernel": "input",
+    "output_kernel": "output",
+}
 BLOCK = {
     **{f"blocks.attention.{name}": role for name, role in ATTENTION.items()},
     "blocks.mlp.gate_kernel": "input",
@@ -37,8 +47,19 @@ BLOCK = {
     "blocks.mlp.down_kernel": "down",
 }
 CROSS = {f"blocks.cross_attention.{name}": role for name, role in ATTENTION.items()}
-DECODER = {"embedding.tokens": "embedding", "embedding.positions": "embedding", **BLOCK, "head.kernel": "head"}
-ENCODER = {"embedding.tokens": "embedding", "embedding.types": "embedding", **BLOCK, "head.kernel": "head", "head.transform_kernel": "head"}
+DECODER = {
+    "embedding.tokens": "embedding",
+    "embedding.positions": "embedding",
+    **BLOCK,
+    "head.kernel": "head",
+}
+ENCODER = {
+    "embedding.tokens": "embedding",
+    "embedding.types": "embedding",
+    **BLOCK,
+    "head.kernel": "head",
+    "head.transform_kernel": "head",
+}
 BOTH = {
     **{f"encoder.{name}": role for name, role in BLOCK.items()},
     **{f"decoder.{name}": role for name, role in (BLOCK | CROSS).items()},
@@ -50,16 +71,30 @@ BOTH = {
 }
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "fan_in": ({"query_key_norm": True}, DECODER),
-    "normal": ({"family": "encoder", "positions": "none", "token_types": 40, "head_transform": True, "initializer_std": 0.05}, ENCODER),
+    "normal": (
+        {
+            "family": "encoder",
+            "positions": "none",
+            "token_types": 40,
+            "head_transform": True,
+            "initializer_std": 0.05,
+        },
+        ENCODER,
+    ),
     "t5": (
-        {"family": "encoder_decoder", "positions": "relative", "relative_buckets": 1024, "relative_max_distance": 4096}
+        {
+            "family": "encoder_decoder",
+            "positions": "relative",
+            "relative_buckets": 1024,
+            "relative_max_distance": 4096,
+        }
         | {"shared_embedding": False},
         BOTH,
     ),
 }
 
 
-def draws(model: config.Model, seeds: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+def draws(model: config.ModelConfig, seeds: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
     """The starting values of each seed, by the path of the parameter."""
     init = jax.jit(models.build(model).init)
     trees = [jax.tree_util.tree_leaves_with_path(init(jax.random.key(seed))) for seed in seeds]
@@ -69,7 +104,14 @@ def draws(model: config.Model, seeds: tuple[int, ...]) -> list[dict[str, np.ndar
 @pytest.mark.parametrize("name", EXPECTED)
 def test_table(name):
     """Every role's standard deviation; 100,000 values measure it to 0.2%."""
-    model = config.Model(layers=LAYERS, width=WIDTH, heads=HEADS, head_width=HEAD_WIDTH, initializer=name, initializer_std=0.05)
+    model = config.ModelConfig(
+        layers=LAYERS,
+        width=WIDTH,
+        heads=HEADS,
+        head_width=HEAD_WIDTH,
+        initializer=name,
+        initializer_std=0.05,
+    )
     for key, fan_in in FAN_IN.items():
         role: Any = "residual" if key in ("output", "down") else key
         values = np.asarray(normal(model, role, fan_in)(jax.random.key(0), (100_000,)))
@@ -81,7 +123,13 @@ def test_every_parameter(name):
     """Each with the role and the number of inputs that it has; layers and keys start differently."""
     fields, roles = FAMILIES[name]
     roles = dict(roles)
-    sizes: dict[str, Any] = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "head_width": HEAD_WIDTH, "mlp_width": HIDDEN}
+    sizes: dict[str, Any] = {
+        "layers": LAYERS,
+        "width": WIDTH,
+        "heads": HEADS,
+        "head_width": HEAD_WIDTH,
+        "mlp_width": HIDDEN,
+    }
     common: dict[str, Any] = {
         "vocabulary_size": 128,
         "context_length": 128,
@@ -90,7 +138,7 @@ def test_every_parameter(name):
         "head_bias": True,
         "embedding_norm": True,
     }
-    model = config.Model(**(sizes | common | fields), initializer=name)
+    model = config.ModelConfig(**(sizes | common | fields), initializer=name)
     params, others = draws(model, (0, 1))
     for key, values in params.items():
         if key.endswith("scale"):

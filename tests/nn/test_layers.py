@@ -34,7 +34,7 @@ def test_activations(name):
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
-    model = config.Model(width=6, heads=1, mlp_width=10, gated=gated, activation="relu_squared")
+    model = config.ModelConfig(width=6, heads=1, mlp_width=10, gated=gated, activation="relu_squared")
     x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
     shapes = jax.eval_shape(MLP(model).init, jax.random.key(0), x)["params"]
     rng = np.random.default_rng(1)
@@ -45,14 +45,21 @@ def test_mlp(gated):
     if other:
         hidden = hidden * (x @ p["up_kernel"] + p["up_bias"])
     np.testing.assert_allclose(
-        np.asarray(MLP(model).apply({"params": p}, x)), hidden @ p["down_kernel"] + p["down_bias"], rtol=1e-4, atol=1e-4
+        np.asarray(MLP(model).apply({"params": p}, x)),
+        hidden @ p["down_kernel"] + p["down_bias"],
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
 def test_norms():
     rng = np.random.default_rng(0)
     # A mean far from zero: the variance is taken around it.
-    x, scale, bias = rng.normal(3, 2, (4, 5, 8)).astype(np.float32), rng.normal(size=8), rng.normal(size=8)
+    x, scale, bias = (
+        rng.normal(3, 2, (4, 5, 8)).astype(np.float32),
+        rng.normal(size=8),
+        rng.normal(size=8),
+    )
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     expected = (x - mean) / np.sqrt(variance + 0.1) * scale + bias
     np.testing.assert_allclose(layer_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 0.1), expected, atol=1e-5)
@@ -83,7 +90,10 @@ def test_matmul_is_einsum_with_its_gradient(spec):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
-@pytest.mark.parametrize(("x_dtype", "w_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("x_dtype", "w_dtype"),
+    [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+)
 def test_matmul_dtypes(x_dtype, w_dtype):
     x, w = jnp.ones((1, 5, 3), x_dtype), jnp.ones((3, 2), w_dtype)
     y, back = jax.vjp(lambda x, w: matmul("BLI,IO->BLO", x, w), x, w)
@@ -117,7 +127,7 @@ def test_dropout_off():
     x = jnp.arange(8.0)
     assert dropout(x, 0.5, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
     assert site_key(None, 3) is None
-    assert config.Model().dropout == config.Model().attention_dropout == 0.0
+    assert config.ModelConfig().dropout == config.ModelConfig().attention_dropout == 0.0
 
 
 def test_dropout_keys_of_sites_differ():
@@ -128,7 +138,7 @@ def test_dropout_keys_of_sites_differ():
 
 def test_dropout_of_the_sublayers_is_independent():
     """Kernels of zero and output biases of one: x + dropout(1) + dropout(1), each 0 or 2."""
-    model = config.Model(width=64, heads=1, dropout=0.5)
+    model = config.ModelConfig(width=64, heads=1, dropout=0.5)
     x, context = jnp.zeros((2, 8, 64)), Context(Mask(causal=True))
     shapes = jax.eval_shape(lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)

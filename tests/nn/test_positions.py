@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 
 from jaxlm import config
-from jaxlm.nn.positions import Rotation, alibi_bias, alibi_slopes, rotary_frequencies, rotate, rotation, sinusoids
+from jaxlm.nn.positions import (
+    Rotation,
+    alibi_bias,
+    alibi_slopes,
+    rotary_frequencies,
+    rotate,
+    rotation,
+    sinusoids,
+)
 
 
-def rotary(**fields) -> config.Model:
-    return config.Model(width=24, heads=3, positions="rotary", **fields)
+def rotary(**fields) -> config.ModelConfig:
+    return config.ModelConfig(width=24, heads=3, positions="rotary", **fields)
 
 
-def turning(model: config.Model, positions_BL: jax.Array) -> Rotation:
+def turning(model: config.ModelConfig, positions_BL: jax.Array) -> Rotation:
     return rotation(model, positions_BL, model.rotary_theta)
 
 
@@ -24,7 +32,7 @@ def x_BLHK() -> jax.Array:
     return jax.random.normal(jax.random.key(0), (2, 9, 3, 8))
 
 
-def scores(model: config.Model, x_BLHK: jax.Array, positions) -> np.ndarray:
+def scores(model: config.ModelConfig, x_BLHK: jax.Array, positions) -> np.ndarray:
     """Every query with every key, both rotated; the queries are the keys reversed in the batch."""
     turned = rotate(x_BLHK, turning(model, jnp.asarray(positions, jnp.int32)[None]))
     return np.einsum("BLHK,BSHK->BHLS", turned, turned[::-1])
@@ -67,7 +75,7 @@ def test_linear_scaling_stretches_positions(x_BLHK):
 
 def test_llama3_scaling_has_three_branches():
     fields = {"rotary_scaling_factor": 8.0, "rotary_original_length": 64, "rotary_theta": 500.0}
-    model = config.Model(width=16, heads=1, positions="rotary", rotary_scaling="llama3", **fields)
+    model = config.ModelConfig(width=16, heads=1, positions="rotary", rotary_scaling="llama3", **fields)
     plain = 500.0 ** (-np.arange(8) / 8)
     waves = 2 * math.pi / plain
     kept, divided = waves < 64 / 4, waves > 64 / 1
@@ -79,8 +87,12 @@ def test_llama3_scaling_has_three_branches():
 
 def test_yarn_blends_by_channel():
     """Fast channels stay, slow ones are divided, a line lies between; scores grow by the square of the attention factor."""
-    fields = {"rotary_scaling_factor": 8.0, "rotary_original_length": 64, "rotary_high_frequency_factor": 32.0}
-    model = config.Model(width=32, heads=1, positions="rotary", rotary_scaling="yarn", **fields)
+    fields = {
+        "rotary_scaling_factor": 8.0,
+        "rotary_original_length": 64,
+        "rotary_high_frequency_factor": 32.0,
+    }
+    model = config.ModelConfig(width=32, heads=1, positions="rotary", rotary_scaling="yarn", **fields)
     plain = 10000.0 ** (-np.arange(16) / 16)
     # The channels that make 32 turns and one turn in 64 positions: before the first, and at 4.03.
     assert [math.floor(16 * math.log(64 / (n * 2 * math.pi)) / math.log(10000)) for n in (32, 1)] == [-2, 4]
@@ -88,14 +100,21 @@ def test_yarn_blends_by_channel():
     np.testing.assert_allclose(rotary_frequencies(model, 10000.0), plain * (1 - share) + plain / 8 * share, rtol=1e-12)
     factor = 0.1 * math.log(8) + 1
     np.testing.assert_allclose(rotation(model, jnp.zeros((1, 1)), 10000.0).cos, factor, rtol=1e-6)
-    own = config.Model(width=32, heads=1, positions="rotary", rotary_scaling="yarn", rotary_attention_factor=1.5, **fields)
+    own = config.ModelConfig(
+        width=32,
+        heads=1,
+        positions="rotary",
+        rotary_scaling="yarn",
+        rotary_attention_factor=1.5,
+        **fields,
+    )
     np.testing.assert_allclose(rotation(own, jnp.zeros((1, 1)), 10000.0).cos, 1.5, rtol=1e-6)
 
 
 def test_a_share_of_the_channels_is_rotated(x_BLHK):
     """The first half of each head as a head of half the width, the rest untouched."""
     turned = rotate(x_BLHK, turning(rotary(rotary_share=0.5), jnp.arange(9)[None]))
-    narrow = config.Model(width=12, heads=3, positions="rotary")
+    narrow = config.ModelConfig(width=12, heads=3, positions="rotary")
     np.testing.assert_array_equal(turned[..., :4], rotate(x_BLHK[..., :4], turning(narrow, jnp.arange(9)[None])))
     np.testing.assert_array_equal(turned[..., 4:], x_BLHK[..., 4:])
 

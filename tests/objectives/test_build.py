@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from texts import END, FRAMED, VOCABULARY, build, make, windows
+from support.texts import END, FRAMED, VOCABULARY, build, make, windows
 
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError
@@ -50,7 +50,7 @@ def test_shapes_and_formats_are_as_announced(name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "vocabulary" not in case])
 def test_the_example_has_the_shapes_of_a_batch(name):
-    example = objectives.example(config.Objective(**CASES[name]), LENGTH, len(VOCABULARY.sentinels))
+    example = objectives.example(config.ObjectiveConfig(**CASES[name]), LENGTH, len(VOCABULARY.sentinels))
     batch = make(built(name), windows(built(name), 1))
     assert {n: (a.shape, a.dtype) for n, a in fields(example).items()} == {n: (a.shape, a.dtype) for n, a in fields(batch).items()}
 
@@ -80,12 +80,162 @@ def test_another_visit_or_seed_draws_anew(name):
 
 GOLDEN = {
     "prefix": [2],
-    "masked": [3, 301, 302, 303, 304, 305, 306, 307, 308, 0, 310, 311, 312, 313, 314, 315, 316, 3, 318, 319, 3, 321, 322, 323],
-    "masked, framed": [1, 3, 301, 302, 303, 304, 305, 306, 307, 308, 0, 310, 311, 312, 313, 314, 315, 316, 3, 318, 319, 3, 321, 0],
-    "masked, whole words": [3, 301, 302, 303, 304, 305, 306, 307, 308, 0, 310, 311, 312, 3, 3, 315, 3, 3, 3, 319, 3, 321, 322, 323],
-    "span": [300, 4, 303, 304, 305, 306, 5, 308, 0, 6, 314, 315, 7, 317, 318, 319, 8, 321, 322, 323, 324, 325, 9, 0],
-    "infilling": [300, 301, 302, 303, 304, 3, 0, 3, 322, 323, 310, 311, 312, 313, 314, 315, 316, 317, 318, 3, 2, 2, 2, 2],
-    "infilling, framed": [1, 300, 301, 302, 303, 304, 3, 0, 3, 312, 313, 314, 315, 316, 317, 318, 319, 320, 321, 0, 2, 2, 2, 2],
+    "masked": [
+        3,
+        301,
+        302,
+        303,
+        304,
+        305,
+        306,
+        307,
+        308,
+        0,
+        310,
+        311,
+        312,
+        313,
+        314,
+        315,
+        316,
+        3,
+        318,
+        319,
+        3,
+        321,
+        322,
+        323,
+    ],
+    "masked, framed": [
+        1,
+        3,
+        301,
+        302,
+        303,
+        304,
+        305,
+        306,
+        307,
+        308,
+        0,
+        310,
+        311,
+        312,
+        313,
+        314,
+        315,
+        316,
+        3,
+        318,
+        319,
+        3,
+        321,
+        0,
+    ],
+    "masked, whole words": [
+        3,
+        301,
+        302,
+        303,
+        304,
+        305,
+        306,
+        307,
+        308,
+        0,
+        310,
+        311,
+        312,
+        3,
+        3,
+        315,
+        3,
+        3,
+        3,
+        319,
+        3,
+        321,
+        322,
+        323,
+    ],
+    "span": [
+        300,
+        4,
+        303,
+        304,
+        305,
+        306,
+        5,
+        308,
+        0,
+        6,
+        314,
+        315,
+        7,
+        317,
+        318,
+        319,
+        8,
+        321,
+        322,
+        323,
+        324,
+        325,
+        9,
+        0,
+    ],
+    "infilling": [
+        300,
+        301,
+        302,
+        303,
+        304,
+        3,
+        0,
+        3,
+        322,
+        323,
+        310,
+        311,
+        312,
+        313,
+        314,
+        315,
+        316,
+        317,
+        318,
+        3,
+        2,
+        2,
+        2,
+        2,
+    ],
+    "infilling, framed": [
+        1,
+        300,
+        301,
+        302,
+        303,
+        304,
+        3,
+        0,
+        3,
+        312,
+        313,
+        314,
+        315,
+        316,
+        317,
+        318,
+        319,
+        320,
+        321,
+        0,
+        2,
+        2,
+        2,
+        2,
+    ],
 }
 
 
@@ -110,7 +260,11 @@ def test_draws_are_fixed_for_ever(name):
         ("data.sequence_length", 10, dict(kind="infilling", noise_share=0.01)),
         ("objective.mean_span", 20, dict(kind="infilling", mean_span=0.5)),
         ("objective.mean_span", 20, dict(kind="span", noise_share=0.8, mean_span=1.0)),
-        ("tokenizer.sentinels", 512, dict(kind="span", vocabulary=VOCABULARY._replace(sentinels=VOCABULARY.sentinels[:27]))),
+        (
+            "tokenizer.sentinels",
+            512,
+            dict(kind="span", vocabulary=VOCABULARY._replace(sentinels=VOCABULARY.sentinels[:27])),
+        ),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(key, length, case):
@@ -120,7 +274,14 @@ def test_sizes_that_make_no_sense_are_refused(key, length, case):
 
 
 def test_the_smallest_sizes_work():
-    for length, case in [(1, "causal"), (2, "prefix"), (1, "masked"), (3, "span"), (2, "infilling"), (1, "pairs")]:
+    for length, case in [
+        (1, "causal"),
+        (2, "prefix"),
+        (1, "masked"),
+        (3, "span"),
+        (2, "infilling"),
+        (1, "pairs"),
+    ]:
         objective = build(case, length)
         assert make(objective, windows(objective, 3)).tokens.shape == (3, objective.length)
     exact = build("span", 512, VOCABULARY._replace(sentinels=VOCABULARY.sentinels[:28]))

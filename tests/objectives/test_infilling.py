@@ -4,9 +4,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import BEGIN, END, FIRST_ORDINARY, FRAMED, MASK, PAD, VOCABULARY, build, make, windows
+from support.texts import (
+    BEGIN,
+    END,
+    FIRST_ORDINARY,
+    FRAMED,
+    MASK,
+    PAD,
+    VOCABULARY,
+    build,
+    make,
+    windows,
+)
 
-from jaxlm.objectives import draws, infilling
+from jaxlm.objectives import infilling, random_ops
 
 
 def hidden_runs(source, text):
@@ -27,11 +38,23 @@ def hidden_runs(source, text):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.integers(4, 90), st.sampled_from([0.0, 0.1, 0.5]), st.floats(0.3, 0.98), st.floats(1.0, 9.0), st.booleans(), st.integers(0, 2**32)
+    st.integers(4, 90),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.floats(0.3, 0.98),
+    st.floats(1.0, 9.0),
+    st.booleans(),
+    st.integers(0, 2**32),
 )
 def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_span, framed, seed):
     vocabulary = FRAMED if framed else VOCABULARY
-    objective = build("infilling", length, vocabulary, noise_share=noise, mean_span=mean_span, shuffle_sentences=False)
+    objective = build(
+        "infilling",
+        length,
+        vocabulary,
+        noise_share=noise,
+        mean_span=mean_span,
+        shuffle_sentences=False,
+    )
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
     expected = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
@@ -82,7 +105,7 @@ def test_masks_are_as_many_as_spans_that_cover_the_noise():
 
 def test_spans_lie_anywhere():
     rows = 9000
-    keys = draws.order(0, np.arange(rows), 0, 8)
+    keys = random_ops.order(0, np.arange(rows), 0, 8)
     wanted = np.tile([2, 0, 1, 5], (rows, 1))  # of 4 ordinary tokens 0.75 are 3: the spans 2, 0, 1
     spans = infilling.placed(wanted, keys, np.full(rows, 4), 0.75)
     assert spans.used[0].tolist() == [True, True, True, False]
@@ -134,7 +157,10 @@ def test_sentences_move_within_their_document():
         for before, after in zip(*documents, strict=True):
             assert len(before) == len(after)
             assert (before[-1] == END) == (after[-1] == END)
-            sentences = split([token for token in before if token != END], lambda token: VOCABULARY.ends_sentence[token])
+            sentences = split(
+                [token for token in before if token != END],
+                lambda token: VOCABULARY.ends_sentence[token],
+            )
             in_order = sorted(sentences, key=lambda sentence: after.index(sentence[0]))
             assert [token for sentence in in_order for token in sentence] == [token for token in after if token != END]
     assert (moved != text).mean() > 0.5

@@ -2,9 +2,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import BEGIN, END, FIRST_ORDINARY, FRAMED, MASK, SIZE, VOCABULARY, build, make, windows
+from support.texts import (
+    BEGIN,
+    END,
+    FIRST_ORDINARY,
+    FRAMED,
+    MASK,
+    SIZE,
+    VOCABULARY,
+    build,
+    make,
+    windows,
+)
 
-from jaxlm.objectives import draws, masked
+from jaxlm.objectives import masked, random_ops
 
 
 def restored(batch):
@@ -17,10 +28,21 @@ def restored(batch):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(3, 60), st.sampled_from([0.0, 0.1, 0.9, 1.0]), st.floats(0.01, 0.99), st.booleans(), st.booleans(), st.integers(0, 2**32)
+    st.integers(3, 60),
+    st.sampled_from([0.0, 0.1, 0.9, 1.0]),
+    st.floats(0.01, 0.99),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32),
 )
 def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, framed, whole_words, seed):
-    objective = build("masked", length, FRAMED if framed else VOCABULARY, noise_share=noise, whole_words=whole_words)
+    objective = build(
+        "masked",
+        length,
+        FRAMED if framed else VOCABULARY,
+        noise_share=noise,
+        whole_words=whole_words,
+    )
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
     original = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
@@ -79,12 +101,17 @@ def words_of(line):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 80), st.sampled_from([0.0, 0.1, 0.5]), st.floats(0.05, 0.9), st.integers(0, 2**32))
+@given(
+    st.integers(1, 80),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.floats(0.05, 0.9),
+    st.integers(0, 2**32),
+)
 def test_words_are_chosen_as_by_a_loop_over_them(length, ends, noise, seed):
     objective = build("masked", length, noise_share=noise, whole_words=True)
     text = windows(objective, 3, ends, seed)
     ordinary = text >= FIRST_ORDINARY
-    keys = draws.order(seed, np.arange(3), 0, length)
+    keys = random_ops.order(seed, np.arange(3), 0, length)
     counts = masked.budgets(ordinary.sum(axis=1), noise)
     chosen = masked.whole_words(keys, ordinary, counts, *masked.word_bounds(text, ordinary, VOCABULARY))
     for line, places, key, budget in zip(text, chosen, keys, counts, strict=True):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from texts import END, PAD, VOCABULARY, build, make
+from support.texts import END, PAD, VOCABULARY, build, make
 
 
 def test_causal_predicts_the_next_token():
@@ -33,14 +33,27 @@ def test_prefixes_are_uniform_and_only_what_follows_counts():
 @pytest.mark.parametrize(("start", "token"), [("pad", PAD), ("end_of_text", END)])
 def test_pairs_are_split_and_shifted(start, token):
     objective = build("pairs", 4, target_length=3, decoder_start=start)
-    assert (objective.window, objective.stride, objective.length, objective.source_length) == (7, 1, 3, 4)
-    text = [[201, 202, END, PAD, 301, END, PAD], [203, 204, 205, END, 302, 303, END], [END, PAD, PAD, PAD, 304, 305, 306]]
+    assert (objective.window, objective.stride, objective.length, objective.source_length) == (
+        7,
+        1,
+        3,
+        4,
+    )
+    text = [
+        [201, 202, END, PAD, 301, END, PAD],
+        [203, 204, 205, END, 302, 303, END],
+        [END, PAD, PAD, PAD, 304, 305, 306],
+    ]
     batch = make(objective, np.array(text, np.int32))
     assert batch.source.tolist() == [row[:4] for row in text]
     assert batch.source_lengths.tolist() == [3, 4, 1]
     assert batch.targets.tolist() == [row[4:] for row in text]
     assert batch.tokens.tolist() == [[token, 301, END], [token, 302, 303], [token, 304, 305]]
-    assert batch.weights.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]  # the last target was cut and has no end
+    assert batch.weights.tolist() == [
+        [1, 1, 0],
+        [1, 1, 1],
+        [1, 1, 1],
+    ]  # the last target was cut and has no end
 
 
 def test_padding_of_pairs_may_be_the_end_of_text():

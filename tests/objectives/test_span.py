@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import END, FIRST_ORDINARY, FIRST_SENTINEL, PAD, build, make, windows
+from support.texts import END, FIRST_ORDINARY, FIRST_SENTINEL, PAD, build, make, windows
 
 from jaxlm import config
 from jaxlm.config import ConfigError
@@ -26,27 +26,39 @@ def pieces(line):
 def test_t5s_sizes():
     # The paper's C4 runs (section 3.1.4 and t5's gin files): 512 tokens of source, 114 of target, from 568 of text.
     objective = build("span", 512)
-    assert (objective.window, objective.stride, objective.source_length, objective.length, objective.predictions) == (
+    assert (
+        objective.window,
+        objective.stride,
+        objective.source_length,
+        objective.length,
+        objective.predictions,
+    ) == (
         568,
         568,
         512,
         114,
         114,
     )
-    assert span.fitting(512, config.Objective(kind="span")).spans == 28
+    assert span.fitting(512, config.ObjectiveConfig(kind="span")).spans == 28
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(3, 3000), st.floats(0.01, 0.95), st.floats(1.0, 50.0))
 def test_the_longest_window_fits_exactly(length, noise, mean_span):
-    objective = config.Objective(kind="span", noise_share=noise, mean_span=mean_span)
+    objective = config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span)
     sizes = span.fitting(length, objective)
     assert sizes.source == length
     assert span.sizes_of(sizes.window + 1, objective).source > length
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(3, 120), st.sampled_from([0.0, 0.1]), st.floats(0.02, 0.6), st.floats(1.0, 9.0), st.integers(0, 2**32))
+@given(
+    st.integers(3, 120),
+    st.sampled_from([0.0, 0.1]),
+    st.floats(0.02, 0.6),
+    st.floats(1.0, 9.0),
+    st.integers(0, 2**32),
+)
 def test_the_text_comes_back(length, ends, noise, mean_span, seed):
     try:
         objective = build("span", length, noise_share=noise, mean_span=mean_span)
@@ -55,7 +67,7 @@ def test_the_text_comes_back(length, ends, noise, mean_span, seed):
         return
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
-    sizes = span.fitting(length, config.Objective(kind="span", noise_share=noise, mean_span=mean_span))
+    sizes = span.fitting(length, config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span))
     sentinels = list(range(FIRST_SENTINEL, FIRST_SENTINEL + sizes.spans))
     for line, source, target in zip(text.tolist(), batch.source.tolist(), batch.targets.tolist(), strict=True):
         start, rest = pieces(source)

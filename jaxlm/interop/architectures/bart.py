@@ -6,8 +6,8 @@ from jaxlm import config
 from jaxlm.interop.architectures.bert import from_heads, mlp, norm, to_heads
 from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, known, unless
 from jaxlm.interop.architectures.t5 import refuse_decoder_extras
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 OFFSET = 2  # rows of the position tables that no position uses
 # What very old files say of variants that were dropped.
@@ -32,12 +32,17 @@ SIZES = {
 }
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     settings.fixed(DROPPED | {"tie_word_embeddings": True})
-    return config.Model(**read_stacks(settings, weights, SIZES), norm_placement="post", embedding_norm=True, position_offset=OFFSET)
+    return config.ModelConfig(
+        **read_stacks(settings, weights, SIZES),
+        norm_placement="post",
+        embedding_norm=True,
+        position_offset=OFFSET,
+    )
 
 
-def read_stacks(settings: Settings, weights: Weights, sizes: dict[str, int]) -> dict[str, Any]:
+def read_stacks(settings: HFConfig, weights: Weights, sizes: dict[str, int]) -> dict[str, Any]:
     """What BART's relatives call the same; `sizes` are the class's own defaults.
 
     The bias of the logits is in every file, but stays zero unless somebody fills it: then it is read as none.
@@ -46,11 +51,20 @@ def read_stacks(settings: Settings, weights: Weights, sizes: dict[str, int]) -> 
     width = known(settings, ("d_model", "hidden_size"), sizes["width"])
     encoder_heads = known(settings, ("encoder_attention_heads", "num_attention_heads"), sizes["heads"])
     heads = settings.number("decoder_attention_heads", sizes["heads"])
-    for key, value in {"encoder_attention_heads": encoder_heads, "decoder_attention_heads": heads}.items():
+    for key, value in {
+        "encoder_attention_heads": encoder_heads,
+        "decoder_attention_heads": heads,
+    }.items():
         if value > 0 and width % value:
             settings.refuse(key, f"{value} does not divide d_model ({width})")
-    encoder_layers, layers = settings.number("encoder_layers", sizes["encoder_layers"]), settings.number("decoder_layers", sizes["layers"])
-    encoder_mlp, mlp_width = settings.number("encoder_ffn_dim", sizes["mlp_width"]), settings.number("decoder_ffn_dim", sizes["mlp_width"])
+    encoder_layers, layers = (
+        settings.number("encoder_layers", sizes["encoder_layers"]),
+        settings.number("decoder_layers", sizes["layers"]),
+    )
+    encoder_mlp, mlp_width = (
+        settings.number("encoder_ffn_dim", sizes["mlp_width"]),
+        settings.number("decoder_ffn_dim", sizes["mlp_width"]),
+    )
     return {
         "family": "encoder_decoder",
         "vocabulary_size": settings.number("vocab_size", sizes["vocabulary_size"]),
@@ -72,7 +86,7 @@ def read_stacks(settings: Settings, weights: Weights, sizes: dict[str, int]) -> 
     }
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     encoder = model.encoder
     return {
         "vocab_size": model.vocabulary_size,

@@ -3,14 +3,27 @@
 from typing import Any
 
 from jaxlm import config
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, check_heads, known, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    NAMES,
+    check_heads,
+    known,
+    refuse_extras,
+    unless,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
-SHAPE: dict[str, Any] = {"family": "encoder", "norm_placement": "post", "embedding_norm": True, "head_transform": True, "head_bias": True}
+SHAPE: dict[str, Any] = {
+    "family": "encoder",
+    "norm_placement": "post",
+    "embedding_norm": True,
+    "head_transform": True,
+    "head_bias": True,
+}
 
 
-def sizes(settings: Settings) -> dict[str, Any]:
+def sizes(settings: HFConfig) -> dict[str, Any]:
     """What BERT and RoBERTa call the same."""
     refuse_extras(settings)
     settings.fixed({"is_decoder": False, "position_embedding_type": "absolute"})
@@ -32,12 +45,15 @@ def sizes(settings: Settings) -> dict[str, Any]:
     }
 
 
-def read_bert(settings: Settings, weights: Weights) -> config.Model:
-    vocabulary, rows = settings.number("vocab_size", 30522), settings.number("max_position_embeddings", 512)
-    return config.Model(**sizes(settings), vocabulary_size=vocabulary, context_length=rows)
+def read_bert(settings: HFConfig, weights: Weights) -> config.ModelConfig:
+    vocabulary, rows = (
+        settings.number("vocab_size", 30522),
+        settings.number("max_position_embeddings", 512),
+    )
+    return config.ModelConfig(**sizes(settings), vocabulary_size=vocabulary, context_length=rows)
 
 
-def read_roberta(settings: Settings, weights: Weights) -> config.Model:
+def read_roberta(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """Its positions are counted from the number of its padding token, plus one. Its head has exact GELU whatever the blocks have."""
     fields, pad = sizes(settings), settings.number("pad_token_id", 1)
     rows = settings.number("max_position_embeddings", 512)
@@ -45,7 +61,7 @@ def read_roberta(settings: Settings, weights: Weights) -> config.Model:
         settings.refuse("pad_token_id", f"{pad} is no token, and positions are counted from it")
     if rows <= pad + 1:
         settings.refuse("max_position_embeddings", f"{rows} leaves no position behind the padding's ({pad})")
-    return config.Model(
+    return config.ModelConfig(
         **fields,
         vocabulary_size=settings.number("vocab_size", 50265),
         context_length=rows - pad - 1,
@@ -54,7 +70,7 @@ def read_roberta(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write_bert(model: config.Model) -> dict[str, Any]:
+def write_bert(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,
@@ -72,17 +88,23 @@ def write_bert(model: config.Model) -> dict[str, Any]:
     }
 
 
-def write_roberta(model: config.Model) -> dict[str, Any]:
+def write_roberta(model: config.ModelConfig) -> dict[str, Any]:
     offset = max(1, model.position_offset)  # what follows a token's number is never 0
-    return write_bert(model) | {"max_position_embeddings": model.context_length + offset, "pad_token_id": offset - 1}
+    return write_bert(model) | {
+        "max_position_embeddings": model.context_length + offset,
+        "pad_token_id": offset - 1,
+    }
 
 
-def read_distilbert(settings: Settings, weights: Weights) -> config.Model:
+def read_distilbert(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     refuse_extras(settings)
-    width, heads = known(settings, ("dim", "hidden_size"), 768), known(settings, ("n_heads", "num_attention_heads"), 12)
+    width, heads = (
+        known(settings, ("dim", "hidden_size"), 768),
+        known(settings, ("n_heads", "num_attention_heads"), 12),
+    )
     if heads > 0 and width % heads:
         settings.refuse("dim", f"{width} is not a multiple of n_heads ({heads})")
-    return config.Model(
+    return config.ModelConfig(
         **SHAPE,
         vocabulary_size=settings.number("vocab_size", 30522),
         layers=known(settings, ("n_layers", "num_hidden_layers"), 6),
@@ -100,7 +122,7 @@ def read_distilbert(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write_distilbert(model: config.Model) -> dict[str, Any]:
+def write_distilbert(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "dim": model.width,
@@ -178,7 +200,10 @@ def body(root: str) -> tuple[Rule, ...]:
 
 
 OLD_NAMES = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
-UNUSED = (r"(\w+\.)?embeddings\.(position_ids|token_type_ids)", r"(\w+\.)?pooler\..*")  # buffers, and what classifies whole sequences
+UNUSED = (
+    r"(\w+\.)?embeddings\.(position_ids|token_type_ids)",
+    r"(\w+\.)?pooler\..*",
+)  # buffers, and what classifies whole sequences
 
 HEAD = "cls.predictions"
 BERT = Architecture(
@@ -194,7 +219,10 @@ BERT = Architecture(
     ),
     root="bert.",
     ignored=(*UNUSED, r"cls\.seq_relationship\..*"),
-    aliases={f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{HEAD}.decoder.bias": f"{HEAD}.bias"},
+    aliases={
+        f"{HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        f"{HEAD}.decoder.bias": f"{HEAD}.bias",
+    },
     renamed=OLD_NAMES,
 )
 
@@ -204,10 +232,17 @@ ROBERTA = Architecture(
     family="encoder",
     read=read_roberta,
     write=write_roberta,
-    rules=(*body("roberta"), *transform("lm_head.dense", "lm_head.layer_norm"), *vocabulary("lm_head.decoder", "lm_head.bias")),
+    rules=(
+        *body("roberta"),
+        *transform("lm_head.dense", "lm_head.layer_norm"),
+        *vocabulary("lm_head.decoder", "lm_head.bias"),
+    ),
     root="roberta.",
     ignored=UNUSED,
-    aliases={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
+    aliases={
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
     renamed=OLD_NAMES,
 )
 
@@ -220,7 +255,12 @@ DISTILBERT = Architecture(
     write=write_distilbert,
     rules=(
         Rule("distilbert.embeddings.word_embeddings.weight", "v d", ("embedding.tokens",), "vd"),
-        Rule("distilbert.embeddings.position_embeddings.weight", "p d", ("embedding.positions",), "pd"),
+        Rule(
+            "distilbert.embeddings.position_embeddings.weight",
+            "p d",
+            ("embedding.positions",),
+            "pd",
+        ),
         *norm("distilbert.embeddings.LayerNorm", "embedding.norm"),
         *to_heads(f"{LAYER}.attention.q_lin", "blocks.attention.query"),
         *to_heads(f"{LAYER}.attention.k_lin", "blocks.attention.key"),

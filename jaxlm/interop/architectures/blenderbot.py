@@ -7,8 +7,8 @@ from jaxlm import config
 from jaxlm.interop.architectures import bart
 from jaxlm.interop.architectures.bart import CROSS, TABLES, attention, read_stacks, stack
 from jaxlm.interop.architectures.bert import norm
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 BLENDERBOT_SIZES = {
     "vocabulary_size": 8008,
@@ -20,39 +20,53 @@ BLENDERBOT_SIZES = {
     "context_length": 128,
 }
 # What very old files say of variants that were dropped.
-PRE_NORM = {"normalize_before": True, "add_final_layer_norm": True, "static_position_embeddings": False}
-POST_NORM = {"normalize_before": False, "add_final_layer_norm": False, "static_position_embeddings": True}
+PRE_NORM = {
+    "normalize_before": True,
+    "add_final_layer_norm": True,
+    "static_position_embeddings": False,
+}
+POST_NORM = {
+    "normalize_before": False,
+    "add_final_layer_norm": False,
+    "static_position_embeddings": True,
+}
 
 
-def read_blenderbot(settings: Settings, weights: Weights) -> config.Model:
+def read_blenderbot(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     settings.fixed(PRE_NORM | {"normalize_embedding": False, "extra_pos_embeddings": 0})
-    return config.Model(**read_stacks(settings, weights, BLENDERBOT_SIZES), tied_head=read_tied(settings))
+    return config.ModelConfig(**read_stacks(settings, weights, BLENDERBOT_SIZES), tied_head=read_tied(settings))
 
 
-def read_mbart(settings: Settings, weights: Weights) -> config.Model:
+def read_mbart(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     settings.fixed(PRE_NORM | {"normalize_embedding": True, "extra_pos_embeddings": bart.OFFSET})
     fields = read_stacks(settings, weights, bart.SIZES)
-    return config.Model(**fields, embedding_norm=True, position_offset=bart.OFFSET, tied_head=read_tied(settings))
+    return config.ModelConfig(**fields, embedding_norm=True, position_offset=bart.OFFSET, tied_head=read_tied(settings))
 
 
-def read_marian(settings: Settings, weights: Weights) -> config.Model:
+def read_marian(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """Its tables of positions are computed; files that have them repeat what every Marian has."""
     settings.fixed(POST_NORM | {"normalize_embedding": False, "extra_pos_embeddings": 0})
     fields = read_stacks(settings, weights, bart.SIZES | {"vocabulary_size": 58101})
     settings.fixed({"decoder_vocab_size": fields["vocabulary_size"]})
     shared = settings.number("share_encoder_decoder_embeddings", True, bool)
-    return config.Model(**fields, norm_placement="post", positions="sinusoidal", shared_embedding=shared, tied_head=read_tied(settings))
+    return config.ModelConfig(
+        **fields,
+        norm_placement="post",
+        positions="sinusoidal",
+        shared_embedding=shared,
+        tied_head=read_tied(settings),
+    )
 
 
-def read_tied(settings: Settings) -> bool:
+def read_tied(settings: HFConfig) -> bool:
     return settings.number("tie_word_embeddings", True, bool)
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return bart.write(model) | {"tie_word_embeddings": model.tied_head}
 
 
-def write_marian(model: config.Model) -> dict[str, Any]:
+def write_marian(model: config.ModelConfig) -> dict[str, Any]:
     return write(model) | {
         "decoder_vocab_size": model.vocabulary_size,
         "share_encoder_decoder_embeddings": model.shared_embedding,
@@ -81,12 +95,20 @@ RULES = (
 def architecture(
     model_type: str,
     classes: tuple[str, ...],
-    read: Callable[[Settings, Weights], config.Model],
-    write: Callable[[config.Model], dict[str, Any]],
+    read: Callable[[HFConfig, Weights], config.ModelConfig],
+    write: Callable[[config.ModelConfig], dict[str, Any]],
     ignored: tuple[str, ...] = (),
 ) -> Architecture:
     return Architecture(
-        model_type, classes, "encoder_decoder", read, write, RULES, root="model.", ignored=ignored, aliases=bart.BART.aliases
+        model_type,
+        classes,
+        "encoder_decoder",
+        read,
+        write,
+        RULES,
+        root="model.",
+        ignored=ignored,
+        aliases=bart.BART.aliases,
     )
 
 

@@ -4,16 +4,19 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.interop.architectures.common import check_heads, known, refuse_extras
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """No context length is part of the model: `seq_length` is what it was trained with."""
     refuse_extras(settings)
-    width, heads = known(settings, ("n_embed", "hidden_size"), 64), known(settings, ("n_head", "num_attention_heads"), 8)
+    width, heads = (
+        known(settings, ("n_embed", "hidden_size"), 64),
+        known(settings, ("n_head", "num_attention_heads"), 8),
+    )
     check_heads(settings, width, heads)
-    return config.Model(
+    return config.ModelConfig(
         family="decoder",
         vocabulary_size=settings.number("vocab_size", 250880),
         layers=known(settings, ("n_layer", "num_hidden_layers"), 2),
@@ -33,7 +36,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,
@@ -59,7 +62,11 @@ RULES = (
     Rule(
         f"{BLOCK}.self_attention.query_key_value.weight",
         "h3k d",
-        ("blocks.attention.query_kernel", "blocks.attention.key_kernel", "blocks.attention.value_kernel"),
+        (
+            "blocks.attention.query_kernel",
+            "blocks.attention.key_kernel",
+            "blocks.attention.value_kernel",
+        ),
         "dhk",
     ),
     Rule(

@@ -3,15 +3,37 @@
 from typing import Any
 
 from jaxlm import config
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, check_heads, layer_types, read_windows
-from jaxlm.interop.architectures.llama import ATTENTION_RULES, BLOCK, BUFFERS, OTHER_RULES, TIED, read_gated, write_gated
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    NAMES,
+    check_heads,
+    layer_types,
+    read_windows,
+)
+from jaxlm.interop.architectures.llama import (
+    ATTENTION_RULES,
+    BLOCK,
+    BUFFERS,
+    OTHER_RULES,
+    TIED,
+    read_gated,
+    write_gated,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
-SIZES = {"vocabulary_size": 256000, "width": 2304, "mlp_width": 9216, "layers": 26, "heads": 8, "kv_heads": 4, "head_width": 256}
+SIZES = {
+    "vocabulary_size": 256000,
+    "width": 2304,
+    "mlp_width": 9216,
+    "layers": 26,
+    "heads": 8,
+    "kv_heads": 4,
+    "head_width": 256,
+}
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """`hidden_act`, which old files have too, is not read by the class."""
     settings.fixed({"use_bidirectional_attention": False})
     fields = read_gated(settings, 8192, SIZES)
@@ -26,7 +48,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     head_width = fields["head_width"] or width // max(heads, 1)
     bias = settings.number("attention_bias", False, bool)
     fields |= read_windows(settings, kinds, layers, settings.number("sliding_window", 4096, null=True))
-    return config.Model(
+    return config.ModelConfig(
         **fields,
         norm_placement="both",
         norm_offset=True,
@@ -41,7 +63,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     """The scalar is a whole number in the class: a scale that has none is not the same when it is read again."""
     return write_gated(model) | {
         "hidden_activation": NAMES[model.activation],

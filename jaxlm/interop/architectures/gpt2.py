@@ -4,15 +4,15 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, known, refuse_extras, unless
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     refuse_extras(settings)
     settings.fixed({"scale_attn_by_inverse_layer_idx": False})
     width = known(settings, ("n_embd", "hidden_size"), 768)
-    return config.Model(
+    return config.ModelConfig(
         family="decoder",
         vocabulary_size=settings.number("vocab_size", 50257),
         layers=known(settings, ("n_layer", "num_hidden_layers"), 12),
@@ -32,7 +32,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "n_positions": model.context_length,
@@ -61,7 +61,11 @@ RULES = (
     Rule(
         f"{BLOCK}.attn.c_attn.weight",
         "d 3hk",
-        ("blocks.attention.query_kernel", "blocks.attention.key_kernel", "blocks.attention.value_kernel"),
+        (
+            "blocks.attention.query_kernel",
+            "blocks.attention.key_kernel",
+            "blocks.attention.value_kernel",
+        ),
         "dhk",
     ),
     Rule(

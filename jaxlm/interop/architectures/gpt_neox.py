@@ -4,12 +4,18 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.interop import rope
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, check_heads, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    NAMES,
+    check_heads,
+    refuse_extras,
+    unless,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     refuse_extras(settings)
     width, heads = settings.number("hidden_size", 6144), settings.number("num_attention_heads", 64)
     check_heads(settings, width, heads)
@@ -17,7 +23,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
         settings.fixed({"head_dim": width // heads})
     length = settings.number("max_position_embeddings", 2048)
     bias = settings.number("attention_bias", True, bool)
-    return config.Model(
+    return config.ModelConfig(
         family="decoder",
         vocabulary_size=settings.number("vocab_size", 50432),
         layers=settings.number("num_hidden_layers", 44),
@@ -40,7 +46,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,
@@ -70,7 +76,11 @@ RULES = (
     Rule(
         f"{BLOCK}.attention.query_key_value.weight",
         "h3k d",
-        ("blocks.attention.query_kernel", "blocks.attention.key_kernel", "blocks.attention.value_kernel"),
+        (
+            "blocks.attention.query_kernel",
+            "blocks.attention.key_kernel",
+            "blocks.attention.value_kernel",
+        ),
         "dhk",
     ),
     Rule(
@@ -100,6 +110,9 @@ GPT_NEOX = Architecture(
     write=write,
     rules=RULES,
     root="gpt_neox.",
-    ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)", r"(gpt_neox\.)?rotary_emb\.inv_freq"),
+    ignored=(
+        r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+        r"(gpt_neox\.)?rotary_emb\.inv_freq",
+    ),
     aliases={"embed_out.weight": "gpt_neox.embed_in.weight"},
 )

@@ -4,15 +4,26 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.interop import rope
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, check_heads, layer_types, read_windows, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    NAMES,
+    check_heads,
+    layer_types,
+    read_windows,
+    refuse_extras,
+    unless,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 
-def read_gated(settings: Settings, context_length: int, sizes: dict[str, int]) -> dict[str, Any]:
+def read_gated(settings: HFConfig, context_length: int, sizes: dict[str, int]) -> dict[str, Any]:
     """What Llama's descendants share. `sizes` and the context length are the class's own defaults."""
     refuse_extras(settings)
-    width, heads = settings.number("hidden_size", sizes["width"]), settings.number("num_attention_heads", sizes["heads"])
+    width, heads = (
+        settings.number("hidden_size", sizes["width"]),
+        settings.number("num_attention_heads", sizes["heads"]),
+    )
     head_width = settings.number("head_dim", sizes.get("head_width"), null=True)
     length = settings.number("max_position_embeddings", context_length)
     return {
@@ -37,7 +48,7 @@ def read_gated(settings: Settings, context_length: int, sizes: dict[str, int]) -
     }
 
 
-def write_gated(model: config.Model) -> dict[str, Any]:
+def write_gated(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,
@@ -55,7 +66,7 @@ def write_gated(model: config.Model) -> dict[str, Any]:
     }
 
 
-def read_plain(settings: Settings, context_length: int, sizes: dict[str, int]) -> dict[str, Any]:
+def read_plain(settings: HFConfig, context_length: int, sizes: dict[str, int]) -> dict[str, Any]:
     """`read_gated` with what Gemma says in other words."""
     return read_gated(settings, context_length, sizes) | {
         "activation": settings.choice("hidden_act", ACTIVATIONS, "silu"),
@@ -63,44 +74,61 @@ def read_plain(settings: Settings, context_length: int, sizes: dict[str, int]) -
     }
 
 
-def write_plain(model: config.Model) -> dict[str, Any]:
+def write_plain(model: config.ModelConfig) -> dict[str, Any]:
     return write_gated(model) | {"hidden_act": NAMES[model.activation]}
 
 
-LLAMA_SIZES = {"vocabulary_size": 32000, "width": 4096, "mlp_width": 11008, "layers": 32, "heads": 32}
+LLAMA_SIZES = {
+    "vocabulary_size": 32000,
+    "width": 4096,
+    "mlp_width": 11008,
+    "layers": 32,
+    "heads": 32,
+}
 MISTRAL_SIZES = LLAMA_SIZES | {"mlp_width": 14336, "kv_heads": 8}
 QWEN2_SIZES = LLAMA_SIZES | {"vocabulary_size": 151936, "mlp_width": 22016, "kv_heads": 32}
 QWEN3_SIZES = QWEN2_SIZES | {"head_width": 128}
 
 
-def read_llama(settings: Settings, weights: Weights) -> config.Model:
+def read_llama(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     fields = read_plain(settings, 2048, LLAMA_SIZES)
     check_heads(settings, fields["width"], fields["heads"])
     bias = settings.number("attention_bias", False, bool)
-    return config.Model(
-        **fields | {"attention_bias": bias, "attention_output_bias": bias, "mlp_bias": settings.number("mlp_bias", False, bool)}
+    return config.ModelConfig(
+        **fields
+        | {
+            "attention_bias": bias,
+            "attention_output_bias": bias,
+            "mlp_bias": settings.number("mlp_bias", False, bool),
+        }
     )
 
 
-def write_llama(model: config.Model) -> dict[str, Any]:
+def write_llama(model: config.ModelConfig) -> dict[str, Any]:
     return write_plain(model) | {"attention_bias": model.attention_bias, "mlp_bias": model.mlp_bias}
 
 
-def read_mistral(settings: Settings, weights: Weights) -> config.Model:
+def read_mistral(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """All layers have the window, if there is one: the class doesn't follow `layer_types`."""
-    window, kinds = settings.number("sliding_window", 4096, null=True), settings.words("layer_types")
+    window, kinds = (
+        settings.number("sliding_window", 4096, null=True),
+        settings.words("layer_types"),
+    )
     if kinds is not None and set(kinds) != {"full_attention" if window is None else "sliding_attention"}:
-        settings.refuse("layer_types", "is not what sliding_window says, which is what this model_type follows for all layers")
+        settings.refuse(
+            "layer_types",
+            "is not what sliding_window says, which is what this model_type follows for all layers",
+        )
     fields = read_plain(settings, 131072, MISTRAL_SIZES)
-    return config.Model(**fields, sliding_window=window, attention_bias=False, attention_output_bias=False)
+    return config.ModelConfig(**fields, sliding_window=window, attention_bias=False, attention_output_bias=False)
 
 
-def write_mistral(model: config.Model) -> dict[str, Any]:
+def write_mistral(model: config.ModelConfig) -> dict[str, Any]:
     windows = set(model.windows)
     return write_plain(model) | {"sliding_window": windows.pop() if len(windows) == 1 else None}
 
 
-def read_some_windows(settings: Settings, layers: int) -> dict[str, Any]:
+def read_some_windows(settings: HFConfig, layers: int) -> dict[str, Any]:
     """Qwen's windows: of the layers that `layer_types` says, otherwise of those from number `max_window_layers` on."""
     window = settings.number("sliding_window", 4096, null=True)
     if not settings.number("use_sliding_window", False, bool):
@@ -111,32 +139,44 @@ def read_some_windows(settings: Settings, layers: int) -> dict[str, Any]:
     return read_windows(settings, kinds, layers, window)
 
 
-def write_some_windows(model: config.Model) -> dict[str, Any]:
+def write_some_windows(model: config.ModelConfig) -> dict[str, Any]:
     """Both ways to say it, where both can."""
     kinds = layer_types(model)
     first = [*kinds, "sliding_attention"].index("sliding_attention")
     said = {"max_window_layers": first} if "full_attention" not in kinds[first:] else {}
     window = model.sliding_window if "sliding_attention" in kinds else None
-    return {"use_sliding_window": window is not None, "sliding_window": window, "layer_types": kinds, **said}
+    return {
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": kinds,
+        **said,
+    }
 
 
-def read_qwen2(settings: Settings, weights: Weights) -> config.Model:
+def read_qwen2(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     fields = read_plain(settings, 32768, QWEN2_SIZES)
-    return config.Model(**fields | read_some_windows(settings, fields["layers"]), attention_bias=True, attention_output_bias=False)
+    return config.ModelConfig(
+        **fields | read_some_windows(settings, fields["layers"]),
+        attention_bias=True,
+        attention_output_bias=False,
+    )
 
 
-def write_qwen2(model: config.Model) -> dict[str, Any]:
+def write_qwen2(model: config.ModelConfig) -> dict[str, Any]:
     return write_plain(model) | write_some_windows(model)
 
 
-def read_qwen3(settings: Settings, weights: Weights) -> config.Model:
+def read_qwen3(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     fields = read_plain(settings, 32768, QWEN3_SIZES)
     bias = settings.number("attention_bias", False, bool)
-    fields |= read_some_windows(settings, fields["layers"]) | {"attention_bias": bias, "attention_output_bias": bias}
-    return config.Model(**fields, query_key_norm=True)
+    fields |= read_some_windows(settings, fields["layers"]) | {
+        "attention_bias": bias,
+        "attention_output_bias": bias,
+    }
+    return config.ModelConfig(**fields, query_key_norm=True)
 
 
-def write_qwen3(model: config.Model) -> dict[str, Any]:
+def write_qwen3(model: config.ModelConfig) -> dict[str, Any]:
     return write_plain(model) | write_some_windows(model) | {"attention_bias": model.attention_bias}
 
 
@@ -173,7 +213,47 @@ RULES = (
 BUFFERS = (r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",)
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
-LLAMA = Architecture("llama", ("LlamaForCausalLM",), "decoder", read_llama, write_llama, RULES, "model.", BUFFERS, TIED)
-MISTRAL = Architecture("mistral", ("MistralForCausalLM",), "decoder", read_mistral, write_mistral, RULES, "model.", BUFFERS, TIED)
-QWEN2 = Architecture("qwen2", ("Qwen2ForCausalLM",), "decoder", read_qwen2, write_qwen2, RULES, "model.", BUFFERS, TIED)
-QWEN3 = Architecture("qwen3", ("Qwen3ForCausalLM",), "decoder", read_qwen3, write_qwen3, RULES, "model.", BUFFERS, TIED)
+LLAMA = Architecture(
+    "llama",
+    ("LlamaForCausalLM",),
+    "decoder",
+    read_llama,
+    write_llama,
+    RULES,
+    "model.",
+    BUFFERS,
+    TIED,
+)
+MISTRAL = Architecture(
+    "mistral",
+    ("MistralForCausalLM",),
+    "decoder",
+    read_mistral,
+    write_mistral,
+    RULES,
+    "model.",
+    BUFFERS,
+    TIED,
+)
+QWEN2 = Architecture(
+    "qwen2",
+    ("Qwen2ForCausalLM",),
+    "decoder",
+    read_qwen2,
+    write_qwen2,
+    RULES,
+    "model.",
+    BUFFERS,
+    TIED,
+)
+QWEN3 = Architecture(
+    "qwen3",
+    ("Qwen3ForCausalLM",),
+    "decoder",
+    read_qwen3,
+    write_qwen3,
+    RULES,
+    "model.",
+    BUFFERS,
+    TIED,
+)

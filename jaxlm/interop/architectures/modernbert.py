@@ -5,23 +5,38 @@ from typing import Any
 
 from jaxlm import config
 from jaxlm.interop.architectures.bert import norm, transform
-from jaxlm.interop.architectures.common import ACTIVATIONS, KINDS, NAMES, check_heads, layer_types, read_windows, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    KINDS,
+    NAMES,
+    check_heads,
+    layer_types,
+    read_windows,
+    refuse_extras,
+    unless,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Their defaults, which are refused where the vocabulary ends before.
-TOKENS = {"pad_token_id": 50283, "eos_token_id": 50282, "bos_token_id": 50281, "cls_token_id": 50281, "sep_token_id": 50282}
+TOKENS = {
+    "pad_token_id": 50283,
+    "eos_token_id": 50282,
+    "bos_token_id": 50281,
+    "cls_token_id": 50281,
+    "sep_token_id": 50282,
+}
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     refuse_extras(settings)
     settings.fixed({"is_decoder": False, "position_embedding_type": ("absolute", "sans_pos")})
     width, heads = settings.number("hidden_size", 768), settings.number("num_attention_heads", 12)
     check_heads(settings, width, heads)
     settings.fixed({"head_dim": width // max(1, heads)})
     activation = settings.choice("hidden_activation", ACTIVATIONS, "gelu")
-    return config.Model(
+    return config.ModelConfig(
         family="encoder",
         vocabulary_size=settings.number("vocab_size", 50368),
         layers=settings.number("num_hidden_layers", 22),
@@ -51,12 +66,18 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def read_attention(settings: Settings) -> dict[str, Any]:
+def read_attention(settings: HFConfig) -> dict[str, Any]:
     """Windows and rotary positions. `local_attention` counts both sides, without the token itself."""
-    layers, half = settings.number("num_hidden_layers", 22), settings.number("local_attention", 128) // 2
+    layers, half = (
+        settings.number("num_hidden_layers", 22),
+        settings.number("local_attention", 128) // 2,
+    )
     settings.fixed({"sliding_window": half})
     fields = read_windows(settings, read_kinds(settings, layers), layers, half + 1)
-    full, sliding = read_theta(settings, FULL, "global_rope_theta", 160000.0), read_theta(settings, SLIDING, "local_rope_theta", 10000.0)
+    full, sliding = (
+        read_theta(settings, FULL, "global_rope_theta", 160000.0),
+        read_theta(settings, SLIDING, "local_rope_theta", 10000.0),
+    )
     if fields["sliding_window"] is None or "attention_pattern" not in fields or not fields["attention_pattern"]:
         thetas = {"rotary_theta": full if fields["sliding_window"] is None else sliding}
     else:
@@ -64,7 +85,7 @@ def read_attention(settings: Settings) -> dict[str, Any]:
     return {"positions": "rotary"} | fields | thetas
 
 
-def read_kinds(settings: Settings, layers: int) -> Sequence[str]:
+def read_kinds(settings: HFConfig, layers: int) -> Sequence[str]:
     kinds, period = settings.words("layer_types"), settings.number("global_attn_every_n_layers", 3)
     if kinds is not None:
         return kinds
@@ -77,13 +98,16 @@ def every(period: int, layers: int) -> list[str]:
     return [SLIDING if i % period else FULL for i in range(layers)]
 
 
-def read_theta(settings: Settings, kind: str, old: str, default: float) -> float:
+def read_theta(settings: HFConfig, kind: str, old: str, default: float) -> float:
     """The base of a kind of layers, in the form of transformers 4 or 5. Both may be there, but must agree."""
     settings.fixed({"rope_scaling": ({"rope_type": "default"}, {"type": "default"})})
     parameters = settings.section("rope_parameters")
     for key in parameters.values if parameters else ():
         if key not in KINDS:
-            settings.refuse("rope_parameters", f"{key!r} is not supported; it has one object for each of {' and '.join(KINDS)}")
+            settings.refuse(
+                "rope_parameters",
+                f"{key!r} is not supported; it has one object for each of {' and '.join(KINDS)}",
+            )
     section = parameters.section(kind) if parameters else None
     new = None
     if section is not None:
@@ -95,7 +119,7 @@ def read_theta(settings: Settings, kind: str, old: str, default: float) -> float
     return theta
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     kinds = layer_types(model)
     sliding = model.rotary_theta_sliding or model.rotary_theta
     head_activation = model.head_activation or model.activation
@@ -147,12 +171,27 @@ MODERNBERT = Architecture(
         *norm("model.embeddings.norm", "embedding.norm"),
         Rule(f"{LAYER}.attn_norm.weight", "d", ("blocks.attention_norm.scale",), "d", first=1),
         Rule(f"{LAYER}.attn_norm.bias", "d", ("blocks.attention_norm.bias",), "d", first=1),
-        Rule(f"{LAYER}.attn.Wqkv.weight", "3hk d", tuple(f"blocks.attention.{name}_kernel" for name in QUERY_KEY_VALUE), "dhk"),
-        Rule(f"{LAYER}.attn.Wqkv.bias", "3hk", tuple(f"blocks.attention.{name}_bias" for name in QUERY_KEY_VALUE), "hk"),
+        Rule(
+            f"{LAYER}.attn.Wqkv.weight",
+            "3hk d",
+            tuple(f"blocks.attention.{name}_kernel" for name in QUERY_KEY_VALUE),
+            "dhk",
+        ),
+        Rule(
+            f"{LAYER}.attn.Wqkv.bias",
+            "3hk",
+            tuple(f"blocks.attention.{name}_bias" for name in QUERY_KEY_VALUE),
+            "hk",
+        ),
         Rule(f"{LAYER}.attn.Wo.weight", "d hk", ("blocks.attention.output_kernel",), "hkd"),
         Rule(f"{LAYER}.attn.Wo.bias", "d", ("blocks.attention.output_bias",), "d"),
         *norm(f"{LAYER}.mlp_norm", "blocks.mlp_norm"),
-        Rule(f"{LAYER}.mlp.Wi.weight", "2f d", ("blocks.mlp.gate_kernel", "blocks.mlp.up_kernel"), "df"),
+        Rule(
+            f"{LAYER}.mlp.Wi.weight",
+            "2f d",
+            ("blocks.mlp.gate_kernel", "blocks.mlp.up_kernel"),
+            "df",
+        ),
         Rule(f"{LAYER}.mlp.Wi.bias", "2f", ("blocks.mlp.gate_bias", "blocks.mlp.up_bias"), "f"),
         Rule(f"{LAYER}.mlp.Wo.weight", "d f", ("blocks.mlp.down_kernel",), "fd"),
         Rule(f"{LAYER}.mlp.Wo.bias", "d", ("blocks.mlp.down_bias",), "d"),

@@ -3,12 +3,18 @@
 from typing import Any
 
 from jaxlm import config
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, check_heads, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATIONS,
+    NAMES,
+    check_heads,
+    refuse_extras,
+    unless,
+)
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     refuse_extras(settings)
     settings.fixed({"layer_norm_elementwise_affine": True})
     placement = settings.choice("do_layer_norm_before", {True: "pre", False: "post"}, True)
@@ -17,7 +23,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     width, heads = settings.number("hidden_size", 768), settings.number("num_attention_heads", 12)
     check_heads(settings, width, heads)
     bias = settings.number("enable_bias", True, bool)
-    return config.Model(
+    return config.ModelConfig(
         family="decoder",
         vocabulary_size=settings.number("vocab_size", 50272),
         layers=settings.number("num_hidden_layers", 12),
@@ -41,7 +47,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,

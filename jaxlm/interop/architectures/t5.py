@@ -6,36 +6,47 @@ from typing import Any
 from jaxlm import config
 from jaxlm.config.model import Activation
 from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, known, refuse_extras, unless
+from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, Weights
-from jaxlm.interop.settings import Settings
 
 # "gated-gelu" means the tanh form, "gelu" the exact one; another name of the exact one has it gated.
 FEED_FORWARD = {name: (ours, False) for name, ours in ACTIVATIONS.items()} | {
     f"gated-{name}": ("gelu_tanh" if name == "gelu" else ours, True) for name, ours in ACTIVATIONS.items()
 }
-GATED = {name: f"gated-{theirs}" for name, theirs in NAMES.items()} | {"gelu_tanh": "gated-gelu", "gelu": "gated-gelu_python"}
+GATED = {name: f"gated-{theirs}" for name, theirs in NAMES.items()} | {
+    "gelu_tanh": "gated-gelu",
+    "gelu": "gated-gelu_python",
+}
 
 
-def refuse_decoder_extras(settings: Settings) -> None:
+def refuse_decoder_extras(settings: HFConfig) -> None:
     """What no encoder-decoder may have."""
     settings.fixed({"is_encoder_decoder": True, "is_decoder": False, "tie_encoder_decoder": False})
-    refuse_extras(replace(settings, values={key: value for key, value in settings.values.items() if key != "is_encoder_decoder"}))
+    refuse_extras(
+        replace(
+            settings,
+            values={key: value for key, value in settings.values.items() if key != "is_encoder_decoder"},
+        )
+    )
 
 
-def read(settings: Settings, weights: Weights) -> config.Model:
+def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     """`tie_word_embeddings` says whether features are scaled before the head, in transformers 4 also whether that is tied.
 
     transformers 5 writes the first as `scale_decoder_outputs`, and unties a head that is in the file with numbers of its own.
     """
     refuse_decoder_extras(settings)
-    width, heads = known(settings, ("d_model", "hidden_size"), 512), known(settings, ("num_heads", "num_attention_heads"), 8)
+    width, heads = (
+        known(settings, ("d_model", "hidden_size"), 512),
+        known(settings, ("num_heads", "num_attention_heads"), 8),
+    )
     encoder_layers = known(settings, ("num_layers", "num_hidden_layers"), 6)
     decoder_layers = settings.number("num_decoder_layers", None)
     layers = encoder_layers if decoder_layers is None else decoder_layers
     activation, gated = read_feed_forward(settings)
     scaled = settings.number("scale_decoder_outputs", settings.number("tie_word_embeddings", True, bool), bool)
     dropout = settings.number("dropout_rate", 0.1, float)
-    return config.Model(
+    return config.ModelConfig(
         family="encoder_decoder",
         vocabulary_size=settings.number("vocab_size", 32128),
         layers=layers,
@@ -64,7 +75,7 @@ def read(settings: Settings, weights: Weights) -> config.Model:
     )
 
 
-def read_feed_forward(settings: Settings) -> tuple[Activation, bool]:
+def read_feed_forward(settings: HFConfig) -> tuple[Activation, bool]:
     """(activation, gated). What files repeat of it must agree: which one counts is up to the version of `transformers`."""
     activation, gated = settings.choice("feed_forward_proj", FEED_FORWARD, "relu")
     settings.fixed({"is_gated_act": gated})
@@ -73,7 +84,7 @@ def read_feed_forward(settings: Settings) -> tuple[Activation, bool]:
     return activation, gated
 
 
-def write(model: config.Model) -> dict[str, Any]:
+def write(model: config.ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "d_model": model.width,
@@ -105,7 +116,11 @@ def attention(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 def stack(name: str, mlp: int) -> tuple[Rule, ...]:
     """One of the two stacks. Sublayers have numbers: the MLP's is `mlp`. The first layer owns the bias of all."""
-    block, blocks, gate = f"{name}.block.{{}}.layer", f"{name}.blocks", f"{name}.blocks.mlp.gate_kernel"
+    block, blocks, gate = (
+        f"{name}.block.{{}}.layer",
+        f"{name}.blocks",
+        f"{name}.blocks.mlp.gate_kernel",
+    )
     dense = f"{block}.{mlp}.DenseReluDense"
     bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return (
@@ -137,5 +152,8 @@ T5 = Architecture(
         Rule("lm_head.weight", "v d", ("decoder.head.kernel",), "dv"),
     ),
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-    aliases=dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"),
+    aliases=dict.fromkeys(
+        ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+        "shared.weight",
+    ),
 )

@@ -1,0 +1,486 @@
+"""States come back bit for bit on any devices; what can't be restored or resumed says so in one line."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxlm.checkpoint import Checkpoints, run
+from jaxlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    NoCheckpointError,
+    SourceConfig,
+    TrainingConfig,
+    UserError,
+    edited,
+)
+from jaxlm.data.schedule import BatchSchedule
+
+# After a failed save or restore Orbax's tasks lose their exceptions, which were raised here too.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+OPTIMIZER = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(optax.cosine_decay_schedule(1e-3, 100), mask={"w": True, "b": False}),
+)
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    optimizer: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StateDataclass:
+    step: Any
+    params: Any
+    optimizer: Any
+
+
+def make(kind=State, seed=0, width=32):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    params = {
+        "w": jax.random.normal(keys[0], (width, width)),
+        "b": jax.random.normal(keys[1], (width,), jnp.bfloat16),
+    }
+    optimizer = OPTIMIZER.init(params)
+    noise = jax.tree.map(
+        lambda x: x + jnp.asarray(0.5, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x + 3,
+        optimizer,
+    )
+    return kind(jnp.int32(7), params, noise)
+
+
+def sharded(state, count):
+    """`state` with the first axis of every matrix split over `count` devices."""
+    mesh = jax.make_mesh((count,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+    matrix, other = (NamedSharding(mesh, spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))
+    return jax.tree.map(lambda x: jax.device_put(x, matrix if x.ndim > 1 else other), state)
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def bits(tree):
+    return [(np.asarray(leaf).dtype, np.asarray(leaf).shape, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("kind", [State, StateDataclass])
+def test_a_state_comes_back_bit_for_bit(checkpoints, kind):
+    state = make(kind)
+    checkpoints.save(7, state, {"eval/loss": np.float32(2.5)})
+    checkpoints.wait()
+    restored = checkpoints.restore(7, abstract(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert bits(restored) == bits(state)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (8, 4), (2, 1), (1, 2)])
+def test_the_number_of_devices_may_change(checkpoints, before, after):
+    if len(jax.devices()) < max(before, after):
+        pytest.skip("needs more devices")
+    state = sharded(make(), before)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    wanted = abstract(sharded(make(), after))
+    restored = checkpoints.restore(1, wanted)
+    assert bits(restored) == bits(state)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, wanted)
+
+
+def test_buffers_may_be_donated_while_they_are_saved(checkpoints):
+    state = make(width=2048)  # 50 MB: writing goes on after save returns
+    expected = bits(state)
+    update = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0)
+    jax.block_until_ready(update(state))
+    assert state.params["w"].is_deleted()  # this platform does reuse donated buffers
+    state = make(width=2048)
+    wanted = abstract(state)
+    checkpoints.save(1, state)
+    for _ in range(3):
+        state = update(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    assert bits(checkpoints.restore(1, wanted)) == expected
+
+
+def test_the_newest_and_the_best_stay(checkpoints):
+    state = make()
+    losses = {1: 3.0, 2: 2.0, 3: None, 4: 2.5, 5: float("nan"), 6: None}
+    for step, loss in losses.items():
+        checkpoints.save(step, state, None if loss is None else {"eval/loss": loss})
+    checkpoints.wait()
+    for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
+        assert (reopened.steps(), reopened.latest(), reopened.best(), reopened.best_loss()) == (
+            [2, 5, 6],
+            6,
+            2,
+            2.0,
+        )
+        assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["2", "5", "6"]
+    reopened.save(7, state, {"eval/loss": 1.0})  # the old best, known from disk, makes room
+    reopened.close()
+    assert (reopened.steps(), reopened.best()) == ([6, 7], 7)
+
+
+def test_without_a_loss_there_is_no_best(checkpoints):
+    assert (checkpoints.latest(), checkpoints.best(), checkpoints.steps()) == (None, None, [])
+    assert checkpoints.best_loss() == float("inf")
+    checkpoints.save(1, make(), {"train/loss": 1.0})
+    checkpoints.wait()
+    assert (checkpoints.latest(), checkpoints.best()) == (1, None)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(checkpoints):
+    for step, loss in ((1, float("nan")), (2, 2.5)):
+        checkpoints.save(step, make(), {"eval/loss": loss})
+    checkpoints.wait()
+    for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
+        assert (reopened.best(), reopened.best_loss()) == (2, 2.5)
+
+
+def test_a_step_is_saved_once(checkpoints):
+    checkpoints.save(1, make(seed=0))
+    checkpoints.save(1, make(seed=1))
+    checkpoints.wait()
+    assert bits(checkpoints.restore(1, abstract(make()))) == bits(make(seed=0))
+
+
+def test_steps_after_the_restored_one_are_saved_again(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, make(seed=step))
+    checkpoints.wait()
+    resumed = Checkpoints(checkpoints.directory, keep=5)
+    with pytest.raises(UserError, match="step 1 can't follow step 3"):
+        resumed.save(1, make())
+    resumed.restore(2, abstract(make()))
+    assert resumed.steps() == [2, 3]  # reading alone removes nothing
+    resumed.save(3, make(seed=30))
+    resumed.close()
+    assert resumed.steps() == [2, 3]
+    assert bits(resumed.restore(3, abstract(make()))) == bits(make(seed=30))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda p: {**p, "w": p["w"].astype(jnp.bfloat16)},
+            "params/w: float32 [32, 32] -> bfloat16 [32, 32]",
+        ),
+        (lambda p: {**p, "w": p["w"][:16]}, "params/w: float32 [32, 32] -> float32 [16, 32]"),
+        (lambda p: {**p, "extra": p["w"]}, "params/extra: absent -> float32 [32, 32]"),
+        (lambda p: {"w": p["w"]}, "params/b: bfloat16 [32] -> absent"),
+    ],
+)
+def test_another_state_is_refused_by_parameter(checkpoints, change, expected):
+    state = make()
+    checkpoints.save(4, state)
+    checkpoints.wait()
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(4, abstract(state._replace(params=change(state.params))))
+    assert str(error.value) == f"{checkpoints.directory}/4 holds another state: {expected}"
+
+
+def test_many_differences_are_counted(checkpoints):
+    checkpoints.save(4, make(width=32))
+    checkpoints.wait()
+    with pytest.raises(UserError, match=r"holds another state: ([^;]*; ){2}[^;]* and 3 more$"):
+        checkpoints.restore(4, abstract(make(width=16)))
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: half(folder / "state" / "_METADATA"),
+        lambda folder: (folder / "state" / "_METADATA").unlink(),
+        lambda folder: half(folder / "state" / "manifest.ocdbt"),
+        lambda folder: shutil.rmtree(folder / "state" / "ocdbt.process_0" / "d"),
+        lambda folder: shutil.rmtree(folder / "state"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_others_live(checkpoints, damage):
+    state = make()
+    for step in (1, 2):
+        checkpoints.save(step, state, {"eval/loss": 1.0})
+    checkpoints.wait()
+    damage(checkpoints.directory / "2")
+    reopened = Checkpoints(checkpoints.directory, keep=2)
+    with pytest.raises(NoCheckpointError) as error:
+        reopened.restore(2, abstract(state))
+    assert str(error.value).startswith(f"{checkpoints.directory}/2: can't be read: ") and "\n" not in str(error.value)
+    assert bits(reopened.restore(1, abstract(state))) == bits(state)
+    reopened.save(2, make(seed=2))  # trained again from step 1: the damaged one is replaced
+    reopened.wait()
+    assert bits(reopened.restore(2, abstract(state))) == bits(make(seed=2))
+
+
+def test_a_damaged_record_of_losses_hides_no_checkpoint(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, make(), {"eval/loss": float(step)})
+    checkpoints.wait()
+    half(checkpoints.directory / "1" / "scores" / "metadata")
+    reopened = Checkpoints(checkpoints.directory, keep=2)
+    assert (reopened.steps(), reopened.best()) == ([1, 2], 2)
+    assert bits(reopened.restore(1, abstract(make()))) == bits(make())
+
+
+def test_a_step_that_is_not_there_lists_those_that_are(checkpoints):
+    checkpoints.save(5, make())
+    checkpoints.wait()
+    with pytest.raises(NoCheckpointError, match=r"no checkpoint of step 6 \(there are: 5\)"):
+        checkpoints.restore(6, abstract(make()))
+
+
+def test_a_directory_below_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"/file/checkpoints: can't keep checkpoints here: Not a directory"):
+        Checkpoints(tmp_path / "file" / "checkpoints", keep=1)
+
+
+def test_a_full_disk_is_an_error_of_the_next_wait(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(1, make(width=256))
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(UserError, match=rf"^{checkpoints.directory}: can't save a checkpoint: ") as error:
+            checkpoints.save(2, make(seed=2, width=256))
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    checkpoints.close()
+    reopened = Checkpoints(checkpoints.directory, keep=1)
+    assert reopened.steps() == [1]  # not removed for the sake of one that failed
+    reopened.save(2, make())  # and what is left of that one is
+    reopened.close()
+    assert [path.name for path in reopened.directory.iterdir()] == ["2"]
+
+
+def child(program, *arguments):
+    """A training process that runs alone."""
+    setup = "import sys, pathlib, jax, jax.numpy as jnp; from jaxlm import runtime; from jaxlm.checkpoint import Checkpoints\n"
+    command = [sys.executable, "-c", setup + textwrap.dedent(program), *map(str, arguments)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+NO_FOLDER = "shutil.rmtree(directory); directory.touch()"
+FULL_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))"
+
+
+@pytest.mark.parametrize(("break_it", "reason"), [(NO_FOLDER, "Not a directory"), (FULL_DISK, "File too large")])
+def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it, reason):
+    program = f"""
+    import resource, shutil
+    from jaxlm.config import RuntimeConfig
+    def main(argv):
+        runtime.configure(RuntimeConfig(platform="cpu"))
+        directory = pathlib.Path(argv[0])
+        checkpoints = Checkpoints(directory, keep=1)
+        {break_it}
+        checkpoints.save(1, {{"w": jax.random.normal(jax.random.key(0), (256, 256)), "b": jnp.ones(8)}})
+        checkpoints.close()
+    runtime.run(main)
+    """
+    process = child(program, tmp_path / "checkpoints")
+    _, errors = process.communicate(timeout=30)  # without the forced exit it would wait for Orbax's threads for ever
+    assert process.returncode == 2
+    assert errors.startswith(f"error: {tmp_path}/checkpoints: can't save a checkpoint: ") and errors.endswith(f"{reason}\n")
+    assert errors.count("\n") == 1
+
+
+def test_a_killed_save_leaves_the_newest_finished_one(tmp_path):
+    program = """
+    checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3)
+    for step in range(1, 1000):
+        checkpoints.save(step, {"w": jnp.full((1024, 1024), step, jnp.float32)})
+        print(step, flush=True)
+    """
+    process = child(program, tmp_path / "checkpoints")
+    assert process.stdout
+    while int(process.stdout.readline()) < 5:
+        pass
+    time.sleep(0.013)  # into the next save
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    newest = checkpoints.steps()[-1]
+    assert newest >= 4  # the fifth save began, so the fourth had ended
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=one_device)}
+    assert bool((checkpoints.restore(newest, wanted)["w"] == newest).all())
+    checkpoints.save(newest + 1, make())
+    checkpoints.close()
+    assert all(path.name.isdigit() for path in checkpoints.directory.iterdir())  # no remains
+
+
+# config.json and the rules of resuming
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "runs" / "a"
+    path.mkdir(parents=True)
+    return path
+
+
+def config(*edits):
+    base = Config(
+        run_directory="runs/a",
+        model=ModelConfig(layers=2),
+        data=DataConfig(sources=(SourceConfig(name="a", path="a.txt"),)),
+    )
+    return edited(base, edits)
+
+
+def test_config_json_holds_sections_hash_and_versions(directory):
+    run.write_run_config(directory, config("training.steps=5"), "0123abcd", {"jax": "1.2"})
+    document = json.loads((directory / "config.json").read_text())
+    assert document["training"]["steps"] == 5
+    assert (document["store"], document["versions"]) == ({"hash": "0123abcd"}, {"jax": "1.2"})
+    assert run.read_run_config(directory) == (config("training.steps=5"), "0123abcd")
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+
+
+def test_the_same_config_goes_on_without_notes(directory):
+    run.write_run_config(directory, config(), "h", {})
+    assert run.resume_config(directory, config(), 10) == (config(), [])
+
+
+def test_what_may_change_is_noted(directory):
+    run.write_run_config(directory, config(), "h", {})
+    edits = [
+        "training.steps=2000",
+        "optimizer.learning_rate=1e-3",
+        "parallel.zero=1",
+        "data.store=other",
+        "data.prefetch_threads=2",
+    ]
+    effective, notes = run.resume_config(directory, config(*edits, "run_directory=/elsewhere/a"), 10)
+    assert effective == config(*edits, "run_directory=/elsewhere/a")
+    assert sorted(notes) == [
+        "data.prefetch_threads: 1 -> 2",
+        "data.store: stores -> other",
+        "optimizer.learning_rate: 0.0003 -> 0.001",
+        "parallel.zero: 0 -> 1",
+        "training.steps: 1000 -> 2000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edit", "change"),
+    [
+        ("model.layers=4", "model.layers: 2 -> 4"),
+        ("model.kv_heads=4", "model.kv_heads: none -> 4"),
+        ("tokenizer.end_of_text=<eos>", "tokenizer.end_of_text: <|endoftext|> -> <eos>"),
+        ("data.sources.0.name=b", "data.sources.0.name: a -> b"),
+        ("data.sequence_length=512", "data.sequence_length: 1024 -> 512"),
+        ("data.validation.share=0.1", "data.validation.share: 0.05 -> 0.1"),
+        ("seed=1", "seed: 0 -> 1"),
+        ("precision.params=bfloat16", "precision.params: float32 -> bfloat16"),
+    ],
+)
+def test_another_run_is_refused(directory, edit, change):
+    run.write_run_config(directory, config(), "h", {})
+    with pytest.raises(UserError) as error:
+        run.resume_config(directory, config(edit, "training.steps=7"), 10)
+    assert str(error.value) == f"{directory} holds a run that differs in {change}: for a new run set run_directory={directory}-2"
+
+
+def test_every_change_is_listed_and_the_proposed_name_is_free(directory):
+    directory.with_name("a-2").mkdir()
+    run.write_run_config(directory, config(), "h", {})
+    with pytest.raises(UserError) as error:
+        run.resume_config(directory, config("model.layers=4", "seed=1"), 10)
+    assert "seed: 0 -> 1; model.layers: 2 -> 4: " in str(error.value)
+    assert str(error.value).endswith(f"run_directory={directory}-3")
+
+
+def test_another_token_store_is_refused(directory):
+    run.write_run_config(directory, config(), "aaa", {})
+    moved = config("data.sources.0.path=b.txt")
+    assert run.resume_config(directory, moved, 10)[1] == ["data.sources.0.path: a.txt -> b.txt"]
+    run.check_store(directory, moved, "aaa")  # the same text elsewhere
+    with pytest.raises(UserError) as error:
+        run.check_store(directory, moved, "bbb")
+    changes = "data.sources.0.path: a.txt -> b.txt; prepared data: aaa -> bbb"
+    assert str(error.value) == f"{directory} holds a run that differs in {changes}: for a new run set run_directory={directory}-2"
+
+
+def test_another_source_is_refused(directory):
+    run.write_run_config(directory, config(), "h", {})
+    two = dataclasses.replace(
+        config(),
+        data=DataConfig(sources=(SourceConfig(name="a", path="a.txt"), SourceConfig(name="b", path="b.txt"))),
+    )
+    with pytest.raises(UserError, match=r"data\.sources\.1\.name: none -> b; "):
+        run.resume_config(directory, two, 10)
+
+
+def test_a_changed_batch_size_holds_from_the_resumed_step_on(directory):
+    asked = config("training.batch_size=64")
+    run.write_run_config(directory, config(), "h", {})
+    for step in (500, 900):  # the second resume, with the same edit, changes nothing more
+        effective, notes = run.resume_config(directory, asked, step)
+        run.write_run_config(directory, effective, "h", {})
+        assert effective.training == TrainingConfig(batch_size=32, batch_schedule=((500, 64),))
+        assert notes == (["training.batch_schedule: [] -> [[500, 64]]"] if step == 500 else [])
+
+
+def test_a_batch_changed_again_counts_the_samples_that_were_seen(directory):
+    run.write_run_config(directory, config("training.batch_schedule=[[100, 48], [700, 96]]"), "h", {})
+    effective, _ = run.resume_config(directory, config("training.batch_size=16", "training.batch_schedule=[[800, 24]]"), 500)
+    assert effective.training.batch_schedule == ((100, 48), (500, 16), (800, 24))
+    samples = BatchSchedule(effective.training.batch_size, effective.training.batch_schedule).first_sample(810)
+    assert samples == 100 * 32 + 400 * 48 + 300 * 16 + 10 * 24
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"model": ', "[]", '{"model": {"layer": 2}}', '{"seed": 0}', '{"store": 1}', "\x80"],
+)
+def test_a_damaged_config_is_one_line_that_names_it(directory, text):
+    (directory / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as error:
+        run.resume_config(directory, config(), 10)
+    assert str(error.value).startswith(f"{directory}/config.json:") and "\n" not in str(error.value)
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^run_directory: can't write .*/file/config\.json: Not a directory"):
+        run.write_run_config(tmp_path / "file", config(), "h", {})

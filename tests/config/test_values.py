@@ -1,0 +1,420 @@
+"""Values that a config refuses: each with one line that names the key, in Python and as an edit."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxlm import config
+from jaxlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SourceConfig,
+    TrainingConfig,
+    model,
+    schema,
+)
+
+
+def edit_mistake(*edits):
+    with pytest.raises(ConfigError) as caught:
+        config.edited(Config(), edits)
+    return caught.value
+
+
+WRONG = [  # a section, a wrong value and what the message says of it
+    (ModelConfig, {"layrs": 3}, "model.layrs: unknown key (did you mean 'layers'?)"),
+    (ModelConfig, {"layers": True}, "model.layers: must be a whole number, got True"),
+    (ModelConfig, {"layers": 3.0}, "model.layers: must be a whole number, got 3.0"),
+    (ModelConfig, {"layers": "3"}, "model.layers: must be a whole number, got '3'"),
+    (ModelConfig, {"layers": [3]}, "model.layers: must be a whole number, got [3]"),
+    (ModelConfig, {"layers": None}, "model.layers: must be a whole number, got None"),
+    (ModelConfig, {"kv_heads": "all"}, "model.kv_heads: must be a whole number or none, got 'all'"),
+    (ModelConfig, {"gated": 1}, "model.gated: must be true or false, got 1"),
+    (
+        ModelConfig,
+        {"norm": "rmsnrm"},
+        "model.norm: must be one of 'layernorm', 'rmsnorm', got 'rmsnrm' (did you mean 'rmsnorm'?)",
+    ),
+    (ModelConfig, {"norm": None}, "model.norm: must be one of 'layernorm', 'rmsnorm', got None"),
+    (ModelConfig, {"layers": 0}, "model.layers: must be at least 1, got 0"),
+    (ModelConfig, {"dropout": 1.0}, "model.dropout: must be below 1, got 1.0"),
+    (ModelConfig, {"dropout": -0.1}, "model.dropout: must be at least 0, got -0.1"),
+    (ParallelConfig, {"zero": True}, "parallel.zero: must be one of 0, 1, 2, 3, got True"),
+    (ParallelConfig, {"zero": "1"}, "parallel.zero: must be one of 0, 1, 2, 3, got '1'"),
+    (
+        OptimizerConfig,
+        {"learning_rate": "3e-4"},
+        "optimizer.learning_rate: must be a number, got '3e-4'",
+    ),
+    (
+        OptimizerConfig,
+        {"learning_rate": False},
+        "optimizer.learning_rate: must be a number, got False",
+    ),
+    (OptimizerConfig, {"learning_rate": 0}, "optimizer.learning_rate: must be above 0, got 0.0"),
+    (
+        OptimizerConfig,
+        {"learning_rate": float("nan")},
+        "optimizer.learning_rate: must be finite, got nan",
+    ),
+    (
+        OptimizerConfig,
+        {"learning_rate": float("inf")},
+        "optimizer.learning_rate: must be finite, got inf",
+    ),
+    (OptimizerConfig, {"decay_share": 1.5}, "optimizer.decay_share: must be at most 1, got 1.5"),
+    (
+        OptimizerConfig,
+        {"weight_decay_exclude": "bias"},
+        "optimizer.weight_decay_exclude: must be a list, got 'bias'",
+    ),
+    (
+        OptimizerConfig,
+        {"weight_decay_exclude": ["bias", 1]},
+        "optimizer.weight_decay_exclude.1: must be a text, got 1",
+    ),
+    (
+        TrainingConfig,
+        {"batch_schedule": [[1, 2, 3]]},
+        "training.batch_schedule.0: must have 2 values, got [1, 2, 3]",
+    ),
+    (
+        TrainingConfig,
+        {"batch_schedule": [[1, True]]},
+        "training.batch_schedule.0.1: must be a whole number, got True",
+    ),
+    (Config, {"seed": 2**32}, "seed: must be at most 4294967295, got 4294967296"),
+    (Config, {"run_directory": ""}, "run_directory: must not be empty"),
+    (Config, {"model": {"layers": 3}}, "model: must be Model, got {'layers': 3}"),
+    (Config, {"modle": ModelConfig()}, "modle: unknown key (did you mean 'model'?)"),
+    (
+        DataConfig,
+        {"sources": ({"name": "a"},)},
+        "data.sources.0: must be Source, got {'name': 'a'}",
+    ),
+    (SourceConfig, {}, "data.sources.name: is required"),
+    (SourceConfig, {"name": "a", "path": ""}, "data.sources.path: must not be empty"),
+    (DataConfig, {"self": 1}, "data.self: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), WRONG, ids=[message.partition(",")[0] for *_, message in WRONG])
+def test_a_wrong_value_names_its_key(cls, values, message):
+    with pytest.raises(ConfigError) as caught:
+        cls(**values)
+    assert str(caught.value) == message
+
+
+def test_a_long_value_is_cut():
+    with pytest.raises(ConfigError) as caught:
+        Config(model=DataConfig())
+    assert str(caught.value).startswith("model: must be ModelConfig, got DataConfig(") and len(str(caught.value)) < 150
+
+
+def test_sections_take_names_only():
+    with pytest.raises(ConfigError, match="model: takes Model"):
+        ModelConfig(12)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().model.layers = 3
+
+
+WRONG_EDITS = [
+    ("model.layrs=3", "model.layrs: unknown key (did you mean 'model.layers'?)"),
+    ("modle.layers=3", "modle: unknown key (did you mean 'model'?)"),
+    ("layers=3", "layers: unknown key (did you mean 'model.layers'?)"),
+    ("steps=3", "steps: unknown key (did you mean 'training.steps' or 'evaluation.steps'?)"),
+    (
+        "model.learning_rate=3",
+        "model.learning_rate: unknown key (did you mean 'optimizer.learning_rate'?)",
+    ),
+    (
+        "data.validation.shar=0.1",
+        "data.validation.shar: unknown key (did you mean 'data.validation.share'?)",
+    ),
+    (
+        "data.sources.0.wight=1",
+        "data.sources.0.wight: unknown key (did you mean 'data.sources.0.weight'?)",
+    ),
+    ("data.sources.0.weight=0", "data.sources.0.weight: must be above 0, got 0.0"),
+    (
+        "data.sources.1.weight=1",
+        "data.sources.1: no such item: data.sources has 1, numbered from 0",
+    ),
+    (
+        "data.sources.first.weight=1",
+        "data.sources.first: no such item: data.sources has 1, numbered from 0",
+    ),
+    ("model.layers.x=1", "model.layers.x: model.layers is a value, not a section"),
+    ("model.layers", "model.layers: is not an edit: write section.key=value"),
+    ("=3", "=3: is not an edit: write section.key=value"),
+    ("model.layers=", "model.layers: must be a whole number, got ''"),
+    ("model.layers=many", "model.layers: must be a whole number, got 'many'"),
+    ("model.layers=1.5", "model.layers: must be a whole number, got '1.5'"),
+    ("model.layers=inf", "model.layers: must be a whole number, got 'inf'"),
+    ("model.layers=1e400", "model.layers: must be a whole number, got '1e400'"),
+    ("model.layers=0", "model.layers: must be at least 1, got 0"),
+    ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a number, got 'fast'"),
+    ("optimizer.learning_rate=nan", "optimizer.learning_rate: must be finite, got nan"),
+    ("optimizer.learning_rate=none", "optimizer.learning_rate: must be a number, got 'none'"),
+    ("model.gated=yes", "model.gated: must be true or false, got 'yes'"),
+    ("model.norm=batchnorm", "model.norm: must be one of 'layernorm', 'rmsnorm', got 'batchnorm'"),
+    (
+        "optimizer.weight_decay_exclude=bias",
+        "optimizer.weight_decay_exclude: must be a list in JSON, got 'bias'",
+    ),
+    ("model=3", "model: must be an object with the keys of Model, got 3"),
+    (
+        "data.sources=[3]",
+        "data.sources.0: must be an object with the keys of Source, got 3 (with data.sources=[3])",
+    ),
+    ("data.store=", "data.store: must not be empty"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), WRONG_EDITS, ids=[edit for edit, _ in WRONG_EDITS])
+def test_a_wrong_edit_names_its_key_once(edit, message):
+    assert str(edit_mistake(edit)).partition(" (did you mean 'layernorm'")[0] == message
+
+
+def test_a_contradiction_shows_the_edits_behind_it():
+    assert str(edit_mistake("model.heads=7", "seed=1")).endswith("(with model.heads=7 seed=1)")
+    assert "with" not in str(edit_mistake("model.width=7"))
+
+
+PAIRED = ("model.family=encoder_decoder", "objective.kind=span")
+TRANSLATED = (
+    "model.family=encoder_decoder",
+    "objective.kind=pairs",
+    "data.sources.0.format=pairs",
+    "data.sources.0.path=x",
+)
+CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the reason
+    (
+        ["optimizer.decay_steps=500", "optimizer.schedule=wsd"],
+        "optimizer.decay_steps",
+        "only used by the schedules",
+    ),
+    (
+        ["optimizer.decay_steps=100"],
+        "optimizer.decay_steps",
+        "100 is not after the warmup (warmup_steps=100)",
+    ),
+    (["model.heads=7"], "model.width", "768 is not a multiple of heads (7)"),
+    (["model.kv_heads=5"], "model.kv_heads", "5 does not divide heads (12)"),
+    (
+        ["model.positions=rotary", "model.head_width=63"],
+        "model.head_width",
+        "even number of channels, got 63",
+    ),
+    (
+        ["model.positions=sinusoidal", "model.width=9", "model.heads=3"],
+        "model.width",
+        "even width, got 9",
+    ),
+    (
+        ["model.rotary_scaling=linear"],
+        "model.rotary_scaling",
+        "needs positions='rotary', got 'learned'",
+    ),
+    (
+        ["model.rotary_high_frequency_factor=1"],
+        "model.rotary_high_frequency_factor",
+        "above rotary_low_frequency_factor",
+    ),
+    (
+        ["model.encoder_layers=3"],
+        "model.encoder_layers",
+        "only used with family='encoder_decoder', got 'decoder'",
+    ),
+    (
+        ["model.shared_embedding=false"],
+        "model.shared_embedding",
+        "needs family='encoder_decoder', got 'decoder'",
+    ),
+    ([*PAIRED, "model.encoder_heads=7"], "model.encoder_heads", "7 does not divide width (768)"),
+    (
+        [*PAIRED, "model.encoder_kv_heads=5"],
+        "model.encoder_kv_heads",
+        "5 does not divide the encoder's heads (12)",
+    ),
+    (
+        ["model.token_types=2"],
+        "model.token_types",
+        "only used with family='encoder', got 'decoder'",
+    ),
+    (
+        [*PAIRED, "model.sliding_window=8"],
+        "model.sliding_window",
+        "only used with family='decoder' and 'encoder', got",
+    ),
+    (
+        ["model.residual=parallel", "model.norm_placement=post"],
+        "model.residual",
+        "'parallel' needs norm_placement='pre', got 'post'",
+    ),
+    (
+        ["model.first_norm=false", "model.norm_placement=both"],
+        "model.first_norm",
+        "needs norm_placement='pre', got 'both'",
+    ),
+    (
+        ['model.attention_pattern=["full", "sliding"]'],
+        "model.attention_pattern",
+        "'sliding' layers, which need sliding_window",
+    ),
+    (
+        ["model.rotary_theta_sliding=100"],
+        "model.rotary_theta_sliding",
+        "needs positions='rotary' and an attention_pattern",
+    ),
+    (
+        ["model.positions=relative", "model.relative_buckets=6"],
+        "model.relative_buckets",
+        "6: needs a multiple of 4",
+    ),
+    (
+        ["model.positions=relative", "model.relative_max_distance=16"],
+        "model.relative_buckets",
+        "relative_max_distance (16) above its half",
+    ),
+    (
+        ["model.positions=rotary", "model.position_offset=2"],
+        "model.position_offset",
+        "only used with positions='learned', got 'rotary'",
+    ),
+    (
+        ["objective.kind=masked"],
+        "objective.kind",
+        "trains model.family='encoder', got 'decoder' (it takes 'causal', 'prefix')",
+    ),
+    (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
+    (
+        ["objective.random_share=0.3"],
+        "objective.random_share",
+        "0.3 and mask_share (0.8) are more than all",
+    ),
+    ([*PAIRED, "objective.mean_span=0.5"], "objective.mean_span", "at least one token, got 0.5"),
+    (
+        ["objective.target_length=5"],
+        "objective.target_length",
+        "only used with kind='pairs', got 'causal'",
+    ),
+    (
+        ["data.sources.0.format=pairs", "data.sources.0.path=x"],
+        "data.sources.0.format",
+        "does not go with objective.kind='causal'",
+    ),
+    (
+        [*TRANSLATED, "data.validation.method=tail"],
+        "data.validation.method",
+        "'tail' would cut pairs in two",
+    ),
+    (
+        [*TRANSLATED, "objective.target_length=2000"],
+        "objective.target_length",
+        "exceeds model.context_length (1024)",
+    ),
+    (
+        [*PAIRED, "model.vocabulary_size=300"],
+        "model.vocabulary_size",
+        "below the 358 ids of the 256 bytes, the end of text and 101 special",
+    ),
+    (["tokenizer.kind=file"], "tokenizer.path", "needs the path of a tokenizer.json"),
+    (
+        ["tokenizer.path=tokenizer.json"],
+        "tokenizer.path",
+        "only read with tokenizer.kind='file', got kind='bpe'",
+    ),
+    (
+        ["tokenizer.kind=bytes", "tokenizer.vocabulary_size=300"],
+        "tokenizer.vocabulary_size",
+        "only used with tokenizer.kind='bpe'",
+    ),
+    (["tokenizer.mask=<pad>"], "tokenizer.mask", "'<pad>' is another special token too"),
+    (["tokenizer.vocabulary_size=256"], "tokenizer.vocabulary_size", "256 is below the 257 ids"),
+    (
+        ["tokenizer.vocabulary_size=60000"],
+        "tokenizer.vocabulary_size",
+        "60000 exceeds model.vocabulary_size (50257)",
+    ),
+    (["model.vocabulary_size=256"], "model.vocabulary_size", "256 is below the 257 ids"),
+    (
+        ["tokenizer.kind=bytes", "model.vocabulary_size=256"],
+        "model.vocabulary_size",
+        "256 is below the 257 ids",
+    ),
+    (["data.sources.0.path=x"], "data.sources.0.path", "'python_stdlib' takes no path"),
+    (["data.sources.0.format=text"], "data.sources.0.path", "'python_stdlib' needs a path"),
+    (["data.sources=[]"], "data.sources", "at least one source"),
+    (
+        ['data.sources=[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]'],
+        "data.sources",
+        "same name: a, a",
+    ),
+    (
+        ["data.validation.method=source"],
+        "data.validation.path",
+        "needs the path of the validation files",
+    ),
+    (["data.validation.path=x"], "data.validation.path", "method='hash' does not read a path"),
+    (["data.validation.share=0"], "data.validation.share", "between 0 and 1, got 0.0"),
+    (["parallel.data=0"], "parallel.data", "at least 1, or -1 for the rest, got 0"),
+    (["parallel.tensor=-2"], "parallel.tensor", "at least 1, or -1 for the rest, got -2"),
+    (["parallel.data=-1"], "parallel", "only one of data, fsdp and tensor"),
+    (
+        ["training.batch_schedule=[[20, 32], [10, 32]]"],
+        "training.batch_schedule",
+        "steps must increase",
+    ),
+    (["training.microbatches=3"], "training.microbatches", "3 does not divide the batch size 32"),
+    (["data.sequence_length=1025"], "data.sequence_length", "exceeds model.context_length (1024)"),
+    (
+        ["runtime.processes=2", "runtime.process=2"],
+        "runtime.process",
+        "must be below runtime.processes (2), got 2",
+    ),
+    (["runtime.coordinator=host"], "runtime.coordinator", "must be HOST:PORT, got 'host'"),
+    (["runtime.coordinator=::1:99"], "runtime.coordinator", "must be HOST:PORT, got '::1:99'"),
+    (
+        ["runtime.attention=cudnn", "precision.compute=float32"],
+        "runtime.attention",
+        "needs precision.compute='bfloat16' or 'float16'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("edits", "key", "reason"),
+    CONTRADICTIONS,
+    ids=[" ".join(edits) for edits, *_ in CONTRADICTIONS],
+)
+def test_contradictions_are_refused(edits, key, reason):
+    error = edit_mistake(*edits)
+    assert error.path == key and reason in error.reason
+
+
+def refusals(source):
+    """Lines at which a section is refused: `raise ConfigError(...)` and `refuse(...)`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "refuse"):
+            yield range(node.lineno, node.end_lineno + 1)
+
+
+def test_every_refusal_of_the_schema_is_among_them():
+    reached = set()
+    for edits, *_ in CONTRADICTIONS:
+        error = edit_mistake(*edits)
+        while error is not None:
+            trace = error.__traceback__
+            while trace is not None:
+                reached.add((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+                trace = trace.tb_next
+            error = error.__cause__
+    for file in (schema.__file__, model.__file__):
+        assert [lines for lines in refusals(Path(file).read_text()) if reached.isdisjoint((file, line) for line in lines)] == []

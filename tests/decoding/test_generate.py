@@ -1,0 +1,427 @@
+"""The command that writes, fills masks and makes vectors, on small models of each family in Hugging Face directories."""
+
+import io
+import json
+import sys
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import config, generate, interop, models, runtime
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.vocabulary import SpecialTokens
+from jaxlm.decoding import prompts as reading
+from jaxlm.decoding.generation import GenerationSettings, Generator
+from jaxlm.decoding.sampling import SamplingConfig
+from jaxlm.interop import tokenizer as special_tokens
+from jaxlm.types import Batch
+
+TOKENIZER = byte_tokenizer(SpecialTokens("<end>", "<begin>", "<pad>", "<mask>", 3))
+END, BEGIN, PAD, MASK, LAST, _, FIRST = range(256, 263)
+SIZES = {
+    "vocabulary_size": TOKENIZER.size,
+    "layers": 1,
+    "width": 32,
+    "heads": 4,
+    "context_length": 64,
+}
+MODELS = {
+    "decoder": config.ModelConfig(**SIZES),
+    "encoder": config.ModelConfig(
+        **SIZES,
+        family="encoder",
+        norm_placement="post",
+        embedding_norm=True,
+        token_types=2,
+        activation="gelu",
+        head_bias=True,
+        head_transform=True,
+        norm_epsilon=1e-12,
+        initializer="normal",
+    ),
+    "encoder_decoder": config.ModelConfig(
+        **SIZES,
+        family="encoder_decoder",
+        norm="rmsnorm",
+        norm_epsilon=1e-6,
+        positions="relative",
+        attention_scale=1.0,
+        activation="relu",
+        attention_bias=False,
+        attention_output_bias=False,
+        mlp_bias=False,
+        tied_head=False,
+    ),
+}
+SPECIAL = {
+    "decoder": special_tokens.TokenizerFrame("<end>", eos_ids=(END,)),
+    "encoder": special_tokens.TokenizerFrame("<end>", "<begin>", "<pad>", "<mask>", before=(BEGIN,), after=(END,), pad_id=PAD),
+    "encoder_decoder": special_tokens.TokenizerFrame(
+        "<end>",
+        None,
+        "<pad>",
+        None,
+        3,
+        eos_ids=(END,),
+        pad_id=PAD,
+        decoder_start_id=PAD,
+        after=(END,),
+    ),
+}
+
+
+def random_params(model, seed=1):
+    """Texts of these are no loops of a token."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def values(path, leaf):
+        name = jax.tree_util.keystr(path)
+        drawn = rng.normal(size=leaf.shape) * (0.1 if "bias'" in name or "scale" in name else 0.5)
+        return (drawn + ("scale" in name)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(values, shapes)
+
+
+@cache
+def loaded(family):
+    model = models.build(MODELS[family])
+    return model, random_params(model)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Of a family, as `interop` writes it."""
+
+    @cache
+    def make(family):
+        folder = tmp_path_factory.mktemp("models") / family
+        special = SPECIAL[family]
+        ids = {
+            "eos_token_id": END,
+            "pad_token_id": PAD,
+            "decoder_start_token_id": special.decoder_start_id,
+        }
+        interop.save(
+            folder,
+            *loaded_plain(family),
+            tokens={name: number for name, number in ids.items() if number is not None},
+        )
+        special_tokens.write(folder, TOKENIZER.inner.to_str(), special, 64)
+        return str(folder)
+
+    return make
+
+
+def loaded_plain(family):
+    model, params = loaded(family)
+    return model.config, params
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Runs the command: (exit code, stdout, stderr, the JSON that it wrote or None)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+
+    def run(*argv, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        written = tmp_path / "results.json"
+        written.unlink(missing_ok=True)
+        code = runtime.command(generate.main, [*map(str, argv), "--json", str(written)])
+        out, err = capsys.readouterr()
+        return (
+            code,
+            out,
+            err,
+            json.loads(written.read_text())["results"] if written.exists() else None,
+        )
+
+    return run
+
+
+# --- writing ---
+
+
+@cache
+def generator(family="decoder", **settings):
+    model, params = loaded(family)
+    return Generator(
+        model,
+        models.unstacked(params),
+        TOKENIZER,
+        SPECIAL[family],
+        GenerationSettings(**{"new_tokens": 30} | settings),
+    )
+
+
+def texts(prompts, **settings):
+    return list(generator(**settings)(tuple(prompts)))
+
+
+PROMPTS = ("Once upon a time", "x", "It was the best")
+
+
+def test_a_batch_of_prompts_is_written_in_their_order():
+    found = texts(PROMPTS)
+    assert [text.prompt for text in found] == [0, 1, 2] and [text.prompt_tokens for text in found] == [16, 1, 15]
+    model, params = loaded("decoder")
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = np.concatenate([TOKENIZER.encode(prompt), text.ids])
+        # Read again at once, each token is the likeliest after those before it.
+        likeliest = np.asarray(model.apply(params, Batch(tokens=ids[None]))).argmax(-1)[0]
+        assert likeliest[len(TOKENIZER.encode(prompt)) - 1 : -1].tolist() == text.ids.tolist()
+        assert text.finish == ("end" if text.ids[-1] == END else "length")
+        assert text.text == text.output == TOKENIZER.decode(text.ids)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_texts_do_not_depend_on_the_batch(size):
+    choice = SamplingConfig(temperature=1.2, top_k=40)
+    together = [text.ids.tolist() for text in texts(PROMPTS, choice=choice, samples=2, seed=5)]
+    apart = [text.ids.tolist() for text in texts(PROMPTS, choice=choice, samples=2, seed=5, batch_size=size)]
+    assert together == apart and together[0] != together[1]
+
+
+def test_a_stop_string_ends_a_text():
+    whole = texts(PROMPTS)
+    stop = whole[0].text[9:12]
+    for text, before in zip(texts(PROMPTS, stops=(stop,)), whole, strict=True):
+        place = before.text.find(stop)
+        assert text.text == (before.text if place < 0 else before.text[:place])
+        assert text.finish == ("stop" if place >= 0 else before.finish)
+        assert TOKENIZER.decode(text.ids).startswith(text.text) and len(text.ids) <= len(before.ids)
+
+
+def test_a_text_streams_in_whole_pieces():
+    pieces = []
+    (text,) = generator()(PROMPTS[:1], pieces.append)
+    assert "".join(pieces) == text.text and len(pieces) > 1
+    assert text.text == texts(PROMPTS)[0].text
+
+
+def test_a_text_ends_with_the_last_position():
+    prompts = ["a" * 60, "a" * 63, "ab"]
+    found = texts(prompts)
+    assert [len(text.ids) for text in found[:2]] == [4, 1]
+    assert [text.finish for text in found[:2]] == ["context", "context"]
+    with pytest.raises(
+        config.UserError,
+        match=r"prompt 2: 64 tokens and 1 new, .* end at 64 \(model.context_length\)",
+    ):
+        texts(["a", "a" * 64])
+
+
+def test_an_empty_prompt_begins_a_document():
+    (text,) = texts([""])
+    assert text.prompt_tokens == 1 and len(text.ids)
+
+
+def test_what_is_written_for_gaps_is_put_in_their_places():
+    made = generator("encoder_decoder")
+    source = np.array([*b"one ", FIRST, *b" two ", FIRST - 1, END])
+    written = np.array([FIRST, *b"1", FIRST - 1, *b"2", LAST, *b"3"])
+    assert made.filled(source, written) == "one 1 two 2"
+    assert made.filled(source, written[:2]) == "one 1 two <extra_id_1>"
+    assert made.filled(np.array([*b"one", END]), written) is None
+    (text,) = made(["one <extra_id_0> two"])
+    assert text.prompt_tokens == 10 and text.text.startswith("one ") and text.text.endswith(" two")
+    (text,) = made(["one two"])
+    assert text.prompt_tokens == 8 and text.text == TOKENIZER.decode(text.ids)
+
+
+def test_only_names_that_a_family_reads_are_special_in_prompts():
+    names = {"<mask>": MASK}
+    assert reading.encode(TOKENIZER, "a<mask>b<end>", names).tolist() == [97, MASK, 98, *b"<end>"]
+    assert reading.encode(TOKENIZER, "<mask>", names).tolist() == [MASK]
+    framed = {family: reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], "<mask>").tolist() for family in MODELS}
+    plain = list(b"<mask>")
+    assert framed == {
+        "decoder": plain,
+        "encoder": [BEGIN, MASK, END],
+        "encoder_decoder": [*plain, END],
+    }
+
+
+# --- the command ---
+
+
+def test_writing_by_the_command(call, directory, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"prompt": "x"}\n\n{"text": "It was the best", "n": 1}\n')
+    code, out, err, results = call(
+        directory("decoder"),
+        "--prompt",
+        "-",
+        "--prompts",
+        "more.jsonl",
+        "--max-new-tokens",
+        30,
+        stdin=PROMPTS[0],
+    )
+    assert (code, err) == (0, "")
+    expected = texts(PROMPTS)
+    assert [result["text"] for result in results] == [text.text for text in expected]
+    assert [result["tokens"] for result in results] == [text.ids.tolist() for text in expected]
+    assert [result["finish"] for result in results] == [text.finish for text in expected]
+    shown = "".join(f"--- prompt {n} ---\n{prompt}{text.text}\n" for n, (prompt, text) in enumerate(zip(PROMPTS, expected, strict=True), 1))
+    assert out == shown
+
+
+def test_a_terminal_shows_the_text_once(call, directory, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    code, out, _, _ = call(directory("decoder"), "--prompt", PROMPTS[0], "--max-new-tokens", 30)
+    assert code == 0 and out == f"{PROMPTS[0]}{texts(PROMPTS)[0].text}\n"
+
+
+def test_masks_by_the_command(call, directory):
+    texts = ["a <mask> b<mask>", "<mask>"]
+    code, out, _, results = call(directory("encoder"), "--prompt", texts[0], "--prompt", texts[1], "--top", 3)
+    model, params = loaded("encoder")
+    assert code == 0
+    for ids, result in zip(([BEGIN, *b"a ", MASK, *b" b", MASK, END], [BEGIN, MASK, END]), results, strict=True):
+        shares = np.asarray(jax.nn.softmax(model.apply(params, Batch(tokens=np.array([ids], np.int32)))))[0]
+        for place, candidates in zip(np.flatnonzero(np.array(ids) == MASK), result["masks"], strict=True):
+            assert [candidate["token"] for candidate in candidates] == np.argsort(-shares[place])[:3].tolist()
+            np.testing.assert_allclose([c["probability"] for c in candidates], np.sort(shares[place])[:-4:-1], rtol=1e-4)
+    assert out.count("<mask> 1: ") == 2 and out.count("<mask> 2: ") == 1
+
+
+@pytest.mark.parametrize(("family", "pool"), [("encoder", "mean"), ("encoder", "first"), ("decoder", "last")])
+def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
+    texts = ["a", "Once upon a time", "It was"]
+    lines = tmp_path / "texts"
+    lines.write_text("\n".join(texts))
+    argv = [directory(family), "--prompts", lines, "--embed", "--pool", pool, "--batch-size", 2]
+    code, out, _, _ = call(*argv, "--out", "vectors.npy")
+    assert (code, out) == (0, "")
+    found = np.load(tmp_path / "vectors.npy")
+    model, params = loaded(family)
+    for text, vector in zip(texts, found, strict=True):
+        ids = reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], text)
+        features = np.asarray(model.features(params, Batch(tokens=ids[None])))[0]
+        expected = {"mean": features.mean(axis=0), "first": features[0], "last": features[-1]}[pool]
+        np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-5)
+    if pool == "mean":
+        code, out, _, _ = call(*argv)
+        assert [json.loads(line)["text"] for line in out.splitlines()] == texts
+        np.testing.assert_allclose([json.loads(line)["vector"] for line in out.splitlines()], found, rtol=1e-6)
+
+
+def test_what_is_noteworthy_goes_to_stderr(call, directory):
+    code, _, err, results = call(directory("decoder"), "--prompt", "a" * 62)
+    assert (code, results[0]["finish"]) == (0, "context")
+    assert err == "prompt 1: the text ends at the model's last position (model.context_length=64)\n"
+
+
+MISTAKES = {  # arguments behind the model's, by family -> what the line says
+    "no prompt": ("decoder", [], "--prompt TEXT, or --prompts FILE, is needed"),
+    "no file": ("decoder", ["--prompts", "none.txt"], "--prompts: none.txt: No such file"),
+    "no prompts in it": ("decoder", ["--prompts", "empty"], "empty: holds no prompts"),
+    "no JSON": ("decoder", ["--prompts", "bad.jsonl"], "bad.jsonl:2: not JSON"),
+    "no text in it": (
+        "decoder",
+        ["--prompts", "other.jsonl"],
+        'other.jsonl:1: has no "prompt" or "text"',
+    ),
+    "not UTF-8": ("decoder", ["--prompts", "latin"], "latin: not UTF-8"),
+    "no number": (
+        "decoder",
+        ["--prompt", "a", "--top-k", "many"],
+        "--top-k: must be an integer at least 0, got 'many'",
+    ),
+    "out of bounds": (
+        "decoder",
+        ["--prompt", "a", "--top-p", "1.5"],
+        "--top-p: must be a number at least 0 and at most 1, got '1.5'",
+    ),
+    "not finite": (
+        "decoder",
+        ["--prompt", "a", "--temperature", "nan"],
+        "--temperature: must be a number at least 0, got 'nan'",
+    ),
+    "greedy samples": (
+        "decoder",
+        ["--prompt", "a", "--samples", "2", "--temperature", "0"],
+        "--samples needs a --temperature above 0",
+    ),
+    "sampled beams": (
+        "decoder",
+        ["--prompt", "a", "--beams", "2", "--top-k", "5"],
+        "--top-k is for sampling",
+    ),
+    "penalty without beams": (
+        "decoder",
+        ["--prompt", "a", "--length-penalty", "2"],
+        "--length-penalty needs --beams",
+    ),
+    "empty stop string": ("decoder", ["--prompt", "a", "--stop", ""], "--stop: an empty text"),
+    "least above most": (
+        "decoder",
+        ["--prompt", "a", "--min-new-tokens", "9", "--max-new-tokens", "8"],
+        "--min-new-tokens 9 is above",
+    ),
+    "no folder": (
+        "encoder",
+        ["--prompt", "a", "--embed", "--out", "none/x.npy"],
+        "--out: none: no such folder",
+    ),
+    "step of no run": ("decoder", ["--prompt", "a", "--step", "5"], "only a run has steps"),
+    "sampling masks": (
+        "encoder",
+        ["--prompt", "a", "--temperature", "1"],
+        "--temperature is not used with",
+    ),
+    "no mask": ("encoder", ["--prompt", "<mask>", "--prompt", "a"], "prompt 2: has no <mask>"),
+    "too long": (
+        "encoder",
+        ["--prompt", "<mask>" + "a" * 62],
+        "prompt 1: 65 tokens, but the model's positions end at 64",
+    ),
+    "candidates of a decoder": (
+        "decoder",
+        ["--prompt", "a", "--top", "3"],
+        "--top is not used with",
+    ),
+    "first of a decoder": (
+        "decoder",
+        ["--prompt", "a", "--embed", "--pool", "first"],
+        "--pool first: a decoder's first token",
+    ),
+    "vectors of both": (
+        "encoder_decoder",
+        ["--prompt", "a", "--embed"],
+        "--embed takes an encoder or a decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "argv", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line(call, directory, tmp_path, family, argv, message):
+    files = {
+        "empty": b"\n \n",
+        "bad.jsonl": b'{"text": "a"}\n{\n',
+        "other.jsonl": b'{"txt": "a"}\n',
+        "latin": b"caf\xe9",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    code, out, err, _ = call(directory(family), *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ") and message in err
+
+
+def test_what_is_no_model_is_one_line(call, tmp_path):
+    for name in ("none", "."):
+        code, out, err, _ = call(tmp_path / name, "--prompt", "a")
+        assert (code, out, err.count("\n")) == (2, "", 1) and str(tmp_path) in err
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as end:
+        generate.main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown and "greedy" in shown

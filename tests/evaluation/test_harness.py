@@ -1,0 +1,241 @@
+"""Models of jaxlm in lm-evaluation-harness: the answers of its own model for transformers, tasks from disk, what is refused."""
+
+import contextlib
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from support import tiny, tiny_run
+
+from jaxlm import evaluate, harness, load_model, runtime
+from jaxlm.config import UserError
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.vocabulary import SpecialTokens
+
+CHOICES = [  # question, answers, the right one
+    ("The bird sat on the", ["stone", "the", "river"], 0),
+    ("It was the best of ", ["times", "worst", "clouds of"], 0),  # the space goes to the answers
+    (
+        "A long context " * 6 + "ends",
+        ["here", "there and everywhere"],
+        1,
+    ),  # more than the model reads
+]
+TEXTS = [
+    "It was the best of times, it was the worst of times.",
+    "short",
+    "a text that goes on and on " * 6,
+]
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: {kind}
+{rest}
+"""
+
+CHOOSING = """doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - metric: acc"""
+
+READING = """doc_to_text: ""
+doc_to_target: "{{page}}"
+metric_list:
+  - metric: bits_per_byte"""
+
+WRITING = """doc_to_text: "{{question}}"
+doc_to_target: "{{choices[0]}}"
+generation_kwargs:
+  until: ["z"]
+  max_gen_toks: 6
+metric_list:
+  - metric: exact_match"""
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A folder with a tiny random GPT-2 and a tokenizer of bytes."""
+    pytest.importorskip("lm_eval")
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=257, n_positions=48, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    folder = tmp_path_factory.mktemp("gpt2")
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).save_pretrained(folder)
+    byte_tokenizer(SpecialTokens("<|endoftext|>")).save(folder / "tokenizer.json")
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "bos_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory):
+    """A folder with a short run in runs/tiny, and in tasks/ tasks of three kinds."""
+    stocked = tmp_path_factory.mktemp("stocked")
+    folder = stocked / "tasks"
+    folder.mkdir()
+    rows = [{"question": question, "choices": choices, "answer": answer} for question, choices, answer in CHOICES]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"page": text}) + "\n" for text in TEXTS))
+    for name, file, kind, rest in (
+        ("choosing", "choices", "multiple_choice", CHOOSING),
+        ("reading", "texts", "loglikelihood_rolling", READING),
+        ("writing", "choices", "generate_until", WRITING),
+    ):
+        (folder / f"{name}.yaml").write_text(TASK.format(name=f"local_{name}", file=folder / f"{file}.jsonl", kind=kind, rest=rest))
+    tiny_run.write_recipe(stocked)
+    with contextlib.chdir(stocked):
+        assert tiny_run.run("training.steps=4") == 0
+    return stocked
+
+
+@pytest.fixture
+def folder(stocked, monkeypatch):
+    """The working directory. Nothing is looked for in the network."""
+    pytest.importorskip("lm_eval")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(stocked / "cache"))
+    monkeypatch.chdir(stocked)
+    return stocked
+
+
+def asked(*arguments):
+    """Requests as lm_eval makes them."""
+    return [SimpleNamespace(args=argument) for argument in arguments]
+
+
+def answers(model):
+    """What a model says to requests of the three kinds."""
+    pairs = [(question, " " + choice) for question, choices, _ in CHOICES for choice in choices] + [("", "no context")]
+    wanted = {"until": ["z"], "max_gen_toks": 6}
+    return (
+        model.loglikelihood(asked(*pairs), disable_tqdm=True),
+        model.loglikelihood_rolling(asked(*((text,) for text in TEXTS)), disable_tqdm=True),
+        model.generate_until(asked(*((question, wanted) for question, _, _ in CHOICES)), disable_tqdm=True),
+    )
+
+
+def test_answers_are_those_of_the_harness_own_model(gpt2):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    theirs = answers(huggingface.HFLM(pretrained=str(gpt2), device="cpu", batch_size=2, dtype="float32"))
+    ours = answers(harness.JaxLM(path=str(gpt2), batch_size=2))
+    # float32 in both: sums in another order.
+    assert [nats for nats, _ in ours[0]] == pytest.approx([nats for nats, _ in theirs[0]], rel=1e-5)
+    assert [greedy for _, greedy in ours[0]] == [greedy for _, greedy in theirs[0]]
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+    assert ours[2] == theirs[2]
+
+
+def test_tasks_from_disk_with_a_run(folder, capsys):
+    before = list(sys.argv)
+    arguments = [
+        "--tasks",
+        "local_choosing,local_reading,local_writing",
+        "--include_path",
+        "tasks",
+        "--batch_size",
+        "4",
+    ]
+    assert (
+        runtime.command(
+            harness.main,
+            ["run", "--model_args", "path=runs/tiny", *arguments, "--output_path", "out"],
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "jaxlm ({'path': 'runs/tiny'})" in out and sys.argv == before
+    (file,) = (folder / "out").rglob("results*.json")
+    results = json.loads(file.read_text())["results"]
+    assert results.keys() == {"local_choosing", "local_reading", "local_writing"}
+    assert 0 < results["local_reading"]["bits_per_byte,none"] < 9
+
+
+def test_a_run_reads_texts_behind_the_end_of_text(folder):
+    """The loss of the texts is the one that jaxlm.evaluate gives for documents of their own."""
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text[:32]}) + "\n" for text in TEXTS))
+    arguments = ["runs/tiny", "--data", "texts.jsonl", "--per-document", "--json", "figures.json"]
+    assert runtime.command(evaluate.main, arguments) == 0
+    found = json.loads((folder / "figures.json").read_text())["total"]
+    model = harness.JaxLM(path="runs/tiny", batch_size=2)
+    nats = -sum(model.loglikelihood_rolling(asked(*((text[:32],) for text in TEXTS))))
+    assert nats == pytest.approx(found["loss"] * found["targets"], rel=1e-5)
+    assert model.tok_encode("ab") == [97, 98] and model.prefix_token_id == 256
+    with pytest.raises(UserError, match="32 new tokens, but 32 are all"):
+        model.generate_until(asked(("a", {"max_gen_toks": 32})))
+
+
+def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(
+        load_model,
+        "load",
+        lambda path, **_: SimpleNamespace(model=SimpleNamespace(config=tiny.ENCODER.model)),
+    )
+    with pytest.raises(UserError, match="runs/tiny: is an encoder, but the harness asks for continuations"):
+        harness.JaxLM(path="runs/tiny")
+    with pytest.raises(UserError, match="--batch_size: must be a whole number of at least 1, got 'auto'"):
+        harness.JaxLM(path="runs/tiny", batch_size="auto")
+    with pytest.raises(UserError, match="--model_args: 'steps' is not known; known: path, step, compute"):
+        harness.JaxLM(path="runs/tiny", steps=4)
+    with pytest.raises(UserError, match="--model_args: needs path=RUN"):
+        harness.JaxLM()
+
+
+def test_mistakes_take_one_line(folder, capsys):
+    for path, task, message in (
+        ("nowhere", "local_reading", "nowhere: there is no such directory"),
+        ("runs/tiny", "local_nothing", "--tasks: Tasks not found: local_nothing"),
+    ):
+        assert (
+            runtime.command(
+                harness.main,
+                ["--model_args", f"path={path}", "--tasks", task, "--include_path", "tasks"],
+            )
+            == 2
+        )
+        assert f"error: {message}\n" in capsys.readouterr().err
+
+
+def test_settings_of_tasks():
+    found = harness.generation_settings(
+        {
+            "until": "\n",
+            "max_new_tokens": 9,
+            "do_sample": False,
+            "temperature": 0.7,
+            "num_beams": 1,
+        },
+        4,
+    )
+    assert found.stops == ("\n",) and found.new_tokens == 9 and found.choice.temperature == 0
+    found = harness.generation_settings({"until": ["a", "b"], "do_sample": True, "top_p": 0.9, "top_k": 5}, 4)
+    assert found.stops == ("a", "b") and found.new_tokens == 256 and found.choice[1:4] == (1.0, 5, 0.9)
+    assert harness.generation_settings({}, 1).choice.temperature == 0
+    assert harness.generation_settings({"temperature": 0.5}, 1).choice.temperature == 0.5
+    with pytest.raises(UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"):
+        harness.generation_settings({"num_beams": 4}, 1)
+
+
+def test_without_the_harness_one_line_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert runtime.command(harness.main, ["ls", "tasks"]) == 2
+    assert capsys.readouterr().err == 'error: lm_eval is not installed: pip install "jaxlm[eval]"\n'
+
+
+def test_help_has_examples(capsys):
+    assert harness.main([]) == 0 and harness.main(["--help"]) == 0
+    assert "python -m jaxlm.harness run --model_args path=gpt2/" in capsys.readouterr().out

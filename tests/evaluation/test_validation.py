@@ -1,0 +1,178 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxlm import config, objectives
+from jaxlm.config import ConfigError
+from jaxlm.data.loader import Share
+from jaxlm.data.shards import TokenArray, TokenWriter
+from jaxlm.evaluation.validation import EvaluationWindows, unigram_entropy
+from jaxlm.objectives import Objective, Vocabulary
+from jaxlm.types import Batch
+
+VOCABULARY = Vocabulary(5000, 4999, special=np.arange(5000) >= 4999)
+
+
+def numbered(folder: Path, count: int, first: int = 0) -> TokenArray:
+    """Tokens that are their own positions (plus `first`), in several shards: a window shows where it was cut."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = TokenWriter(folder, "validation", np.dtype("<u4"), max(count // 3, 1))
+    writer.add(np.arange(first, first + count))
+    shards = writer.close()["shards"]
+    return TokenArray(
+        [folder / shard["file"] for shard in shards],
+        [shard["tokens"] for shard in shards],
+        np.dtype("<u4"),
+    )
+
+
+def build(kind: str, length: int) -> Objective:
+    return objectives.build(config.ObjectiveConfig(kind=kind), length, VOCABULARY)  # type: ignore[arg-type]
+
+
+def hiding(window: int) -> Objective:
+    """Batches that say which tokens, sample numbers and seed the objective was given; every second token is a target."""
+
+    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        weights = np.tile(np.arange(window) % 2, (len(windows), 1)).astype(np.float32)
+        return Batch(
+            tokens=windows,
+            targets=windows,
+            weights=weights,
+            lengths=samples,
+            segments=np.full(windows.shape, seed),
+        )
+
+    return Objective(window, window, window, 0, window, make)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all((a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize(
+    ("counts", "length", "batch_size"),
+    [((101,), 10, 4), ((95, 1, 2, 43), 10, 4), ((11,), 10, 1), ((5,), 10, 3)],
+)
+def test_causal_evaluation_targets_every_token_but_the_first_once(tmp_path, counts, length, batch_size, draws):
+    arrays = [numbered(tmp_path / str(i), count, first=1000 * i) for i, count in enumerate(counts)]
+    windows = EvaluationWindows(arrays, build("causal", length), batch_size, draws, 0)
+    found = list(windows)
+    assert len(found) == len(windows)
+    for batch in found:
+        assert all(np.asarray(value).shape == (batch_size, length) for value in (batch.tokens, batch.targets, batch.weights))
+        assert np.asarray(batch.weights).dtype == np.float32
+        counted = np.asarray(batch.weights) == 1
+        assert np.array_equal(np.asarray(batch.targets)[counted], batch.tokens[counted] + 1)
+    targets = np.concatenate([np.asarray(batch.targets)[np.asarray(batch.weights) == 1] for batch in found])
+    expected = [1000 * i + np.arange(1, count) for i, count in enumerate(counts)]
+    assert np.array_equal(targets, np.concatenate(expected))
+    assert sum(np.asarray(batch.weights).any(axis=1).sum() for batch in found) == sum(-(-(count - 1) // length) for count in counts)
+
+
+def test_the_last_causal_window_is_padded_with_zeros(tmp_path):
+    (batch,) = EvaluationWindows([numbered(tmp_path, 5, first=7)], build("causal", 6), 1, 1, 0)
+    assert batch.tokens.tolist() == [[7, 8, 9, 10, 11, 0]]
+    assert np.asarray(batch.targets).tolist() == [[8, 9, 10, 11, 0, 0]]
+    assert np.asarray(batch.weights).tolist() == [[1, 1, 1, 1, 0, 0]]
+
+
+def test_evaluation_windows_are_a_list(tmp_path):
+    windows = EvaluationWindows([numbered(tmp_path, 101)], build("causal", 10), 4, 1, 0)
+    assert len(windows) == 3
+    assert same(windows[2], windows[2])
+    for index in (3, -1):
+        with pytest.raises(IndexError):
+            windows[index]
+    assert len(EvaluationWindows([], build("causal", 10), 4, 1, 0)) == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 30])
+def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp_path, batch_size):
+    arrays = [
+        numbered(tmp_path / "a", 29),
+        numbered(tmp_path / "b", 9, first=100),
+        numbered(tmp_path / "c", 30, first=200),
+    ]
+    windows = EvaluationWindows(arrays, hiding(10), batch_size, 3, 11)
+    rows = [row for batch in windows for row in zip(batch.tokens, *map(np.asarray, (batch.lengths, batch.weights)), strict=True)]
+    counted = [(tokens[0], number) for tokens, number, weights in rows if weights.any()]
+    starts = [
+        0,
+        10,
+        200,
+        210,
+        220,
+    ]  # 9 tokens of the first array and all of the second are left out
+    assert counted == [(start, 5 * draw + place) for draw in range(3) for place, start in enumerate(starts)]
+    assert all(np.array_equal(tokens, tokens[0] + np.arange(10)) for tokens, _, _ in rows)
+    assert len(rows) == batch_size * -(-15 // batch_size)
+    assert all((np.asarray(batch.segments) == 11).all() for batch in windows)
+
+
+def test_hidden_text_is_evaluated_the_same_whatever_the_batch(tmp_path):
+    array = numbered(tmp_path, 205)
+    pairs = [list(EvaluationWindows([array], build("prefix", 10), size, 2, 5)) for size in (3, 7, 7)]
+    weights = [np.concatenate([np.asarray(batch.weights) for batch in batches])[:40] for batches in pairs]
+    assert all(np.array_equal(weights[0], other) for other in weights[1:])
+    assert not np.array_equal(weights[0][:20], weights[0][20:])  # the second draw
+    other_seed = EvaluationWindows([array], build("prefix", 10), 40, 2, 6)[0]
+    assert not np.array_equal(weights[0], np.asarray(other_seed.weights))
+
+
+def test_a_prefix_of_random_length_counts_as_hidden(tmp_path):
+    windows = EvaluationWindows([numbered(tmp_path, 29)], build("prefix", 10), 6, 3, 0)
+    assert (windows.draws, len(windows)) == (3, 1)
+    assert windows[0].tokens[:, 0].tolist() == [0, 10, 0, 10, 0, 10]
+
+
+def test_hidden_text_needs_a_whole_window(tmp_path):
+    arrays = [numbered(tmp_path / "a", 9), numbered(tmp_path / "b", 4)]
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.sequence_length: a window takes 10 tokens, but the validation split has at most 9",
+    ):
+        EvaluationWindows(arrays, hiding(10), 4, 1, 0)
+
+
+class Listed(list):
+    """Batches of given targets and weights."""
+
+    def __init__(self, *batches: tuple[list, list]):
+        super().__init__(Batch(tokens=np.zeros(1), targets=np.array(t, np.int32), weights=np.array(w, np.float32)) for t, w in batches)
+
+
+def test_unigram_entropy_of_known_distributions():
+    uniform = Listed(([[7, 3], [900, 11]], [[1, 1], [1, 1]]))
+    entropy, count = unigram_entropy(uniform, None)
+    assert count == 4
+    assert entropy == pytest.approx(np.log(4), rel=1e-12)  # float64 sums of a few terms
+    assert unigram_entropy(Listed(([[5, 5, 5]], [[1, 1, 1]])), None) == (0.0, 3)
+    assert unigram_entropy(Listed(([[5]], [[0]])), None) == (0.0, 0)
+
+
+def test_unigram_entropy_counts_the_targets_that_are_evaluated():
+    random = np.random.default_rng(0)
+    parts = [(random.integers(0, size, (4, 25)), random.integers(0, 2, (4, 25))) for size in (5, 300, 40)]
+    batches = Listed(*[(targets.tolist(), weights.tolist()) for targets, weights in parts])
+    for steps in (1, 2, None, 9):
+        counted = Counter(token for targets, weights in parts[:steps] for token in targets[weights > 0].tolist())
+        total = counted.total()
+        entropy, count = unigram_entropy(batches, steps)
+        assert count == total
+        assert entropy == pytest.approx(-sum(n / total * np.log(n / total) for n in counted.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [43, 47, 60])
+def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
+    """Also of the last one, which is filled up."""
+    windows = EvaluationWindows([numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
+    shares = [Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)]
+    for index, whole in enumerate(windows):
+        parts = [share[index] for share in shares]
+        joined = Batch(*(None if a[0] is None else np.concatenate(a) for a in zip(*parts, strict=True)))
+        assert same(joined, whole)
+    assert {len(share) for share in shares} == {len(windows)}

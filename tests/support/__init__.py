@@ -1,0 +1,1 @@
+"""Tiny models, runs and references that several tests share."""
