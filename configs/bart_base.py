@@ -36,6 +36,8 @@ config = dataclasses.replace(
         dropout=0.1,
         initializer="normal",
     ),
-    objective=ObjectiveConfig(kind="infilling", noise_share=0.3, mean_span=3.0, shuffle_sentences=True),
+    objective=ObjectiveConfig(
+        kind="infilling", noise_share=0.3, mean_span=3.0, shuffle_sentences=True
+    ),
     training=TrainingConfig(steps=500_000, batch_size=8000, microbatches=50),
 )

@@ -45,7 +45,9 @@ config = Config(
         initializer="normal",
     ),
     objective=ObjectiveConfig(kind="masked"),
-    tokenizer=TokenizerConfig(kind="bpe", begin_of_text="[CLS]", end_of_text="[SEP]", pad="[PAD]", mask="[MASK]"),
+    tokenizer=TokenizerConfig(
+        kind="bpe", begin_of_text="[CLS]", end_of_text="[SEP]", pad="[PAD]", mask="[MASK]"
+    ),
     data=DataConfig(sequence_length=512),
     optimizer=OptimizerConfig(
         learning_rate=1e-4,

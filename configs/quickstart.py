@@ -38,7 +38,9 @@ config = Config(
         mlp_bias=False,
     ),
     data=DataConfig(sequence_length=256),
-    optimizer=OptimizerConfig(learning_rate=4e-3, schedule="linear", warmup_steps=50, final_learning_rate_ratio=0.0),
+    optimizer=OptimizerConfig(
+        learning_rate=4e-3, schedule="linear", warmup_steps=50, final_learning_rate_ratio=0.0
+    ),
     precision=PrecisionConfig(compute="bfloat16" if hardware.cpu_has_bfloat16() else "float32"),
     training=TrainingConfig(steps=900, batch_size=8),
     evaluation=EvaluationConfig(every_steps=450, samples=2, sample_tokens=200),

@@ -34,7 +34,9 @@ HF_DIR is a folder with config.json, safetensors and tokenizer.json; RUN a run_d
 LONGEST_SAMPLE, SHORTEST_SAMPLE = 1024, 16  # tokens of a sample where an import may choose
 LOCK = ".lock"  # of a run directory
 UNITS = {"": 1, "B": 1} | {
-    f"{letter}{kind}": base**power for power, letter in enumerate("KMGT", 1) for kind, base in (("B", 1000), ("iB", 1024))
+    f"{letter}{kind}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for kind, base in (("B", 1000), ("iB", 1024))
 }
 
 
@@ -74,7 +76,9 @@ def parser() -> runtime.Parser:
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     which = out.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="N", help="the checkpoint to take (the newest)")
-    which.add_argument("--best", action="store_true", help="take the checkpoint with the lowest eval/loss")
+    which.add_argument(
+        "--best", action="store_true", help="take the checkpoint with the lowest eval/loss"
+    )
     out.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -111,7 +115,9 @@ def main(argv: Sequence[str]) -> int:
     if args.command == "import":
         bring(args.directory, args.run, args.edits)
     else:
-        take(args.run, args.out, args.step, args.best, args.dtype, args.max_shard_size, args.archive)
+        take(
+            args.run, args.out, args.step, args.best, args.dtype, args.max_shard_size, args.archive
+        )
     return 0
 
 
@@ -131,7 +137,9 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
     architecture, model = interop.read_config(directory)
     found, special = tokenizer.read(directory)
     settings = run_config(model, found, special, run, edits)
-    inner = data.load_tokenizer(directory / tokenizer.FILE, special_tokens(settings.tokenizer, settings.objective.needs))
+    inner = data.load_tokenizer(
+        directory / tokenizer.FILE, special_tokens(settings.tokenizer, settings.objective.needs)
+    )
     if inner.size > model.vocabulary_size:
         reason = f"has {inner.size} ids, more than the vocabulary of the model in config.json ({model.vocabulary_size})"
         raise UserError(f"{directory / tokenizer.FILE}: {reason}")
@@ -143,10 +151,19 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
             with checkpoint.Checkpoints(run / "checkpoints", settings.checkpoint.keep) as saved:
                 saved.save_params(params)
             card.imported(run, architecture.model_type)
-            checkpoint.write_run_config(run, settings, None, runtime.versions())  # last: it makes a run of the folder
-    log(*(f"note: {line}" for line in generation_config.read(directory, files.read(directory)).warnings))
+            checkpoint.write_run_config(
+                run, settings, None, runtime.versions()
+            )  # last: it makes a run of the folder
+    log(
+        *(
+            f"note: {line}"
+            for line in generation_config.read(directory, files.read(directory)).warnings
+        )
+    )
     again = f"python -m jaxlm.train --config {shlex.quote(str(run / 'config.json'))} --data TEXT training.steps=N"
-    log(f"{run}: {architecture.model_type}, objective {settings.objective.kind}. Train it on with\n  {again}")
+    log(
+        f"{run}: {architecture.model_type}, objective {settings.objective.kind}. Train it on with\n  {again}"
+    )
 
 
 def check_empty(folder: Path) -> None:
@@ -183,8 +200,12 @@ def run_config(
         objective=goal,
         tokenizer=replace(tokenizer, path=str(run / "tokenizer.json")),
         data=config.DataConfig(
-            sequence_length=sample_length(goal, min(model.context_length, LONGEST_SAMPLE), tokenizer.sentinels),
-            validation=config.ValidationConfig(method="tail"),  # has enough to hold out, however few the documents are
+            sequence_length=sample_length(
+                goal, min(model.context_length, LONGEST_SAMPLE), tokenizer.sentinels
+            ),
+            validation=config.ValidationConfig(
+                method="tail"
+            ),  # has enough to hold out, however few the documents are
         ),
     )
     settings = config.edited(made, edits)
@@ -192,10 +213,14 @@ def run_config(
         made.run_directory,
         made.tokenizer.path,
     ):
-        raise UserError(f"run_directory, tokenizer.path: are those of RUN ({run}); choose another RUN instead")
+        raise UserError(
+            f"run_directory, tokenizer.path: are those of RUN ({run}); choose another RUN instead"
+        )
     differing = differences(settings.model, model)
     if differing:
-        raise UserError(f"{differing[0].partition(' ')[0]}: the imported parameters are of another model: {differing[0]}")
+        raise UserError(
+            f"{differing[0].partition(' ')[0]}: the imported parameters are of another model: {differing[0]}"
+        )
     return settings
 
 
@@ -219,11 +244,17 @@ def objective(family: str, special: "TokenizerFrame") -> config.ObjectiveConfig:
     starts: dict[int | None, Any] = {special.eos_ids[0]: "end_of_text", special.pad_id: "pad"}
     start = None if special.decoder_start_id is None else starts.get(special.decoder_start_id)
     if special.decoder_start_id is not None and start is None:
-        log(f"note: the decoder starts with token {special.decoder_start_id}, which jaxlm trains with the pad or the end of text instead")
-    return config.ObjectiveConfig(kind="span" if special.sentinels else "infilling", decoder_start=start)
+        log(
+            f"note: the decoder starts with token {special.decoder_start_id}, which jaxlm trains with the pad or the end of text instead"
+        )
+    return config.ObjectiveConfig(
+        kind="span" if special.sentinels else "infilling", decoder_start=start
+    )
 
 
-def take(run: Path, out: Path, step: int | None, best: bool, dtype: str, shard_bytes: int, archived: bool) -> None:
+def take(
+    run: Path, out: Path, step: int | None, best: bool, dtype: str, shard_bytes: int, archived: bool
+) -> None:
     """Writes the model of a run into the new folder `out`: config.json, weights, tokenizer, generation_config.json and the card."""
     from jaxlm import card, interop, load_model
     from jaxlm.interop import archive, generation_config, tokenizer
@@ -231,9 +262,13 @@ def take(run: Path, out: Path, step: int | None, best: bool, dtype: str, shard_b
     settings = exportable(run)
     check_empty(out)
     architecture, values = interop.match_architecture(settings.model)
-    special = tokenizer.of_run(settings.tokenizer, settings.objective, tokenizer.load(run / tokenizer.FILE))
+    special = tokenizer.of_run(
+        settings.tokenizer, settings.objective, tokenizer.load(run / tokenizer.FILE)
+    )
     tokens = token_ids(special, architecture)
-    interop.with_tokens(architecture, settings.model, values, tokens)  # what can't be written is said before any work
+    interop.with_tokens(
+        architecture, settings.model, values, tokens
+    )  # what can't be written is said before any work
     model = load_model.load_model(run, step=best_step(run, settings) if best else step)
     with appearing(out) as folder:
         interop.save(
@@ -263,18 +298,24 @@ def take(run: Path, out: Path, step: int | None, best: bool, dtype: str, shard_b
         )
         if archived:
             archive.pack(folder)
-    log(f"{out}: {architecture.model_type} of step {model.step}, {dtype}, {model.model.parameter_count():,} parameters")
+    log(
+        f"{out}: {architecture.model_type} of step {model.step}, {dtype}, {model.model.parameter_count():,} parameters"
+    )
 
 
 def exportable(run: Path) -> Config:
     """The config of a run directory."""
     path = run / "config.json"
     if not run.is_dir():
-        raise UserError(f"{run}: {'is not a directory' if run.exists() else 'there is no such directory'}")
+        raise UserError(
+            f"{run}: {'is not a directory' if run.exists() else 'there is no such directory'}"
+        )
     if not path.exists():
         raise UserError(f"{run}: is no run directory: it has no config.json")
     if "run_directory" not in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{path}: is not the config.json of a run; a Hugging Face directory needs no export")
+        raise UserError(
+            f"{path}: is not the config.json of a run; a Hugging Face directory needs no export"
+        )
     if not (run / "checkpoints").is_dir():
         raise config.NoCheckpointError(f"{run}: there is no checkpoint")
     return config.load(path)

@@ -38,7 +38,9 @@ def mix(words: Any) -> Any:
 
 def random_bits(seed: int, sample: Any, stream: int, position: Any) -> Any:
     """64 random bits per element of `sample` and `position` (integers or integer arrays, broadcast together), as uint64."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant; numpy warns about it on scalars
+    with np.errstate(
+        over="ignore"
+    ):  # arithmetic modulo 2**64 is meant; numpy warns about it on scalars
         state = mix(np.uint64(seed & WORD) + GOLDEN)
         for coordinate in (stream, sample, position):
             state = state ^ np.asarray(coordinate).astype(np.uint64)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from jaxlm.objectives import Objective
     from jaxlm.types import Batches
 
-PSEUDO_WINDOWS = 16  # of each source, unless more are asked for: each of their tokens takes a forward pass
+PSEUDO_WINDOWS = (
+    16  # of each source, unless more are asked for: each of their tokens takes a forward pass
+)
 
 EXAMPLE = """examples:
   python -m jaxlm.evaluate runs/quickstart
@@ -86,14 +88,18 @@ def parser() -> runtime.Parser:
         metavar="N",
         help="decoders: tokens from one window to the next (the context)",
     )
-    made.add_argument("--per-document", action="store_true", help="no window has tokens of two documents")
+    made.add_argument(
+        "--per-document", action="store_true", help="no window has tokens of two documents"
+    )
     made.add_argument(
         "--limit",
         type=positive,
         metavar="N",
         help="windows of each source; with --per-document, documents",
     )
-    made.add_argument("--batch-size", type=positive, default=8, metavar="N", help="windows at a time (8)")
+    made.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="windows at a time (8)"
+    )
     made.add_argument(
         "--draws",
         type=positive,
@@ -108,8 +114,12 @@ def parser() -> runtime.Parser:
         metavar="N",
         help=f"encoders: windows of each source whose tokens are hidden one by one (--limit, else {PSEUDO_WINDOWS}); 0: none",
     )
-    made.add_argument("--step", type=count, metavar="N", help="of a run: the checkpoint (the newest)")
-    made.add_argument("--devices", type=positive, default=1, metavar="N", help="that the model is split over (1)")
+    made.add_argument(
+        "--step", type=count, metavar="N", help="of a run: the checkpoint (the newest)"
+    )
+    made.add_argument(
+        "--devices", type=positive, default=1, metavar="N", help="that the model is split over (1)"
+    )
     made.add_argument(
         "--compute",
         choices=("float32", "bfloat16"),
@@ -129,7 +139,9 @@ def count(text: str) -> int:
 
 def whole(text: str, least: int) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}, got {text!r}"
+        )
     return int(text)
 
 
@@ -159,7 +171,9 @@ def main(argv: Sequence[str]) -> int:
     compute = args.compute or (model.config.precision.compute if model.config else "float32")
     scorer = Scorer(model)
     place = f" after step {model.step}" if model.step is not None else ""
-    print(f"{path}{place}: {model.model.config.family}, {model.model.parameter_count():,} parameters, {compute}, {scorer.describe()}")
+    print(
+        f"{path}{place}: {model.model.config.family}, {model.model.parameter_count():,} parameters, {compute}, {scorer.describe()}"
+    )
     kind, rows, how = measured(model, asked, scorer) if sources else own_split(model, scorer)
     found = [figures(row, kind) for row in rows]
     whole = figures(total(rows), kind)
@@ -171,7 +185,9 @@ def main(argv: Sequence[str]) -> int:
             "family": model.model.config.family,
             "compute": compute,
         }
-        write_json(Path(args.json), {**about, "objective": kind, **how, "sources": found, "total": whole})
+        write_json(
+            Path(args.json), {**about, "objective": kind, **how, "sources": found, "total": whole}
+        )
     return 0
 
 
@@ -185,7 +201,9 @@ def only_with_data(args: argparse.Namespace) -> None:
         ("--pseudo-windows", args.pseudo_windows),
     ):
         if given:
-            raise UserError(f"{name}: is only used with --data; a run's validation split is scored as in training")
+            raise UserError(
+                f"{name}: is only used with --data; a run's validation split is scored as in training"
+            )
 
 
 def named(data: Sequence[str], text_key: str) -> tuple[config.SourceConfig, ...]:
@@ -197,7 +215,9 @@ def named(data: Sequence[str], text_key: str) -> tuple[config.SourceConfig, ...]
             raise UserError("--data: needs a file, folder or glob, got an empty text")
         name, path = match[1] or match[2], match[2]
         if name in found:
-            raise UserError(f"--data: {name!r} stands for two sources; name them: --data NAME={path}")
+            raise UserError(
+                f"--data: {name!r} stands for two sources; name them: --data NAME={path}"
+            )
         found[name] = config.SourceConfig(name=name, path=path, text_key=text_key)
     return tuple(found.values())
 
@@ -226,7 +246,9 @@ class Scorer:
         self.devices = list(mesh.devices.flat)
         self.placement = sharding.Placement(mesh, trained.model.axes, zero=0)
         self.params = trained.params
-        self.step = step.eval_step(trained.model, config.TrainingConfig(), self.placement, trained.params)
+        self.step = step.eval_step(
+            trained.model, config.TrainingConfig(), self.placement, trained.params
+        )
 
     def describe(self) -> str:
         return runtime.describe_devices(self.devices)
@@ -261,11 +283,17 @@ def own_split(trained: "LoadedModel", scorer: Scorer) -> tuple[str, list["Row"],
 
     settings = trained.config
     if settings is None:
-        raise UserError(f"{trained.path}: is no run, so it has no validation split of its own: say --data PATH")
+        raise UserError(
+            f"{trained.path}: is no run, so it has no validation split of its own: say --data PATH"
+        )
     store = own_store(trained.path, settings)
-    objective = objectives.build(settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary)
+    objective = objectives.build(
+        settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary
+    )
     size = settings.evaluation.batch_size or settings.training.batch_size
-    windows = EvaluationWindows(store.validation, objective, size, settings.evaluation.draws, settings.seed)
+    windows = EvaluationWindows(
+        store.validation, objective, size, settings.evaluation.draws, settings.seed
+    )
     sums = scorer(windows, "validation", settings.evaluation.steps)
     entries = store.manifest["splits"]["validation"]
     documents = sum(entry.get("pairs", entry["documents"]) for entry in entries)
@@ -294,7 +322,9 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
 
     _, known = run.read_run_config(directory)
     if known is None:  # as an import leaves it
-        raise UserError(f"{directory}: has no validation split yet, since it was not trained here: say --data PATH")
+        raise UserError(
+            f"{directory}: has no validation split yet, since it was not trained here: say --data PATH"
+        )
     folder = Path(settings.data.store).expanduser() / known
     if folder.is_dir():
         return data.open_store(folder)
@@ -304,23 +334,31 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
     )
     found = identify(*what, needs)[0].name
     if found != known:
-        raise UserError(f"{directory}: its text is not what it was trained on (prepared data: {known} -> {found}); say --data PATH")
+        raise UserError(
+            f"{directory}: its text is not what it was trained on (prepared data: {known} -> {found}); say --data PATH"
+        )
     return data.prepare(*what, log, needs=needs)
 
 
 # Any model on any text
 
 
-def measured(trained: "LoadedModel", asked: Asked, scorer: Scorer) -> tuple[str, list["Row"], dict[str, Any]]:
+def measured(
+    trained: "LoadedModel", asked: Asked, scorer: Scorer
+) -> tuple[str, list["Row"], dict[str, Any]]:
     """(objective, figures by source, settings) of `--data`."""
     model = trained.model.config
     context = asked.context or model.context_length
     if model.positions == "learned" and context > model.context_length:
-        raise UserError(f"--context {context}: {trained.path} has positions for {model.context_length} tokens")
+        raise UserError(
+            f"--context {context}: {trained.path} has positions for {model.context_length} tokens"
+        )
     check_family(trained, asked)
     stride = asked.stride or context
     if stride > context:
-        raise UserError(f"--stride {stride}: would leave out tokens between windows of {context} (--context)")
+        raise UserError(
+            f"--stride {stride}: would leave out tokens between windows of {context} (--context)"
+        )
     asked = asked._replace(context=context, stride=stride)
     how: dict[str, Any] = {"context": context, "batch_size": asked.batch_size, "limit": asked.limit}
     if model.family == "decoder":
@@ -346,26 +384,36 @@ def check_family(trained: "LoadedModel", asked: Asked) -> None:
         ("--pseudo-windows", asked.pseudo_windows is not None, ["encoder"]),
     ):
         if given and family not in families:
-            raise UserError(f"{name}: is for {' and '.join(f'{of}s' for of in families)}; {trained.path}: {family.replace('_', '-')}")
+            raise UserError(
+                f"{name}: is for {' and '.join(f'{of}s' for of in families)}; {trained.path}: {family.replace('_', '-')}"
+            )
 
 
-def slid(trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig) -> "Row":
+def slid(
+    trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig
+) -> "Row":
     """A decoder over sliding windows."""
     from jaxlm.evaluation import texts, windows
     from jaxlm.evaluation.report import Row
 
     context, stride, limit = asked.context, asked.stride, asked.limit
     assert context is not None and stride is not None
-    begin = list(trained.special.before) if trained.config is None else []  # training here puts nothing before a text
+    begin = (
+        list(trained.special.before) if trained.config is None else []
+    )  # training here puts nothing before a text
     end = [trained.tokenizer.end_of_text]
     if asked.per_document:
-        tokens = texts.read(documents(source), trained.tokenizer, begin or end, most_documents=limit)
+        tokens = texts.read(
+            documents(source), trained.tokenizer, begin or end, most_documents=limit
+        )
     else:
         most = windows.most_tokens(limit, context, stride) if limit else None
         tokens = texts.read(documents(source), trained.tokenizer, begin, end, most_tokens=most)
     slides = windows.SlidingWindows(tokens, context, stride, asked.batch_size, asked.per_document)
     if not len(slides):
-        raise UserError(f"--data {source.name}: {len(tokens)} tokens are too few: nothing can be predicted")
+        raise UserError(
+            f"--data {source.name}: {len(tokens)} tokens are too few: nothing can be predicted"
+        )
     return Row(
         source.name,
         tokens.size.documents,
@@ -385,11 +433,15 @@ def hidden(
 ) -> "Row":
     """An encoder with some tokens hidden at random, and with each hidden alone."""
     row = rewritten(trained, asked, scorer, source, settings)
-    windows = asked.pseudo_windows if asked.pseudo_windows is not None else asked.limit or PSEUDO_WINDOWS
+    windows = (
+        asked.pseudo_windows if asked.pseudo_windows is not None else asked.limit or PSEUDO_WINDOWS
+    )
     return row._replace(pseudo=pseudo(trained, asked, scorer, source, windows)) if windows else row
 
 
-def pseudo(trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig, windows: int) -> "Sums":
+def pseudo(
+    trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.SourceConfig, windows: int
+) -> "Sums":
     """An encoder with each token of the first `windows` (or documents) hidden in turn."""
     from jaxlm.evaluation import texts
     from jaxlm.evaluation.pseudo import HiddenTokens, framed
@@ -400,10 +452,14 @@ def pseudo(trained: "LoadedModel", asked: Asked, scorer: Scorer, source: config.
         tokens = texts.read(documents(source), trained.tokenizer, most_documents=windows)
     else:
         most = windows * (context - 2 * (vocabulary.begin_of_text is not None))
-        tokens = texts.read(documents(source), trained.tokenizer, end=[vocabulary.end_of_text], most_tokens=most)
+        tokens = texts.read(
+            documents(source), trained.tokenizer, end=[vocabulary.end_of_text], most_tokens=most
+        )
     rows = framed(tokens, context, vocabulary, asked.per_document)
     batches = HiddenTokens(rows, vocabulary.mask, asked.batch_size)
-    log(f"{source.name}: {len(rows.hidden):,} forward passes of {context} tokens for the pseudo-perplexity of {len(rows.rows):,} windows")
+    log(
+        f"{source.name}: {len(rows.hidden):,} forward passes of {context} tokens for the pseudo-perplexity of {len(rows.rows):,} windows"
+    )
     return scorer(batches, f"{source.name}: pseudo-perplexity")
 
 
@@ -425,13 +481,17 @@ def rewritten(
         raise UserError(f"--context {asked.context}: {error.reason} ({error.path})") from error
     found = samples(trained, asked, source, objective)
     if not found.places(objective):
-        raise UserError(f"--data {source.name}: a window takes {objective.window:,} tokens, but there are {len(found):,}; lower --context")
+        raise UserError(
+            f"--data {source.name}: a window takes {objective.window:,} tokens, but there are {len(found):,}; lower --context"
+        )
     windows = EvaluationWindows([found], objective, asked.batch_size, asked.draws, asked.seed)
     size, sums = found.size, scorer(windows, source.name)
     return Row(source.name, size.documents, found.token_count, size.bytes, size.words, sums)
 
 
-def samples(trained: "LoadedModel", asked: Asked, source: config.SourceConfig, objective: "Objective") -> "Tokens | Pairs":
+def samples(
+    trained: "LoadedModel", asked: Asked, source: config.SourceConfig, objective: "Objective"
+) -> "Tokens | Pairs":
     """A source as the objective reads it: documents joined as in training, or pairs."""
     from jaxlm.evaluation import texts
 
@@ -440,7 +500,9 @@ def samples(trained: "LoadedModel", asked: Asked, source: config.SourceConfig, o
         source = replace(source, format="pairs", source_key=of.source_key, target_key=of.target_key)
         return texts.read_pairs(documents(source), trained.tokenizer, asked.limit)
     most = asked.limit * objective.window if asked.limit else None
-    return texts.read(documents(source), trained.tokenizer, end=[trained.tokenizer.end_of_text], most_tokens=most)
+    return texts.read(
+        documents(source), trained.tokenizer, end=[trained.tokenizer.end_of_text], most_tokens=most
+    )
 
 
 def objective_of(trained: "LoadedModel") -> config.ObjectiveConfig:
@@ -452,7 +514,9 @@ def objective_of(trained: "LoadedModel") -> config.ObjectiveConfig:
         return config.ObjectiveConfig(kind="masked")
     if family == "encoder_decoder" and (len(vocabulary.sentinels) or vocabulary.mask is not None):
         start = "pad" if trained.special.decoder_start_id == vocabulary.pad else "end_of_text"
-        return config.ObjectiveConfig(kind="span" if len(vocabulary.sentinels) else "infilling", decoder_start=start)
+        return config.ObjectiveConfig(
+            kind="span" if len(vocabulary.sentinels) else "infilling", decoder_start=start
+        )
     needed = "mask" if family == "encoder" else "mask and no sentinels"
     raise UserError(f"{trained.path}: its tokenizer has no {needed}: nothing can be hidden")
 

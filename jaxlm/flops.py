@@ -3,7 +3,9 @@
 from jaxlm import config
 
 
-def forward_flops(model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+def forward_flops(
+    model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
+) -> int:
     """FLOPs of the forward pass for one sample: `length` tokens, of which the head sees `predictions` (None: all).
 
     With a `source_length` it is that of an encoder-decoder, whose decoder reads the tokens. Attention scores count every pair (the
@@ -11,7 +13,9 @@ def forward_flops(model: config.ModelConfig, length: int, source_length: int = 0
     activations and the embedding lookup are left out.
     """
     transform = model.width if model.head_transform else 0
-    head = (length if predictions is None else predictions) * (model.token_width * model.vocabulary_size + model.width * transform)
+    head = (length if predictions is None else predictions) * (
+        model.token_width * model.vocabulary_size + model.width * transform
+    )
     products = stack(model, length) + head
     if model.embedding_width is not None:
         both_ends = length + source_length + (length if predictions is None else predictions)
@@ -33,7 +37,11 @@ def stack(model: config.ModelConfig, length: int) -> int:
 
 def seen(model: config.ModelConfig, length: int, window: int | None) -> int:
     """Positions that a query sees at most."""
-    return length if window is None else min(length, window if model.family == "decoder" else 2 * window - 1)
+    return (
+        length
+        if window is None
+        else min(length, window if model.family == "decoder" else 2 * window - 1)
+    )
 
 
 def projections(model: config.ModelConfig) -> tuple[int, int]:
@@ -49,6 +57,8 @@ def pairs(model: config.ModelConfig, queries: int, keys: int) -> int:
     return 2 * queries * keys * model.heads * model.width_per_head
 
 
-def training_flops(model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None) -> int:
+def training_flops(
+    model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
+) -> int:
     """FLOPs of the forward and backward pass for one sample; recomputation is not counted."""
     return 3 * forward_flops(model, length, source_length, predictions)

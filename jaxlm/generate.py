@@ -61,14 +61,18 @@ def main(argv: Sequence[str]) -> int:
     runtime.configure(config.RuntimeConfig(devices=args.devices))
     from jaxlm import load_model
 
-    found = load_model.load_model(Path(args.model), step=args.step, compute=args.compute, devices=args.devices or 1)
+    found = load_model.load_model(
+        Path(args.model), step=args.step, compute=args.compute, devices=args.devices or 1
+    )
     family = found.model.config.family
     use = "embeds" if args.embed else "fills masks" if family == "encoder" else "writes"
     for name in sorted({name for names in OPTIONS.values() for name in names} - set(OPTIONS[use])):
         if getattr(args, name) not in (None, False):
             what = "--embed" if args.embed else f"{args.model}, which {use}"
             raise UserError(f"--{name.replace('_', '-')} is not used with {what}")
-    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")  # a terminal that lacks characters gets question marks
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(
+        errors="replace"
+    )  # a terminal that lacks characters gets question marks
     started = time.perf_counter()
     results = {"writes": write, "fills masks": fill, "embeds": embed}[use](found, prompts, args)
     if args.json is not None:
@@ -86,7 +90,9 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> runtime.Parser:
     made = runtime.Parser(prog="python -m jaxlm.generate", description=DESCRIPTION, epilog=EXAMPLES)
-    made.add_argument("model", metavar="RUN|HF_DIR", help="a run directory, or a directory of Hugging Face files")
+    made.add_argument(
+        "model", metavar="RUN|HF_DIR", help="a run directory, or a directory of Hugging Face files"
+    )
     made.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -106,8 +112,12 @@ def parser() -> runtime.Parser:
         help="texts at once (default 8)",
     )
     made.add_argument("--json", metavar="FILE", help="write the results as JSON too")
-    made.add_argument("--step", metavar="N", type=number(int, 0), help="a run's checkpoint (default: the newest)")
-    made.add_argument("--devices", metavar="N", type=number(int, 1), help="devices to use (default 1)")
+    made.add_argument(
+        "--step", metavar="N", type=number(int, 0), help="a run's checkpoint (default: the newest)"
+    )
+    made.add_argument(
+        "--devices", metavar="N", type=number(int, 1), help="devices to use (default 1)"
+    )
     made.add_argument(
         "--compute",
         choices=("float32", "bfloat16"),
@@ -115,7 +125,9 @@ def parser() -> runtime.Parser:
         help="number format (default float32)",
     )
     writing = made.add_argument_group("decoders and encoder-decoders")
-    writing.add_argument("--max-new-tokens", metavar="N", type=number(int, 1), help="tokens at most (default 128)")
+    writing.add_argument(
+        "--max-new-tokens", metavar="N", type=number(int, 1), help="tokens at most (default 128)"
+    )
     writing.add_argument(
         "--min-new-tokens",
         metavar="N",
@@ -152,7 +164,9 @@ def parser() -> runtime.Parser:
         type=number(float, 1e-6),
         help="above 1: tokens come back less (default 1)",
     )
-    writing.add_argument("--beams", metavar="N", type=number(int, 1), help="beam search of this width instead")
+    writing.add_argument(
+        "--beams", metavar="N", type=number(int, 1), help="beam search of this width instead"
+    )
     writing.add_argument(
         "--length-penalty",
         metavar="X",
@@ -164,13 +178,25 @@ def parser() -> runtime.Parser:
         choices=STOPPING,
         help="beams: stop with N ended beams; never: not before none can win",
     )
-    writing.add_argument("--stop", metavar="TEXT", action="append", help="end before this text (repeatable)")
-    writing.add_argument("--samples", metavar="N", type=number(int, 1), help="texts for each prompt (default 1)")
-    writing.add_argument("--seed", metavar="N", type=number(int, 0, 2**32 - 1), help="of the sampling (default 0)")
-    writing.add_argument("--no-stream", action="store_true", help="print a text when it is whole, on a terminal too")
+    writing.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end before this text (repeatable)"
+    )
+    writing.add_argument(
+        "--samples", metavar="N", type=number(int, 1), help="texts for each prompt (default 1)"
+    )
+    writing.add_argument(
+        "--seed", metavar="N", type=number(int, 0, 2**32 - 1), help="of the sampling (default 0)"
+    )
+    writing.add_argument(
+        "--no-stream", action="store_true", help="print a text when it is whole, on a terminal too"
+    )
     reading = made.add_argument_group("encoders, vectors")
-    reading.add_argument("--top", metavar="N", type=number(int, 1), help="candidates for each mask (default 5)")
-    reading.add_argument("--embed", action="store_true", help="a vector for each text, of an encoder or a decoder")
+    reading.add_argument(
+        "--top", metavar="N", type=number(int, 1), help="candidates for each mask (default 5)"
+    )
+    reading.add_argument(
+        "--embed", action="store_true", help="a vector for each text, of an encoder or a decoder"
+    )
     reading.add_argument(
         "--pool",
         choices=("mean", "first", "last"),
@@ -184,7 +210,9 @@ def parser() -> runtime.Parser:
     return made
 
 
-def number(kind: type, least: float = float("-inf"), most: float = float("inf")) -> Callable[[str], Any]:
+def number(
+    kind: type, least: float = float("-inf"), most: float = float("inf")
+) -> Callable[[str], Any]:
     """An argument's type: a finite number between two bounds."""
 
     def read(text: str) -> Any:
@@ -193,8 +221,14 @@ def number(kind: type, least: float = float("-inf"), most: float = float("inf"))
         except ValueError:
             value = None
         if value is None or not least <= value <= most or abs(value) == float("inf"):
-            limits = [f"{word} {bound:g}" for word, bound in (("at least", least), ("at most", most)) if abs(bound) != float("inf")]
-            raise argparse.ArgumentTypeError(f"must be {'an integer' if kind is int else 'a number'} {' and '.join(limits)}, got {text!r}")
+            limits = [
+                f"{word} {bound:g}"
+                for word, bound in (("at least", least), ("at most", most))
+                if abs(bound) != float("inf")
+            ]
+            raise argparse.ArgumentTypeError(
+                f"must be {'an integer' if kind is int else 'a number'} {' and '.join(limits)}, got {text!r}"
+            )
         return value
 
     return read
@@ -203,22 +237,34 @@ def number(kind: type, least: float = float("-inf"), most: float = float("inf"))
 def check(args: argparse.Namespace) -> None:
     """UserError for options that contradict each other."""
     if not args.prompt and args.prompts is None:
-        raise UserError("--prompt TEXT, or --prompts FILE, is needed (see python -m jaxlm.generate --help)")
-    sampled = [name for name in (*SAMPLING, "samples") if getattr(args, name) not in (None, 0) and (name, args.samples) != ("samples", 1)]
+        raise UserError(
+            "--prompt TEXT, or --prompts FILE, is needed (see python -m jaxlm.generate --help)"
+        )
+    sampled = [
+        name
+        for name in (*SAMPLING, "samples")
+        if getattr(args, name) not in (None, 0) and (name, args.samples) != ("samples", 1)
+    ]
     if args.beams is None:
         for name in ("length_penalty", "early_stopping"):
             if getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} needs --beams")
     elif sampled or args.temperature:
-        raise UserError(f"--{(sampled or ['temperature'])[0].replace('_', '-')} is for sampling and does not go with --beams")
+        raise UserError(
+            f"--{(sampled or ['temperature'])[0].replace('_', '-')} is for sampling and does not go with --beams"
+        )
     elif args.stop:
         raise UserError("--stop does not go with --beams")
     if args.temperature == 0 and sampled:
-        raise UserError(f"--{sampled[0].replace('_', '-')} needs a --temperature above 0: at 0 the likeliest token is taken each time")
+        raise UserError(
+            f"--{sampled[0].replace('_', '-')} needs a --temperature above 0: at 0 the likeliest token is taken each time"
+        )
     if args.stop and "" in args.stop:
         raise UserError("--stop: an empty text would end everything at once")
     if (args.min_new_tokens or 0) > (args.max_new_tokens or 128):
-        raise UserError(f"--min-new-tokens {args.min_new_tokens} is above --max-new-tokens {args.max_new_tokens or 128}")
+        raise UserError(
+            f"--min-new-tokens {args.min_new_tokens} is above --max-new-tokens {args.max_new_tokens or 128}"
+        )
     for name in ("json", "out"):
         path = getattr(args, name)
         if path is not None and not Path(path).parent.is_dir():
@@ -230,7 +276,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if args.prompts is not None:
         lines = enumerate(read_text(args.prompts).splitlines(), 1)
         is_json = args.prompts.endswith((".jsonl", ".ndjson"))
-        prompts += [from_json(line, f"{args.prompts}:{n}") if is_json else line for n, line in lines if line.strip()]
+        prompts += [
+            from_json(line, f"{args.prompts}:{n}") if is_json else line
+            for n, line in lines
+            if line.strip()
+        ]
     if not prompts:
         raise UserError(f"--prompts: {args.prompts}: holds no prompts")
     return prompts
@@ -243,7 +293,9 @@ def read_text(name: str) -> str:
     except OSError as error:
         raise UserError(f"--prompts: {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{'stdin' if name == '-' else name}: not UTF-8 (byte {error.start})") from error
+        raise UserError(
+            f"{'stdin' if name == '-' else name}: not UTF-8 (byte {error.start})"
+        ) from error
 
 
 def from_json(line: str, place: str) -> str:
@@ -251,7 +303,11 @@ def from_json(line: str, place: str) -> str:
         record = json.loads(line)
     except ValueError as error:
         raise UserError(f"{place}: not JSON: {error}") from error
-    found = [record[key] for key in ("prompt", "text") if isinstance(record, dict) and isinstance(record.get(key), str)]
+    found = [
+        record[key]
+        for key in ("prompt", "text")
+        if isinstance(record, dict) and isinstance(record.get(key), str)
+    ]
     if not found:
         raise UserError(f'{place}: has no "prompt" or "text" with a text')
     return found[0]
@@ -282,7 +338,9 @@ def settings(args: argparse.Namespace) -> "GenerationSettings":
     search = None
     if args.beams is not None:
         length_penalty = 1.0 if args.length_penalty is None else args.length_penalty
-        search = Search(args.beams, length_penalty, STOPPING[args.early_stopping or "false"], penalty)
+        search = Search(
+            args.beams, length_penalty, STOPPING[args.early_stopping or "false"], penalty
+        )
     return GenerationSettings(
         choice,
         search,
@@ -301,7 +359,9 @@ def write(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace
     from jaxlm.models import unstacked
 
     model, options = found.model.config, settings(args)
-    generator = Generator(found.model, unstacked(found.params), found.tokenizer, found.special, options)
+    generator = Generator(
+        found.model, unstacked(found.params), found.tokenizer, found.special, options
+    )
     alone = len(prompts) * options.samples == 1
     live = alone and sys.stdout.isatty() and not args.no_stream
     shown = [prompt if model.family == "decoder" else "" for prompt in prompts]
@@ -310,7 +370,10 @@ def write(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace
         prompt = prompts[text.prompt]
         show(
             text,
-            None if alone else f"prompt {text.prompt + 1}" + (f", sample {text.sample + 1}" if options.samples > 1 else ""),
+            None
+            if alone
+            else f"prompt {text.prompt + 1}"
+            + (f", sample {text.sample + 1}" if options.samples > 1 else ""),
         )
         warn(model, text)
         results.append(
@@ -354,14 +417,20 @@ def warn(model: config.ModelConfig, text: "Written") -> None:
             f"{place}: the text ends at the model's last position (model.context_length={model.context_length})",
             file=sys.stderr,
         )
-    elif model.family == "decoder" and model.positions in ("rotary", "sinusoidal") and tokens > model.context_length:
+    elif (
+        model.family == "decoder"
+        and model.positions in ("rotary", "sinusoidal")
+        and tokens > model.context_length
+    ):
         print(
             f"{place}: {tokens} tokens; the model was built for {model.context_length} (model.context_length)",
             file=sys.stderr,
         )
 
 
-def batches(found: "LoadedModel", prompts: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], list, int]]:
+def batches(
+    found: "LoadedModel", prompts: Sequence[str], size: int
+) -> Iterator[tuple[Sequence[str], list, int]]:
     """(prompts, their token ids, the batch's size) of a model that reads whole texts."""
     from jaxlm.decoding import prompts as reading
 
@@ -385,7 +454,9 @@ def fill(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace)
     ((name, mask),) = masks.items()
     for place, prompt in enumerate(prompts, 1):
         if name not in prompt:
-            raise UserError(f"prompt {place}: has no {name}, the mask to be filled; --embed gives vectors")
+            raise UserError(
+                f"prompt {place}: has no {name}, the mask to be filled; --embed gives vectors"
+            )
     results, filler = (
         [],
         Filler(found.model, found.params, mask, args.top or 5, min(args.batch_size, len(prompts))),
@@ -395,7 +466,10 @@ def fill(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace)
             results.append({"prompt": prompt, **filled(found, row, candidates)})
             print(results[-1]["text"])
             for at, choices in enumerate(results[-1]["masks"], 1):
-                shown = ", ".join(f"{json.dumps(choice['text'], ensure_ascii=False)} {choice['probability']:.4f}" for choice in choices)
+                shown = ", ".join(
+                    f"{json.dumps(choice['text'], ensure_ascii=False)} {choice['probability']:.4f}"
+                    for choice in choices
+                )
                 print(f"  {name} {at}: {shown}", flush=True)
     return results
 
@@ -429,10 +503,17 @@ def embed(found: "LoadedModel", prompts: Sequence[str], args: argparse.Namespace
     if family == "encoder_decoder":
         raise UserError("--embed takes an encoder or a decoder")
     if family == "decoder" and pool == "first":
-        raise UserError("--pool first: a decoder's first token sees nothing of the text; mean or last")
+        raise UserError(
+            "--pool first: a decoder's first token sees nothing of the text; mean or last"
+        )
     embedder = Embedder(found.model, found.params, pool, min(args.batch_size, len(prompts)))
-    vectors = np.concatenate([embedder(rows) for _, rows, _ in batches(found, prompts, args.batch_size)])
-    results = [{"text": prompt, "vector": vector.tolist()} for prompt, vector in zip(prompts, vectors, strict=True)]
+    vectors = np.concatenate(
+        [embedder(rows) for _, rows, _ in batches(found, prompts, args.batch_size)]
+    )
+    results = [
+        {"text": prompt, "vector": vector.tolist()}
+        for prompt, vector in zip(prompts, vectors, strict=True)
+    ]
     lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     try:
         if args.out is None:

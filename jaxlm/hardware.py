@@ -23,7 +23,11 @@ PEAK_FLOPS: dict[str, float] = {
 def peak_flops(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, other cards)."""
     words = device_kind.split()
-    known = [name for name in PEAK_FLOPS if name in device_kind and name.split()[0] in {word.partition("-")[0] for word in words}]
+    known = [
+        name
+        for name in PEAK_FLOPS
+        if name in device_kind and name.split()[0] in {word.partition("-")[0] for word in words}
+    ]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 

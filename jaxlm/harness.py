@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = list(argv)
     if arguments[0].startswith("-"):  # as lm_eval does
         arguments.insert(0, "run")
-    if arguments[0] == "run" and not any(argument.partition("=")[0] in ("--model", "-M") for argument in arguments):
+    if arguments[0] == "run" and not any(
+        argument.partition("=")[0] in ("--model", "-M") for argument in arguments
+    ):
         arguments[1:1] = ["--model", NAME]
     before, sys.argv = sys.argv, ["lm_eval", *arguments]
     try:
@@ -96,9 +98,15 @@ def model_class() -> type:
 
         def __init__(self, path: str = "", batch_size: int | str = 1, **arguments: Any):
             TemplateLM.__init__(self)
-            arguments = {key: value for key, value in arguments.items() if key not in ("max_batch_size", "device")}
+            arguments = {
+                key: value
+                for key, value in arguments.items()
+                if key not in ("max_batch_size", "device")
+            }
             if unknown := [key for key in arguments if key not in ARGUMENTS]:
-                raise UserError(f"--model_args: {unknown[0]!r} is not known; known: path, {', '.join(ARGUMENTS)}")
+                raise UserError(
+                    f"--model_args: {unknown[0]!r} is not known; known: path, {', '.join(ARGUMENTS)}"
+                )
             self.load(path, batch_size, **arguments)
 
     return JaxLM
@@ -123,7 +131,9 @@ class Answers:
             raise UserError("--model_args: needs path=RUN or path=HF_DIR")
         whole = str(batch_size).isdigit() and int(batch_size)
         if not whole:
-            raise UserError(f"--batch_size: must be a whole number of at least 1, got {batch_size!r}")
+            raise UserError(
+                f"--batch_size: must be a whole number of at least 1, got {batch_size!r}"
+            )
         runtime.configure(config.RuntimeConfig(devices=int(devices)))
         from jaxlm import load_model
         from jaxlm.evaluation.likelihood import Scorer
@@ -159,25 +169,36 @@ class Answers:
     def tokenizer_name(self) -> str:
         return str(self.trained.path).replace("/", "__")
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         ids = self.trained.tokenizer.encode(string).tolist()
         return ids if add_special_tokens is False else [*self.before, *ids]
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
         """For each (texts, context ids, continuation ids)."""
         from jaxlm.evaluation.likelihood import Request
 
-        found = self.score([Request(context, continuation) for _, context, continuation in requests])
+        found = self.score(
+            [Request(context, continuation) for _, context, continuation in requests]
+        )
         for (texts, _, _), answer in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
         return found
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
         """The log-likelihood of whole texts, in windows that overlap only at a text's end."""
         from jaxlm.evaluation.likelihood import rolling
 
         texts = [request.args[0] for request in requests]
-        windows = [list(rolling(self.tok_encode(text), self.prefix_token_id, self.max_length)) for text in texts]
+        windows = [
+            list(rolling(self.tok_encode(text), self.prefix_token_id, self.max_length))
+            for text in texts
+        ]
         found = iter(self.score([window for of in windows for window in of]))
         answers = [sum(next(found)[0] for _ in of) for of in windows]
         for text, answer in zip(texts, answers, strict=True):
@@ -224,13 +245,17 @@ class Answers:
             reason = f"a task wants {settings.new_tokens} new tokens, but {self.max_length} are all that the model reads"
             raise UserError(f"{reason}: say fewer with --gen_kwargs max_gen_toks=N")
         load_model = self.trained
-        generator = Generator(load_model.model, self.unstacked, load_model.tokenizer, load_model.special, settings)
+        generator = Generator(
+            load_model.model, self.unstacked, load_model.tokenizer, load_model.special, settings
+        )
         first = [self.prefix_token_id]
         ids = [np.array(context[-left:] or first, np.int32) for context in contexts]
         rows = [Row(number, 0, row, row, settings.new_tokens) for number, row in enumerate(ids)]
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]
-            yield from (found.output for found in generator.batch(part, start, self.batch_size, None))
+            yield from (
+                found.output for found in generator.batch(part, start, self.batch_size, None)
+            )
 
     @cached_property
     def unstacked(self) -> Any:
@@ -247,7 +272,10 @@ def generation_settings(asked: dict[str, Any], batch_size: int) -> "GenerationSe
 
     asked = dict(asked)
     until = asked.pop("until", None) or []
-    lengths = [asked.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")]
+    lengths = [
+        asked.pop(name, None)
+        for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    ]
     new_tokens = next((int(length) for length in lengths if length is not None), NEW_TOKENS)
     temperature = float(asked.pop("temperature", None) or 0.0)
     samples = asked.pop("do_sample", None)
@@ -261,7 +289,9 @@ def generation_settings(asked: dict[str, Any], batch_size: int) -> "GenerationSe
     if asked.get("num_beams") == 1:
         del asked["num_beams"]
     if asked:
-        raise UserError(f"generation_kwargs: {', '.join(map(repr, asked))} is not supported with --model {NAME}")
+        raise UserError(
+            f"generation_kwargs: {', '.join(map(repr, asked))} is not supported with --model {NAME}"
+        )
     return GenerationSettings(
         choice=choice,
         new_tokens=new_tokens,

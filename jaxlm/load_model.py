@@ -31,7 +31,9 @@ def is_run(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def load_model(path: str | Path, *, step: int | None = None, compute: str | None = "float32", devices: int = 1) -> LoadedModel:
+def load_model(
+    path: str | Path, *, step: int | None = None, compute: str | None = "float32", devices: int = 1
+) -> LoadedModel:
     """The model of a run (of its newest checkpoint unless a `step` is given) or of a Hugging Face directory.
 
     `compute` None is as the run was trained, float32 for the others. With several `devices` heads, MLP and vocabulary are split over
@@ -43,7 +45,9 @@ def load_model(path: str | Path, *, step: int | None = None, compute: str | None
     if is_run(path):
         return load_run(path, step, compute, devices)
     if step is not None:
-        raise UserError(f"{path}: step {step}: only a run has steps, and this directory has no checkpoints")
+        raise UserError(
+            f"{path}: step {step}: only a run has steps, and this directory has no checkpoints"
+        )
     _, model_config = interop.read_config(path)
     model, where = placed(model_config, precision(compute or "float32"), devices)
     _, params = interop.load(path, shardings=where)
@@ -75,8 +79,12 @@ def load_run(path: Path, step: int | None, compute: str | None, devices: int) ->
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         params = saved.restore_params(step, abstract)
     file = path / special_tokens.FILE
-    made = dataclasses.replace(settings.tokenizer, kind="file", path=str(file), vocabulary_size=None)
-    special = special_tokens.of_run(settings.tokenizer, settings.objective, special_tokens.load(file))
+    made = dataclasses.replace(
+        settings.tokenizer, kind="file", path=str(file), vocabulary_size=None
+    )
+    special = special_tokens.of_run(
+        settings.tokenizer, settings.objective, special_tokens.load(file)
+    )
     return LoadedModel(
         path,
         model,
@@ -94,13 +102,17 @@ def precision(compute: str, params: str = "float32") -> config.PrecisionConfig:
     return config.PrecisionConfig(compute=compute, params=params, gradients=weights)  # type: ignore[arg-type]
 
 
-def placed(model_config: config.ModelConfig, precision: config.PrecisionConfig, devices: int) -> tuple[models.Model, Tree]:
+def placed(
+    model_config: config.ModelConfig, precision: config.PrecisionConfig, devices: int
+) -> tuple[models.Model, Tree]:
     """The model, split over so many devices, and where each of its parameters goes."""
     found = runtime.devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, found)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())
-    model = models.build(model_config, precision, sharding.build_execution(mesh, parallel, precision, "auto"))
+    model = models.build(
+        model_config, precision, sharding.build_execution(mesh, parallel, precision, "auto")
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, sharding.Placement(mesh, model.axes, parallel.zero).tree("parameters", shapes)
 
@@ -120,6 +132,8 @@ def computed(model: models.Model, params: Tree, compute: str | None) -> Tree:
 
 def tokenizer(settings: config.TokenizerConfig, special: TokenizerFrame) -> data.Tokenizer:
     """Of a tokenizer.json, with the special tokens that it has."""
-    roles = data.SpecialTokens(special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels)
+    roles = data.SpecialTokens(
+        special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
+    )
     assert settings.path is not None
     return data.load_tokenizer(Path(settings.path), roles)

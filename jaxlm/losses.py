@@ -30,7 +30,9 @@ def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:
 
 def loss_sums(scores_BLV: Array, targets_BL: Array, weights_BL: Array) -> LossSums:
     nll, lse = token_losses(scores_BLV, targets_BL)
-    correct = (jnp.argmax(scores_BLV, axis=-1) == targets_BL).astype(jnp.float32)  # costs nothing where nobody reads it
+    correct = (jnp.argmax(scores_BLV, axis=-1) == targets_BL).astype(
+        jnp.float32
+    )  # costs nothing where nobody reads it
     loss, z, right = (jnp.sum(values * weights_BL) for values in (nll, jnp.square(lse), correct))
     return LossSums(loss, z, right, jnp.sum(weights_BL))
 
@@ -70,5 +72,7 @@ def tiled_loss_sums(
         return jnp.moveaxis(a.reshape(a.shape[0], length // tile, tile, *a.shape[2:]), 1, 0)
 
     zero = jnp.zeros((), jnp.float32)
-    total, _ = jax.lax.scan(add, LossSums(zero, zero, zero, zero), (tiles(x_BLD), tiles(targets_BL), tiles(weights_BL)))
+    total, _ = jax.lax.scan(
+        add, LossSums(zero, zero, zero, zero), (tiles(x_BLD), tiles(targets_BL), tiles(weights_BL))
+    )
     return total

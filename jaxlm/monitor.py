@@ -64,7 +64,9 @@ class Monitor:
         self._out = out or sys.stdout
         self._live = self._out.isatty() and os.environ.get("TERM") != "dumb"
         self._total_steps = total_steps
-        self._timed_from: tuple[int, float] | None = None  # (step, seconds): after compilation, so that the ETA leaves it out
+        self._timed_from: tuple[int, float] | None = (
+            None  # (step, seconds): after compilation, so that the ETA leaves it out
+        )
         self._shown, self._drawn_at = "", -math.inf
         self._sinks: list[Sink] = []
         self._open(Rows, run_directory / "metrics.jsonl", first_step)
@@ -132,7 +134,9 @@ class Monitor:
                 self._warn(sink.path, error)
 
     def _warn(self, path: Path, error: OSError) -> None:
-        self.line(f"warning: can't write {path} ({error.strerror or error}): the run goes on without it")
+        self.line(
+            f"warning: can't write {path} ({error.strerror or error}): the run goes on without it"
+        )
 
     def _draw(self, end: str = "") -> None:
         if self._shown:
@@ -222,18 +226,25 @@ class Events:
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
-        self.path = directory / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = (
+            directory
+            / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        )
         self._writer = RecordWriter(self.path.open("xb", buffering=0))
         self._write(Event(file_version="brain.Event:2"))
         # Tells TensorBoard to forget what earlier files hold from this step on.
         self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        points = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        points = [
+            Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()
+        ]
         self._write(Event(step=step, summary=Summary(value=points)))
 
     def text(self, step: int, tag: str, text: str) -> None:
-        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto())
+        tensor = TensorProto(
+            dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto()
+        )
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         self._write(
             Event(

@@ -32,9 +32,13 @@ def learning_rate_schedule(optimizer: config.OptimizerConfig, steps: int) -> opt
             "linear": lambda: peak + (final - peak) * progress,
             "cosine": lambda: final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
             # Vaswani et al. 2017 section 5.3, scaled to reach the peak where the warmup ends.
-            "inverse_sqrt": lambda: peak * jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup))),
+            "inverse_sqrt": lambda: (
+                peak * jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup)))
+            ),
             # Warmup-stable-decay, MiniCPM (arXiv 2404.06395).
-            "wsd": lambda: peak + (final - peak) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0),
+            "wsd": lambda: (
+                peak + (final - peak) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0)
+            ),
         }[optimizer.schedule]()
         return jnp.where(step < warmup, start + (peak - start) * (step + 1) / max(1, warmup), after)
 
@@ -74,17 +78,23 @@ def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.Gradien
     def matrices(tree: Tree) -> Tree:
         # By path: optax's tree_map_params calls `init` with a tree without leaves. Float32, since in bfloat16 an average that
         # moves by less than 1/512 a step stands still.
-        return jax.tree_util.tree_map_with_path(lambda path, x: matrix_view(names[path], x).astype(jnp.float32), tree)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: matrix_view(names[path], x).astype(jnp.float32), tree
+        )
 
     def layer_axes(params: Tree) -> Iterator[tuple[Tree, Tree]]:
         """vmap's axes of (parameters, state), once for each number of layers: an encoder and its decoder may differ."""
-        depths = jax.tree_util.tree_map_with_path(lambda path, x: x.shape[0] if names[path][0] == "layers" else 0, params)
+        depths = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.shape[0] if names[path][0] == "layers" else 0, params
+        )
         state = jax.eval_shape(inner.init, params)
         for depth in sorted(set(jax.tree.leaves(depths)) - {0}):
             at = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023 (called at once)
             yield (
                 at,
-                optax.tree_utils.tree_map_params(inner, lambda _, axis: axis, state, at, transform_non_params=lambda _: None),
+                optax.tree_utils.tree_map_params(
+                    inner, lambda _, axis: axis, state, at, transform_non_params=lambda _: None
+                ),
             )
 
     def init(params: Tree) -> optax.OptState:
@@ -93,7 +103,9 @@ def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.Gradien
             function = jax.vmap(function, in_axes=(at,), out_axes=state_at)
         return function(params)
 
-    def update(updates: Tree, state: optax.OptState, params: Tree | None = None) -> tuple[Tree, optax.OptState]:
+    def update(
+        updates: Tree, state: optax.OptState, params: Tree | None = None
+    ) -> tuple[Tree, optax.OptState]:
         params, function = matrices(params), inner.update
         for at, state_at in layer_axes(params):
             function = jax.vmap(function, in_axes=(at, state_at, at), out_axes=(at, state_at))
@@ -116,16 +128,26 @@ def adafactor() -> optax.GradientTransformation:
     )
 
 
-def build_optimizer(optimizer: config.OptimizerConfig, steps: int, axes: Tree) -> optax.GradientTransformation:
+def build_optimizer(
+    optimizer: config.OptimizerConfig, steps: int, axes: Tree
+) -> optax.GradientTransformation:
     """AdamW or Adafactor, after clipping to a global norm; weight decay is decoupled. `axes` are the parameters' logical axes."""
     # No clipping keeps its place in the chain: the state's tree, and so a checkpoint, doesn't depend on it.
-    clip = optax.identity() if optimizer.gradient_clip is None else optax.clip_by_global_norm(optimizer.gradient_clip)
+    clip = (
+        optax.identity()
+        if optimizer.gradient_clip is None
+        else optax.clip_by_global_norm(optimizer.gradient_clip)
+    )
     direction = {
         "adamw": lambda: optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon),
         "adafactor": lambda: per_matrix(adafactor(), axes),
     }[optimizer.kind]()
-    decay = optax.add_decayed_weights(optimizer.weight_decay, lambda params: decay_mask(optimizer.weight_decay_exclude, params))
+    decay = optax.add_decayed_weights(
+        optimizer.weight_decay, lambda params: decay_mask(optimizer.weight_decay_exclude, params)
+    )
     return optax.chain(
         clip,
-        optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate_schedule(optimizer, steps))),
+        optax.chain(
+            direction, decay, optax.scale_by_learning_rate(learning_rate_schedule(optimizer, steps))
+        ),
     )

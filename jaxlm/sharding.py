@@ -68,14 +68,18 @@ def make_mesh(parallel: config.ParallelConfig, devices: Sequence[Any]) -> Mesh:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         shape = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != -1)
-        raise ConfigError("parallel", f"{shape} does not fit {len(devices)} devices (runtime.devices)")
+        raise ConfigError(
+            "parallel", f"{shape} does not fit {len(devices)} devices (runtime.devices)"
+        )
     sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if parallel.zero > 0 and sizes["fsdp"] == 1 and len(devices) > 1:
         raise ConfigError(
             "parallel.zero",
             f"stage {parallel.zero} splits the state over parallel.fsdp, which is 1 on {len(devices)} devices",
         )
-    return Mesh(np.array(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(
+        np.array(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 3
+    )
 
 
 def check_mesh(
@@ -90,10 +94,14 @@ def check_mesh(
     for prefix, stack in model.stacks.items():
         for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
             if size % tensor:
-                raise ConfigError("parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})")
+                raise ConfigError(
+                    "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
+                )
     for size in batch_sizes:
         if size % (rows * microbatches):
-            parts = f"{rows} devices" + (f" x {microbatches} microbatches" if microbatches > 1 else "")
+            parts = f"{rows} devices" + (
+                f" x {microbatches} microbatches" if microbatches > 1 else ""
+            )
             raise ConfigError(
                 "training.batch_size",
                 f"{size} sequences can't be split evenly over {parts} (parallel.data x parallel.fsdp)",
@@ -115,14 +123,20 @@ class Placement(NamedTuple):
     def tree(self, kind: str, shapes: Tree) -> Tree:
         """NamedShardings of "parameters", "gradients" or "optimizer" moments with the parameters' `shapes`."""
         split = kind in ZERO[self.zero]
-        unused = set(WEIGHTS) - {name for names in jax.tree.leaves(self.axes, is_leaf=is_axes) for name in names}
+        unused = set(WEIGHTS) - {
+            name for names in jax.tree.leaves(self.axes, is_leaf=is_axes) for name in names
+        }
         if unused - {"position", "head", "layers", "norm"}:
             raise ValueError(f"sharding rules that no parameter uses: {', '.join(sorted(unused))}")
         leaf = partial(self._sharding, split)
         return jax.tree_util.tree_map_with_path(leaf, self.axes, shapes, is_leaf=is_axes)
 
-    def _sharding(self, split: bool, path: tuple, names: Axes, shape: jax.ShapeDtypeStruct) -> NamedSharding:
-        return NamedSharding(self.mesh, weight_spec(self.mesh, names, shape.shape, split, jax.tree_util.keystr(path)))
+    def _sharding(
+        self, split: bool, path: tuple, names: Axes, shape: jax.ShapeDtypeStruct
+    ) -> NamedSharding:
+        return NamedSharding(
+            self.mesh, weight_spec(self.mesh, names, shape.shape, split, jax.tree_util.keystr(path))
+        )
 
     def optimizer(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
         """NamedShardings of the optax state: moments as the stage says; counters, and what has another shape than its parameter, whole."""
@@ -150,7 +164,10 @@ class Placement(NamedTuple):
 
     def rows(self, size: int) -> tuple[int, int]:
         """The rows [start, stop) of a global batch of `size` that the devices of this process hold."""
-        held = [index[0].indices(size) for index in self.batch().addressable_devices_indices_map((size,)).values()]  # type: ignore[index]
+        held = [
+            index[0].indices(size)
+            for index in self.batch().addressable_devices_indices_map((size,)).values()
+        ]  # type: ignore[index]
         return min(start for start, *_ in held), max(stop for _, stop, _ in held)
 
     def put(self, part: Batch) -> Batch:
@@ -190,20 +207,26 @@ def weight_spec(mesh: Mesh, names: Axes, shape: tuple[int, ...], split: bool, pa
 def activation_spec(names: Axes) -> P:
     unknown = [name for name in names if name is not None and name not in ACTIVATIONS]
     if unknown:
-        raise ValueError(f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}"
+        )
     return P(*(None if name is None else ACTIVATIONS[name] for name in names))
 
 
 def constrain(mesh: Mesh, x: Array, names: Axes) -> Array:
     """Places an activation; dimensions that do not divide (few key/value heads, short batches) stay whole."""
     spec = [
-        axes if axes is not None and size % math.prod(mesh.shape[a] for a in np.atleast_1d(axes)) == 0 else None
+        axes
+        if axes is not None and size % math.prod(mesh.shape[a] for a in np.atleast_1d(axes)) == 0
+        else None
         for axes, size in zip(activation_spec(names), x.shape, strict=True)
     ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
 
-def gather(mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tree, axes: Tree) -> Tree:
+def gather(
+    mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tree, axes: Tree
+) -> Tree:
     """Weights whole over fsdp, as a layer uses them; on the way back gradients are summed over devices, then split as the stage says."""
 
     def leaf(path: tuple, names: Axes, weight: Array) -> Array:
@@ -212,18 +235,26 @@ def gather(mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tr
                 return x
             return jax.lax.with_sharding_constraint(
                 x,
-                NamedSharding(mesh, weight_spec(mesh, names, x.shape, split, jax.tree_util.keystr(path))),
+                NamedSharding(
+                    mesh, weight_spec(mesh, names, x.shape, split, jax.tree_util.keystr(path))
+                ),
             )
 
         @jax.custom_vjp
         def whole(w: Array) -> Array:
-            return cast_for_compute(names, placed(cast_for_gather(names, w, precision), split=False), precision)
+            return cast_for_compute(
+                names, placed(cast_for_gather(names, w, precision), split=False), precision
+            )
 
         def backward(_: None, gradient: Array) -> tuple[Array]:
             # Whole first: the sum over devices is asked for here, and the split after it makes it a reduce-scatter. Asking for the
             # split alone lets the partitioner move activations instead. Over data x fsdp it is the other way round: the split alone
             # gives a reduce-scatter over fsdp and a sum of what is left over data, but for tables of tokens, where activations move.
-            summed = gradient if mesh.shape["data"] > 1 and "vocabulary" not in names else placed(gradient, split=False)
+            summed = (
+                gradient
+                if mesh.shape["data"] > 1 and "vocabulary" not in names
+                else placed(gradient, split=False)
+            )
             return (placed(summed, "gradients" in ZERO[zero]).astype(weight.dtype),)
 
         whole.defvjp(lambda w: (whole(w), None), backward)
@@ -232,10 +263,14 @@ def gather(mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tr
     return jax.tree_util.tree_map_with_path(leaf, axes, weights, is_leaf=is_axes)
 
 
-def build_execution(mesh: Mesh, parallel: config.ParallelConfig, precision: config.PrecisionConfig, attention: str) -> Execution:
+def build_execution(
+    mesh: Mesh, parallel: config.ParallelConfig, precision: config.PrecisionConfig, attention: str
+) -> Execution:
     """How the layers run on `mesh`."""
     device = mesh.devices.flat[0]
-    scanned = parallel.blocks == "scanned" or (parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1)
+    scanned = parallel.blocks == "scanned" or (
+        parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1
+    )
     plain = Execution(
         blocks="scanned" if scanned else "unrolled",
         remat=parallel.remat,
@@ -266,7 +301,10 @@ def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
     axes = " x ".join(parts)
     if len(hosts) == 1:
         return axes
-    places = [f"{host}: {ranges([p for p, at in enumerate(hosts) if at == host])}" for host in dict.fromkeys(hosts)]
+    places = [
+        f"{host}: {ranges([p for p, at in enumerate(hosts) if at == host])}"
+        for host in dict.fromkeys(hosts)
+    ]
     more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
     return f"{axes} on {len(hosts)} processes ({'; '.join(places[:SHOWN_HOSTS])}{more})"
 
@@ -275,7 +313,10 @@ def ranges(numbers: Sequence[int]) -> str:
     """'0-3, 6' of increasing numbers."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
+    return ", ".join(
+        str(start) if start == end else f"{start}-{end}"
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
 def bytes_per_device(shapes: Tree, shardings: Tree) -> int:
@@ -297,4 +338,8 @@ def replicated(shapes: Tree, shardings: Tree) -> list[str]:
         if "fsdp" not in sharding.spec
     ]
     total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
-    return [path for path, _ in whole] if sum(size for _, size in whole) > REPLICATED_WARNING * total else []
+    return (
+        [path for path, _ in whole]
+        if sum(size for _, size in whole) > REPLICATED_WARNING * total
+        else []
+    )

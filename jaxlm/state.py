@@ -30,7 +30,9 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation, key: Ar
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def state_shardings(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+def state_shardings(
+    model: Model, optimizer: optax.GradientTransformation, placement: Placement
+) -> TrainState:
     """Where each part of the state lives."""
     abstract = state_shapes(model, optimizer)
     return TrainState(
@@ -40,7 +42,9 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, place
     )
 
 
-def abstract_state(model: Model, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, placement: Placement
+) -> TrainState:
     """ShapeDtypeStructs with shardings: the target of a restore."""
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -49,14 +53,18 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, placem
     )
 
 
-def state_from_params(model: Model, optimizer: optax.GradientTransformation, placement: Placement, params: Tree) -> TrainState:
+def state_from_params(
+    model: Model, optimizer: optax.GradientTransformation, placement: Placement, params: Tree
+) -> TrainState:
     """A new state around parameters that are there already, placed as `abstract` says."""
     where = state_shardings(model, optimizer, placement)
     moments = jax.jit(optimizer.init, out_shardings=where.optimizer)(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), where.step), params, moments)
 
 
-def create_state(model: Model, optimizer: optax.GradientTransformation, placement: Placement, seed: int) -> TrainState:
+def create_state(
+    model: Model, optimizer: optax.GradientTransformation, placement: Placement, seed: int
+) -> TrainState:
     """A new state, each shard made on its own device; the values don't depend on the mesh."""
     make = jax.jit(
         lambda key: initial_state(model, optimizer, key),

@@ -35,7 +35,9 @@ def batch_loss(
     rows, targets = batch.targets.shape  # type: ignore[union-attr]
     tile = tile_length(rows, targets, model.config.vocabulary_size, devices, training.loss_tile)
     x = model.features(params, batch, key)
-    return tiled_loss_sums(model.scores, model.head_weights(params), x, batch.targets, batch.weights, tile)
+    return tiled_loss_sums(
+        model.scores, model.head_weights(params), x, batch.targets, batch.weights, tile
+    )
 
 
 def gradients(
@@ -105,7 +107,9 @@ def train_step(
             grads = jax.lax.with_sharding_constraint(grads, kinds)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(sums.loss / jnp.maximum(sums.count, 1.0), norm, optax.tree.norm(state.params))
+        metrics = StepMetrics(
+            sums.loss / jnp.maximum(sums.count, 1.0), norm, optax.tree.norm(state.params)
+        )
         return TrainState(state.step + 1, params, moments), metrics
 
     return jax.jit(
@@ -116,7 +120,9 @@ def train_step(
     )
 
 
-def eval_step(model: Model, training: config.TrainingConfig, placement: Placement, params: Tree) -> Callable[[Tree, Batch], LossSums]:
+def eval_step(
+    model: Model, training: config.TrainingConfig, placement: Placement, params: Tree
+) -> Callable[[Tree, Batch], LossSums]:
     """`step(params, batch) -> LossSums`, jitted, without dropout. `params` gives the shapes."""
     devices = placement.mesh.shape["data"] * placement.mesh.shape["fsdp"]
 

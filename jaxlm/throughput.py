@@ -30,7 +30,9 @@ class Throughput:
 
         peak = hardware.peak_flops(devices[0].device_kind)
         self.first_sample, self.tokens_per_sample = first_sample, objective.tokens
-        self.rate = jax.jit(optim.learning_rate_schedule(settings.optimizer, settings.training.steps))
+        self.rate = jax.jit(
+            optim.learning_rate_schedule(settings.optimizer, settings.training.steps)
+        )
         sizes = objective.length, objective.source_length, objective.predictions
         self.flops_per_token = flops.training_flops(settings.model, *sizes) / objective.tokens
         self.peak = None if peak is None else peak * len(devices)
@@ -38,7 +40,9 @@ class Throughput:
         self.most_in_flight = most_in_flight
         self.began = self.mark = time.perf_counter()
         self.seconds = 0.0  # of training, up to the mark
-        self.since: tuple[int, float] | None = None  # (step, seconds of training) at the last reading
+        self.since: tuple[int, float] | None = (
+            None  # (step, seconds of training) at the last reading
+        )
 
     def tick(self, step: int, metrics: "StepMetrics") -> None:
         """Waits until at most `most_in_flight` steps are unfinished."""
@@ -57,7 +61,9 @@ class Throughput:
 
         found = jax.device_get(metrics)
         if not np.isfinite(found.loss):
-            raise DivergedError(f"training: the loss is {found.loss} at step {step}; checkpoints before it are kept")
+            raise DivergedError(
+                f"training: the loss is {found.loss} at step {step}; checkpoints before it are kept"
+            )
         values = {
             "train/loss": float(found.loss),
             "train/learning_rate": float(np.asarray(self.rate(step - 1))),
@@ -68,9 +74,13 @@ class Throughput:
         seconds = self.seconds + time.perf_counter() - self.mark
         since_step, since_seconds = self.since or (step, seconds)
         if step > since_step:
-            values["train/tokens_per_second"] = (self.tokens(step) - self.tokens(since_step)) / (seconds - since_seconds)
+            values["train/tokens_per_second"] = (self.tokens(step) - self.tokens(since_step)) / (
+                seconds - since_seconds
+            )
             if self.peak is not None:
-                values["train/mfu"] = values["train/tokens_per_second"] * self.flops_per_token / self.peak
+                values["train/mfu"] = (
+                    values["train/tokens_per_second"] * self.flops_per_token / self.peak
+                )
             self.since = (step, seconds)
         return values
 

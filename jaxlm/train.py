@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
         metavar="PATH",
         help="train on this file, folder or glob instead of the config's sources",
     )
-    parser.add_argument("--devices", metavar="N", help="the same as runtime.devices=N: of each process")
+    parser.add_argument(
+        "--devices", metavar="N", help="the same as runtime.devices=N: of each process"
+    )
     parser.add_argument(
         "edits",
         nargs="*",
@@ -65,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
     settings = config.load(args.config, edits, args.data)
     cluster = runtime.detect(settings.runtime)
     runtime.configure(settings.runtime)
-    with runtime.ProcessGroup(cluster, settings.runtime, Path(settings.run_directory or "runs/run")) as group:
+    with runtime.ProcessGroup(
+        cluster, settings.runtime, Path(settings.run_directory or "runs/run")
+    ) as group:
         return train(
             dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)),
             group,
@@ -111,11 +115,18 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
         if newest is not None:
             settings, changes = checkpoint.resume_config(directory, settings, first_step)
             log(
-                f"{directory}: " + (f"goes on after step {first_step}" if first_step else "begins with the weights that it has"),
+                f"{directory}: "
+                + (
+                    f"goes on after step {first_step}"
+                    if first_step
+                    else "begins with the weights that it has"
+                ),
                 *changes,
             )
         if first_step >= settings.training.steps:
-            log(f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N")
+            log(
+                f"{first_step} of {settings.training.steps} steps are done; for more: training.steps=N"
+            )
             return 0
         run = assemble(settings, first_step, group.hosts)
         announce(run, group.hosts)
@@ -124,9 +135,13 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
         stream = make_stream(settings, store)
         if first_step:
             checkpoint.check_store(directory, settings, store.hash)
-            start = saved.restore(first_step, state.abstract_state(run.model, run.optimizer, run.placement))
+            start = saved.restore(
+                first_step, state.abstract_state(run.model, run.optimizer, run.placement)
+            )
         elif newest == 0:
-            weights = saved.restore_params(0, state.abstract_state(run.model, run.optimizer, run.placement).params)
+            weights = saved.restore_params(
+                0, state.abstract_state(run.model, run.optimizer, run.placement).params
+            )
             start = state.state_from_params(run.model, run.optimizer, run.placement, weights)
         else:
             start = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
@@ -144,8 +159,12 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
             )
         checkpoint.write_run_config(directory, settings, store.hash, runtime.versions())
         store.tokenizer.save(directory / "tokenizer.json")
-        with monitor.Monitor(directory, settings.training.steps, first_step, settings.logging.tensorboard) as watch:
-            watch.text(first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```")
+        with monitor.Monitor(
+            directory, settings.training.steps, first_step, settings.logging.tensorboard
+        ) as watch:
+            watch.text(
+                first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```"
+            )
             began = card.start(first_step, list(run.placement.mesh.devices.flat), len(group.hosts))
             note = partial(card.record, directory, began, manifest=store.manifest)
             code = loop(run, store, stream, start, first_step, saved, watch, note, group)
@@ -197,7 +216,9 @@ def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Ru
     """
     from jaxlm import models, objectives, optim, sharding
 
-    example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
+    example = objectives.example(
+        settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels
+    )
     devices = runtime.devices(settings.runtime, hosts)
     mesh = sharding.make_mesh(settings.parallel, devices)
     sharding.check_mesh(
@@ -207,7 +228,9 @@ def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Ru
         settings.training.microbatches,
         settings.evaluation,
     )
-    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    execution = sharding.build_execution(
+        mesh, settings.parallel, settings.precision, settings.runtime.attention
+    )
     model = models.build(settings.model, settings.precision, execution)
     placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
     optimizer = optim.build_optimizer(settings.optimizer, settings.training.steps, model.axes)
@@ -223,15 +246,22 @@ def announce(run: Run, hosts: Sequence[str]) -> None:
 
     settings, mesh = run.config, run.placement.mesh
     axes = sharding.describe_mesh(mesh, hosts)
-    log(f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}")
+    log(
+        f"{runtime.describe_devices(list(mesh.devices.flat))}: {axes}, ZeRO {settings.parallel.zero}, {settings.precision.compute}"
+    )
     log(f"model: {settings.model.family}, {run.model.parameter_count():,} parameters")
     shapes, where = (
         state.state_shapes(run.model, run.optimizer),
         state.state_shardings(run.model, run.optimizer, run.placement),
     )
-    sizes = [sharding.bytes_per_device(s, w) for s, w in ((shapes.params, where.params), (shapes.optimizer, where.optimizer))]
+    sizes = [
+        sharding.bytes_per_device(s, w)
+        for s, w in ((shapes.params, where.params), (shapes.optimizer, where.optimizer))
+    ]
     log(f"bytes per device: parameters {sizes[0]:,}, optimizer state {sizes[1]:,}")
-    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, settings.runtime.attention)
+    execution = sharding.build_execution(
+        mesh, settings.parallel, settings.precision, settings.runtime.attention
+    )
     try:
         kernels = run.model.kernels(run.example)
     except ValueError as error:
@@ -240,10 +270,18 @@ def announce(run: Run, hosts: Sequence[str]) -> None:
         log(f"{name}: {kernel} ({why})")
     log(f"blocks {execution.blocks}, remat {execution.remat}")
     if settings.optimizer.warmup_steps > settings.training.steps:
-        log(f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}")
-    whole = sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params)) if settings.parallel.zero else []
+        log(
+            f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}"
+        )
+    whole = (
+        sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params))
+        if settings.parallel.zero
+        else []
+    )
     if whole:
-        log(f"warning: more than 1% of the bytes are not split over parallel.fsdp: {', '.join(whole)}")
+        log(
+            f"warning: more than 1% of the bytes are not split over parallel.fsdp: {', '.join(whole)}"
+        )
 
 
 def check_vocabulary(model: config.ModelConfig, store: "Store") -> None:
@@ -270,7 +308,9 @@ def loop(
     from jaxlm.data.loader import Share, batches
 
     settings, steps = run.config, run.config.training.steps
-    train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, settings.seed)
+    train_step = step.train_step(
+        run.model, run.optimizer, settings.training, run.placement, settings.seed
+    )
     evaluate = Evaluation(run, store, stream, state.params, group.leads)
     clock = Throughput(
         settings,
@@ -281,7 +321,9 @@ def loop(
     )
     best = saved.best_loss()
     share = Share(stream, run.placement.rows)
-    ahead = batches(share, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches)
+    ahead = batches(
+        share, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches
+    )
 
     with group.stop_signal() as stop:
         for done, batch in enumerate(ahead, first_step + 1):
@@ -317,7 +359,9 @@ def loop(
                 watch.line(f"stopped by {stop.requested} after step {done} of {steps}; saved")
                 return STOPPED
         saved.wait()
-    watch.line(f"trained {steps - first_step} steps, {clock.tokens(steps) - clock.tokens(first_step):,} tokens in {clock.wall():.1f} s")
+    watch.line(
+        f"trained {steps - first_step} steps, {clock.tokens(steps) - clock.tokens(first_step):,} tokens in {clock.wall():.1f} s"
+    )
     show_samples(run, store, evaluate.windows, state.params, watch)
     return 0
 
@@ -336,8 +380,12 @@ def make_stream(settings: Config, store: "Store") -> "Stream":
     from jaxlm import objectives
     from jaxlm.data.stream import Stream
 
-    weights, names = zip(*((source.weight, source.name) for source in settings.data.sources), strict=True)
-    objective = objectives.build(settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary)
+    weights, names = zip(
+        *((source.weight, source.name) for source in settings.data.sources), strict=True
+    )
+    objective = objectives.build(
+        settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary
+    )
     return Stream(store.train, weights, names, objective, batch_schedule(settings), settings.seed)
 
 
@@ -351,8 +399,12 @@ class Evaluation:
 
         settings = run.config
         size = settings.evaluation.batch_size or settings.training.batch_size
-        size += -size % (run.placement.mesh.shape["data"] * run.placement.mesh.shape["fsdp"])  # a past batch size may not divide
-        self.windows = EvaluationWindows(store.validation, stream.objective, size, settings.evaluation.draws, settings.seed)
+        size += -size % (
+            run.placement.mesh.shape["data"] * run.placement.mesh.shape["fsdp"]
+        )  # a past batch size may not divide
+        self.windows = EvaluationWindows(
+            store.validation, stream.objective, size, settings.evaluation.draws, settings.seed
+        )
         self.share = Share(self.windows, run.placement.rows)
         self.step = step.eval_step(run.model, settings.training, run.placement, params)
         self.run, self.store, self.leads = run, store, leads
@@ -369,11 +421,17 @@ class Evaluation:
         from jaxlm.evaluation import scoring
 
         kind, batches = self.run.config.objective.kind, self.run.config.evaluation.steps
-        score = scoring.evaluate(self.step, params, self.share, batches, self.run.placement.put, self.run.in_flight)
+        score = scoring.evaluate(
+            self.step, params, self.share, batches, self.run.placement.put, self.run.in_flight
+        )
         values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
         if kind == "causal":
             targets = sum(len(array) - 1 for array in self.store.validation)
-            return values | {"eval/bits_per_byte": scoring.bits_per_byte(score.loss, targets, self.store.validation_bytes)}
+            return values | {
+                "eval/bits_per_byte": scoring.bits_per_byte(
+                    score.loss, targets, self.store.validation_bytes
+                )
+            }
         if kind == "masked":
             values["eval/masked_accuracy"] = score.accuracy
         if not self.leads:  # the entropy takes all rows, and only process 0 shows it
@@ -393,8 +451,14 @@ class Evaluation:
         if "eval/bits_per_byte" not in scores:
             return text
         sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
-        packed = [f"{name} {8 * size / self.store.validation_bytes:.4f}" for name, size in sizes.items() if size]
-        return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (f" ({', '.join(packed)})" if packed else "")
+        packed = [
+            f"{name} {8 * size / self.store.validation_bytes:.4f}"
+            for name, size in sizes.items()
+            if size
+        ]
+        return f"{text}, {scores['eval/bits_per_byte']:.4f} bits per byte" + (
+            f" ({', '.join(packed)})" if packed else ""
+        )
 
 
 def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | NullMonitor") -> None:
@@ -408,7 +472,9 @@ def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | Nu
         watch.line(f"warning: no model card: {error}")
 
 
-def show_samples(run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | NullMonitor") -> None:
+def show_samples(
+    run: Run, store: "Store", windows: Any, params: Any, watch: "Monitor | NullMonitor"
+) -> None:
     """Prints what the model writes, or how it fills what was hidden in the first texts of the evaluation."""
     from jaxlm import decoding
 

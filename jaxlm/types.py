@@ -32,7 +32,9 @@ class Batch(NamedTuple):
     segments: Array | None = None  # int32 [B, L]: a position sees only its own segment
     positions: Array | None = None  # int32 [B, L]; None: 0, 1, 2, ...
     token_types: Array | None = None  # int32 [B, L]; None: all 0
-    prefix_lengths: Array | None = None  # int32 [B]: positions before it see each other in both directions
+    prefix_lengths: Array | None = (
+        None  # int32 [B]: positions before it see each other in both directions
+    )
     source: Array | None = None  # int32 [B, S]
     source_lengths: Array | None = None  # int32 [B]
     source_segments: Array | None = None  # int32 [B, S]

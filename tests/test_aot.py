@@ -46,25 +46,38 @@ class Program(NamedTuple):
     peak_bytes: int
 
     def counts(self) -> dict[str, int]:
-        return {name: len(re.findall(rf"[ )]{name}(?:-start)?\(", self.text)) for name in COLLECTIVES}
+        return {
+            name: len(re.findall(rf"[ )]{name}(?:-start)?\(", self.text)) for name in COLLECTIVES
+        }
 
     def lines(self, name: str) -> list[str]:
         """The instructions of a collective."""
-        return [line for line in self.text.splitlines() if re.search(rf" {name}(?:-start)?\(", line)]
+        return [
+            line for line in self.text.splitlines() if re.search(rf" {name}(?:-start)?\(", line)
+        ]
 
     def gathered_shapes(self) -> set[tuple[int, ...]]:
         """Shapes of what all-gathers give."""
         results = re.findall(r"= (.*?) all-gather(?:-start)?\(", self.text)
-        return {tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\[([\d,]+)\]", result)}
+        return {
+            tuple(map(int, dims.split(",")))
+            for result in results
+            for dims in re.findall(r"\[([\d,]+)\]", result)
+        }
 
 
 def groups_of(instruction: str) -> list[list[int]]:
     """Which devices take part together, of replica_groups={{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2], device_ids=([4]) {'b'}."""
     text = re.search(r"replica_groups=(.*)", instruction).group(1)  # type: ignore[union-attr]
     if text.startswith("{{"):
-        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")]
+        return [
+            [int(n) for n in group.split(",")]
+            for group in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")
+        ]
     order = re.search(
-        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?" if text.startswith("[") else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)",
+        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+        if text.startswith("[")
+        else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)",
         text,
     )
     if text.startswith("mesh"):
@@ -74,7 +87,12 @@ def groups_of(instruction: str) -> list[list[int]]:
         ids = np.arange(math.prod(sizes)) if order is None else iota(order)
         last = [n for n, axis in enumerate(axes) if axis in grouped]
         rest = [n for n in range(len(axes)) if n not in last]
-        return ids.reshape(sizes).transpose(rest + last).reshape(-1, math.prod(sizes[n] for n in last)).tolist()
+        return (
+            ids.reshape(sizes)
+            .transpose(rest + last)
+            .reshape(-1, math.prod(sizes[n] for n in last))
+            .tolist()
+        )
     sizes = [int(size) for size in text[1:].partition("]")[0].split(",")]
     return iota(order).reshape(sizes).tolist()
 
@@ -83,12 +101,16 @@ def iota(order: re.Match) -> np.ndarray:
     """[4,2]T(1,0): 0, 1, ... in that shape, its axes in that order."""
     sizes = [int(size) for size in order.group(1).split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose([int(axis) for axis in order.group(2).split(",")]) if order.group(2) else ids
+    return (
+        ids.transpose([int(axis) for axis in order.group(2).split(",")]) if order.group(2) else ids
+    )
 
 
 def compiled(settings: config.Config, devices: int, machines: int = 1) -> Program:
     """The train step of `settings` on machines with `devices` H100 each."""
-    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1").devices
+    found = topologies.get_topology_desc(
+        platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1"
+    ).devices
     mesh = sharding.make_mesh(settings.parallel, found)
     execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "cudnn")
     model = models.build(settings.model, settings.precision, execution)
@@ -97,7 +119,9 @@ def compiled(settings: config.Config, devices: int, machines: int = 1) -> Progra
         optim.build_optimizer(settings.optimizer, 100, model.axes),
     )
     rows = settings.training.batch_size
-    example = objectives.example(settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels)
+    example = objectives.example(
+        settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels
+    )
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()),
         example,
@@ -121,27 +145,43 @@ def test_llama_1b_under_zero_3():
     assert counts["all-to-all"] == counts["collective-permute"] == 0
     assert counts["all-gather"] <= 16 and 1 <= counts["reduce-scatter"] <= 4
     # 4 sequences of 2048 per GPU: no gathered array has their shape, or that of all 32.
-    assert not [shape for shape in program.gathered_shapes() if shape[:2] in ((4, 2048), (32, 2048)) and len(shape) > 2]
+    assert not [
+        shape
+        for shape in program.gathered_shapes()
+        if shape[:2] in ((4, 2048), (32, 2048)) and len(shape) > 2
+    ]
     assert program.peak_bytes <= 5.5 * 2**30
     # Gradients are summed over the GPUs in float32, as precision.gradients says.
-    reduced = [line for line in program.text.splitlines() if re.search(r"[ )]reduce-scatter(?:-start)?\(", line)]
-    assert reduced and not [line for line in reduced if "bf16[" in line.split("reduce-scatter-start(")[0]]
+    reduced = [
+        line
+        for line in program.text.splitlines()
+        if re.search(r"[ )]reduce-scatter(?:-start)?\(", line)
+    ]
+    assert reduced and not [
+        line for line in reduced if "bf16[" in line.split("reduce-scatter-start(")[0]
+    ]
 
 
 def test_gpt2_under_zero_1_with_tensor_parallelism():
-    settings = recipe("gpt2_124m", "training.batch_size=32", "training.microbatches=1", "parallel.tensor=2")
+    settings = recipe(
+        "gpt2_124m", "training.batch_size=32", "training.microbatches=1", "parallel.tensor=2"
+    )
     program = compiled(settings, 8)
     assert "__cudnn$fmhaSoftmaxBackward" in program.text and program.counts()["all-to-all"] == 0
 
 
 def test_one_gpu_has_no_collectives():
-    settings = recipe("gpt2_124m", "training.batch_size=12", "training.microbatches=1", "parallel.zero=0")
+    settings = recipe(
+        "gpt2_124m", "training.batch_size=12", "training.microbatches=1", "parallel.zero=0"
+    )
     program = compiled(settings, 1)
     assert sum(program.counts().values()) == 0 and "__cudnn$fmhaSoftmax" in program.text
 
 
 def test_sliding_windows_and_alibi_use_the_flash_kernel():
-    base = recipe("gpt2_124m", "training.batch_size=16", "training.microbatches=1", "model.layers=2")
+    base = recipe(
+        "gpt2_124m", "training.batch_size=16", "training.microbatches=1", "model.layers=2"
+    )
     for changes in (dict(sliding_window=256), dict(positions="alibi")):
         program = compiled(replace(base, model=replace(base.model, **changes)), 8)
         assert "__cudnn$fmha" in program.text and program.counts()["all-to-all"] == 0
@@ -164,19 +204,29 @@ def test_encoders_and_encoder_decoders_under_zero_3(name):
     ]
     settings = recipe(name, *edits)
     program = compiled(settings, 8)
-    kinds = 3 if settings.model.family == "encoder_decoder" else 1  # encoder, decoder and cross attention
+    kinds = (
+        3 if settings.model.family == "encoder_decoder" else 1
+    )  # encoder, decoder and cross attention
     kernels = attention_kernels(program)
     backward = sum(count for kernel, count in kernels.items() if "Backward" in kernel)
-    assert backward >= kinds and sum(kernels.values()) >= 3 * kinds, kernels  # scanned: once forward, once recomputed, once backward
+    assert backward >= kinds and sum(kernels.values()) >= 3 * kinds, (
+        kernels
+    )  # scanned: once forward, once recomputed, once backward
     counts, length = program.counts(), settings.data.sequence_length
     assert counts["all-to-all"] == counts["collective-permute"] == 0
     # 16 sequences per GPU: no gathered array has their shape, or that of all 128.
-    assert not [shape for shape in program.gathered_shapes() if shape[:2] in ((16, length), (128, length)) and len(shape) > 2]
+    assert not [
+        shape
+        for shape in program.gathered_shapes()
+        if shape[:2] in ((16, length), (128, length)) and len(shape) > 2
+    ]
 
 
 def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
     """T5's bias is learned: its gradient is among what the backward kernel gives."""
-    program = compiled(recipe("t5_base", "training.batch_size=16", "training.microbatches=1", "model.layers=1"), 8)
+    program = compiled(
+        recipe("t5_base", "training.batch_size=16", "training.microbatches=1", "model.layers=1"), 8
+    )
     assert {
         "__cudnn$fmhaScaleBiasSoftmax",
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
@@ -185,17 +235,27 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
 
 def test_llama_1b_on_two_machines():
     """Parameters are gathered inside each machine; of the layers' gradients only each GPU's own shard crosses the network (HSDP)."""
-    settings = recipe("llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1")
+    settings = recipe(
+        "llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1"
+    )
     program = compiled(settings, 8, machines=2)
     counts = program.counts()
     assert counts["all-to-all"] == counts["collective-permute"] == 0
     assert counts["reduce-scatter"] >= 1
-    groups = {name: [groups_of(line) for line in program.lines(name)] for name in ("all-gather", "reduce-scatter", "all-reduce")}
+    groups = {
+        name: [groups_of(line) for line in program.lines(name)]
+        for name in ("all-gather", "reduce-scatter", "all-reduce")
+    }
     machine = [list(range(8)), list(range(8, 16))]
     assert groups["all-gather"] and all(found == machine for found in groups["all-gather"])
     assert all(found == machine for found in groups["reduce-scatter"])
     assert [[gpu, gpu + 8] for gpu in range(8)] in groups["all-reduce"]
     # Summed over all GPUs: the tables of tokens, norms and scalars, nothing of a layer's kernels.
     whole = [line for line in program.lines("all-reduce") if groups_of(line) == [list(range(16))]]
-    largest = {dims for line in whole for dims in re.findall(r"f32\[([\d,]+)\]", line.partition("all-reduce")[0]) if "," in dims}
+    largest = {
+        dims
+        for line in whole
+        for dims in re.findall(r"f32\[([\d,]+)\]", line.partition("all-reduce")[0])
+        if "," in dims
+    }
     assert largest <= {"2048,32000", "32000,2048"}

@@ -34,13 +34,19 @@ def test_quickstart(tmp_path, capfd):
     """At most 300 s; bits per byte at most 0.85 of gzip -9."""
     started = time.perf_counter()
     arguments = [f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}"]
-    assert runtime.command(train.main, ["--config", str(CONFIGS / "quickstart.py"), *arguments]) == 0
+    assert (
+        runtime.command(train.main, ["--config", str(CONFIGS / "quickstart.py"), *arguments]) == 0
+    )
     seconds = time.perf_counter() - started
-    manifest = json.loads(next((tmp_path / "stores").glob("*/manifest.json")).read_text())["validation"]
+    manifest = json.loads(next((tmp_path / "stores").glob("*/manifest.json")).read_text())[
+        "validation"
+    ]
     packed = {name: 8 * manifest[f"{name}_bytes"] / manifest["bytes"] for name in ("gzip", "xz")}
     found = rows(tmp_path / "run")["eval/bits_per_byte"]
     with capfd.disabled():
-        print(f"\nquickstart: {seconds:.0f} s in all, {found:.4f} bits per byte, {packed}, {found / packed['gzip']:.3f} of gzip")
+        print(
+            f"\nquickstart: {seconds:.0f} s in all, {found:.4f} bits per byte, {packed}, {found / packed['gzip']:.3f} of gzip"
+        )
     assert seconds < 300 and found <= 0.85 * packed["gzip"]
 
 
@@ -87,7 +93,9 @@ def test_gathering_masked_positions(capfd):
     run = train.assemble(settings, 0)
     random = np.random.default_rng(0)
     tokens = random.integers(0, 30522, (32, 128), dtype=np.int32)
-    predict = np.sort(random.permuted(np.tile(np.arange(128), (32, 1)), axis=1)[:, :19], axis=1).astype(np.int32)
+    predict = np.sort(
+        random.permuted(np.tile(np.arange(128), (32, 1)), axis=1)[:, :19], axis=1
+    ).astype(np.int32)
     chosen = np.zeros((32, 128), np.float32)
     np.put_along_axis(chosen, predict, 1, axis=1)
     targets = np.take_along_axis(tokens, predict, axis=1)
@@ -101,7 +109,9 @@ def test_gathering_masked_positions(capfd):
         "all": Batch(tokens=tokens, targets=tokens, weights=chosen),
     }
     step_of = step.train_step(run.model, run.optimizer, training, run.placement, 0)
-    states = {name: state.create_state(run.model, run.optimizer, run.placement, 0) for name in batches}
+    states = {
+        name: state.create_state(run.model, run.optimizer, run.placement, 0) for name in batches
+    }
     times, losses = {name: [] for name in batches}, {}
     for _ in range(8):  # in turn, so that both see the same machine
         for name, batch in batches.items():
@@ -109,7 +119,9 @@ def test_gathering_masked_positions(capfd):
             states[name], metrics = jax.block_until_ready(step_of(states[name], run.put(batch)))
             times[name].append(time.perf_counter() - started)
             losses[name] = float(metrics.loss)
-    assert losses["gathered"] == pytest.approx(losses["all"], rel=1e-4)  # the same maths, in another order of sums
+    assert losses["gathered"] == pytest.approx(
+        losses["all"], rel=1e-4
+    )  # the same maths, in another order of sums
     medians = {name: statistics.median(found[2:]) for name, found in times.items()}
     speed = {name: 32 * 128 / seconds for name, seconds in medians.items()}
     with capfd.disabled():
@@ -132,10 +144,17 @@ def test_nanogpt_shakespeare(tmp_path, capfd):
         f"data.store={tmp_path / 'stores'}",
         "evaluation.samples=0",
     ]
-    assert runtime.command(train.main, ["--config", str(CONFIGS / "nanogpt_shakespeare.py"), *arguments]) == 0
+    assert (
+        runtime.command(
+            train.main, ["--config", str(CONFIGS / "nanogpt_shakespeare.py"), *arguments]
+        )
+        == 0
+    )
     found = rows(tmp_path / "run")
     with capfd.disabled():
-        print(f"\nnanoGPT's recipe: {found['eval/loss']:.4f} nats per character, {found['train/tokens_per_second']:,.0f} tokens/s")
+        print(
+            f"\nnanoGPT's recipe: {found['eval/loss']:.4f} nats per character, {found['train/tokens_per_second']:,.0f} tokens/s"
+        )
     assert found["eval/loss"] <= 1.90
 
 
@@ -153,7 +172,9 @@ def test_stream(tmp_path, capfd, kind, length, batch, least):
     """Million tokens/s on one core: at least 20 for causal at context 1024, 2 for masked and span at 512."""
     random = np.random.default_rng(0)
     for name in ("a", "b"):
-        (tmp_path / name).write_bytes(random.integers(97, 123, 20_000_000, dtype=np.uint8).tobytes())
+        (tmp_path / name).write_bytes(
+            random.integers(97, 123, 20_000_000, dtype=np.uint8).tobytes()
+        )
     sources = tuple(SourceConfig(name=name, path=str(tmp_path / name)) for name in ("a", "b"))
     settings = config.DataConfig(
         sources=sources,
@@ -198,14 +219,18 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
         ticks(clock, done, metrics)
 
     monkeypatch.setattr(train.Throughput, "tick", tick)
-    with runtime.ProcessGroup(runtime.Cluster(), settings.runtime, Path(settings.run_directory)) as group:
+    with runtime.ProcessGroup(
+        runtime.Cluster(), settings.runtime, Path(settings.run_directory)
+    ) as group:
         assert train.train(settings, group, again="") == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
     run = train.assemble(settings, 0)
     current = state.create_state(run.model, run.optimizer, run.placement, 0)
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, 0)
-    store = data.prepare(settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None)
+    store = data.prepare(
+        settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None
+    )
     stream = train.make_stream(settings, store)
     for number in range(250):
         batch = jax.block_until_ready(run.put(stream[number]))
@@ -214,5 +239,7 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
         alone.append(time.perf_counter() - started)
     device = statistics.median(alone[50:])
     with capfd.disabled():
-        print(f"\nstep in the loop {wall * 1e3:.2f} ms, alone {device * 1e3:.2f} ms, host {1e3 * (wall - device):.2f} ms")
+        print(
+            f"\nstep in the loop {wall * 1e3:.2f} ms, alone {device * 1e3:.2f} ms, host {1e3 * (wall - device):.2f} ms"
+        )
     assert wall - device < 1e-3

@@ -54,12 +54,17 @@ def test_estimate_without_embeddings():
 
 def test_window_bounds_the_pairs():
     windowed = replace(LLAMA, sliding_window=256)
-    assert flops.forward_flops(LLAMA, 2048) - flops.forward_flops(windowed, 2048) == 22 * 4 * 2048 * 2048 * (2048 - 256)
+    assert flops.forward_flops(LLAMA, 2048) - flops.forward_flops(
+        windowed, 2048
+    ) == 22 * 4 * 2048 * 2048 * (2048 - 256)
     assert flops.forward_flops(windowed, 200) == flops.forward_flops(LLAMA, 200)
 
 
 def test_padding_of_the_vocabulary_is_not_counted():
-    assert flops.forward_flops(replace(GPT2, vocabulary_size=50304), 8) - flops.forward_flops(GPT2, 8) == 8 * 2 * 47 * 768
+    assert (
+        flops.forward_flops(replace(GPT2, vocabulary_size=50304), 8) - flops.forward_flops(GPT2, 8)
+        == 8 * 2 * 47 * 768
+    )
 
 
 SMALL = config.ModelConfig(vocabulary_size=512, layers=2, width=256, heads=4, context_length=128)

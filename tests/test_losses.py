@@ -34,15 +34,21 @@ def test_token_losses_equal_optax():
     x, targets, _ = samples(7)
     s = 5 * x @ table()
     nll, lse = jax.jit(token_losses)(s, targets)
-    np.testing.assert_allclose(nll, jax.jit(optax.softmax_cross_entropy_with_integer_labels)(s, targets), atol=1e-5)
+    np.testing.assert_allclose(
+        nll, jax.jit(optax.softmax_cross_entropy_with_integer_labels)(s, targets), atol=1e-5
+    )
     np.testing.assert_allclose(lse, np.log(np.exp(s.astype(np.float64)).sum(-1)), atol=1e-5)
 
 
 def test_gradient_is_softmax_minus_one_hot():
     x, targets, weights = samples(7)
     s = (x @ table()).astype(np.float64)
-    gradient = jax.jit(jax.grad(lambda s: loss_sums(s, targets, weights).loss))(s.astype(np.float32))
-    expected = (np.exp(s) / np.exp(s).sum(-1, keepdims=True) - np.eye(V)[targets]) * weights[..., None]
+    gradient = jax.jit(jax.grad(lambda s: loss_sums(s, targets, weights).loss))(
+        s.astype(np.float32)
+    )
+    expected = (np.exp(s) / np.exp(s).sum(-1, keepdims=True) - np.eye(V)[targets]) * weights[
+        ..., None
+    ]
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
@@ -93,7 +99,9 @@ def test_tiles_equal_the_whole(length, tile):
             sums = function(head, x)
             return sums.loss + 0.1 * sums.z, sums
 
-        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))({"kernel": table()}, x)
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(
+            {"kernel": table()}, x
+        )
 
     dense = total(lambda head, x: loss_sums(scores(head, x), targets, weights))
     tiled = total(lambda head, x: tiled_loss_sums(scores, head, x, targets, weights, tile))
@@ -112,7 +120,12 @@ def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
 
     def loss(head):
         # Two equal scores: the gradient of each tile is -x / 2 for the target's column.
-        return 2 * tiled_loss_sums(lambda h, x: scores(h, x.astype(jnp.bfloat16)), head, x, targets, weights, 1).loss
+        return (
+            2
+            * tiled_loss_sums(
+                lambda h, x: scores(h, x.astype(jnp.bfloat16)), head, x, targets, weights, 1
+            ).loss
+        )
 
     gradient = jax.jit(jax.grad(loss))({"kernel": jnp.zeros((1, 2), jnp.bfloat16)})["kernel"]
     assert gradient.dtype == jnp.bfloat16
@@ -123,13 +136,22 @@ def test_scores_of_a_tile_only_are_in_memory():
     """The compiled gradient needs less than the scores of all positions."""
     length, vocabulary = 256, 4096
     head = {"kernel": jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)}
-    x, y, w = (jax.ShapeDtypeStruct((1, length, *rest), kind) for rest, kind in (((D,), jnp.float32), ((), jnp.int32), ((), jnp.float32)))
+    x, y, w = (
+        jax.ShapeDtypeStruct((1, length, *rest), kind)
+        for rest, kind in (((D,), jnp.float32), ((), jnp.int32), ((), jnp.float32))
+    )
 
     def memory(tile: int) -> int:
         def loss(head, x, y, w):
             return tiled_loss_sums(scores, head, x, y, w, tile).loss
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(head, x, y, w).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .lower(head, x, y, w)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     whole = 4 * length * vocabulary
     assert memory(16) < whole / 2 < whole <= memory(length)

@@ -55,7 +55,10 @@ def test_rows_carry_the_step_first_and_all_digits(tmp_path):
             },
         )
         line = (tmp_path / "metrics.jsonl").read_text()  # before close: each row is flushed
-    assert line == f'{{"step": 1, "train/loss": {1 / 3!r}, "train/tokens": {2**60 + 1}, "train/grad_norm": {float(np.float32(0.1))!r}}}\n'
+    assert (
+        line
+        == f'{{"step": 1, "train/loss": {1 / 3!r}, "train/tokens": {2**60 + 1}, "train/grad_norm": {float(np.float32(0.1))!r}}}\n'
+    )
 
 
 def test_values_that_json_lacks_become_null(tmp_path):
@@ -66,7 +69,9 @@ def test_values_that_json_lacks_become_null(tmp_path):
 
 def test_rows_after_the_restored_step_and_a_partial_line_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10, "x": 1}\nnot json\n{"step": 20, "x": 2}\n{"step": 30, "x": 3}\n{"step": 20, "x"')
+    path.write_text(
+        '{"step": 10, "x": 1}\nnot json\n{"step": 20, "x": 2}\n{"step": 30, "x": 3}\n{"step": 20, "x"'
+    )
     with Monitor(tmp_path, 100, 20, tensorboard=False, out=io.StringIO()) as run:
         assert path.read_text() == '{"step": 10, "x": 1}\n{"step": 20, "x": 2}\n'
         run.scalars(30, {"x": 4.0})
@@ -92,7 +97,9 @@ def test_tensorboard_reads_scalars_and_text(tmp_path):
         (2, 2.25),
     ]
     assert reader.Tags()["scalars"] == ["train/loss", "train/mfu"]
-    assert reader.Tensors("samples")[0].tensor_proto.string_val[0].decode() == "once upon a **time** ä"
+    assert (
+        reader.Tensors("samples")[0].tensor_proto.string_val[0].decode() == "once upon a **time** ä"
+    )
     assert "samples" in reader.PluginTagToContent("text")
 
 
@@ -117,14 +124,18 @@ def test_tensorboard_forgets_the_steps_that_are_run_again(tmp_path):
 
 def test_tensorflow_stays_out_where_it_is_installed(tmp_path):
     (tmp_path / "tensorflow").mkdir()
-    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('tensorflow was imported')")
+    (tmp_path / "tensorflow" / "__init__.py").write_text(
+        "raise SystemExit('tensorflow was imported')"
+    )
     program = (
         "import pathlib, sys; from jaxlm.monitor import Monitor; run = Monitor(pathlib.Path(sys.argv[1]), 9, 0, True); "
         "run.scalars(1, {'x': 1.0}); run.text(1, 'y', 'z'); run.close(); assert 'jax' not in sys.modules"
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
     }
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
@@ -158,7 +169,9 @@ def test_a_disk_that_fills_up_costs_one_warning_per_record(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     run = Monitor(tmp_path, 10, 0, tensorboard=True, out=out)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (140, limits[1]))  # bytes a file: six rows and a part, or three events
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (140, limits[1])
+        )  # bytes a file: six rows and a part, or three events
         for step in range(1, 10):
             run.scalars(step, {"x": 1.0})
             run.text(step, "y", "z")

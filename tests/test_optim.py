@@ -70,16 +70,22 @@ def test_schedules(name):
 
 
 def test_schedule_inside_jit_and_scaled_by_the_peak():
-    rate = optim.learning_rate_schedule(config.OptimizerConfig(learning_rate=3e-4, warmup_steps=WARMUP), STEPS)
+    rate = optim.learning_rate_schedule(
+        config.OptimizerConfig(learning_rate=3e-4, warmup_steps=WARMUP), STEPS
+    )
     traced = jax.jit(jax.vmap(rate))(jnp.arange(12))
     assert traced.dtype == jnp.float32
-    np.testing.assert_allclose(traced, [float(np.asarray(rate(step))) for step in range(12)], rtol=1e-6)
+    np.testing.assert_allclose(
+        traced, [float(np.asarray(rate(step))) for step in range(12)], rtol=1e-6
+    )
     assert float(np.asarray(rate(7))) == pytest.approx(3e-4 * 0.55)
 
 
 def test_warmup_from_zero_has_the_bits_of_its_formula():
     """Runs from before there was a start ratio resume to the same numbers. Not compiled, since XLA may round another order alike."""
-    rate = optim.learning_rate_schedule(config.OptimizerConfig(learning_rate=3e-4, warmup_steps=777), 5000)
+    rate = optim.learning_rate_schedule(
+        config.OptimizerConfig(learning_rate=3e-4, warmup_steps=777), 5000
+    )
     steps = jnp.arange(777, dtype=jnp.float32)
     np.testing.assert_array_equal(rate(steps), 3e-4 * (steps + 1) / 777)
 
@@ -114,9 +120,13 @@ KERNELS |= {f"blocks.mlp.{name}_kernel" for name in ("gate", "up", "down")} | {"
 TABLES = {"embedding.tokens", "embedding.positions"}
 NOT_DECAYED = {f"blocks.attention.{name}_bias" for name in ("query", "key", "value", "output")}
 NOT_DECAYED |= {f"blocks.mlp.{name}_bias" for name in ("gate", "up", "down")} | {"head.bias"}
-NOT_DECAYED |= {f"{name}.scale" for name in ("blocks.attention.query_norm", "blocks.attention.key_norm")}
 NOT_DECAYED |= {
-    f"{name}.{kind}" for name in ("embedding.norm", "blocks.attention_norm", "blocks.mlp_norm", "final_norm") for kind in ("scale", "bias")
+    f"{name}.scale" for name in ("blocks.attention.query_norm", "blocks.attention.key_norm")
+}
+NOT_DECAYED |= {
+    f"{name}.{kind}"
+    for name in ("embedding.norm", "blocks.attention_norm", "blocks.mlp_norm", "final_norm")
+    for kind in ("scale", "bias")
 }
 
 
@@ -133,7 +143,9 @@ def test_decay_mask_names_every_parameter():
 
 def test_decay_mask_of_other_words():
     assert decayed(()) == dict.fromkeys(KERNELS | TABLES | NOT_DECAYED, True)
-    assert decayed(("bias", "norm", "embedding")) == dict.fromkeys(KERNELS, True) | dict.fromkeys(TABLES | NOT_DECAYED, False)
+    assert decayed(("bias", "norm", "embedding")) == dict.fromkeys(KERNELS, True) | dict.fromkeys(
+        TABLES | NOT_DECAYED, False
+    )
 
 
 PARAMS = {
@@ -175,13 +187,18 @@ def updates(fields: dict, gradients: list) -> tuple[dict, dict]:
 def test_decay_is_decoupled_and_masked():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     params, _ = updates({"weight_decay": 0.5}, [zero, zero])
-    np.testing.assert_allclose(params["mlp"]["up_kernel"], PARAMS["mlp"]["up_kernel"] * 0.95**2, rtol=1e-6)
+    np.testing.assert_allclose(
+        params["mlp"]["up_kernel"], PARAMS["mlp"]["up_kernel"] * 0.95**2, rtol=1e-6
+    )
     np.testing.assert_array_equal(params["mlp"]["up_bias"], PARAMS["mlp"]["up_bias"])
 
 
 def test_adamw_formula():
     rng = np.random.default_rng(0)
-    gradients = [jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), PARAMS) for _ in range(4)]
+    gradients = [
+        jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), PARAMS)
+        for _ in range(4)
+    ]
     params, _ = updates({"weight_decay": 0.2, "gradient_clip": None, "epsilon": 0.01}, gradients)
     for name, decay in (("up_kernel", 0.2), ("up_bias", 0.0)):
         p, m, v = np.asarray(PARAMS["mlp"][name], np.float64), 0.0, 0.0
@@ -207,7 +224,10 @@ def test_clipping_is_by_the_global_norm(clip, size, expected):
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_state_has_the_same_tree_with_and_without_clipping(kind):
     trees = [
-        jax.tree.structure(optim.build_optimizer(settings(kind=kind, gradient_clip=clip), STEPS, AXES).init(PARAMS)) for clip in (None, 1.0)
+        jax.tree.structure(
+            optim.build_optimizer(settings(kind=kind, gradient_clip=clip), STEPS, AXES).init(PARAMS)
+        )
+        for clip in (None, 1.0)
     ]
     assert trees[0] == trees[1]
 
@@ -236,15 +256,23 @@ def matrices(path: str, stacked: np.ndarray) -> list[np.ndarray]:
         return [layer.reshape(160, 132) for layer in layers]
     if "output_kernel" in path:
         return [layer.reshape(132, 160) for layer in layers]
-    return [layer if layer.ndim == 2 and min(layer.shape) >= 128 else layer.ravel() for layer in layers]
+    return [
+        layer if layer.ndim == 2 and min(layer.shape) >= 128 else layer.ravel() for layer in layers
+    ]
 
 
 def draws(seed: int, sizes: dict[str, float]) -> dict[str, np.ndarray]:
     """Normal numbers of the tensors' shapes; every layer has its own size, so that one RMS for the stack would show."""
     random, found = np.random.default_rng(seed), {}
     for path, (shape, _) in TENSORS.items():
-        layer = np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1)) if TENSOR_AXES[path][0] == "layers" else 1.0
-        found[path] = (random.normal(size=shape) * sizes.get(path, 0.05) * layer**3).astype(np.float32)
+        layer = (
+            np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
+            if TENSOR_AXES[path][0] == "layers"
+            else 1.0
+        )
+        found[path] = (random.normal(size=shape) * sizes.get(path, 0.05) * layer**3).astype(
+            np.float32
+        )
     return found
 
 
@@ -264,7 +292,10 @@ def test_adafactor_beside_that_of_transformers():
     }
     optimizer = optim.build_optimizer(settings(**fields), steps, TENSOR_AXES)
     rate = optim.learning_rate_schedule(settings(**fields), steps)
-    peers = {path: [torch.nn.Parameter(torch.tensor(m)) for m in matrices(path, value)] for path, value in params.items()}
+    peers = {
+        path: [torch.nn.Parameter(torch.tensor(m)) for m in matrices(path, value)]
+        for path, value in params.items()
+    }
     peer = transformers.Adafactor(
         [p for many in peers.values() for p in many],
         lr=1.0,
@@ -280,7 +311,10 @@ def test_adafactor_beside_that_of_transformers():
     ours, state = params, optimizer.init(params)
     for number in range(steps):
         # From large to small: the updates are clipped at first. Columns of unequal size make the factors matter.
-        gradients = {path: g * np.linspace(0.1, 2, g.shape[-1], dtype=np.float32) for path, g in draws(1 + number, {}).items()}
+        gradients = {
+            path: g * np.linspace(0.1, 2, g.shape[-1], dtype=np.float32)
+            for path, g in draws(1 + number, {}).items()
+        }
         gradients = {path: g * np.float32(1.5**number) for path, g in gradients.items()}
         ours, state = step(gradients, state, ours)
         peer.param_groups[0]["lr"] = float(np.asarray(rate(number)))
@@ -290,7 +324,9 @@ def test_adafactor_beside_that_of_transformers():
         peer.step()
 
     for path, many in peers.items():
-        for mine, theirs, first in zip(matrices(path, np.asarray(ours[path])), many, matrices(path, params[path]), strict=True):
+        for mine, theirs, first in zip(
+            matrices(path, np.asarray(ours[path])), many, matrices(path, params[path]), strict=True
+        ):
             theirs = theirs.detach().numpy()
             # float32 in another order of summation: 7e-7 of the movement at worst here.
             error = np.linalg.norm(mine - theirs) / np.linalg.norm(theirs - first)
@@ -302,13 +338,17 @@ def test_decay_of_adafactor_is_decoupled_and_masked():
     optimizer = optim.build_optimizer(settings(kind="adafactor", weight_decay=0.5), STEPS, AXES)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     changes: Tree = jax.jit(lambda: optimizer.update(zero, optimizer.init(PARAMS), PARAMS)[0])()
-    np.testing.assert_allclose(changes["mlp"]["up_kernel"], -0.05 * PARAMS["mlp"]["up_kernel"], rtol=1e-6)
+    np.testing.assert_allclose(
+        changes["mlp"]["up_kernel"], -0.05 * PARAMS["mlp"]["up_kernel"], rtol=1e-6
+    )
     np.testing.assert_array_equal(changes["mlp"]["up_bias"], 0.0)
 
 
 def test_statistics_of_bfloat16_parameters_are_float32():
     params = {path: jnp.zeros(shape, jnp.bfloat16) for path, (shape, _) in TENSORS.items()}
-    shapes = jax.eval_shape(optim.build_optimizer(settings(kind="adafactor"), STEPS, TENSOR_AXES).init, params)
+    shapes = jax.eval_shape(
+        optim.build_optimizer(settings(kind="adafactor"), STEPS, TENSOR_AXES).init, params
+    )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32", "int32"}
 
 
@@ -318,12 +358,16 @@ def test_adafactor_holds_a_row_and_a_column_per_matrix():
     axes = {"up_kernel": ("layers", "embed", "mlp")}
 
     def held(kind: str) -> int:
-        shapes = jax.eval_shape(optim.build_optimizer(settings(kind=kind), STEPS, axes).init, params)
+        shapes = jax.eval_shape(
+            optim.build_optimizer(settings(kind=kind), STEPS, axes).init, params
+        )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     counters = 2 * 4
     assert held("adamw") == 4 * 2 * layers * width * hidden + counters
-    assert held("adafactor") == 4 * layers * (width + hidden + 1) + counters  # optax keeps one number in place of the full moment
+    assert (
+        held("adafactor") == 4 * layers * (width + hidden + 1) + counters
+    )  # optax keeps one number in place of the full moment
     assert held("adafactor") < 0.05 * held("adamw")
 
 
@@ -338,7 +382,9 @@ WIDE = replace(
         attention_bias=False,
         attention_output_bias=False,
     ),
-    optimizer=config.OptimizerConfig(kind="adafactor", learning_rate=0.01, warmup_steps=2, warmup_start_ratio=1.0),
+    optimizer=config.OptimizerConfig(
+        kind="adafactor", learning_rate=0.01, warmup_steps=2, warmup_start_ratio=1.0
+    ),
 )
 
 
@@ -356,14 +402,20 @@ def one_device():
     return two_steps(tiny.parts(1, WIDE, blocks="scanned"))
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "zero", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_adafactor_sharded_is_adafactor_on_one_device(one_device, zero):
     first, expected = one_device
     _, found = two_steps(tiny.parts(8, WIDE, zero=zero, tensor=2, blocks="scanned"))
     # float32 sums in another order: 2e-6 of the movement at worst here, 1e-6 of the statistics.
-    for start, mine, theirs in zip(*map(jax.tree.leaves, (first, found.params, expected.params)), strict=True):
+    for start, mine, theirs in zip(
+        *map(jax.tree.leaves, (first, found.params, expected.params)), strict=True
+    ):
         assert np.linalg.norm(mine - theirs) < 1e-5 * np.linalg.norm(theirs - start)
-    for mine, theirs in zip(jax.tree.leaves(found.optimizer), jax.tree.leaves(expected.optimizer), strict=True):
+    for mine, theirs in zip(
+        jax.tree.leaves(found.optimizer), jax.tree.leaves(expected.optimizer), strict=True
+    ):
         assert np.linalg.norm(mine - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
@@ -373,7 +425,10 @@ def places(settings: config.Config, moment: str) -> dict[str, P]:
     optimizer: Any = parts.optimizer
     where = state.state_shardings(parts.model, optimizer, parts.placement).optimizer
     leaves = jax.tree_util.tree_leaves_with_path(optax.tree.get(where, moment))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): sharding.spec for path, sharding in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): sharding.spec
+        for path, sharding in leaves
+    }
 
 
 def test_only_moments_of_their_parameters_shape_are_split():
@@ -388,4 +443,6 @@ def test_only_moments_of_their_parameters_shape_are_split():
     )
     assert (factored["embedding.tokens"], whole["embedding.tokens"]) == (P(), P("tensor", "fsdp"))
     assert factored["blocks.mlp.up_bias"] == P(None, "tensor")
-    assert factored["blocks.attention.key_kernel"] == P()  # whole, but a matrix: its heads are merged
+    assert (
+        factored["blocks.attention.key_kernel"] == P()
+    )  # whole, but a matrix: its heads are merged

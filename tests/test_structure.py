@@ -140,13 +140,19 @@ def imported(node):
 
 def imports(path):
     """(dotted name, line) of every import of a file, also inside functions."""
-    nodes = [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    nodes = [
+        node for node in ast.walk(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     return [(name, node.lineno) for node in nodes for name in imported(node)]
 
 
 def functions(path):
     """Every function of a file; one inside another counts for both."""
-    return [node for node in ast.walk(parsed(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [
+        node
+        for node in ast.walk(parsed(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
 
 
 def length(node):
@@ -188,7 +194,9 @@ def test_imports_go_down():
 def test_each_library_has_its_place():
     found = [(path, name, line) for path in sources() for name, line in imports(path)]
     wrong = [
-        f"{place(path)}:{line}: {name}" for path, name, line in found if room(path) not in ONLY_IN.get(name.partition(".")[0], {room(path)})
+        f"{place(path)}:{line}: {name}"
+        for path, name, line in found
+        if room(path) not in ONLY_IN.get(name.partition(".")[0], {room(path)})
     ]
     assert wrong == []
 
@@ -199,7 +207,10 @@ def test_no_code_is_made_or_loaded_from_data():
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 called = isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS
-                pickled = any(keyword.arg in ("allow_pickle", "trust_remote_code") for keyword in node.keywords)
+                pickled = any(
+                    keyword.arg in ("allow_pickle", "trust_remote_code")
+                    for keyword in node.keywords
+                )
                 wrong += [f"{place(path)}:{node.lineno}"] if called or pickled else []
     assert wrong == []
 
@@ -216,7 +227,11 @@ def at_import(node):
 def test_modules_that_come_before_jax_do_not_import_it():
     wrong = []
     for path in sources():
-        nodes = [node for node in at_import(parsed(path)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        nodes = [
+            node
+            for node in at_import(parsed(path))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
         names = [name.partition(".")[0] for node in nodes for name in imported(node)]
         if (room(path) in WITHOUT_JAX or LEVELS.get(room(path)) == 4) and {
             "jax",
@@ -243,24 +258,40 @@ from jax._src.xla_bridge import backends_are_initialized
 assert not backends_are_initialized()
 assert os.environ == before, set(os.environ.items()) ^ set(before.items())
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_files_and_functions_stay_short():
     files = sources() + sources(ROOT / "configs")
     long = [place(path) for path in files if len(path.read_text().splitlines()) > FILE_LINES]
-    long += [f"{place(path)}: {f.name}" for path in files for f in functions(path) if length(f) > FUNCTION_LINES]
+    long += [
+        f"{place(path)}: {f.name}"
+        for path in files
+        for f in functions(path)
+        if length(f) > FUNCTION_LINES
+    ]
     assert long == []
     lengths = sorted(length(f) for path in files for f in functions(path))
     assert lengths[len(lengths) // 2] <= MEDIAN_LINES
 
 
 def test_families_are_thin_files_over_layers_that_know_none():
-    families = [PACKAGE / "models" / f"{name}.py" for name in ("decoder", "encoder", "encoder_decoder")]
+    families = [
+        PACKAGE / "models" / f"{name}.py" for name in ("decoder", "encoder", "encoder_decoder")
+    ]
     assert [place(path) for path in families if len(path.read_text().splitlines()) > 120] == []
-    knowing = [path for path in sources() for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute) and node.attr == "family"]
-    assert {place(path) for path in knowing if room(path) in ("nn", "models")} <= {"jaxlm/models/__init__.py"}
+    knowing = [
+        path
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute) and node.attr == "family"
+    ]
+    assert {place(path) for path in knowing if room(path) in ("nn", "models")} <= {
+        "jaxlm/models/__init__.py"
+    }
 
 
 def test_every_module_says_what_it_is_for():
@@ -317,8 +348,14 @@ def test_the_readme_names_every_file():
     listed = list(tree_of((ROOT / "README.md").read_text()))
     assert [path for path in listed if not (ROOT / path).exists()] == []
     assert [path for path in listed if listed.count(path) > 1] == []
-    modules = {name for name in tracked() if name.startswith("jaxlm/") and name.endswith(".py") and not name.endswith("/__init__.py")}
-    assert {path for path in listed if path.startswith("jaxlm/") and path.endswith(".py")} == modules
+    modules = {
+        name
+        for name in tracked()
+        if name.startswith("jaxlm/") and name.endswith(".py") and not name.endswith("/__init__.py")
+    }
+    assert {
+        path for path in listed if path.startswith("jaxlm/") and path.endswith(".py")
+    } == modules
 
 
 def anchors(text):
@@ -328,7 +365,9 @@ def anchors(text):
         re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL),
         re.MULTILINE,
     )
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def broken_links(document):
@@ -347,7 +386,9 @@ def missing_names(document):
     text = document.read_text()
     named = re.findall(r"--config[ =]([\w./-]+\.\w+)", text)
     named += re.findall(r"(?<![\w/.])((?:configs|jaxlm|launch|tests)/[\w./-]+\.\w+)", text)
-    yield from (name for name in named if not name.startswith("runs/") and not (ROOT / name).exists())
+    yield from (
+        name for name in named if not name.startswith("runs/") and not (ROOT / name).exists()
+    )
     for module in re.findall(r"-m (jaxlm(?:\.\w+)+)", text):
         path = ROOT / module.replace(".", "/")
         if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():

@@ -50,7 +50,9 @@ class Facts(NamedTuple):
     config: config.Config
     parameters: int
     step: int
-    curves: dict[str, dict[int, float]]  # tag -> step -> value, in order of steps; finite values alone
+    curves: dict[
+        str, dict[int, float]
+    ]  # tag -> step -> value, in order of steps; finite values alone
     starts: tuple[Start, ...]
     data: Mapping[str, Any]  # training.json's
     store: str  # hash
@@ -103,7 +105,10 @@ class Facts(NamedTuple):
         entries = self.data.get("splits", {}).get("train", [])
         entries = entries if len(entries) == len(found) else [{}] * len(found)
         parts = zip(found, mixture.slots.tolist(), counts, entries, strict=True)
-        return [described(source, slots / PERIOD, samples, entry, self.objective) for source, slots, samples, entry in parts]
+        return [
+            described(source, slots / PERIOD, samples, entry, self.objective)
+            for source, slots, samples, entry in parts
+        ]
 
     @property
     def held(self) -> Held | None:
@@ -111,8 +116,12 @@ class Facts(NamedTuple):
         found = self.data.get("validation")
         if not found or not found.get("bytes"):
             return None
-        packed = {name: found.get(key) for name, key in (("gzip -9", "gzip_bytes"), ("xz -9", "xz_bytes"))}
-        documents = [entry.get("documents") for entry in self.data.get("splits", {}).get("validation", [])]
+        packed = {
+            name: found.get(key) for name, key in (("gzip -9", "gzip_bytes"), ("xz -9", "xz_bytes"))
+        }
+        documents = [
+            entry.get("documents") for entry in self.data.get("splits", {}).get("validation", [])
+        ]
         whole = sum(documents) if documents and None not in documents else None
         return Held(
             whole,
@@ -129,11 +138,19 @@ class Facts(NamedTuple):
     @property
     def best(self) -> int | None:
         """The step of the lowest eval/loss."""
-        return min(self.evaluated, key=self.curves["eval/loss"].__getitem__, default=None) if self.evaluated else None
+        return (
+            min(self.evaluated, key=self.curves["eval/loss"].__getitem__, default=None)
+            if self.evaluated
+            else None
+        )
 
     def scores(self, step: int) -> dict[str, float]:
         """tag -> value of the evaluation at a step."""
-        return {tag: values[step] for tag, values in self.curves.items() if tag.startswith("eval/") and step in values}
+        return {
+            tag: values[step]
+            for tag, values in self.curves.items()
+            if tag.startswith("eval/") and step in values
+        }
 
     def median(self, tag: str) -> float | None:
         return statistics.median(self.curves[tag].values()) if self.curves.get(tag) else None
@@ -155,7 +172,9 @@ def gather(
     store = (saved.get("store") or {}).get("hash") or ""
     curves = read_metrics(run_directory / "metrics.jsonl")
     starts = tuple(record.starts(document))
-    newest = max([0, *(start.step for start in starts), *(at for values in curves.values() for at in values)])
+    newest = max(
+        [0, *(start.step for start in starts), *(at for values in curves.values() for at in values)]
+    )
     last = newest if step is None else step
     return Facts(
         name=run_directory.absolute().name,
@@ -163,7 +182,11 @@ def gather(
         config=settings,
         parameters=parameters,
         step=last,
-        curves={tag: kept for tag, values in curves.items() if (kept := {at: values[at] for at in sorted(values) if at <= last})},
+        curves={
+            tag: kept
+            for tag, values in curves.items()
+            if (kept := {at: values[at] for at in sorted(values) if at <= last})
+        },
         starts=tuple(start for start in starts if start.first_step < last),
         data=counted(document.get("data")) or counted(stored(settings, store)),
         store=store,
@@ -185,7 +208,13 @@ def saved_config(run_directory: Path) -> dict[str, Any]:
 def stored(settings: config.Config, store: str) -> Any:
     """The manifest of the store itself, for a run that recorded none; None if the store is gone."""
     try:
-        return json.loads((Path(settings.data.store).expanduser() / store / "manifest.json").read_text()) if store else None
+        return (
+            json.loads(
+                (Path(settings.data.store).expanduser() / store / "manifest.json").read_text()
+            )
+            if store
+            else None
+        )
     except (OSError, ValueError):
         return None
 
@@ -222,7 +251,12 @@ def parsed(line: bytes) -> dict[str, Any]:
 
 def finite(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for tag, value in row.items():
-        if tag != "step" and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if (
+            tag != "step"
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        ):
             yield tag, value
 
 
@@ -244,7 +278,10 @@ def sizes(settings: config.Config) -> Objective:
 def samples_of_sources(mixture: Mixture, samples: int) -> list[int]:
     """How many of the first `samples` came from each source, exactly."""
     periods, slot = divmod(samples, PERIOD)
-    return [periods * int(slots) + int(before) for slots, before in zip(mixture.slots, mixture.before[slot], strict=True)]
+    return [
+        periods * int(slots) + int(before)
+        for slots, before in zip(mixture.slots, mixture.before[slot], strict=True)
+    ]
 
 
 def described(
@@ -255,7 +292,9 @@ def described(
     objective: Objective,
 ) -> SourceFacts:
     documents, pairs, tokens = entry.get("documents"), entry.get("pairs"), entry.get("tokens")
-    read, whole = (samples, pairs) if source.format == "pairs" else (samples * objective.stride, tokens)
+    read, whole = (
+        (samples, pairs) if source.format == "pairs" else (samples * objective.stride, tokens)
+    )
     seen = read / whole if whole else None
     return SourceFacts(
         source.name,

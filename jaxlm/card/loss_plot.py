@@ -17,11 +17,15 @@ UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def loss_curves(train: Points, validation: Points, unit: str) -> str:
     """The SVG of (place, loss) pairs with places above 0, in order; `unit` names the places. "" where there are no points."""
-    train, validation = ([(x, y) for x, y in points if x > 0 and math.isfinite(y)] for points in (train, validation))
+    train, validation = (
+        [(x, y) for x, y in points if x > 0 and math.isfinite(y)] for points in (train, validation)
+    )
     if not train and not validation:
         return ""
     longest = max(x for x, _ in [*train, *validation])
-    train, validation = ([(x, y) for x, y in points if x >= SHOWN * longest] for points in (train, validation))
+    train, validation = (
+        [(x, y) for x, y in points if x >= SHOWN * longest] for points in (train, validation)
+    )
     across, up = bounds(train, validation)
     curve = [place(point, across, up) for point in thinned(train, across)]
     dots = [place(point, across, up) for point in validation]
@@ -36,7 +40,9 @@ def loss_curves(train: Points, validation: Points, unit: str) -> str:
         *line("train", curve, TRAIN, 1.5, 0 if len(curve) > 1 else 4),
         *line("validation", dots, VALIDATION, 2, 3.5 if len(dots) <= 60 else 0),
         *(text(x, y - 10, f"{validation[-1][1]:.4g}", "end") for x, y in dots[-1:]),
-        *legend([("training", TRAIN)] * bool(train) + [("validation", VALIDATION)] * bool(validation)),
+        *legend(
+            [("training", TRAIN)] * bool(train) + [("validation", VALIDATION)] * bool(validation)
+        ),
     ]
     label = "Loss over " + unit
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img"'
@@ -71,7 +77,10 @@ def thinned(points: Points, across: tuple[float, float]) -> Points:
     bins: dict[int, list[tuple[float, float]]] = {}
     for x, y in points:
         bins.setdefault(int(horizontal(x, across) / BIN_PIXELS), []).append((x, y))
-    return [(sum(x for x, _ in found) / len(found), sum(y for _, y in found) / len(found)) for found in bins.values()]
+    return [
+        (sum(x for x, _ in found) / len(found), sum(y for _, y in found) / len(found))
+        for found in bins.values()
+    ]
 
 
 def horizontal(x: float, across: tuple[float, float]) -> float:
@@ -83,7 +92,9 @@ def vertical(y: float, up: tuple[float, float]) -> float:
     return HEIGHT - BOTTOM - (y - up[0]) / (up[1] - up[0]) * (HEIGHT - TOP - BOTTOM)
 
 
-def place(point: tuple[float, float], across: tuple[float, float], up: tuple[float, float]) -> tuple[float, float]:
+def place(
+    point: tuple[float, float], across: tuple[float, float], up: tuple[float, float]
+) -> tuple[float, float]:
     # A spike far above the picture stays a number that every viewer can draw.
     return horizontal(point[0], across), max(vertical(point[1], up), -HEIGHT)
 
@@ -92,8 +103,14 @@ def line(name: str, points: Points, colour: str, width: float, radius: float) ->
     if not points:
         return []
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>']
-    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"/>' for x, y in points if radius]
+    parts = [
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>'
+    ]
+    parts += [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"/>'
+        for x, y in points
+        if radius
+    ]
     return [f'<g id="{name}" clip-path="url(#inside)">', *parts, "</g>"]
 
 
@@ -137,7 +154,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within; with their doubles and halves where there would be few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
+        found = [
+            factor * 10.0**power
+            for power in powers
+            for factor in factors
+            if low <= factor * 10.0**power <= high
+        ]
         if len(found) >= 5:
             return found
     return found if len(found) > 1 else [low, high]
@@ -145,4 +167,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def short(value: float) -> str:
     """41000 -> '41k'."""
-    return next((f"{value / size:.4g}{unit}" for size, unit in UNITS if value >= size), f"{value:.4g}")
+    return next(
+        (f"{value / size:.4g}{unit}" for size, unit in UNITS if value >= size), f"{value:.4g}"
+    )

@@ -6,14 +6,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
-BARE = re.compile(r"[\w ,./%=-]*")  # read as it is in the middle of a line, underscores within words included
+BARE = re.compile(
+    r"[\w ,./%=-]*"
+)  # read as it is in the middle of a line, underscores within words included
 SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"))
 PETAFLOP_DAYS = 10**15 * 86_400  # FLOPs of a petaFLOP/s-day
 
 
 def one_line(value: Any) -> str:
     """Without control characters, and with single spaces."""
-    text = "".join(" " if unicodedata.category(character)[0] in "CZ" else character for character in str(value))
+    text = "".join(
+        " " if unicodedata.category(character)[0] in "CZ" else character for character in str(value)
+    )
     return " ".join(text.split())
 
 
@@ -49,7 +53,9 @@ def count(value: int | None) -> str:
 
 def about(value: int) -> str:
     """124439808 -> '124 million'."""
-    return next((f"{value / size:.3g} {word}" for size, word in SCALES if value >= size), f"{value:,}")
+    return next(
+        (f"{value / size:.3g} {word}" for size, word in SCALES if value >= size), f"{value:,}"
+    )
 
 
 def number(value: float, digits: int = 4) -> str:

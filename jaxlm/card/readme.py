@@ -47,7 +47,9 @@ def write(directory: Path, facts: Facts) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"{earlier}: can't be read: {error}") from error
     body = REGEX_YAML_BLOCK.sub("", old, count=1)
-    whole = ModelCard(f"---\n{merged(read_metadata(earlier, old), metadata(facts)).to_yaml()}\n---\n{renewed(body, facts)}")
+    whole = ModelCard(
+        f"---\n{merged(read_metadata(earlier, old), metadata(facts)).to_yaml()}\n---\n{renewed(body, facts)}"
+    )
     curves = loss_curves(facts)
     if curves:
         record.replace(directory / PICTURE, curves)
@@ -90,7 +92,8 @@ def loss_curves(facts: Facts) -> str:
     if not facts.trained:
         return ""
     train, validation = (
-        [(facts.tokens(step), loss) for step, loss in facts.curves.get(tag, {}).items()] for tag in ("train/loss", "eval/loss")
+        [(facts.tokens(step), loss) for step, loss in facts.curves.get(tag, {}).items()]
+        for tag in ("train/loss", "eval/loss")
     )
     return loss_plot.loss_curves(train, validation, "tokens")
 
@@ -105,7 +108,12 @@ def metadata(facts: Facts) -> ModelCardData:
         library_name=facts.library,
         pipeline_tag=TASKS[facts.config.model.family],
         tags=["jaxlm", "jax", "pretraining", *([facts.exported] if facts.exported else [])],
-        metrics=[kind for kind in ("perplexity", "accuracy") if kind in {result.metric_type for result in results}] or None,
+        metrics=[
+            kind
+            for kind in ("perplexity", "accuracy")
+            if kind in {result.metric_type for result in results}
+        ]
+        or None,
         **names,
     )
 
@@ -147,14 +155,20 @@ def read_metadata(path: Path | None, text: str) -> ModelCardData:
         found = yaml.safe_load(block[2])
         return ModelCardData(**(found or {}))
     except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: the metadata between the lines --- can't be read: {one_line(error)}") from error
+        raise UserError(
+            f"{path}: the metadata between the lines --- can't be read: {one_line(error)}"
+        ) from error
 
 
 def merged(old: ModelCardData, new: ModelCardData) -> ModelCardData:
     """What authors set, and what is generated where they set nothing; their own evaluations beside ours."""
     ours = new.eval_results or []
     mine = {(result.dataset_type, result.dataset_name, result.dataset_split) for result in ours}
-    theirs = [r for r in old.eval_results or [] if (r.dataset_type, r.dataset_name, r.dataset_split) not in mine]
+    theirs = [
+        r
+        for r in old.eval_results or []
+        if (r.dataset_type, r.dataset_name, r.dataset_split) not in mine
+    ]
     fields = {
         **new.__dict__,
         **{key: value for key, value in old.__dict__.items() if value is not None},

@@ -33,14 +33,22 @@ class Start(NamedTuple):
 def start(first_step: int, devices: Sequence[Any], processes: int) -> Start:
     """A start that has just begun on these jax devices."""
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Start(began, first_step, first_step, 0.0, len(devices), devices[0].device_kind, processes)
+    return Start(
+        began, first_step, first_step, 0.0, len(devices), devices[0].device_kind, processes
+    )
 
 
-def record(run_directory: Path, start: Start, step: int, seconds: float, manifest: Mapping[str, Any]) -> None:
+def record(
+    run_directory: Path, start: Start, step: int, seconds: float, manifest: Mapping[str, Any]
+) -> None:
     """Notes that `start` has come to `step` after `seconds`, on the data of the store's `manifest`. UserError if it can't be written."""
     document = read(run_directory)
     now = start._replace(step=step, seconds=round(seconds, 3))
-    earlier = [entry for entry in starts(document) if (entry.began, entry.first_step) != (start.began, start.first_step)]
+    earlier = [
+        entry
+        for entry in starts(document)
+        if (entry.began, entry.first_step) != (start.began, start.first_step)
+    ]
     document |= {"starts": [entry._asdict() for entry in (*earlier, now)], "data": digest(manifest)}
     replace(run_directory / FILE, json.dumps(document, indent=1) + "\n")
 
@@ -64,18 +72,27 @@ def read(run_directory: Path) -> dict[str, Any]:
 def starts(document: Mapping[str, Any]) -> list[Start]:
     """The sound entries, in order."""
     found = document.get("starts")
-    return [Start(**entry) for entry in (found if isinstance(found, list) else []) if is_start(entry)]
+    return [
+        Start(**entry) for entry in (found if isinstance(found, list) else []) if is_start(entry)
+    ]
 
 
 def is_start(entry: Any) -> bool:
     kinds = Start.__annotations__
-    return isinstance(entry, dict) and entry.keys() == kinds.keys() and all(isinstance(entry[name], kinds[name]) for name in kinds)
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == kinds.keys()
+        and all(isinstance(entry[name], kinds[name]) for name in kinds)
+    )
 
 
 def digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The counts of a store's manifest, without its files."""
     kept = ("source", "documents", "pairs", "tokens", "bytes")
-    splits = {split: [{key: entry[key] for key in kept if key in entry} for entry in of] for split, of in manifest["splits"].items()}
+    splits = {
+        split: [{key: entry[key] for key in kept if key in entry} for entry in of]
+        for split, of in manifest["splits"].items()
+    }
     return {
         "splits": splits,
         "validation": dict(manifest["validation"]),

@@ -49,12 +49,18 @@ SCORES = {  # tag -> (name, digits)
     "eval/unigram_entropy": ("unigram entropy of the targets, nats", 5),
     "eval/targets": ("targets", 7),
 }
-NOT_TRAINED = "No training is on record here: the directory holds the weights and their shape alone."
+NOT_TRAINED = (
+    "No training is on record here: the directory holds the weights and their shape alone."
+)
 
 
 def summary(facts: Facts) -> str:
     model = facts.config.model
-    shape = f", of the shape of {similar_models.similar_models(model)}" if similar_models.similar_models(model) else ""
+    shape = (
+        f", of the shape of {similar_models.similar_models(model)}"
+        if similar_models.similar_models(model)
+        else ""
+    )
     found = f"A transformer {FAMILIES[model.family]} of {about(facts.parameters)} parameters{shape}"
     if not facts.trained:
         return f"{found}. {NOT_TRAINED}"
@@ -63,16 +69,26 @@ def summary(facts: Facts) -> str:
         origin = f"Its first weights were imported from another model ({plain(facts.imported)}), whose training is not counted here"
         return f"{text} {origin}: see that model's card."
     tuned = facts.config.objective.kind == "pairs"
-    return text if tuned else f"{text} It is a pretrained model: it was not tuned to follow instructions or to be safe."
+    return (
+        text
+        if tuned
+        else f"{text} It is a pretrained model: it was not tuned to follow instructions or to be safe."
+    )
 
 
 def description(facts: Facts) -> str:
     model = facts.config.model
-    objective = [f"- **Objective:** {OBJECTIVES[facts.config.objective.kind]}"] if facts.trained else []
+    objective = (
+        [f"- **Objective:** {OBJECTIVES[facts.config.objective.kind]}"] if facts.trained else []
+    )
     return "\n".join(
         [
             f"- **Model type:** {FAMILIES[model.family]}"
-            + (f", like {similar_models.similar_models(model)}" if similar_models.similar_models(model) else ""),
+            + (
+                f", like {similar_models.similar_models(model)}"
+                if similar_models.similar_models(model)
+                else ""
+            ),
             *objective,
         ]
     )
@@ -80,7 +96,11 @@ def description(facts: Facts) -> str:
 
 def architecture(facts: Facts) -> str:
     model = facts.config.model
-    stacks = {"encoder": model.encoder, "decoder": model} if model.family == "encoder_decoder" else {"": model}
+    stacks = (
+        {"encoder": model.encoder, "decoder": model}
+        if model.family == "encoder_decoder"
+        else {"": model}
+    )
     sizes = [
         ("layers", [stack.layers for stack in stacks.values()]),
         ("attention heads", [stack.heads for stack in stacks.values()]),
@@ -103,14 +123,22 @@ def architecture(facts: Facts) -> str:
         ("head", "the token embedding" if model.tied_head else "of its own"),
     ]
     rows = [(name, count(value)) for name, value in both if value is not None]
-    rows += [(f"{name} ({where})" if where else name, count(n)) for name, values in sizes for where, n in zip(stacks, values, strict=True)]
+    rows += [
+        (f"{name} ({where})" if where else name, count(n))
+        for name, values in sizes
+        for where, n in zip(stacks, values, strict=True)
+    ]
     return properties([*rows, *words])
 
 
 def tokenizer(facts: Facts) -> str:
     settings, objective = facts.config.tokenizer, facts.config.objective
     ids = facts.data.get("tokenizer", {}).get("size")
-    needed = {name: getattr(settings, name) for name in ("end_of_text", "begin_of_text") if getattr(settings, name)}
+    needed = {
+        name: getattr(settings, name)
+        for name in ("end_of_text", "begin_of_text")
+        if getattr(settings, name)
+    }
     needed |= {name: getattr(settings, name) for name in ("pad", "mask") if name in objective.needs}
     special = [f"{role.replace('_', ' ')} {plain(name)}" for role, name in needed.items()]
     if "sentinels" in objective.needs:
@@ -120,7 +148,10 @@ def tokenizer(facts: Facts) -> str:
         ("ids", count(ids) if ids else None),
         ("special tokens", ", ".join(special)),
     ]
-    return properties(rows) + "\n\nIn text that is read, the names of special tokens are text like any other."
+    return (
+        properties(rows)
+        + "\n\nIn text that is read, the names of special tokens are text like any other."
+    )
 
 
 def data(facts: Facts) -> str:
@@ -138,7 +169,9 @@ def data(facts: Facts) -> str:
         "tokens of it read",
         "times seen",
     )
-    rows = [row(source, facts.objective.stride if unit == "documents" else None) for source in found]
+    rows = [
+        row(source, facts.objective.stride if unit == "documents" else None) for source in found
+    ]
     if facts.held:
         rows.append(
             (
@@ -185,7 +218,10 @@ def batches(facts: Facts) -> str:
     training, per = facts.config.training, facts.objective.tokens
     ramp = [(start, size) for start, size in training.batch_schedule if start < facts.step]
     shown = f"{training.batch_size:,} sequences, {training.batch_size * per:,} tokens"
-    return shown + "".join(f"; from step {start:,} on {size:,} sequences, {size * per:,} tokens" for start, size in ramp)
+    return shown + "".join(
+        f"; from step {start:,} on {size:,} sequences, {size * per:,} tokens"
+        for start, size in ramp
+    )
 
 
 def rate(facts: Facts) -> str:
@@ -199,7 +235,9 @@ def rate(facts: Facts) -> str:
     }
     warmup = min(of.warmup_steps, steps)
     start = f" from {of.warmup_start_ratio:g} of the peak" if of.warmup_start_ratio else ""
-    return decay.get(of.schedule, of.schedule.replace("_", " ")) + (f"; linear warmup over {warmup:,} steps{start}" if warmup else "")
+    return decay.get(of.schedule, of.schedule.replace("_", " ")) + (
+        f"; linear warmup over {warmup:,} steps{start}" if warmup else ""
+    )
 
 
 def hyperparameters(facts: Facts) -> str:
@@ -209,7 +247,11 @@ def hyperparameters(facts: Facts) -> str:
     of, training, mesh = settings.optimizer, settings.training, settings.parallel
     adam = f"AdamW, beta1 {of.beta1:g}, beta2 {of.beta2:g}, epsilon {of.epsilon:g}"
     regime = PRECISIONS[settings.precision.compute]
-    split = [f"{name} {getattr(mesh, name)}" for name in ("data", "fsdp", "tensor") if getattr(mesh, name) not in (1, -1)]
+    split = [
+        f"{name} {getattr(mesh, name)}"
+        for name in ("data", "fsdp", "tensor")
+        if getattr(mesh, name) not in (1, -1)
+    ]
     rest = next(
         (f"{name}: the rest" for name in ("data", "fsdp", "tensor") if getattr(mesh, name) == -1),
         None,
@@ -286,7 +328,10 @@ def results(facts: Facts) -> str:
     rows = [
         (
             SCORES[tag][0],
-            *(number(scores[tag], SCORES[tag][1]) if tag in scores else "" for scores in columns.values()),
+            *(
+                number(scores[tag], SCORES[tag][1]) if tag in scores else ""
+                for scores in columns.values()
+            ),
         )
         for tag in found
     ]
@@ -307,9 +352,7 @@ def curves(facts: Facts) -> str:
 def testing(facts: Facts) -> str:
     held = facts.held
     amount = f": {held.tokens:,} tokens, {held.bytes:,} bytes" if held else ""
-    return (
-        f"The validation split that was held out of the training data{amount}. It comes from the same sources, the same windows each time."
-    )
+    return f"The validation split that was held out of the training data{amount}. It comes from the same sources, the same windows each time."
 
 
 def software(facts: Facts) -> str:

@@ -55,7 +55,9 @@ PUBLISHED = (
             "gated": False,
         },
     ),
-    SimilarModel("ModernBERT", "encoder", {"positions": "rotary", "norm_placement": "pre", "gated": True}),
+    SimilarModel(
+        "ModernBERT", "encoder", {"positions": "rotary", "norm_placement": "pre", "gated": True}
+    ),
     SimilarModel(
         "RoBERTa",
         "encoder",
@@ -66,7 +68,9 @@ PUBLISHED = (
         "encoder",
         {"positions": "learned", "norm_placement": "post", "position_offset": 0, "gated": False},
     ),
-    SimilarModel("T5 v1.1", "encoder_decoder", {"positions": "relative", "norm": "rmsnorm", "gated": True}),
+    SimilarModel(
+        "T5 v1.1", "encoder_decoder", {"positions": "relative", "norm": "rmsnorm", "gated": True}
+    ),
     SimilarModel(
         "T5",
         "encoder_decoder",
@@ -103,14 +107,22 @@ def similar_models(model: ModelConfig) -> str:
     """The published model of this shape; "" if none is near."""
     fits = (kin for kin in PUBLISHED if kin.family == model.family)
     return next(
-        (kin.name for kin in fits if all(getattr(model, key) == value for key, value in kin.same.items())),
+        (
+            kin.name
+            for kin in fits
+            if all(getattr(model, key) == value for key, value in kin.same.items())
+        ),
         "",
     )
 
 
 def positions(model: ModelConfig) -> str:
     if model.positions == "rotary":
-        scaling = "" if model.rotary_scaling == "none" else f", {model.rotary_scaling} scaling by {model.rotary_scaling_factor:g}"
+        scaling = (
+            ""
+            if model.rotary_scaling == "none"
+            else f", {model.rotary_scaling} scaling by {model.rotary_scaling_factor:g}"
+        )
         share = "" if model.rotary_share == 1 else f", {model.rotary_share:.0%} of each head"
         return f"rotary, theta {model.rotary_theta:,.0f}{share}{scaling}"
     if model.positions == "relative":
@@ -130,4 +142,8 @@ def attention(model: ModelConfig) -> str:
     if model.sliding_window is None:
         return "full"
     reach = f"sliding window of {model.sliding_window:,}"
-    return f"{reach}; layers in turn: {', '.join(model.attention_pattern)}" if model.attention_pattern else reach
+    return (
+        f"{reach}; layers in turn: {', '.join(model.attention_pattern)}"
+        if model.attention_pattern
+        else reach
+    )

@@ -56,7 +56,9 @@ def exported(facts: Facts) -> str:
         )
     else:
         options = ", max_new_tokens=50" if family == "decoder" else ""
-        text = PIPELINE.format(task=TASKS[family], where=WHERE, prompt=python_prompt(facts.config), options=options)
+        text = PIPELINE.format(
+            task=TASKS[family], where=WHERE, prompt=python_prompt(facts.config), options=options
+        )
     return "Install `transformers` and `torch`, then:\n\n" + code(text, "python")
 
 
@@ -84,7 +86,9 @@ def trained(facts: Facts) -> str:
         f"python -m jaxlm.convert export {where} {shlex.quote(one_line(facts.name) + '-hf')}    # for transformers",
     ]
     if facts.trained:
-        lines.append(f"python -m jaxlm.train --config {where}/config.json training.steps={steps}    # goes on training")
+        lines.append(
+            f"python -m jaxlm.train --config {where}/config.json training.steps={steps}    # goes on training"
+        )
     return code("\n".join(lines), "sh")
 
 
@@ -99,14 +103,23 @@ def edits(settings: config.Config) -> list[str]:
     found, default = config.to_dict(settings), config.to_dict(config.Config())
     usual = config.to_dict(config.Config())["data"]["sources"][0] | {"format": "auto"}
     for source in found["data"]["sources"]:
-        for key in [key for key, value in source.items() if key == "path" or (key != "name" and value == usual[key])]:
+        for key in [
+            key
+            for key, value in source.items()
+            if key == "path" or (key != "name" and value == usual[key])
+        ]:
             del source[key]
-    shown = ((key, value if isinstance(value, str) else json.dumps(value)) for key, value in differing(found, default, ""))
+    shown = (
+        (key, value if isinstance(value, str) else json.dumps(value))
+        for key, value in differing(found, default, "")
+    )
     return [one_line(f"{key}={value}") for key, value in shown if not private(key)]
 
 
 def private(key: str) -> bool:
-    return key.endswith(".path") or any(key == hidden or key.startswith(hidden + ".") for hidden in PRIVATE)
+    return key.endswith(".path") or any(
+        key == hidden or key.startswith(hidden + ".") for hidden in PRIVATE
+    )
 
 
 def differing(found: Any, default: Any, path: str) -> Iterator[tuple[str, Any]]:

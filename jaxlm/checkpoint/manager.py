@@ -42,7 +42,9 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(preservation_policy=self),
             )
         except OSError as error:
-            raise UserError(f"{self.directory}: can't keep checkpoints here: {error.strerror or error}") from error
+            raise UserError(
+                f"{self.directory}: can't keep checkpoints here: {error.strerror or error}"
+            ) from error
         self._losses = {step: self._read_loss(step) for step in self.steps()}
 
     def save(self, step: int, state: Tree, metrics: dict[str, float] | None = None) -> None:
@@ -56,7 +58,9 @@ class Checkpoints:
         if step in self.steps():
             return
         if self.steps() and step < self.steps()[-1]:
-            raise UserError(f"{self.directory}: step {step} can't follow step {self.steps()[-1]}, which was not restored")
+            raise UserError(
+                f"{self.directory}: step {step} can't follow step {self.steps()[-1]}, which was not restored"
+            )
         scores = {tag: float(value) for tag, value in (metrics or {}).items()}
         self._losses[step] = scores.get(RANKED_BY, math.inf)
         items = {STATE: ocp.args.StandardSave(state), METRICS: ocp.args.JsonSave(scores)}
@@ -170,15 +174,26 @@ class Checkpoints:
     def _check_step(self, step: int) -> None:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise NoCheckpointError(f"{self.directory}: no checkpoint of step {step} (there are: {known})")
+            raise NoCheckpointError(
+                f"{self.directory}: no checkpoint of step {step} (there are: {known})"
+            )
 
     def _refuse_another(self, step: int, wanted: dict[str, str], only: str = "") -> None:
         """UserError if the saved arrays, of those whose paths begin with `only`, have other names, shapes or dtypes: Orbax would
         cast them in silence."""
-        found = {path: leaf for path, leaf in leaves(self._saved_tree(step)).items() if path.startswith(only)}
-        differing = [path for path in sorted({*found, *wanted}) if found.get(path) != wanted.get(path)]
+        found = {
+            path: leaf
+            for path, leaf in leaves(self._saved_tree(step)).items()
+            if path.startswith(only)
+        }
+        differing = [
+            path for path in sorted({*found, *wanted}) if found.get(path) != wanted.get(path)
+        ]
         if differing:
-            shown = "; ".join(f"{path}: {found.get(path, 'absent')} -> {wanted.get(path, 'absent')}" for path in differing[:SHOWN])
+            shown = "; ".join(
+                f"{path}: {found.get(path, 'absent')} -> {wanted.get(path, 'absent')}"
+                for path in differing[:SHOWN]
+            )
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
             raise UserError(f"{self.directory / str(step)} holds another state: {shown}{more}")
 
@@ -195,7 +210,9 @@ class Checkpoints:
             raise self._failed("can't remove an old checkpoint", error, UserError) from error
         self._abandoned.clear()
 
-    def _failed(self, what: str, error: Exception, kind: type[UserError], step: int | None = None) -> UserError:
+    def _failed(
+        self, what: str, error: Exception, kind: type[UserError], step: int | None = None
+    ) -> UserError:
         where = self.directory if step is None else self.directory / str(step)
         return kind(f"{where}: {what}: {reason(error)}")
 
@@ -213,4 +230,7 @@ def reason(error: BaseException) -> str:
 def leaves(tree: Tree) -> dict[str, str]:
     """'params/blocks/query' -> 'float32 [12, 768]' of every array, whatever containers the tree is made of."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}" for path, leaf in paths}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        for path, leaf in paths
+    }

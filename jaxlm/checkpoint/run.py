@@ -31,7 +31,9 @@ FREE_AT_START = (
 )
 
 
-def write_run_config(run_directory: Path, config: Config, store_hash: str | None, versions: dict[str, str]) -> None:
+def write_run_config(
+    run_directory: Path, config: Config, store_hash: str | None, versions: dict[str, str]
+) -> None:
     """Writes config.json: the config's sections, the hash of the token store (None: no data yet) and library versions. Replaces it
     atomically."""
     document = {**to_dict(config), "store": {"hash": store_hash}, "versions": versions}
@@ -43,7 +45,9 @@ def write_run_config(run_directory: Path, config: Config, store_hash: str | None
             os.fsync(file.fileno())
         partial.replace(run_directory / FILE)
     except OSError as error:
-        raise UserError(f"run_directory: can't write {run_directory / FILE}: {error.strerror}") from error
+        raise UserError(
+            f"run_directory: can't write {run_directory / FILE}: {error.strerror}"
+        ) from error
 
 
 def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
@@ -55,7 +59,9 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
     except OSError as error:
         raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
     except (KeyError, TypeError) as error:
-        raise ConfigError(str(path), "has no store.hash: it is not the config.json of a run") from error
+        raise ConfigError(
+            str(path), "has no store.hash: it is not the config.json of a run"
+        ) from error
 
 
 def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Config, list[str]]:
@@ -89,7 +95,9 @@ def check_store(run_directory: Path, config: Config, store_hash: str) -> None:
 def refuse(run_directory: Path, changes: list[str]) -> None:
     if changes:
         fresh = fresh_name(run_directory)
-        raise UserError(f"{run_directory} holds a run that differs in {'; '.join(changes)}: for a new run set run_directory={fresh}")
+        raise UserError(
+            f"{run_directory} holds a run that differs in {'; '.join(changes)}: for a new run set run_directory={fresh}"
+        )
 
 
 def schedule(config: Config) -> BatchSchedule:
@@ -97,7 +105,9 @@ def schedule(config: Config) -> BatchSchedule:
 
 
 def with_schedule(config: Config, schedule: BatchSchedule) -> Config:
-    training = dataclasses.replace(config.training, batch_size=schedule.batch_size, batch_schedule=schedule.changes)
+    training = dataclasses.replace(
+        config.training, batch_size=schedule.batch_size, batch_schedule=schedule.changes
+    )
     return dataclasses.replace(config, training=training)
 
 
@@ -108,7 +118,11 @@ def is_path(key: str) -> bool:
 
 def is_fixed(key: str, step: int) -> bool:
     fixed, free = (FIXED, FREE) if step else (FIXED_AT_START, FREE_AT_START)
-    return key not in free and not is_path(key) and any(key == name or key.startswith(name + ".") for name in fixed)
+    return (
+        key not in free
+        and not is_path(key)
+        and any(key == name or key.startswith(name + ".") for name in fixed)
+    )
 
 
 def differences(old: dict, new: dict) -> dict[str, str]:
@@ -127,7 +141,11 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
         items = enumerate(value)
     else:
         return {path: value}
-    return {key: leaf for name, item in items for key, leaf in flat(item, f"{path}.{name}" if path else str(name)).items()}
+    return {
+        key: leaf
+        for name, item in items
+        for key, leaf in flat(item, f"{path}.{name}" if path else str(name)).items()
+    }
 
 
 def shown(value: Any) -> str:

@@ -33,7 +33,9 @@ Share = Annotated[float, Bounds(low=0.0, high=1.0)]
 ShareBelowOne = Annotated[float, Bounds(low=0.0, high=1.0, below=True)]
 Rate = Annotated[float, Bounds(low=0.0)]
 PositiveFloat = Annotated[float, Bounds(low=0.0, above=True)]
-Filled = Annotated[str, Bounds(low=1)]  # an empty path would mean the current folder, as after --data "$UNSET"
+Filled = Annotated[
+    str, Bounds(low=1)
+]  # an empty path would mean the current folder, as after --data "$UNSET"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -61,16 +63,23 @@ def section(path: str) -> Callable[[type[T]], type[T]]:
         def checked_init(self, /, *args, **values):
             known = annotations(made)
             if args:
-                raise ConfigError(path, f"takes {made.__name__}(key=value, ...), not positional values")
+                raise ConfigError(
+                    path, f"takes {made.__name__}(key=value, ...), not positional values"
+                )
             for name in values:
                 if name not in known:
                     raise ConfigError(join(path, name), f"unknown key{suggestion(name, known)}")
-            missing = [f.name for f in dataclasses.fields(made) if f.name not in values and no_default(f)]  # type: ignore[arg-type]
+            missing = [
+                f.name for f in dataclasses.fields(made) if f.name not in values and no_default(f)
+            ]  # type: ignore[arg-type]
             if missing:
                 raise ConfigError(join(path, missing[0]), "is required")
             plain_init(
                 self,
-                **{name: check(value, known[name], join(path, name)) for name, value in values.items()},
+                **{
+                    name: check(value, known[name], join(path, name))
+                    for name, value in values.items()
+                },
             )
 
         made.__init__ = checked_init  # type: ignore[method-assign]
@@ -151,7 +160,11 @@ def brief(value: Any) -> str:
 def check_choice(value: Any, choices: tuple, path: str) -> Any:
     # 1 == True and 0 == False in Python: compare types too.
     if not any(value == choice and type(value) is type(choice) for choice in choices):
-        near = suggestion(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        near = (
+            suggestion(value, [c for c in choices if isinstance(c, str)])
+            if isinstance(value, str)
+            else ""
+        )
         raise ConfigError(path, f"must be {either(choices)}, got {brief(value)}{near}")
     return value
 
@@ -163,7 +176,10 @@ def check_tuple(value: Any, parts: tuple, path: str) -> tuple:
         return tuple(check(item, parts[0], join(path, str(i))) for i, item in enumerate(value))
     if len(value) != len(parts):
         raise ConfigError(path, f"must have {len(parts)} values, got {brief(value)}")
-    return tuple(check(item, part, join(path, str(i))) for i, (item, part) in enumerate(zip(value, parts, strict=True)))
+    return tuple(
+        check(item, part, join(path, str(i)))
+        for i, (item, part) in enumerate(zip(value, parts, strict=True))
+    )
 
 
 def check_bounds(value: float, bounds: Bounds, path: str) -> None:

@@ -51,8 +51,12 @@ def check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except FileNotFoundError as error:
-        beside = [str(file) for suffix in ("py", "json") for file in path.parent.glob(f"*.{suffix}")]
-        raise ConfigError(str(path), "no such config file" + suggestion(str(path), beside)) from error
+        beside = [
+            str(file) for suffix in ("py", "json") for file in path.parent.glob(f"*.{suffix}")
+        ]
+        raise ConfigError(
+            str(path), "no such config file" + suggestion(str(path), beside)
+        ) from error
     except OSError as error:
         raise ConfigError(str(path), str(error.strerror)) from error
 
@@ -73,7 +77,9 @@ def from_python(path: Path) -> Config:
     if config is None:
         raise ConfigError(str(path), "defines no `config`; write: config = Config(...)")
     if not isinstance(config, Config):
-        raise ConfigError(str(path), f"`config` must be a jaxlm.config.Config, got {type(config).__name__}")
+        raise ConfigError(
+            str(path), f"`config` must be a jaxlm.config.Config, got {type(config).__name__}"
+        )
     return config
 
 
@@ -83,9 +89,15 @@ def where(path: Path, error: BaseException) -> tuple[str, str]:
     if isinstance(error, SyntaxError):
         places, text = [(error.filename or path, error.lineno)], f"syntax error: {error.msg}"
     else:
-        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        places = [
+            (frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+        ]
         text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    own = [f"{path.parent / Path(file).name}:{line}" for file, line in places if line and Path(file).parent == folder]
+    own = [
+        f"{path.parent / Path(file).name}:{line}"
+        for file, line in places
+        if line and Path(file).parent == folder
+    ]
     return own[-1] if own else str(path), " ".join(text.split())
 
 
@@ -105,7 +117,11 @@ def importable(folder: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
-        fresh = {name for name in set(sys.modules) - before if "." not in name and lies_in(folder, sys.modules[name])}
+        fresh = {
+            name
+            for name in set(sys.modules) - before
+            if "." not in name and lies_in(folder, sys.modules[name])
+        }
         for name in set(sys.modules) - before:
             if name.partition(".")[0] in fresh:
                 del sys.modules[name]
@@ -122,7 +138,9 @@ def from_json(path: Path) -> Config:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}", f"is not JSON: {error.msg} at column {error.colno}") from error
+        raise ConfigError(
+            f"{path}:{error.lineno}", f"is not JSON: {error.msg} at column {error.colno}"
+        ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(str(path), f"is not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -141,9 +159,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 def build(cls: type[T], values: Any, path: str) -> T:
     """A section from plain data (nested dicts and lists)."""
     if not isinstance(values, dict):
-        raise ConfigError(path, f"must be an object with the keys of {cls.__name__}, got {brief(values)}")
+        raise ConfigError(
+            path, f"must be an object with the keys of {cls.__name__}, got {brief(values)}"
+        )
     known = annotations(cls)
-    return cls(**{name: nested(known.get(name), value, join(path, name)) for name, value in values.items()})
+    return cls(
+        **{name: nested(known.get(name), value, join(path, name)) for name, value in values.items()}
+    )
 
 
 def nested(annotation: Any, value: Any, path: str) -> Any:
@@ -151,8 +173,15 @@ def nested(annotation: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return build(typing.cast(type, annotation), value, path)
     parts = typing.get_args(annotation)
-    if typing.get_origin(annotation) is tuple and dataclasses.is_dataclass(parts[0]) and isinstance(value, (list, tuple)):
-        return tuple(numbered(typing.cast(type, parts[0]), item, path, number) for number, item in enumerate(value))
+    if (
+        typing.get_origin(annotation) is tuple
+        and dataclasses.is_dataclass(parts[0])
+        and isinstance(value, (list, tuple))
+    ):
+        return tuple(
+            numbered(typing.cast(type, parts[0]), item, path, number)
+            for number, item in enumerate(value)
+        )
     return value
 
 
@@ -179,7 +208,9 @@ def edited(config: Config, edits: Sequence[str]) -> Config:
     except ConfigError as error:
         # What contradicts an edit may be any key.
         edited_itself = error.path in (edit.partition("=")[0] for edit in edits)
-        raise ConfigError(error.path, error.reason + ("" if edited_itself else f" (with {' '.join(edits)})")) from error
+        raise ConfigError(
+            error.path, error.reason + ("" if edited_itself else f" (with {' '.join(edits)})")
+        ) from error
 
 
 def apply(document: dict, key: str, text: str) -> None:
@@ -191,7 +222,9 @@ def apply(document: dict, key: str, text: str) -> None:
     if dataclasses.is_dataclass(annotation):
         known = annotations(typing.cast(type, annotation))
         if last not in known:
-            raise ConfigError(key, f"unknown key{near_keys(key, [join(path, name) for name in known])}")
+            raise ConfigError(
+                key, f"unknown key{near_keys(key, [join(path, name) for name in known])}"
+            )
         place[last] = parse(text, known[last], key)
     else:
         raise ConfigError(key, f"{path} is a value, not a section")
@@ -213,7 +246,11 @@ def step_into(annotation: Any, place: Any, part: str, path: str) -> tuple[Any, A
 def near_keys(key: str, beside: Sequence[str] = ()) -> str:
     """' (did you mean X?)': the keys that end alike (steps: training.steps), else the nearest spelling; `beside` are more keys."""
     alike = [known for known in all_keys() if known.endswith("." + key.rpartition(".")[2])]
-    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else suggestion(key, [*beside, *all_keys()])
+    return (
+        f" (did you mean {' or '.join(map(repr, alike))}?)"
+        if alike
+        else suggestion(key, [*beside, *all_keys()])
+    )
 
 
 def all_keys(cls: Any = Config, path: str = "") -> list[str]:
@@ -242,7 +279,9 @@ def parse(text: str, annotation: Any, path: str) -> Any:
         return text if inner is str else json.loads(text)
     except (ValueError, KeyError) as error:
         language = "" if inner in (int, float, bool) else " in JSON"
-        raise ConfigError(path, f"must be {describe(annotation)}{language}, got {text!r}") from error
+        raise ConfigError(
+            path, f"must be {describe(annotation)}{language}, got {text!r}"
+        ) from error
 
 
 def number(text: str, kind: type) -> int | float:

@@ -23,7 +23,9 @@ class ModelConfig:
     """The network's shape. Everything here changes the parameters or the function that they compute."""
 
     family: Family = "decoder"
-    vocabulary_size: Positive = 50257  # logical size; the table is padded to a multiple of 128 in memory
+    vocabulary_size: Positive = (
+        50257  # logical size; the table is padded to a multiple of 128 in memory
+    )
     layers: Positive = 12  # these four hold for both stacks of an encoder-decoder ...
     heads: Positive = 12
     kv_heads: Positive | None = None  # None: as many as heads; 1: multi-query attention
@@ -34,34 +36,52 @@ class ModelConfig:
     encoder_mlp_width: Positive | None = None
     width: Positive = 768
     head_width: Positive | None = None  # None: width / heads
-    context_length: Positive = 1024  # positions that the model is built for; rows of a learned position table
+    context_length: Positive = (
+        1024  # positions that the model is built for; rows of a learned position table
+    )
 
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: PositiveFloat = 1e-5
-    norm_placement: Literal["pre", "post", "both"] = "pre"  # before the sublayer, after it and the residual, or before and right after it
+    norm_placement: Literal["pre", "post", "both"] = (
+        "pre"  # before the sublayer, after it and the residual, or before and right after it
+    )
     norm_offset: bool = False  # norms multiply by 1 + scale (Gemma)
     first_norm: bool = True  # the norm before the first layer's attention (ModernBERT does without)
-    residual: Literal["serial", "parallel", "normed"] = "serial"  # parallel: attention and MLP read the same (GPT-NeoX); normed: the ...
+    residual: Literal["serial", "parallel", "normed"] = (
+        "serial"  # parallel: attention and MLP read the same (GPT-NeoX); normed: the ...
+    )
     # ... residual connection begins behind the norm (an option of BLOOM)
     embedding_norm: bool = False  # a norm right after the embeddings (BERT, BART, BLOOM)
-    embedding_width: Positive | None = None  # of the token table, with a projection from and to `width` (OPT 350M). None: width
+    embedding_width: Positive | None = (
+        None  # of the token table, with a projection from and to `width` (OPT 350M). None: width
+    )
     embedding_scaling: bool = False  # token embeddings times sqrt(width) (the original Transformer)
     shared_embedding: bool = True  # encoder-decoders: one token table for both stacks
     token_types: Count = 0  # encoders: rows of a table of segment types (BERT 2, RoBERTa 1)
 
     positions: Literal["learned", "sinusoidal", "rotary", "alibi", "relative", "none"] = "learned"
-    position_offset: Count = 0  # learned: rows before that of the first position (RoBERTa and BART 2)
+    position_offset: Count = (
+        0  # learned: rows before that of the first position (RoBERTa and BART 2)
+    )
     relative_buckets: Positive = 32  # relative: T5's buckets of distances, one bias each per head
     relative_max_distance: Positive = 128  # relative: from there on all distances share a bucket
     rotary_theta: PositiveFloat = 10000.0
-    rotary_theta_sliding: PositiveFloat | None = None  # of layers with a sliding window (ModernBERT). None: rotary_theta
-    rotary_share: Share = 1.0  # of a head's channels, the first ones, that are rotated (GPT-NeoX 0.25)
+    rotary_theta_sliding: PositiveFloat | None = (
+        None  # of layers with a sliding window (ModernBERT). None: rotary_theta
+    )
+    rotary_share: Share = (
+        1.0  # of a head's channels, the first ones, that are rotated (GPT-NeoX 0.25)
+    )
     rotary_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     rotary_scaling_factor: PositiveFloat = 1.0
-    rotary_low_frequency_factor: PositiveFloat = 1.0  # llama3, yarn: turns within the original length, up to which channels are divided ...
+    rotary_low_frequency_factor: PositiveFloat = (
+        1.0  # llama3, yarn: turns within the original length, up to which channels are divided ...
+    )
     rotary_high_frequency_factor: PositiveFloat = 4.0  # ... and from which on they are kept
     rotary_original_length: Positive = 8192  # llama3, yarn: the context length before scaling
-    rotary_attention_factor: PositiveFloat | None = None  # yarn: of cosines and sines. None: 0.1 ln(factor) + 1
+    rotary_attention_factor: PositiveFloat | None = (
+        None  # yarn: of cosines and sines. None: 0.1 ln(factor) + 1
+    )
 
     activation: Activation = "gelu_tanh"
     gated: bool = False  # act(gate(x)) * up(x): SwiGLU, GEGLU, ...
@@ -77,17 +97,27 @@ class ModelConfig:
     head_scaling: bool = False  # features times width ** -0.5 before the head (T5 1.0)
 
     query_key_norm: bool = False  # RMSNorm over each head of q and k
-    attention_scale: PositiveFloat | None = None  # of the scores; None: head width ** -0.5. T5 has 1
+    attention_scale: PositiveFloat | None = (
+        None  # of the scores; None: head width ** -0.5. T5 has 1
+    )
     attention_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap)
     logit_softcap: PositiveFloat | None = None
-    sliding_window: Positive | None = None  # a query sees the tokens less than that away: itself and window - 1 before it (and after it)
-    attention_pattern: tuple[Literal["full", "sliding"], ...] = ()  # of the layers in turn, over and over; (): all as sliding_window says
+    sliding_window: Positive | None = (
+        None  # a query sees the tokens less than that away: itself and window - 1 before it (and after it)
+    )
+    attention_pattern: tuple[
+        Literal["full", "sliding"], ...
+    ] = ()  # of the layers in turn, over and over; (): all as sliding_window says
     tied_head: bool = True  # the head is the token embedding, transposed
 
     dropout: ShareBelowOne = 0.0  # on the embeddings and on each sublayer's output
-    attention_dropout: ShareBelowOne = 0.0  # on the attention weights; keeps cuDNN attention from being used
+    attention_dropout: ShareBelowOne = (
+        0.0  # on the attention weights; keeps cuDNN attention from being used
+    )
 
-    initializer: Literal["gpt2", "normal", "fan_in", "t5"] = "gpt2"  # jaxlm/nn/initializers.py has the table
+    initializer: Literal["gpt2", "normal", "fan_in", "t5"] = (
+        "gpt2"  # jaxlm/nn/initializers.py has the table
+    )
     initializer_std: PositiveFloat = 0.02  # gpt2 and normal
 
     @property
@@ -165,11 +195,15 @@ class ModelConfig:
             )
         if self.rotary_high_frequency_factor <= self.rotary_low_frequency_factor:
             refuse("rotary_high_frequency_factor", "must be above rotary_low_frequency_factor")
-        if self.positions == "relative" and (self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2):
+        if self.positions == "relative" and (
+            self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2
+        ):
             reason = f"needs a multiple of 4 and relative_max_distance ({self.relative_max_distance}) above its half"
             refuse("relative_buckets", f"{self.relative_buckets}: {reason}")
         if self.position_offset and self.positions != "learned":
-            refuse("position_offset", f"is only used with positions='learned', got {self.positions!r}")
+            refuse(
+                "position_offset", f"is only used with positions='learned', got {self.positions!r}"
+            )
         self.check_variants(refuse)
 
     def check_variants(self, refuse: Callable[[str, str], None]):
@@ -183,7 +217,9 @@ class ModelConfig:
             refuse("first_norm", f"false needs norm_placement='pre', got {self.norm_placement!r}")
         if "sliding" in self.attention_pattern and self.sliding_window is None:
             refuse("attention_pattern", "has 'sliding' layers, which need sliding_window")
-        if self.rotary_theta_sliding is not None and (self.positions != "rotary" or "sliding" not in self.attention_pattern):
+        if self.rotary_theta_sliding is not None and (
+            self.positions != "rotary" or "sliding" not in self.attention_pattern
+        ):
             refuse(
                 "rotary_theta_sliding",
                 "needs positions='rotary' and an attention_pattern with 'sliding' layers",
@@ -201,7 +237,9 @@ class ModelConfig:
                 if getattr(self, name) is not None:
                     refuse(name, f"is only used with family='encoder_decoder', got {self.family!r}")
             if not self.shared_embedding:
-                refuse("shared_embedding", f"false needs family='encoder_decoder', got {self.family!r}")
+                refuse(
+                    "shared_embedding", f"false needs family='encoder_decoder', got {self.family!r}"
+                )
         else:
             heads = self.encoder_heads or self.heads
             if self.head_width is None and self.width % heads:

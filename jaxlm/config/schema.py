@@ -53,14 +53,22 @@ class ObjectiveConfig:
     """
 
     kind: ObjectiveKind = "causal"
-    noise_share: Share | None = None  # masked, span, infilling: of the tokens. None: 0.15, infilling 0.3
+    noise_share: Share | None = (
+        None  # masked, span, infilling: of the tokens. None: 0.15, infilling 0.3
+    )
     mask_share: Share = 0.8  # masked: of the chosen tokens, hidden behind the mask token ...
     random_share: Share = 0.1  # ... and replaced by any other; the rest stay as they are
     whole_words: bool = False  # masked: all tokens of a word or none
-    mean_span: PositiveFloat = 3.0  # span: tokens of a span on average; infilling: the mean of its Poisson distribution
+    mean_span: PositiveFloat = (
+        3.0  # span: tokens of a span on average; infilling: the mean of its Poisson distribution
+    )
     shuffle_sentences: bool = True  # infilling
-    target_length: Positive | None = None  # pairs: tokens of a target at most; None: data.sequence_length
-    decoder_start: Literal["pad", "end_of_text"] | None = None  # first input of the decoder. None: pad (T5); infilling end_of_text (BART)
+    target_length: Positive | None = (
+        None  # pairs: tokens of a target at most; None: data.sequence_length
+    )
+    decoder_start: Literal["pad", "end_of_text"] | None = (
+        None  # first input of the decoder. None: pad (T5); infilling end_of_text (BART)
+    )
 
     @property
     def noise(self) -> float:
@@ -103,15 +111,21 @@ class TokenizerConfig:
     path: Filled | None = None  # kind "file"
     vocabulary_size: Positive | None = None  # kind "bpe"; None: model.vocabulary_size
     end_of_text: Filled = "<|endoftext|>"  # the token that ends every document
-    begin_of_text: Filled | None = None  # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
+    begin_of_text: Filled | None = (
+        None  # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
+    )
     pad: Filled = "<pad>"  # where the objective needs it
     mask: Filled = "<mask>"  # where the objective needs it
     sentinels: Positive = 100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
-    training_megabytes: PositiveFloat = 256.0  # kind "bpe": at most this much of the training text is read
+    training_megabytes: PositiveFloat = (
+        256.0  # kind "bpe": at most this much of the training text is read
+    )
 
     def special_count(self, needs: tuple[str, ...]) -> int:
         """How many special tokens beside the end of text a tokenizer made here has, for an objective that `needs` these."""
-        return sum(self.sentinels if need == "sentinels" else 1 for need in needs) + (self.begin_of_text is not None)
+        return sum(self.sentinels if need == "sentinels" else 1 for need in needs) + (
+            self.begin_of_text is not None
+        )
 
     def __post_init__(self):
         refuse = refuser("tokenizer")
@@ -122,7 +136,9 @@ class TokenizerConfig:
         if self.mask in (self.end_of_text, self.begin_of_text, self.pad):
             refuse("mask", f"{self.mask!r} is another special token too")
         if self.vocabulary_size is not None and self.kind != "bpe":
-            refuse("vocabulary_size", f"is only used with tokenizer.kind='bpe', got kind={self.kind!r}")
+            refuse(
+                "vocabulary_size", f"is only used with tokenizer.kind='bpe', got kind={self.kind!r}"
+            )
 
 
 @section("data.sources")
@@ -139,7 +155,11 @@ class SourceConfig:
 
     def __post_init__(self):
         if (self.path is None) != (self.format == "python_stdlib"):
-            wants = f"needs a path (format {self.format!r})" if self.path is None else f"takes no path (format {self.format!r})"
+            wants = (
+                f"needs a path (format {self.format!r})"
+                if self.path is None
+                else f"takes no path (format {self.format!r})"
+            )
             raise ConfigError("data.sources.path", f"source {self.name!r} {wants}")
 
 
@@ -153,8 +173,14 @@ class ValidationConfig:
 
     def __post_init__(self):
         if (self.method == "source") != (self.path is not None):
-            reason = "needs the path of the validation files" if self.path is None else "does not read a path"
-            raise ConfigError("data.validation.path", f"data.validation.method={self.method!r} {reason}")
+            reason = (
+                "needs the path of the validation files"
+                if self.path is None
+                else "does not read a path"
+            )
+            raise ConfigError(
+                "data.validation.path", f"data.validation.method={self.method!r} {reason}"
+            )
         if self.method != "source" and not 0 < self.share < 1:
             raise ConfigError("data.validation.share", f"must be between 0 and 1, got {self.share}")
 
@@ -163,7 +189,9 @@ class ValidationConfig:
 class DataConfig:
     """Where the text comes from and how it becomes samples."""
 
-    sources: tuple[SourceConfig, ...] = (SourceConfig(name="python_stdlib", format="python_stdlib"),)
+    sources: tuple[SourceConfig, ...] = (
+        SourceConfig(name="python_stdlib", format="python_stdlib"),
+    )
     sequence_length: Positive = 1024  # tokens per sample
     store: Filled = "stores"  # folder of the tokenised corpora, shared by runs
     validation: ValidationConfig = ValidationConfig()
@@ -182,11 +210,15 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235) with global-norm clipping and a learning-rate schedule."""
 
-    kind: Literal["adamw", "adafactor"] = "adamw"  # adafactor: rates are relative to each tensor's size; no beta1, beta2, epsilon
+    kind: Literal["adamw", "adafactor"] = (
+        "adamw"  # adafactor: rates are relative to each tensor's size; no beta1, beta2, epsilon
+    )
     learning_rate: PositiveFloat = 3e-4  # the peak
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: Count = 100
-    warmup_start_ratio: Share = 0.0  # of the peak, where the warmup begins; 1: constant until it ends (T5)
+    warmup_start_ratio: Share = (
+        0.0  # of the peak, where the warmup begins; 1: constant until it ends (T5)
+    )
     decay_steps: Positive | None = None  # step at which cosine and linear end; None: training.steps
     decay_share: Share = 0.2  # wsd: last share of the steps, over which the rate falls linearly
     final_learning_rate_ratio: Share = 0.1  # of the peak, where the decay ends
@@ -218,12 +250,18 @@ class OptimizerConfig:
 class ParallelConfig:
     """The mesh and what is spread over it. One of data, fsdp, tensor may be -1: the devices that the others leave."""
 
-    zero: Literal[0, 1, 2, 3] = 0  # sharded over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters
+    zero: Literal[0, 1, 2, 3] = (
+        0  # sharded over fsdp: 1 optimizer state, 2 and gradients, 3 and parameters
+    )
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    blocks: Literal["auto", "unrolled", "scanned"] = "auto"  # auto: scanned under ZeRO-3 on several devices
-    remat: Literal["none", "dots", "weights", "full"] = "none"  # what the backward pass computes again
+    blocks: Literal["auto", "unrolled", "scanned"] = (
+        "auto"  # auto: scanned under ZeRO-3 on several devices
+    )
+    remat: Literal["none", "dots", "weights", "full"] = (
+        "none"  # what the backward pass computes again
+    )
 
     def __post_init__(self):
         for name in ("data", "fsdp", "tensor"):
@@ -242,7 +280,9 @@ class PrecisionConfig:
 
     compute: Dtype = "bfloat16"  # activations and matrix products
     params: Literal["float32", "bfloat16"] = "float32"  # master weights and optimizer state
-    gradients: Literal["float32", "bfloat16"] = "float32"  # as reduced over devices; accumulated in float32
+    gradients: Literal["float32", "bfloat16"] = (
+        "float32"  # as reduced over devices; accumulated in float32
+    )
 
 
 @section("training")
@@ -251,10 +291,16 @@ class TrainingConfig:
 
     steps: Positive = 1000
     batch_size: Positive = 32  # sequences per optimizer step, over all devices and microbatches
-    batch_schedule: tuple[tuple[Positive, Positive], ...] = ()  # (from step, sequences): the batch size changes there
-    microbatches: Positive = 1  # gradient accumulation: parts of the batch that are computed one after another
+    batch_schedule: tuple[
+        tuple[Positive, Positive], ...
+    ] = ()  # (from step, sequences): the batch size changes there
+    microbatches: Positive = (
+        1  # gradient accumulation: parts of the batch that are computed one after another
+    )
     z_loss: Rate = 0.0  # weight of the mean squared log-sum-exp (PaLM, arXiv 2204.02311: 1e-4)
-    loss_tile: Positive | None = None  # positions of each sequence per tile of logits; None: by size
+    loss_tile: Positive | None = (
+        None  # positions of each sequence per tile of logits; None: by size
+    )
 
     def __post_init__(self):
         steps = [step for step, _ in self.batch_schedule]
@@ -304,23 +350,43 @@ class RuntimeConfig:
     """Process and platform; nothing here changes the maths."""
 
     platform: Literal["cpu", "cuda"] | None = None  # None: what jax finds
-    devices: Positive | None = None  # of each process: emulated CPU devices; on GPUs: how many to use. None: all
-    attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cuDNN's flash kernel where it supports the case
+    devices: Positive | None = (
+        None  # of each process: emulated CPU devices; on GPUs: how many to use. None: all
+    )
+    attention: Literal["auto", "xla", "cudnn"] = (
+        "auto"  # auto: cuDNN's flash kernel where it supports the case
+    )
     deterministic: bool = False  # GPU: the same bits each time, slower; CPU is deterministic anyway
     compilation_cache: Filled | None = None  # folder of compiled programs; None: none kept
-    processes: Positive | None = None  # of the run; None: as SLURM, Open MPI or Kubernetes say, else 1
+    processes: Positive | None = (
+        None  # of the run; None: as SLURM, Open MPI or Kubernetes say, else 1
+    )
     process: Count | None = None  # which of them this one is, from 0; None: as they say
-    coordinator: Filled | None = None  # HOST:PORT where process 0 waits for the others; None: as they say
-    coordinator_bind: Filled | None = None  # address on which it listens; None: that of the coordinator's host
+    coordinator: Filled | None = (
+        None  # HOST:PORT where process 0 waits for the others; None: as they say
+    )
+    coordinator_bind: Filled | None = (
+        None  # address on which it listens; None: that of the coordinator's host
+    )
     initialization_timeout_seconds: Positive = 300  # within which all processes must have come
-    preparation_timeout_seconds: Positive = 3600  # how long the others wait until process 0 has prepared the data
+    preparation_timeout_seconds: Positive = (
+        3600  # how long the others wait until process 0 has prepared the data
+    )
     heartbeat_timeout_seconds: Positive = 100  # a process that was silent for so long is lost
 
     def __post_init__(self):
         refuse = refuser("runtime")
-        if self.process is not None and self.processes is not None and self.process >= self.processes:
-            refuse("process", f"must be below runtime.processes ({self.processes}), got {self.process}")
-        if self.coordinator is not None and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]/]+):\d{1,5}", self.coordinator):
+        if (
+            self.process is not None
+            and self.processes is not None
+            and self.process >= self.processes
+        ):
+            refuse(
+                "process", f"must be below runtime.processes ({self.processes}), got {self.process}"
+            )
+        if self.coordinator is not None and not re.fullmatch(
+            r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]/]+):\d{1,5}", self.coordinator
+        ):
             refuse("coordinator", f"must be HOST:PORT, got {self.coordinator!r}")
 
 
@@ -362,19 +428,25 @@ class Config:
                 else " and the end of text"
             )
             reason = f"{self.tokenizer_vocabulary_size} is below the {smallest} ids of the 256 bytes{special}"
-            raise ConfigError(f"{key}.vocabulary_size", f"{reason} (tokenizer.kind={self.tokenizer.kind!r})")
+            raise ConfigError(
+                f"{key}.vocabulary_size", f"{reason} (tokenizer.kind={self.tokenizer.kind!r})"
+            )
         if self.tokenizer_vocabulary_size > model.vocabulary_size:
             reason = f"{self.tokenizer_vocabulary_size} exceeds model.vocabulary_size ({model.vocabulary_size})"
             raise ConfigError("tokenizer.vocabulary_size", reason)
         self.check_objective()
         if self.runtime.attention == "cudnn" and self.precision.compute == "float32":
-            raise ConfigError("runtime.attention", "'cudnn' needs precision.compute='bfloat16' or 'float16'")
+            raise ConfigError(
+                "runtime.attention", "'cudnn' needs precision.compute='bfloat16' or 'float16'"
+            )
 
     def check_objective(self):
         """Family, objective and the format of the sources go together."""
         kind, family = self.objective.kind, TRAINED_BY[self.objective.kind]
         if family != self.model.family:
-            fitting = ", ".join(repr(name) for name, of in TRAINED_BY.items() if of == self.model.family)
+            fitting = ", ".join(
+                repr(name) for name, of in TRAINED_BY.items() if of == self.model.family
+            )
             raise ConfigError(
                 "objective.kind",
                 f"{kind!r} trains model.family={family!r}, got {self.model.family!r} (it takes {fitting})",
@@ -389,6 +461,10 @@ class Config:
                 "'tail' would cut pairs in two; 'hash' and 'source' keep them whole",
             )
         length = self.objective.target_length
-        if self.model.positions == "learned" and length is not None and length > self.model.context_length:
+        if (
+            self.model.positions == "learned"
+            and length is not None
+            and length > self.model.context_length
+        ):
             reason = f"{length} exceeds model.context_length ({self.model.context_length}), the rows of the learned position table"
             raise ConfigError("objective.target_length", reason)

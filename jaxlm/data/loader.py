@@ -32,7 +32,11 @@ class Share:
         return self.whole.rows(index, *self.rows_of(self.whole.size(index)))
 
 
-def batches(stream: Batches, first_step: int, last_step: int, threads: int, buffer: int) -> Iterator[Batch]:
+def batches(
+    stream: Batches, first_step: int, last_step: int, threads: int, buffer: int
+) -> Iterator[Batch]:
     """`stream[first_step]`, ..., `stream[last_step - 1]`, at most `buffer` of them ahead, made by `threads` threads."""
     steps = grain.MapDataset.source(stream)[first_step:last_step]
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
+    return iter(
+        steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
+    )

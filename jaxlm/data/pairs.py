@@ -59,7 +59,9 @@ def read_offsets(path: Path, count: int, tokens: int) -> np.ndarray:
     try:
         offsets = np.fromfile(path, "<i8")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; delete the folder {path.parent} to have it built again") from error
+        raise UserError(
+            f"{path}: {error.strerror}; delete the folder {path.parent} to have it built again"
+        ) from error
     if len(offsets) != count or offsets[-1] != tokens:
         raise UserError(f"{path}: damaged; delete the folder {path.parent} to have it built again")
     return offsets

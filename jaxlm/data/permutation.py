@@ -16,7 +16,9 @@ ROUNDS = 6
 
 def permute(index: np.ndarray, size: int, seed: int, source: int, epoch: np.ndarray) -> np.ndarray:
     """Images of `index` (int64 [n], values in [0, size)) under the permutation of each `epoch` (int64 [n]); int64 [n]."""
-    keys = counter_rng.random_bits(seed, epoch[:, None], counter_rng.SHUFFLE + source, np.arange(ROUNDS))
+    keys = counter_rng.random_bits(
+        seed, epoch[:, None], counter_rng.SHUFFLE + source, np.arange(ROUNDS)
+    )
     image = feistel(index.astype(np.uint64), size, keys)
     while (outside := image >= size).any():
         image[outside] = feistel(image[outside], size, keys[outside])

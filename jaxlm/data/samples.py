@@ -27,7 +27,9 @@ def window_count(array: Samples, objective: Objective) -> int:
     return (array.places(objective) - 1) // objective.stride + 1
 
 
-def read(arrays: Sequence[Samples], which: np.ndarray, starts: np.ndarray, objective: Objective) -> np.ndarray:
+def read(
+    arrays: Sequence[Samples], which: np.ndarray, starts: np.ndarray, objective: Objective
+) -> np.ndarray:
     """int32 [n, window]: row i is the sample of `arrays[which[i]]` that begins at `starts[i]`."""
     rows = np.empty((len(starts), objective.window), np.int32)
     for source in np.unique(which):

@@ -11,7 +11,9 @@ class BatchSchedule(NamedTuple):
 
     def size(self, step: int) -> int:
         """Sequences in the global batch of `step`."""
-        return next((size for start, size in reversed(self.changes) if start <= step), self.batch_size)
+        return next(
+            (size for start, size in reversed(self.changes) if start <= step), self.batch_size
+        )
 
     def first_sample(self, step: int) -> int:
         """S(step): the samples of all steps before it. Exact at any size (Python integers)."""

@@ -71,7 +71,9 @@ class TokenArray:
             if not count:
                 begin = self.ends[shard - 1] if shard else 0
                 if offset < (self.ends[shard] - begin) * itemsize:
-                    raise UserError(f"{self.paths[shard]}: ends at byte {offset:,}, before its last token")
+                    raise UserError(
+                        f"{self.paths[shard]}: ends at byte {offset:,}, before its last token"
+                    )
                 shard, offset = shard + 1, 0
 
 
@@ -80,11 +82,15 @@ def open_shard(path: Path, size: int) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; delete the folder {path.parent} to have it built again") from error
+        raise UserError(
+            f"{path}: {error.strerror}; delete the folder {path.parent} to have it built again"
+        ) from error
     found = os.fstat(descriptor).st_size
     if found != size:
         os.close(descriptor)
-        raise UserError(f"{path}: has {found:,} bytes instead of {size:,}; delete the folder {path.parent} to have it built again")
+        raise UserError(
+            f"{path}: has {found:,} bytes instead of {size:,}; delete the folder {path.parent} to have it built again"
+        )
     return descriptor
 
 

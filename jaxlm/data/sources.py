@@ -48,14 +48,18 @@ class Document(NamedTuple):
 def files(source: config.SourceConfig, key: str = "data.sources") -> list[Path]:
     """The files of a source, sorted. Folders give every file below them that is not hidden. `ConfigError` at `key` if there are none."""
     if source.path is None:
-        return [path for path in walk(stdlib_folder(), excluded_from_stdlib) if path.suffix == ".py"]
+        return [
+            path for path in walk(stdlib_folder(), excluded_from_stdlib) if path.suffix == ".py"
+        ]
     path = Path(source.path).expanduser()
     if path.is_dir():
         found = walk(path)
     elif path.exists():
         found = [path]
     else:
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207
+        found = sorted(
+            Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)
+        )  # noqa: PTH113, PTH207
     if not found:
         raise ConfigError(
             key,
@@ -83,7 +87,11 @@ def walk(folder: Path, excluded: Callable[[str], bool] = is_hidden) -> list[Path
 
 def near_names(path: Path) -> str:
     """' (did you mean X?)' for a file of nearly that name beside it."""
-    return suggestion(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    return (
+        suggestion(path.name, [p.name for p in path.parent.iterdir()])
+        if path.parent.is_dir()
+        else ""
+    )
 
 
 def stdlib_folder() -> Path:
@@ -134,7 +142,9 @@ def decoded(data: bytes, place: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 at byte {error.start:,} (0x{data[error.start]:02x})") from error
+        raise UserError(
+            f"{place}: not UTF-8 at byte {error.start:,} (0x{data[error.start]:02x})"
+        ) from error
 
 
 def stdlib_documents(path: Path, name: str) -> Iterator[Document]:
@@ -146,7 +156,9 @@ def stdlib_documents(path: Path, name: str) -> Iterator[Document]:
 def json_documents(path: Path, name: str, text_key: str) -> Iterator[Document]:
     """The documents of a JSON lines file."""
     for number, values in json_lines(path):
-        yield Document(f"{name}:{number}", json_text(values, f"{path}:{number}", "text_key", text_key))
+        yield Document(
+            f"{name}:{number}", json_text(values, f"{path}:{number}", "text_key", text_key)
+        )
 
 
 def json_pairs(path: Path, name: str, source_key: str, target_key: str) -> Iterator[Document]:
@@ -175,7 +187,11 @@ def json_object(line: bytes, place: str) -> dict:
     try:
         values = json.loads(decoded(line, place))
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        reason = (
+            f"{error.msg} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "nested too deeply"
+        )
         raise UserError(f"{place}: not JSON: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"{place}: must be a JSON object, got {type(values).__name__}")
@@ -186,7 +202,9 @@ def json_text(values: dict, place: str, setting: str, key: str) -> str:
     """The text under `key`, which the field `setting` of the source names."""
     if key not in values:
         near = suggestion(key, values) or f" (it has {', '.join(map(repr, values)) or 'none'})"
-        raise UserError(f"{place}: no key {key!r}{near}; data.sources.{setting} names the key of the {setting.removesuffix('_key')}")
+        raise UserError(
+            f"{place}: no key {key!r}{near}; data.sources.{setting} names the key of the {setting.removesuffix('_key')}"
+        )
     text = values[key]
     if not isinstance(text, str):
         raise UserError(f"{place}: {key!r} must be a text, got {type(text).__name__}")
@@ -200,7 +218,9 @@ def check_unicode(text: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: half a surrogate pair at character {error.start:,}, which is not Unicode text") from error
+        raise UserError(
+            f"{place}: half a surrogate pair at character {error.start:,}, which is not Unicode text"
+        ) from error
 
 
 def fingerprint(source: config.SourceConfig, cache_path: Path, key: str = "data.sources") -> str:
@@ -213,7 +233,9 @@ def fingerprint(source: config.SourceConfig, cache_path: Path, key: str = "data.
     fresh = {}
     for path in files(source, key):
         content = file_hash(path, known, fresh)
-        whole.update(f"{path.relative_to(base).as_posix()}\0{content}\n".encode("utf-8", "surrogateescape"))
+        whole.update(
+            f"{path.relative_to(base).as_posix()}\0{content}\n".encode("utf-8", "surrogateescape")
+        )
     if fresh:
         save_cache(cache_path, known | fresh)
     return whole.hexdigest()

@@ -61,7 +61,10 @@ def cuts(data: config.DataConfig) -> tuple[int, ...] | None:
     """Method `tail`: the byte of each source's text at which its validation part begins."""
     if data.validation.method != "tail":
         return None
-    totals = [sum(len(document.text.encode()) for document in documents(source)) for source in data.sources]
+    totals = [
+        sum(len(document.text.encode()) for document in documents(source))
+        for source in data.sources
+    ]
     return tuple(int(total * (1 - data.validation.share)) for total in totals)
 
 

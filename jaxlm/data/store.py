@@ -45,7 +45,9 @@ MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
 PIECE_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
-COMPRESSED_BYTES = 16_000_000  # validation texts up to this size are also compressed, as a yardstick
+COMPRESSED_BYTES = (
+    16_000_000  # validation texts up to this size are also compressed, as a yardstick
+)
 REPORT_SECONDS = 10
 POLL_SECONDS = 0.2
 
@@ -100,7 +102,9 @@ def prepare(
     if not folder.is_dir():
         with building(folder, report) as unfinished:
             if unfinished is not None:
-                manifest = build(unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens)
+                manifest = build(
+                    unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens
+                )
                 write_synced(
                     unfinished / MANIFEST,
                     json.dumps({"format": FORMAT, "inputs": inputs} | manifest, indent=1),
@@ -130,7 +134,9 @@ def await_store(
     while not folder.is_dir() and not ready():
         if time.monotonic() > deadline:
             limit = "runtime.preparation_timeout_seconds"
-            raise LostError(f"data.store: process 0 has not prepared {folder} within {seconds:g} s ({limit})")
+            raise LostError(
+                f"data.store: process 0 has not prepared {folder} within {seconds:g} s ({limit})"
+            )
         time.sleep(POLL_SECONDS)
     return folder
 
@@ -171,7 +177,10 @@ def hash_inputs(
         spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), special).hash
     if tokenizer.kind != "file" and special.pad is not None and special.begin_of_text is not None:
         spec["numbering"] = "pad first"  # in older stores the begin of text came before it
-    sources = [{"fingerprint": fingerprint(source, cache, key), "format": source.format} | keys(source) for source, key in corpora(data)]
+    sources = [
+        {"fingerprint": fingerprint(source, cache, key), "format": source.format} | keys(source)
+        for source, key in corpora(data)
+    ]
     validation = {"method": data.validation.method, "share": data.validation.share}
     return {"format": FORMAT, "sources": sources, "validation": validation, "tokenizer": spec}
 
@@ -207,7 +216,9 @@ def building(folder: Path, report: Report) -> Iterator[Path | None]:
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
-        raise ConfigError("data.store", f"{error.filename or folder.parent}: {error.strerror or error}") from error
+        raise ConfigError(
+            "data.store", f"{error.filename or folder.parent}: {error.strerror or error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -235,12 +246,16 @@ def build(
     tails = cuts(data)
     sizes = survey(data, tails)
     texts = (text for part in parts(data, tails) if part.split == TRAIN for text in part.texts)
-    tokenizer = make_tokenizer(tokenizer_config, vocabulary_size, special, texts, total(sizes, TRAIN).bytes, report)
+    tokenizer = make_tokenizer(
+        tokenizer_config, vocabulary_size, special, texts, total(sizes, TRAIN).bytes, report
+    )
     write_synced(folder / TOKENIZER, tokenizer.inner.to_str())
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
     writers = {of: TokenWriter(folder, f"{of[1]}-{of[0]}", dtype, shard_tokens) for of in sizes}
     held_out = bytearray()
-    for piece, ids in tokenised(parts(data, tails), tokenizer, sum(size.bytes for size in sizes.values()), report):
+    for piece, ids in tokenised(
+        parts(data, tails), tokenizer, sum(size.bytes for size in sizes.values()), report
+    ):
         writer = writers[piece.corpus, piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -248,7 +263,9 @@ def build(
         if piece.split == VALIDATION and len(held_out) <= COMPRESSED_BYTES:
             held_out += piece.text.encode()
     found = [source for source, _ in corpora(data)]
-    entries = {of: described(found[of[0]], sizes[of]) | writer.close() for of, writer in writers.items()}
+    entries = {
+        of: described(found[of[0]], sizes[of]) | writer.close() for of, writer in writers.items()
+    }
     return {
         "dtype": dtype.name,
         "tokenizer": {
@@ -256,14 +273,18 @@ def build(
             "size": tokenizer.size,
             "end_of_text": tokenizer.end_of_text,
         },
-        "splits": {split: [entry for of, entry in entries.items() if of[1] == split] for split in SPLITS},
+        "splits": {
+            split: [entry for of, entry in entries.items() if of[1] == split] for split in SPLITS
+        },
         "validation": validation_summary(entries, total(sizes, VALIDATION), bytes(held_out)),
     }
 
 
 def described(source: config.SourceConfig, size: Size) -> dict[str, Any]:
     """What the manifest says of a source's text. A pair is two documents, source and target."""
-    return {"source": source.name, "bytes": size.bytes} | ({"pairs": size.documents} if source.format == "pairs" else {})
+    return {"source": source.name, "bytes": size.bytes} | (
+        {"pairs": size.documents} if source.format == "pairs" else {}
+    )
 
 
 def make_tokenizer(
@@ -283,7 +304,9 @@ def make_tokenizer(
     budget = min(int(settings.training_megabytes * 1e6), text_bytes)
     tokenizer = train_bpe(spread(texts, text_bytes, budget), vocabulary_size, special)
     seconds = time.monotonic() - started
-    report(f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB in {seconds:.1f} s")
+    report(
+        f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB in {seconds:.1f} s"
+    )
     return tokenizer
 
 
@@ -318,7 +341,9 @@ def pieces(found: Iterator[Part], tokenizer: Tokenizer) -> Iterator[Piece]:
                 yield Piece(part.corpus, part.split, piece, left == 0)
 
 
-def tokenised(found: Iterator[Part], tokenizer: Tokenizer, text_bytes: int, report: Report) -> Iterator[tuple[Piece, np.ndarray]]:
+def tokenised(
+    found: Iterator[Part], tokenizer: Tokenizer, text_bytes: int, report: Report
+) -> Iterator[tuple[Piece, np.ndarray]]:
     """(piece, its ids) in order, tokenised in batches so that all cores work. Reports how far it is while it takes long."""
     done, started = 0, time.monotonic()
     reported = started
@@ -329,7 +354,9 @@ def tokenised(found: Iterator[Part], tokenizer: Tokenizer, text_bytes: int, repo
         if now - reported > REPORT_SECONDS:
             reported = now
             left = (now - started) * (text_bytes / done - 1)
-            report(f"tokenised {done / 1e6:,.0f} of {text_bytes / 1e6:,.0f} MB, about {left:,.0f} s left")
+            report(
+                f"tokenised {done / 1e6:,.0f} of {text_bytes / 1e6:,.0f} MB, about {left:,.0f} s left"
+            )
 
 
 def batched(found: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -345,12 +372,16 @@ def batched(found: Iterator[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def validation_summary(entries: dict[tuple[int, str], dict], size: Size, text: bytes) -> dict[str, Any]:
+def validation_summary(
+    entries: dict[tuple[int, str], dict], size: Size, text: bytes
+) -> dict[str, Any]:
     """Tokens and bytes of the validation split, and what general-purpose compressors make of its text."""
     small = size.bytes <= COMPRESSED_BYTES
     return {
         "bytes": size.bytes,
-        "tokens": sum(entry["tokens"] for (_, split), entry in entries.items() if split == VALIDATION),
+        "tokens": sum(
+            entry["tokens"] for (_, split), entry in entries.items() if split == VALIDATION
+        ),
         "gzip_bytes": len(gzip.compress(text, 9, mtime=0)) if small else None,
         "xz_bytes": len(lzma.compress(text, preset=9)) if small else None,
     }
@@ -375,7 +406,9 @@ def open_store(folder: Path) -> Store:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         made_with = manifest["inputs"]["tokenizer"]
-        special = SpecialTokens(**{name: made_with[name] for name in SpecialTokens._fields if name in made_with})
+        special = SpecialTokens(
+            **{name: made_with[name] for name in SpecialTokens._fields if name in made_with}
+        )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: missing or damaged; {rebuild}") from error
     try:
@@ -383,16 +416,31 @@ def open_store(folder: Path) -> Store:
     except ConfigError as error:
         raise UserError(f"{folder / TOKENIZER}: missing or damaged; {rebuild}") from error
     if tokenizer.hash != manifest["tokenizer"]["hash"]:
-        raise UserError(f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}")
+        raise UserError(
+            f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}"
+        )
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    train, validation = ([open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]] for split in SPLITS)
-    return Store(folder.name, folder, tokenizer, tuple(train), tuple(filter(len, validation)), manifest)
+    train, validation = (
+        [open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]]
+        for split in SPLITS
+    )
+    return Store(
+        folder.name, folder, tokenizer, tuple(train), tuple(filter(len, validation)), manifest
+    )
 
 
-def open_array(folder: Path, entry: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer) -> TokenArray | PairArray:
+def open_array(
+    folder: Path, entry: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer
+) -> TokenArray | PairArray:
     shards = entry["shards"]
-    array = TokenArray([folder / shard["file"] for shard in shards], [shard["tokens"] for shard in shards], dtype)
-    return PairArray(array, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary) if "pairs" in entry else array
+    array = TokenArray(
+        [folder / shard["file"] for shard in shards], [shard["tokens"] for shard in shards], dtype
+    )
+    return (
+        PairArray(array, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary)
+        if "pairs" in entry
+        else array
+    )
 
 
 def summary(store: Store) -> str:

@@ -84,6 +84,10 @@ class Stream:
         places, stride = self.arrays[source].places(self.objective), self.objective.stride
         count = window_count(self.arrays[source], self.objective)
         epochs, index = np.divmod(numbers, count)
-        phases = counter_rng.random_bits(self.seed, epochs, counter_rng.PHASE + source, 0) % np.uint64(stride)
-        starts = permute(index, count, self.seed, source, epochs) * stride + np.where(epochs, phases.astype(np.int64), 0)
+        phases = counter_rng.random_bits(
+            self.seed, epochs, counter_rng.PHASE + source, 0
+        ) % np.uint64(stride)
+        starts = permute(index, count, self.seed, source, epochs) * stride + np.where(
+            epochs, phases.astype(np.int64), 0
+        )
         return np.minimum(starts, places - 1)

@@ -36,7 +36,9 @@ class Tokenizer:
         # Documents are untrusted: "<|endoftext|>" inside one is plain text, never the special token. The other tokens are left
         # alone where they are special already: RoBERTa's <mask> takes the space before it along.
         known = special_names(inner)
-        inner.add_special_tokens(added([special.end_of_text, *(name for name in special.names if name not in known)]))
+        inner.add_special_tokens(
+            added([special.end_of_text, *(name for name in special.names if name not in known)])
+        )
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
@@ -44,7 +46,9 @@ class Tokenizer:
         self.size: int = max(ids.values()) + 1
         self.end_of_text: int = ids[special.end_of_text]
         self.is_bytes = inner.to_str() == byte_level(special_names(inner)).to_str()
-        self.boundary = ANYWHERE if self.is_bytes else WORD_NEWLINE_WORD if is_gpt2_like(inner) else None
+        self.boundary = (
+            ANYWHERE if self.is_bytes else WORD_NEWLINE_WORD if is_gpt2_like(inner) else None
+        )
         self.reserved = np.zeros(self.size, bool)
         self.reserved[[ids[name] for name in special.names]] = True
 
@@ -72,7 +76,10 @@ class Tokenizer:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         encodings = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         found = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return [self.encode_broken(text) if self.reserved[ids].any() else ids for text, ids in zip(texts, found, strict=True)]
+        return [
+            self.encode_broken(text) if self.reserved[ids].any() else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
 
     def encode_broken(self, text: str) -> np.ndarray:
         """int32 [n] ids of a text whose words the model itself takes for special tokens.
@@ -80,7 +87,10 @@ class Tokenizer:
         T5's Unigram model holds "</s>" as a word like any other. Such names are encoded in two halves; should normalization
         bring forth one all the same, it is left out.
         """
-        cuts = [found.start() + 1 for found in re.finditer(f"(?={'|'.join(map(re.escape, self.special.names))})", text)]
+        cuts = [
+            found.start() + 1
+            for found in re.finditer(f"(?={'|'.join(map(re.escape, self.special.names))})", text)
+        ]
         parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
         encodings = self.inner.encode_batch_fast(parts, add_special_tokens=False)
         ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
@@ -99,7 +109,11 @@ class Tokenizer:
 
     def decode(self, ids: Any) -> str:
         """Text of an array of ids. Special tokens are skipped; ids outside the vocabulary become U+FFFD."""
-        return self.decode_bytes(flat(ids)) if self.is_bytes else self.decode_runs(flat(ids), skip_special_tokens=True)
+        return (
+            self.decode_bytes(flat(ids))
+            if self.is_bytes
+            else self.decode_runs(flat(ids), skip_special_tokens=True)
+        )
 
     def show(self, ids: Any) -> str:
         """As `decode`, with special tokens by their names."""
@@ -108,7 +122,10 @@ class Tokenizer:
     def decode_runs(self, ids: np.ndarray, skip_special_tokens: bool) -> str:
         runs = groupby(ids.tolist(), key=lambda token: 0 <= token < self.size)
         parts = [(list(run), known) for known, run in runs]
-        return "".join(self.inner.decode(run, skip_special_tokens) if known else "\ufffd" * len(run) for run, known in parts)
+        return "".join(
+            self.inner.decode(run, skip_special_tokens) if known else "\ufffd" * len(run)
+            for run, known in parts
+        )
 
     def decode_bytes(self, ids: np.ndarray) -> str:
         ids = ids[(ids < 256) | (ids >= self.size)]
@@ -116,7 +133,9 @@ class Tokenizer:
         if not outside.any():
             return ids.astype(np.uint8).tobytes().decode(errors="replace")
         replacement = "\ufffd".encode()
-        return b"".join(replacement if bad else bytes([token]) for token, bad in zip(ids, outside, strict=True)).decode(errors="replace")
+        return b"".join(
+            replacement if bad else bytes([token]) for token, bad in zip(ids, outside, strict=True)
+        ).decode(errors="replace")
 
 
 def flat(ids: Any) -> np.ndarray:
@@ -129,7 +148,11 @@ def added(names: Iterable[str]) -> list[AddedToken]:
 
 def special_names(inner: tokenizers.Tokenizer) -> list[str]:
     """The special tokens that `inner` knows as such, in the order of their ids."""
-    return [token.content for _, token in sorted(inner.get_added_tokens_decoder().items()) if token.special]
+    return [
+        token.content
+        for _, token in sorted(inner.get_added_tokens_decoder().items())
+        if token.special
+    ]
 
 
 def byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
@@ -144,13 +167,19 @@ def byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
 def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
     """Whether text is cut by GPT-2's pattern and not changed before."""
     splitter: Any = inner.pre_tokenizer
-    cuts = isinstance(splitter, pre_tokenizers.ByteLevel) and splitter.use_regex and not splitter.add_prefix_space
+    cuts = (
+        isinstance(splitter, pre_tokenizers.ByteLevel)
+        and splitter.use_regex
+        and not splitter.add_prefix_space
+    )
     return inner.normalizer is None and cuts
 
 
 def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
     """256 ids that equal the bytes, from 256 on the special tokens: the end of text first, the sentinels last, backwards as in T5."""
-    return Tokenizer(byte_level([*special.named.values(), *reversed(special.sentinel_names)]), special)
+    return Tokenizer(
+        byte_level([*special.named.values(), *reversed(special.sentinel_names)]), special
+    )
 
 
 def train_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
@@ -183,11 +212,16 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError("tokenizer.path", f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            "tokenizer.path", f"{path}: not a tokenizer.json: {' '.join(str(error).split())}"
+        ) from error
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
             names = special_names(inner)
-            known = suggestion(name, names) or f" (its special tokens: {', '.join(map(repr, names)) or 'none'})"
+            known = (
+                suggestion(name, names)
+                or f" (its special tokens: {', '.join(map(repr, names)) or 'none'})"
+            )
             raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{known}")
     sentinels = [inner.token_to_id(name) is not None for name in special.sentinel_names]
     return Tokenizer(inner, special._replace(sentinels=[*sentinels, False].index(False)))

@@ -169,4 +169,6 @@ def word_piece(token: str, prefix: str | None) -> Spelled:
 
 def sentence_piece(token: str) -> Spelled:
     byte = FALLBACK_BYTE.fullmatch(token)
-    return plain(bytes.fromhex(byte[1]).decode(errors="replace") if byte else token.replace("▁", " "))
+    return plain(
+        bytes.fromhex(byte[1]).decode(errors="replace") if byte else token.replace("▁", " ")
+    )

@@ -26,7 +26,9 @@ class Search(NamedTuple):
 
     beams: int = 4
     length_penalty: float = 1.0  # above 0 longer ones gain, below 0 they lose
-    early_stopping: bool | str = False  # True: done with as many finished ones as beams; "never": a running one may still become long
+    early_stopping: bool | str = (
+        False  # True: done with as many finished ones as beams; "never": a running one may still become long
+    )
     repetition_penalty: float = 1.0
 
 
@@ -62,7 +64,9 @@ class BeamWriter:
     def __init__(self, writer: Writer, search: Search):
         self.writer, self.search = writer, search
         self._begin = jax.jit(partial(begin, writer.ends, search), static_argnums=(0,))
-        self._steps = jax.jit(partial(steps, writer.model, writer.ends, search), donate_argnums=(1,))
+        self._steps = jax.jit(
+            partial(steps, writer.model, writer.ends, search), donate_argnums=(1,)
+        )
 
     def write(
         self,
@@ -130,14 +134,20 @@ def repeated(cache: Tree, rows: int, times: int) -> Tree:
     return cache._replace(memory=memory, memory_lengths_B=lengths)
 
 
-def steps(model: Model, ends: Ends, search: Search, params: Tree, state: Beams, powers_N: Array) -> Beams:
+def steps(
+    model: Model, ends: Ends, search: Search, params: Tree, state: Beams, powers_N: Array
+) -> Beams:
     """Turns until all rows are done."""
 
     def turn(state: Beams) -> Beams:
-        newest_BW = jax.lax.dynamic_index_in_dim(state.tokens_BWN, state.count - 1, axis=2, keepdims=False)
+        newest_BW = jax.lax.dynamic_index_in_dim(
+            state.tokens_BWN, state.count - 1, axis=2, keepdims=False
+        )
         # Beams of a row that is done read nothing more: their positions stay within the model's.
         reads_BW = jnp.broadcast_to(state.open_B[:, None], newest_BW.shape)
-        batch = Batch(tokens=newest_BW.reshape(-1, 1), lengths=reads_BW.reshape(-1).astype(jnp.int32))
+        batch = Batch(
+            tokens=newest_BW.reshape(-1, 1), lengths=reads_BW.reshape(-1).astype(jnp.int32)
+        )
         logits_B1V, cache = model.decode(params, state.cache, batch)
         return extended(ends, search, state._replace(cache=cache), logits_B1V[:, 0], powers_N)
 
@@ -149,7 +159,9 @@ def extended(ends: Ends, search: Search, state: Beams, logits_QV: Array, powers_
     best = candidates(ends, search, state, logits_QV)
     state = finished(search, state, best, powers_N)
     state = running(search, state, best)
-    return state._replace(open_B=state.open_B & improvable(search, state, powers_N) & ~jnp.all(best.ended_BC, axis=1))
+    return state._replace(
+        open_B=state.open_B & improvable(search, state, powers_N) & ~jnp.all(best.ended_BC, axis=1)
+    )
 
 
 def candidates(ends: Ends, search: Search, state: Beams, logits_QV: Array) -> Candidates:
@@ -159,12 +171,18 @@ def candidates(ends: Ends, search: Search, state: Beams, logits_QV: Array) -> Ca
     seen_QV = None if state.seen_BWV is None else state.seen_BWV.reshape(-1, V)
     choice = SamplingConfig(repetition_penalty=search.repetition_penalty)
     limits_Q = jnp.repeat(state.limits_B, W)
-    log_probabilities_QV = constrained(ends, choice, jax.nn.log_softmax(logits_QV, axis=-1), seen_QV, state.count, limits_Q)
-    sums_BX = (log_probabilities_QV.reshape(rows, W, V) + state.scores_BW[:, :, None]).reshape(rows, W * V)
+    log_probabilities_QV = constrained(
+        ends, choice, jax.nn.log_softmax(logits_QV, axis=-1), seen_QV, state.count, limits_Q
+    )
+    sums_BX = (log_probabilities_QV.reshape(rows, W, V) + state.scores_BW[:, :, None]).reshape(
+        rows, W * V
+    )
     scores_BC, places_BC = jax.lax.top_k(sums_BX, min(C, W * V))
     parents_BC, newest_BC = places_BC // V, (places_BC % V).astype(jnp.int32)
     tokens_BCN = jnp.take_along_axis(state.tokens_BWN, parents_BC[:, :, None], axis=1)
-    tokens_BCN = jax.lax.dynamic_update_slice_in_dim(tokens_BCN, newest_BC[:, :, None], state.count, axis=2)
+    tokens_BCN = jax.lax.dynamic_update_slice_in_dim(
+        tokens_BCN, newest_BC[:, :, None], state.count, axis=2
+    )
     ended_BC = is_end(ends, newest_BC) | (state.count + 1 >= state.limits_B)[:, None]
     return Candidates(tokens_BCN, scores_BC, parents_BC, newest_BC, ended_BC)
 
@@ -173,16 +191,22 @@ def finished(search: Search, state: Beams, best: Candidates, powers_N: Array) ->
     """With the candidates that have ended; only the first W may, the others are there to go on running."""
     W = search.beams
     fresh_BC = best.ended_BC & (jnp.arange(best.ended_BC.shape[1]) < W)[None]
-    scores_BC = best.scores_BC / powers_N[state.count] + ~state.open_B[:, None] * OUT + ~fresh_BC * OUT
+    scores_BC = (
+        best.scores_BC / powers_N[state.count] + ~state.open_B[:, None] * OUT + ~fresh_BC * OUT
+    )
     scores_BX = jnp.concatenate([state.finished_scores_BW, scores_BC], axis=1)
     kept_BW, order_BW = jax.lax.top_k(scores_BX, W)
-    lengths_BX = jnp.concatenate([state.finished_lengths_BW, jnp.broadcast_to(state.count + 1, best.ended_BC.shape)], axis=1)
+    lengths_BX = jnp.concatenate(
+        [state.finished_lengths_BW, jnp.broadcast_to(state.count + 1, best.ended_BC.shape)], axis=1
+    )
     tokens_BXN = jnp.concatenate([state.finished_BWN, best.tokens_BCN], axis=1)
     return state._replace(
         finished_BWN=jnp.take_along_axis(tokens_BXN, order_BW[:, :, None], axis=1),
         finished_lengths_BW=jnp.take_along_axis(lengths_BX, order_BW, axis=1),
         finished_scores_BW=kept_BW,
-        is_finished_BW=jnp.take_along_axis(jnp.concatenate([state.is_finished_BW, fresh_BC], axis=1), order_BW, axis=1),
+        is_finished_BW=jnp.take_along_axis(
+            jnp.concatenate([state.is_finished_BW, fresh_BC], axis=1), order_BW, axis=1
+        ),
     )
 
 
@@ -190,7 +214,9 @@ def running(search: Search, state: Beams, best: Candidates) -> Beams:
     """With the best candidates that go on, and the cache in their order."""
     rows, W = state.scores_BW.shape
     scores_BW, order_BW = jax.lax.top_k(best.scores_BC + best.ended_BC * OUT, W)
-    parents_BW, newest_BW = (jnp.take_along_axis(x, order_BW, axis=1) for x in (best.parents_BC, best.newest_BC))
+    parents_BW, newest_BW = (
+        jnp.take_along_axis(x, order_BW, axis=1) for x in (best.parents_BC, best.newest_BC)
+    )
     seen_BWV = state.seen_BWV
     if seen_BWV is not None:
         seen_BWV = jnp.take_along_axis(seen_BWV, parents_BW[:, :, None], axis=1)
@@ -212,4 +238,8 @@ def improvable(search: Search, state: Beams, powers_N: Array) -> Array:
     possible_B1 = state.scores_BW[:, :1] / powers_N[jnp.maximum(lengths_B, 1) - 1][:, None]
     worst_B1 = jnp.min(state.finished_scores_BW, axis=1, keepdims=True)
     better_B = jnp.any(possible_B1 > jnp.where(state.is_finished_BW, worst_B1, OUT), axis=1)
-    return better_B & ~jnp.all(state.is_finished_BW, axis=1) if search.early_stopping is True else better_B
+    return (
+        better_B & ~jnp.all(state.is_finished_BW, axis=1)
+        if search.early_stopping is True
+        else better_B
+    )

@@ -43,7 +43,10 @@ class Filler:
             self._best(self.params, Batch(tokens=tokens, lengths=lengths, predict=predict)),
         )
         return [
-            [Candidates(int(at), ids[row, number], probabilities[row, number]) for number, at in enumerate(places[row])]
+            [
+                Candidates(int(at), ids[row, number], probabilities[row, number])
+                for number, at in enumerate(places[row])
+            ]
             for row in range(len(rows))
         ]
 
@@ -62,10 +65,14 @@ class Embedder:
     def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, D]; a batch that is not full is filled up."""
         tokens, lengths = batch_of(self.model.config, rows, self.size)
-        return np.asarray(self._pooled(self.params, Batch(tokens=tokens, lengths=lengths)))[: len(rows)]
+        return np.asarray(self._pooled(self.params, Batch(tokens=tokens, lengths=lengths)))[
+            : len(rows)
+        ]
 
 
-def pooled(model: Model, pool: Callable[[Array, Array], Array], params: Tree, batch: Batch) -> Array:
+def pooled(
+    model: Model, pool: Callable[[Array, Array], Array], params: Tree, batch: Batch
+) -> Array:
     return pool(model.features(params, batch).astype(jnp.float32), jnp.asarray(batch.lengths))
 
 
@@ -86,7 +93,9 @@ def last(x_BLD: Array, lengths_B: Array) -> Array:
 POOLED: dict[str, Callable[[Array, Array], Array]] = {"mean": mean, "first": first, "last": last}
 
 
-def batch_of(model: config.ModelConfig, rows: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(
+    model: config.ModelConfig, rows: Sequence[np.ndarray], size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [size, L], lengths [size]); rows that fill it up have one token."""
     filled = [*rows, *[np.zeros(1, np.int32)] * (size - len(rows))]
     return padded(filled, whole(model, max(map(len, rows))))

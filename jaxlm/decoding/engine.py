@@ -22,7 +22,9 @@ CHUNK = 512  # tokens of a prompt that are read at once at most
 SMALLEST = 16
 UPDATE_SECONDS = 0.05  # a caller who watches is asked that often, at most
 
-Watch = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (tokens [B, N], lengths [B]) -> bool [B]: the rows that are to go on
+Watch = Callable[
+    [np.ndarray, np.ndarray], np.ndarray
+]  # (tokens [B, N], lengths [B]) -> bool [B]: the rows that are to go on
 
 
 class Ends(NamedTuple):
@@ -80,14 +82,26 @@ class Writer:
         cache, scores_BV = self.read(prompts, sources, room)
         seen_BV = None
         if choice.repetition_penalty != 1:
-            seen_BV = seen(*padded(prompts, bucket(max(map(len, prompts)))), self.model.config.vocabulary_size)
-        rows_B = np.arange(len(prompts), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
-        state = self._begin(choice, room, cache, scores_BV, seen_BV, limits_B, rows_B, jax.random.key(seed))
-        state = self._steps(choice, self.params, state, room) if watch is None else self.watched(choice, state, watch)
+            seen_BV = seen(
+                *padded(prompts, bucket(max(map(len, prompts)))), self.model.config.vocabulary_size
+            )
+        rows_B = (
+            np.arange(len(prompts), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
+        )
+        state = self._begin(
+            choice, room, cache, scores_BV, seen_BV, limits_B, rows_B, jax.random.key(seed)
+        )
+        state = (
+            self._steps(choice, self.params, state, room)
+            if watch is None
+            else self.watched(choice, state, watch)
+        )
         tokens_BN, lengths_B = np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
         return [row[:length] for row, length in zip(tokens_BN, lengths_B, strict=True)]
 
-    def read(self, prompts: Sequence[np.ndarray], sources: Sequence[np.ndarray] | None, room: int) -> tuple[Tree, Array]:
+    def read(
+        self, prompts: Sequence[np.ndarray], sources: Sequence[np.ndarray] | None, room: int
+    ) -> tuple[Tree, Array]:
         """(cache with room for so many new tokens, scores [B, V] of what follows the prompts)."""
         parts = list(chunks(prompts))
         columns = sum(tokens.shape[1] for tokens, _ in parts)
@@ -96,7 +110,9 @@ class Writer:
         for number, (tokens, lengths) in enumerate(parts):
             batch = Batch(tokens=tokens, lengths=lengths)
             if sources is not None and number == 0:
-                source, source_lengths = padded(sources, whole(self.model.config, max(map(len, sources))))
+                source, source_lengths = padded(
+                    sources, whole(self.model.config, max(map(len, sources)))
+                )
                 batch = batch._replace(source=source, source_lengths=source_lengths)
             cache, scores_BV = self._read(self.params, cache, scores_BV, batch)
         return cache, scores_BV
@@ -105,15 +121,25 @@ class Writer:
         """As `steps` to the end, a few at a time: more of them while they are quick."""
         turns, room = 1, state.tokens_BN.shape[1]
         while True:
-            open_B = np.asarray(state.open_B) & watch(np.asarray(state.tokens_BN), np.asarray(state.lengths_B))
+            open_B = np.asarray(state.open_B) & watch(
+                np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
+            )
             if not open_B.any():
                 return state
             start = time.perf_counter()
             limit = min(int(state.count) + turns, room)
-            state = self._steps(choice, self.params, state._replace(open_B=jnp.asarray(open_B)), limit)
+            state = self._steps(
+                choice, self.params, state._replace(open_B=jnp.asarray(open_B)), limit
+            )
             jax.block_until_ready(state.tokens_BN)
             seconds = time.perf_counter() - start
-            turns = turns * 2 if seconds < UPDATE_SECONDS / 2 else max(turns // 2, 1) if seconds > UPDATE_SECONDS else turns
+            turns = (
+                turns * 2
+                if seconds < UPDATE_SECONDS / 2
+                else max(turns // 2, 1)
+                if seconds > UPDATE_SECONDS
+                else turns
+            )
 
 
 def bucket(size: int) -> int:
@@ -146,10 +172,14 @@ def chunks(prompts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarr
         yield padded([ids[start : start + size] for ids in prompts], size)
 
 
-def read(model: Model, params: Tree, cache: Tree, scores_BV: Array, batch: Batch) -> tuple[Tree, Array]:
+def read(
+    model: Model, params: Tree, cache: Tree, scores_BV: Array, batch: Batch
+) -> tuple[Tree, Array]:
     """The cache with a chunk more, and the scores of what follows in the rows whose prompts end in it."""
     lengths_B = jnp.asarray(batch.lengths)
-    logits_B1V, cache = model.decode(params, cache, batch._replace(predict=jnp.maximum(lengths_B - 1, 0)[:, None]))
+    logits_B1V, cache = model.decode(
+        params, cache, batch._replace(predict=jnp.maximum(lengths_B - 1, 0)[:, None])
+    )
     return cache, jnp.where((lengths_B > 0)[:, None], logits_B1V[:, 0], scores_BV)
 
 
@@ -168,11 +198,15 @@ def begin(
     rows = len(scores_BV)
     none_B = jnp.zeros((rows,), jnp.int32)
     tokens_BN = jnp.full((rows, room), ends.pad, jnp.int32)
-    state = State(cache, tokens_BN, none_B, jnp.int32(0), none_B, limits_B > 0, limits_B, rows_B, key, seen_BV)
+    state = State(
+        cache, tokens_BN, none_B, jnp.int32(0), none_B, limits_B > 0, limits_B, rows_B, key, seen_BV
+    )
     return extended(ends, choice, state, scores_BV)
 
 
-def steps(model: Model, ends: Ends, choice: SamplingConfig, params: Tree, state: State, limit: Array) -> State:
+def steps(
+    model: Model, ends: Ends, choice: SamplingConfig, params: Tree, state: State, limit: Array
+) -> State:
     """Turns until `limit` columns are written or all rows have ended."""
 
     def more(state: State) -> Array:
@@ -194,12 +228,16 @@ def extended(ends: Ends, choice: SamplingConfig, state: State, scores_BV: Array)
     token_B = jnp.where(state.open_B, chosen_B, ends.pad)
     lengths_B = state.lengths_B + state.open_B
     return state._replace(
-        tokens_BN=jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, token_B[:, None], state.count, axis=1),
+        tokens_BN=jax.lax.dynamic_update_slice_in_dim(
+            state.tokens_BN, token_B[:, None], state.count, axis=1
+        ),
         newest_B=token_B,
         count=state.count + 1,
         lengths_B=lengths_B,
         open_B=state.open_B & ~is_end(ends, token_B) & (lengths_B < state.limits_B),
-        seen_BV=None if state.seen_BV is None else state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
+        seen_BV=None
+        if state.seen_BV is None
+        else state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
     )
 
 

@@ -13,7 +13,9 @@ from jaxlm.types import Array, Batch, Tree
 
 def fill(model: Model, params: Tree, batch: Batch) -> np.ndarray:
     """int32 [B, M]: an encoder's likeliest token at each position of `batch.predict`."""
-    likeliest = lambda params, batch: jnp.argmax(model.apply(params, batch), axis=-1).astype(jnp.int32)  # noqa: E731
+    likeliest = lambda params, batch: jnp.argmax(model.apply(params, batch), axis=-1).astype(
+        jnp.int32
+    )  # noqa: E731
     run = jax.jit(likeliest, out_shardings=whole_beside(params))
     return np.asarray(run(params, batch))
 
@@ -23,7 +25,9 @@ def write(model: Model, params: Tree, batch: Batch) -> np.ndarray:
 
     `batch.tokens` [B, L] gives the length and, in its first column, the token that the decoder starts from.
     """
-    return np.asarray(jax.jit(partial(targets, model), out_shardings=whole_beside(params))(params, batch))
+    return np.asarray(
+        jax.jit(partial(targets, model), out_shardings=whole_beside(params))(params, batch)
+    )
 
 
 def targets(model: Model, params: Tree, batch: Batch) -> Array:
@@ -32,10 +36,14 @@ def targets(model: Model, params: Tree, batch: Batch) -> Array:
 
     def one(tokens_BL: Array, position: Array) -> tuple[Array, Array]:
         at = jnp.full((tokens_BL.shape[0], 1), position)
-        features_B1D = model.features(params, batch._replace(tokens=tokens_BL, lengths=None, predict=at))
+        features_B1D = model.features(
+            params, batch._replace(tokens=tokens_BL, lengths=None, predict=at)
+        )
         token_B = jnp.argmax(model.head(params, features_B1D)[:, 0], axis=-1).astype(jnp.int32)
         # The last token has no place among the inputs: clipped, it overwrites what nobody reads any more.
-        return jax.lax.dynamic_update_slice_in_dim(tokens_BL, token_B[:, None], jnp.minimum(position + 1, length - 1), axis=1), token_B
+        return jax.lax.dynamic_update_slice_in_dim(
+            tokens_BL, token_B[:, None], jnp.minimum(position + 1, length - 1), axis=1
+        ), token_B
 
     start = jnp.zeros_like(batch.tokens).at[:, 0].set(batch.tokens[:, 0])
     _, tokens_LB = jax.lax.scan(one, start, jnp.arange(length))

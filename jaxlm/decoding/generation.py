@@ -78,7 +78,9 @@ class Generator:
             ends,
         )
         self.writes_target = model.config.family == "encoder_decoder"
-        self.sentinels = list(reading.sentinels(tokenizer, special).values()) if self.writes_target else []
+        self.sentinels = (
+            list(reading.sentinels(tokenizer, special).values()) if self.writes_target else []
+        )
         self.writer = Writer(model, params, ends)
         self.beams = BeamWriter(self.writer, settings.search) if settings.search else None
 
@@ -97,10 +99,14 @@ class Generator:
     def decoder_start(self) -> np.ndarray:
         start = self.special.decoder_start_id
         if start is None:
-            raise UserError("decoder_start_token_id: the model's config names no token that its decoder starts with")
+            raise UserError(
+                "decoder_start_token_id: the model's config names no token that its decoder starts with"
+            )
         return np.array([start], np.int32)
 
-    def __call__(self, prompts: Sequence[str], stream: Callable[[str], None] | None = None) -> Iterator[Written]:
+    def __call__(
+        self, prompts: Sequence[str], stream: Callable[[str], None] | None = None
+    ) -> Iterator[Written]:
         """What is written for each prompt, `settings.samples` times, in their order.
 
         `stream` gets the text of a batch of one as it comes, if that is certain before the end.
@@ -108,9 +114,13 @@ class Generator:
         rows, size = self.rows(prompts), self.settings.batch_size
         size = min(size, len(rows))
         for first in range(0, len(rows), size):
-            yield from self.batch(rows[first : first + size], first, size, stream if len(rows) == 1 else None)
+            yield from self.batch(
+                rows[first : first + size], first, size, stream if len(rows) == 1 else None
+            )
 
-    def batch(self, rows: Sequence[Row], first: int, size: int, stream: Callable[[str], None] | None) -> Iterator[Written]:
+    def batch(
+        self, rows: Sequence[Row], first: int, size: int, stream: Callable[[str], None] | None
+    ) -> Iterator[Written]:
         """Rows `first` and following, filled up to `size` so that the last batch compiles nothing new."""
         empty = Row(0, 0, np.zeros(1, np.int32), np.zeros(1, np.int32), 0)
         filled = [*rows, *[empty] * (size - len(rows))]
@@ -132,7 +142,9 @@ class Generator:
             watch = Watched(texts, self.ends.ids, stream) if stream or self.settings.stops else None
             numbers = range(first, first + size)
             choice, seed = self.settings.choice, self.settings.seed
-            found = self.writer.write(starts, limits, choice, sources=sources, rows=numbers, seed=seed, watch=watch)
+            found = self.writer.write(
+                starts, limits, choice, sources=sources, rows=numbers, seed=seed, watch=watch
+            )
         for row, text, ids in zip(rows, texts, found, strict=False):
             left = text.add(without_end(ids[text.tokens :], self.ends.ids), last=True)
             if stream is not None and left:
@@ -170,13 +182,17 @@ class Generator:
 class Watched:
     """Follows a batch: hands on what is certain of a single row's text, and ends rows whose stop string came."""
 
-    def __init__(self, texts: Sequence[Text], ends: Sequence[int], stream: Callable[[str], None] | None):
+    def __init__(
+        self, texts: Sequence[Text], ends: Sequence[int], stream: Callable[[str], None] | None
+    ):
         self.texts, self.ends, self.stream = texts, ends, stream
 
     def __call__(self, tokens_BN: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         go_on = np.ones(len(tokens_BN), bool)
         for number, text in enumerate(self.texts):
-            new = text.add(without_end(tokens_BN[number, text.tokens : lengths_B[number]], self.ends))
+            new = text.add(
+                without_end(tokens_BN[number, text.tokens : lengths_B[number]], self.ends)
+            )
             go_on[number] = not text.stopped
             if self.stream is not None and new:
                 self.stream(new)

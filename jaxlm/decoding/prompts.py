@@ -62,7 +62,9 @@ def readable(model: config.ModelConfig, tokenizer: Tokenizer, special: Special) 
     """The special tokens that a prompt may name: an encoder's mask, an encoder-decoder's mask and sentinels."""
     if model.family == "decoder":
         return {}
-    return ids_of(tokenizer, [special.mask]) | (sentinels(tokenizer, special) if model.family == "encoder_decoder" else {})
+    return ids_of(tokenizer, [special.mask]) | (
+        sentinels(tokenizer, special) if model.family == "encoder_decoder" else {}
+    )
 
 
 def encode(tokenizer: Tokenizer, text: str, names: Mapping[str, int]) -> np.ndarray:
@@ -77,7 +79,11 @@ def encode(tokenizer: Tokenizer, text: str, names: Mapping[str, int]) -> np.ndar
             pieces[place - 1] = pieces[place - 1].rstrip()
         if token is not None and token.rstrip:
             pieces[place + 1] = pieces[place + 1].lstrip()
-    parts = [np.array([names[piece]]) if place % 2 else tokenizer.encode(piece) for place, piece in enumerate(pieces) if piece]
+    parts = [
+        np.array([names[piece]]) if place % 2 else tokenizer.encode(piece)
+        for place, piece in enumerate(pieces)
+        if piece
+    ]
     return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
 
 
@@ -87,7 +93,9 @@ def begins_words(inner: Any) -> bool:
     return type(splitter).__name__ == "ByteLevel" and splitter.use_regex
 
 
-def framed(model: config.ModelConfig, tokenizer: Tokenizer, special: Special, text: str) -> np.ndarray:
+def framed(
+    model: config.ModelConfig, tokenizer: Tokenizer, special: Special, text: str
+) -> np.ndarray:
     """int32 [n]: what the model reads of a prompt. A decoder goes on with the text, so nothing stands after it there."""
     ids = encode(tokenizer, text, readable(model, tokenizer, special))
     after = () if model.family == "decoder" else special.after

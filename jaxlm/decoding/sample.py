@@ -29,7 +29,9 @@ def sample(
     start = prompt[-size + 1 :] if size > 1 else prompt[:0]
     context = np.zeros((count, size), np.int32)
     context[:, : len(start)] = start
-    run = jax.jit(partial(continuations, model, new_tokens, temperature), out_shardings=whole_beside(params))
+    run = jax.jit(
+        partial(continuations, model, new_tokens, temperature), out_shardings=whole_beside(params)
+    )
     return np.asarray(run(params, context, np.int32(len(start)), jax.random.key(seed)))
 
 
@@ -50,10 +52,16 @@ def continuations(
         features = model.features(params, Batch(tokens=context))
         last = jax.lax.dynamic_slice_in_dim(features, filled - 1, 1, axis=1)
         logits = model.head(params, last)[:, 0]
-        token = jnp.argmax(logits, -1) if temperature == 0 else jax.random.categorical(key, logits / temperature)
+        token = (
+            jnp.argmax(logits, -1)
+            if temperature == 0
+            else jax.random.categorical(key, logits / temperature)
+        )
         token = token.astype(jnp.int32)
         moved = jnp.concatenate([context[:, 1:], token[:, None]], axis=1)
-        placed = jax.lax.dynamic_update_slice_in_dim(context, token[:, None], jnp.minimum(filled, width - 1), axis=1)
+        placed = jax.lax.dynamic_update_slice_in_dim(
+            context, token[:, None], jnp.minimum(filled, width - 1), axis=1
+        )
         return (jnp.where(filled < width, placed, moved), jnp.minimum(filled + 1, width)), token
 
     _, tokens = jax.lax.scan(one, (context, filled), jax.random.split(key, new_tokens))

@@ -15,18 +15,24 @@ class SamplingConfig(NamedTuple):
     """How a token is chosen. The steps come in this order, and each sees what the ones before it left."""
 
     repetition_penalty: float = 1.0  # scores of tokens that the row has are divided by it, negative ones multiplied (arXiv 1909.05858)
-    temperature: float = 0.0  # scores are divided by it; 0 takes the likeliest token and leaves out what follows
+    temperature: float = (
+        0.0  # scores are divided by it; 0 takes the likeliest token and leaves out what follows
+    )
     top_k: int | None = None  # the k likeliest, and those that are as likely as the last of them
     top_p: float = 1.0  # the fewest likeliest whose probabilities add up to this (arXiv 1904.09751)
     min_p: float = 0.0  # those that have at least this share of the likeliest one's probability (arXiv 2407.01082)
 
 
-def sample_tokens(choice: SamplingConfig, scores_BV: Array, key: Array, rows_B: Array, position: Array) -> Array:
+def sample_tokens(
+    choice: SamplingConfig, scores_BV: Array, key: Array, rows_B: Array, position: Array
+) -> Array:
     """int32 [B]. A row's draw depends on the key, its number in `rows_B` and the position, not on the rows beside it."""
     if choice.temperature == 0:
         return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     kept_BV = kept(choice, scores_BV)
-    uniform_B = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position)))(rows_B)
+    uniform_B = jax.vmap(
+        lambda row: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
+    )(rows_B)
     return pick(jax.nn.softmax(kept_BV, axis=-1), uniform_B)
 
 
@@ -45,7 +51,9 @@ def pick(probabilities_BV: Array, uniform_B: Array) -> Array:
         jnp.take_along_axis(sums_BN, jnp.maximum(block_B - 1, 0)[:, None], axis=1)[:, 0],
         0.0,
     )
-    inner_BM = jnp.cumsum(jnp.take_along_axis(blocks_BNM, block_B[:, None, None], axis=1)[:, 0], axis=1)
+    inner_BM = jnp.cumsum(
+        jnp.take_along_axis(blocks_BNM, block_B[:, None, None], axis=1)[:, 0], axis=1
+    )
     return (block_B * BLOCK + passing(inner_BM, target_B - before_B)).astype(jnp.int32)
 
 
@@ -74,7 +82,9 @@ def kept(choice: SamplingConfig, scores_BV: Array) -> Array:
 
 def only_top_k(scores_BV: Array, k: int) -> Array:
     ranks_BV = ranks(scores_BV)
-    least_B1 = last_rank(lambda rank_B1: jnp.sum(ranks_BV >= rank_B1, axis=1, keepdims=True) >= k, len(scores_BV))
+    least_B1 = last_rank(
+        lambda rank_B1: jnp.sum(ranks_BV >= rank_B1, axis=1, keepdims=True) >= k, len(scores_BV)
+    )
     return jnp.where(ranks_BV < least_B1, -jnp.inf, scores_BV)
 
 
@@ -90,7 +100,9 @@ def only_top_p(scores_BV: Array, top_p: float) -> Array:
     ties_BV = ranks_BV == least_B1
     share_B1 = jnp.max(jnp.where(ties_BV, shares_BV, 0.0), axis=1, keepdims=True)
     most_B1 = jnp.sum(ties_BV, axis=1, keepdims=True) - 1
-    gone_B1 = jnp.clip(jnp.floor((1 - top_p - below(least_B1)) / share_B1), 0, most_B1).astype(jnp.int32)
+    gone_B1 = jnp.clip(jnp.floor((1 - top_p - below(least_B1)) / share_B1), 0, most_B1).astype(
+        jnp.int32
+    )
     # Ties are rare, and to count them takes another sum along the vocabulary.
     stays_BV = jax.lax.cond(
         jnp.any(gone_B1 > 0),
@@ -102,7 +114,9 @@ def only_top_p(scores_BV: Array, top_p: float) -> Array:
 
 def ranks(scores: Array) -> Array:
     """uint32 in the order of float32 scores."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)  # -0.0 is 0.0
+    bits = jax.lax.bitcast_convert_type(
+        jnp.where(scores == 0, 0.0, scores), jnp.uint32
+    )  # -0.0 is 0.0
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
@@ -117,7 +131,9 @@ def last_rank(holds: Callable[[Array], Array], rows: int) -> Array:
 
 
 def penalised(scores_BV: Array, seen_BV: Array, penalty: float) -> Array:
-    return jnp.where(seen_BV, jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty), scores_BV)
+    return jnp.where(
+        seen_BV, jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty), scores_BV
+    )
 
 
 def seen(tokens_BL: Array, lengths_B: Array, vocabulary_size: int) -> Array:
@@ -126,4 +142,8 @@ def seen(tokens_BL: Array, lengths_B: Array, vocabulary_size: int) -> Array:
     # What is not real is counted out of range, where a scatter drops it.
     ids_BL = jnp.where(real_BL, tokens_BL, vocabulary_size)
     rows_B1 = jnp.arange(len(tokens_BL))[:, None]
-    return jnp.zeros((len(tokens_BL), vocabulary_size), bool).at[rows_B1, ids_BL].set(True, mode="drop")
+    return (
+        jnp.zeros((len(tokens_BL), vocabulary_size), bool)
+        .at[rows_B1, ids_BL]
+        .set(True, mode="drop")
+    )

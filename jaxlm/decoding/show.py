@@ -53,7 +53,9 @@ def continuations(
     seed: int,
 ) -> list[str]:
     """The prompt and what follows, up to the end of the text."""
-    prompt = np.concatenate([[tokenizer.end_of_text], tokenizer.encode(evaluation.sample_prompt)]).astype(np.int32)
+    prompt = np.concatenate(
+        [[tokenizer.end_of_text], tokenizer.encode(evaluation.sample_prompt)]
+    ).astype(np.int32)
     ids = sample(
         model,
         params,
@@ -67,7 +69,9 @@ def continuations(
     texts = []
     for row in ids:
         end = np.flatnonzero(row == tokenizer.end_of_text)
-        texts.append(evaluation.sample_prompt + tokenizer.decode(row[: end[0]] if len(end) else row))
+        texts.append(
+            evaluation.sample_prompt + tokenizer.decode(row[: end[0]] if len(end) else row)
+        )
     return texts
 
 
@@ -78,20 +82,28 @@ def filled_masks(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch)
     texts = []
     for row in range(len(found)):
         chosen = np.flatnonzero(batch.weights[row])
-        places, guesses, targets = (values[row][chosen].tolist() for values in (batch.predict, found, batch.targets))
+        places, guesses, targets = (
+            values[row][chosen].tolist() for values in (batch.predict, found, batch.targets)
+        )
         marks = {
-            place: tokenizer.show([guess]) + ("" if guess == target else f"|{tokenizer.show([target])}")
+            place: tokenizer.show([guess])
+            + ("" if guess == target else f"|{tokenizer.show([target])}")
             for place, guess, target in zip(places, guesses, targets, strict=True)
         }
         right = sum(guess == target for guess, target in zip(guesses, targets, strict=True))
-        texts.append(f"{marked(tokenizer, batch.tokens[row], marks)}\n({right} of {len(marks)} right)")
+        texts.append(
+            f"{marked(tokenizer, batch.tokens[row], marks)}\n({right} of {len(marks)} right)"
+        )
     return texts
 
 
 def marked(tokenizer: Tokenizer, ids: np.ndarray, marks: dict[int, str]) -> str:
     """The text of `ids` with «marks» at some positions instead of the tokens there."""
     runs = groupby(range(len(ids)), key=lambda position: position if position in marks else None)
-    return "".join(tokenizer.show(ids[list(run)]) if place is None else f"«{marks[place]}»" for place, run in runs)
+    return "".join(
+        tokenizer.show(ids[list(run)]) if place is None else f"«{marks[place]}»"
+        for place, run in runs
+    )
 
 
 def written_targets(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch) -> list[str]:
@@ -99,17 +111,27 @@ def written_targets(model: Model, params: Tree, tokenizer: Tokenizer, batch: Bat
     assert batch.source is not None and batch.targets is not None and batch.weights is not None
     vocabulary = tokenizer.vocabulary
     written, lengths = write(model, params, batch), np.sum(batch.weights, axis=1).astype(int)
-    sources = [len(source) for source in batch.source] if batch.source_lengths is None else batch.source_lengths
+    sources = (
+        [len(source) for source in batch.source]
+        if batch.source_lengths is None
+        else batch.source_lengths
+    )
     texts = []
     for row, (length, size) in enumerate(zip(lengths, sources, strict=True)):
         source, ids = batch.source[row][:size], until_end(written[row], tokenizer.end_of_text)
         lines = {"source": source, "written": ids, "target": batch.targets[row][:length]}
         shown = [f"{name}: {tokenizer.show(tokens)}" for name, tokens in lines.items()]
         if spans := split_at(ids, vocabulary.sentinels):
-            marks = {place: tokenizer.show(spans[token]) for place, token in enumerate(source.tolist()) if token in spans}
+            marks = {
+                place: tokenizer.show(spans[token])
+                for place, token in enumerate(source.tolist())
+                if token in spans
+            }
             shown.append(f"filled: {marked(tokenizer, source, marks)}")
         elif vocabulary.mask in source:
-            shown.append(f"filled: {added(tokenizer, source[source != vocabulary.mask].tolist(), ids.tolist())}")
+            shown.append(
+                f"filled: {added(tokenizer, source[source != vocabulary.mask].tolist(), ids.tolist())}"
+            )
         texts.append("\n".join(shown))
     return texts
 
@@ -132,7 +154,10 @@ def until_end(ids: np.ndarray, end: int) -> np.ndarray:
 def split_at(ids: np.ndarray, sentinels: np.ndarray) -> dict[int, np.ndarray]:
     """What follows each sentinel, by the sentinel."""
     places = np.flatnonzero(np.isin(ids, sentinels))
-    return {int(ids[place]): part[1:] for place, part in zip(places, np.split(ids, places)[1:], strict=True)}
+    return {
+        int(ids[place]): part[1:]
+        for place, part in zip(places, np.split(ids, places)[1:], strict=True)
+    }
 
 
 FILLED: dict[str, Callable[[Model, Tree, Tokenizer, Batch], list[str]]] = {

@@ -46,7 +46,12 @@ class Text:
 
     def overlap(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
-        sizes = (size for stop in self.stops for size in range(1, len(stop)) if self.held.endswith(stop[:size]))
+        sizes = (
+            size
+            for stop in self.stops
+            for size in range(1, len(stop))
+            if self.held.endswith(stop[:size])
+        )
         return max(sizes, default=0)
 
     def decoded(self, last: bool) -> str:

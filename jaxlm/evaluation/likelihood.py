@@ -35,7 +35,9 @@ class Scorer:
         self.params, self.context, self.batch_size = params, context, batch_size
         self.step = jax.jit(lambda params, batch: target_losses(model, params, batch))
 
-    def __call__(self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None) -> list[Likelihood]:
+    def __call__(
+        self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None
+    ) -> list[Likelihood]:
         """In the order of the requests. `ValueError` for a continuation longer than the context."""
         found: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
         # By length, the longest first: what is padded stays little, and what does not fit the memory fails at once.
@@ -45,7 +47,9 @@ class Scorer:
             batch = self.batch([requests[n] for n in numbers])
             losses, best = jax.device_get(self.step(self.params, batch))
             for n, loss, hit, weight in zip(numbers, losses, best, batch.weights > 0, strict=False):  # type: ignore[operator]
-                found[n] = Likelihood(-float(loss[weight].sum(dtype=np.float64)), bool(hit[weight].all()))
+                found[n] = Likelihood(
+                    -float(loss[weight].sum(dtype=np.float64)), bool(hit[weight].all())
+                )
             progress(first + len(numbers))
         return found
 
@@ -66,7 +70,9 @@ class Scorer:
         for n, request in enumerate(requests):
             length, count = self.length(request), len(request.continuation)
             if count > length:
-                raise ValueError(f"a continuation has {count} tokens, but only {length} are read at once")
+                raise ValueError(
+                    f"a continuation has {count} tokens, but only {length} are read at once"
+                )
             ids = np.concatenate([request.context, request.continuation])[-length - 1 :]
             rows.tokens[n, :length] = ids[:-1]
             rows.predict[n, :count] = np.arange(length - count, length)  # type: ignore[index]
@@ -77,7 +83,11 @@ class Scorer:
 
 def rounded(length: int, most: int) -> int:
     """16, 24, 32, 48, 64, ..., but not above `most`: each new shape is compiled."""
-    sizes = (size for power in range(SHORTEST.bit_length() - 1, 64) for size in (1 << power, 3 << power - 1))
+    sizes = (
+        size
+        for power in range(SHORTEST.bit_length() - 1, 64)
+        for size in (1 << power, 3 << power - 1)
+    )
     return min(next(size for size in sizes if size >= length), most)
 
 

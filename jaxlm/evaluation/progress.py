@@ -26,7 +26,9 @@ class Progress:
             return
         self.drawn = now
         left = (now - self.started) / done * (self.total - done) if done else 0.0
-        text = f"{self.what} {done:,}/{self.total:,} {done / self.total:.0%}" + (f" eta {duration(left)}" if done else "")
+        text = f"{self.what} {done:,}/{self.total:,} {done / self.total:.0%}" + (
+            f" eta {duration(left)}" if done else ""
+        )
         if self.live:
             full = BAR_WIDTH * done // self.total
             print(

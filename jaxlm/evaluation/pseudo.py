@@ -22,12 +22,18 @@ def framed(tokens: Tokens, context: int, vocabulary: Vocabulary, per_document: b
 
     Pieces are cut from all documents in a row, or from each on its own. Special tokens are never hidden.
     """
-    begin, end = ([vocabulary.begin_of_text], [vocabulary.end_of_text]) if vocabulary.begin_of_text is not None else ([], [])
+    begin, end = (
+        ([vocabulary.begin_of_text], [vocabulary.end_of_text])
+        if vocabulary.begin_of_text is not None
+        else ([], [])
+    )
     width = context - len(begin) - len(end)
     ends = tokens.ends.tolist() if per_document else [len(tokens)]
     texts = [tokens.ids[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
     pieces = [text[at : at + width] for text in texts for at in range(0, len(text), width)]
-    rows = np.full((len(pieces), context), 0 if vocabulary.pad is None else vocabulary.pad, np.int32)
+    rows = np.full(
+        (len(pieces), context), 0 if vocabulary.pad is None else vocabulary.pad, np.int32
+    )
     lengths = np.array([len(begin) + len(piece) + len(end) for piece in pieces], np.int32)
     for row, piece, length in zip(rows, pieces, lengths, strict=True):
         row[:length] = np.concatenate([begin, piece, end])

@@ -22,7 +22,9 @@ class Sums(NamedTuple):
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.loss is None or self.loss > 700 else math.exp(self.loss)  # beyond that no float64
+        return (
+            None if self.loss is None or self.loss > 700 else math.exp(self.loss)
+        )  # beyond that no float64
 
 
 class Row(NamedTuple):
@@ -44,7 +46,11 @@ def total(rows: Sequence[Row]) -> Row:
         return None if any(value is None for value in values) else sum(values)
 
     def add_sums(sums: Sequence[Sums | None]) -> Sums | None:
-        return None if any(one is None for one in sums) else Sums(*(sum(column) for column in zip(*sums, strict=True)))  # type: ignore[arg-type]
+        return (
+            None
+            if any(one is None for one in sums)
+            else Sums(*(sum(column) for column in zip(*sums, strict=True)))
+        )  # type: ignore[arg-type]
 
     columns = list(zip(*rows, strict=True))
     return Row(
@@ -89,7 +95,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         *([shown(name, row[name]) for name in columns] for row in rows),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    ]
     return "\n".join(text)
 
 

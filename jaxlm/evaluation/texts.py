@@ -67,7 +67,9 @@ class Tokens(NamedTuple):
     def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """int32 [n, window]: the samples that begin at `starts` (int64 [n]); behind the end of the text is 0."""
         columns = starts[:, None] + np.arange(objective.window)
-        return np.where(columns < len(self), self.ids[np.minimum(columns, len(self) - 1)], 0).astype(np.int32)
+        return np.where(
+            columns < len(self), self.ids[np.minimum(columns, len(self) - 1)], 0
+        ).astype(np.int32)
 
 
 class Pairs(NamedTuple):
@@ -94,7 +96,15 @@ class Pairs(NamedTuple):
         """int32 [n, S + T]: sources and targets, padded; one that was cut to fit still ends with end_of_text."""
         widths = (objective.source_length, objective.length)
         return np.stack(
-            [np.concatenate([self.fitted(text, width) for text, width in zip(self.rows[n], widths, strict=True)]) for n in starts]
+            [
+                np.concatenate(
+                    [
+                        self.fitted(text, width)
+                        for text, width in zip(self.rows[n], widths, strict=True)
+                    ]
+                )
+                for n in starts
+            ]
         )
 
     def fitted(self, text: np.ndarray, width: int) -> np.ndarray:
@@ -122,7 +132,9 @@ def read(
     ends: list[int] = []
     size, count = Size(), 0
     before, behind = np.array(begin, np.int32), np.array(end, np.int32)
-    for text, ids in tokenised((document.texts[0] for document in islice(documents, most_documents)), tokenizer):
+    for text, ids in tokenised(
+        (document.texts[0] for document in islice(documents, most_documents)), tokenizer
+    ):
         left = None if most_tokens is None else most_tokens - count - len(before)
         cut = left is not None and len(ids) + len(behind) > left
         if left is not None and cut:
@@ -153,7 +165,9 @@ def read_pairs(documents: Iterable[Document], tokenizer: Tokenizer, most: int | 
     """The first `most` pairs, or all."""
     rows, size, closing = [], Size(), np.array([tokenizer.end_of_text], np.int32)
     for document in islice(documents, most):
-        source, target = (np.concatenate([ids, closing]) for ids in tokenizer.encode_batch(document.texts))
+        source, target = (
+            np.concatenate([ids, closing]) for ids in tokenizer.encode_batch(document.texts)
+        )
         rows.append((source, target))
         size = size.plus(*document.texts)
     return Pairs(tuple(rows), tokenizer.vocabulary.pad, tokenizer.end_of_text, size)

@@ -36,7 +36,12 @@ class EvaluationWindows:
         )
         self.pads = not objective.random and objective.window == objective.stride + 1
         self.draws = draws if objective.random else 1
-        counts = [-(-max(len(array) - 1, 0) // objective.stride) if self.pads else window_count(array, objective) for array in arrays]
+        counts = [
+            -(-max(len(array) - 1, 0) // objective.stride)
+            if self.pads
+            else window_count(array, objective)
+            for array in arrays
+        ]
         self.ends = np.cumsum(counts, dtype=np.int64)  # windows up to and including each array
         self.windows = sum(counts)
         if not self.windows and not self.pads:
@@ -89,7 +94,9 @@ def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:
     counts = np.zeros(0, np.int64)
     for index in range(min(len(windows), batches or len(windows))):
         batch = windows[index]
-        found = np.bincount(np.asarray(batch.targets)[np.asarray(batch.weights) > 0], minlength=len(counts))
+        found = np.bincount(
+            np.asarray(batch.targets)[np.asarray(batch.weights) > 0], minlength=len(counts)
+        )
         found[: len(counts)] += counts
         counts = found
     counts, total = counts[counts > 0], int(counts.sum())

@@ -14,7 +14,9 @@ class SlidingWindows:
     documents in a row, or each on its own. What is missing from the last window and the last batch has weight 0.
     """
 
-    def __init__(self, tokens: Tokens, context: int, stride: int, batch_size: int, per_document: bool):
+    def __init__(
+        self, tokens: Tokens, context: int, stride: int, batch_size: int, per_document: bool
+    ):
         self.tokens, self.context, self.stride, self.batch_size = (
             tokens,
             context,
@@ -38,7 +40,9 @@ class SlidingWindows:
         inside = (numbers < self.windows)[:, None]
         numbers = np.minimum(numbers, self.windows - 1)
         which = np.searchsorted(self.last, numbers, side="right")
-        place = numbers - np.concatenate([[0], self.last])[which]  # the window's number within its text
+        place = (
+            numbers - np.concatenate([[0], self.last])[which]
+        )  # the window's number within its text
         columns = (self.starts[which] + place * self.stride)[:, None] + np.arange(self.context + 1)
         end = self.ends[which][:, None]
         row = np.minimum(columns, end - 1)

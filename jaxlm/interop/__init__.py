@@ -24,7 +24,9 @@ SHARD_BYTES = 5_000_000_000
 WRITTEN = {"float32": "F32", "bfloat16": "BF16"}  # float16 has no room for large weights
 
 
-def load(path: str | Path, *, dtype: str = "float32", shardings: Tree | None = None) -> tuple[config.ModelConfig, Tree]:
+def load(
+    path: str | Path, *, dtype: str = "float32", shardings: Tree | None = None
+) -> tuple[config.ModelConfig, Tree]:
     """The model of a Hugging Face directory and its parameters.
 
     `shardings` are those of the parameters; without them all is on the default device.
@@ -99,7 +101,9 @@ def save(
     }
     with writer.staged(Path(path)) as staged:
         code = WRITTEN[dtype]
-        writer.write(staged, weights.written(rows, code), weights.arrays(rows, params, code), max_shard_bytes)
+        writer.write(
+            staged, weights.written(rows, code), weights.arrays(rows, params, code), max_shard_bytes
+        )
         staged.json("config.json", config_values)
     return architecture
 
@@ -114,10 +118,20 @@ def with_tokens(
     for name, ids in tokens.items():
         for number in ids if isinstance(ids, (list, tuple)) else [ids]:
             if number is not None and not 0 <= number < model.vocabulary_size:
-                raise UserError(f"{name}: {number} is not in the vocabulary (0 to {model.vocabulary_size - 1})")
+                raise UserError(
+                    f"{name}: {number} is not in the vocabulary (0 to {model.vocabulary_size - 1})"
+                )
         settled = values.get(name)
         if settled is not None and ids is not None and settled != ids:
-            settled_by = f"; model.position_offset ({model.position_offset}) is pad_token_id + 1 in it" if name == "pad_token_id" else ""
-            raise UserError(f"{name}: {ids} can't be written: a {architecture.model_type} of this shape has {settled}{settled_by}")
+            settled_by = (
+                f"; model.position_offset ({model.position_offset}) is pad_token_id + 1 in it"
+                if name == "pad_token_id"
+                else ""
+            )
+            raise UserError(
+                f"{name}: {ids} can't be written: a {architecture.model_type} of this shape has {settled}{settled_by}"
+            )
     # A token that is said not to be is null: the class of transformers would have an id of its own.
-    return values | {name: ids for name, ids in tokens.items() if ids is not None or values.get(name) is None}
+    return values | {
+        name: ids for name, ids in tokens.items() if ids is not None or values.get(name) is None
+    }

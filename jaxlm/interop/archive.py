@@ -19,7 +19,11 @@ def pack(directory: Path) -> Path:
     """
     target = directory / FILE
     partial = directory / f".{FILE}.{os.getpid()}"
-    files = sorted(path for path in directory.iterdir() if path.is_file() and path != target and not path.name.startswith("."))
+    files = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path != target and not path.name.startswith(".")
+    )
     try:
         with partial.open("wb") as raw:
             with (
@@ -28,7 +32,9 @@ def pack(directory: Path) -> Path:
             ):
                 for path in files:
                     with path.open("rb") as content:
-                        archive.addfile(entry(path.name, os.fstat(content.fileno()).st_size), content)
+                        archive.addfile(
+                            entry(path.name, os.fstat(content.fileno()).st_size), content
+                        )
             raw.flush()
             os.fsync(raw.fileno())
         partial.replace(target)

@@ -35,7 +35,9 @@ def read(settings: HFConfig, whole: config.ModelConfig) -> config.ModelConfig:
             if section.get(key) is None:
                 section.refuse(key, f"must be {value!r} beside {min(given)}")
         if any(getattr(whole, key) != value for key, value in STAND_IN.items()):
-            section.refuse("activation", "'relu_squared' needs a gated MLP with relu in the rest of the file")
+            section.refuse(
+                "activation", "'relu_squared' needs a gated MLP with relu in the rest of the file"
+            )
         fields |= SQUARED
     return replace(whole, **fields)
 
@@ -55,4 +57,8 @@ def write(model: config.ModelConfig, whole: config.ModelConfig) -> dict[str, Any
     if not model.head_transform:
         lacking.pop("head_transform_bias", None)
     squared = all(getattr(model, key) == value for key, value in SQUARED.items())
-    return lacking | (SQUARED if squared and all(getattr(whole, key) == value for key, value in STAND_IN.items()) else {})
+    return lacking | (
+        SQUARED
+        if squared and all(getattr(whole, key) == value for key, value in STAND_IN.items())
+        else {}
+    )

@@ -89,7 +89,9 @@ def listing(directory: Path) -> Listing:
             entries[name] = entry
     for name, shard in weight_map.items():
         if name not in entries or entries[name].path.name != shard:
-            raise UserError(f"{directory / shard}: {plain(name)}: there is no such tensor, but {INDEX} says so")
+            raise UserError(
+                f"{directory / shard}: {plain(name)}: there is no such tensor, but {INDEX} says so"
+            )
     return Listing(index, entries)
 
 
@@ -101,10 +103,19 @@ def named_shards(index: Path) -> dict[str, str]:
     content = read_json(index, LARGEST_HEADER)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: weight_map: must be an object that says in which file each tensor is")
+        raise UserError(
+            f"{index}: weight_map: must be an object that says in which file each tensor is"
+        )
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or not shard.isprintable() or set(shard) & set("/\\:"):
-            reason = f"must be the name of a .safetensors file in the same directory, got {shown(shard)}"
+        if (
+            not isinstance(shard, str)
+            or not shard.endswith(".safetensors")
+            or not shard.isprintable()
+            or set(shard) & set("/\\:")
+        ):
+            reason = (
+                f"must be the name of a .safetensors file in the same directory, got {shown(shard)}"
+            )
             raise UserError(f"{index}: weight_map: {plain(name)}: {reason}")
     return weight_map
 
@@ -117,11 +128,17 @@ def header(path: Path) -> dict[str, Entry]:
     position = start
     for each in sorted(entries.values(), key=lambda each: (each.start, each.size)):
         if each.start != position:
-            problem = "overlaps another tensor" if each.start < position else f"{each.start - position} bytes before it are no tensor's"
+            problem = (
+                "overlaps another tensor"
+                if each.start < position
+                else f"{each.start - position} bytes before it are no tensor's"
+            )
             raise each.refuse(f"data_offsets: {problem}")
         position += each.size
         if position > end:
-            raise each.refuse(f"ends {position - end} bytes behind the end of the file, which is cut short or damaged")
+            raise each.refuse(
+                f"ends {position - end} bytes behind the end of the file, which is cut short or damaged"
+            )
     if position != end:
         raise UserError(f"{path}: its last {end - position} bytes are no tensor's")
     try:
@@ -143,7 +160,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             length = int.from_bytes(file.read(8), "little")
             if end < 8 or length > min(end - 8, LARGEST_HEADER):
                 reason = f"a header of {length:,} bytes" if end >= 8 else "the length of a header"
-                raise UserError(f"{path}: is cut short, damaged or no safetensors file: {end:,} bytes can't hold {reason}")
+                raise UserError(
+                    f"{path}: is cut short, damaged or no safetensors file: {end:,} bytes can't hold {reason}"
+                )
             raw = file.read(length)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
@@ -167,12 +186,17 @@ def entry(path: Path, name: str, value: Any, start: int) -> Entry:
         raise blank.refuse(f"data_offsets must be a first and a last one, got {shown(offsets)}")
     size, expected = offsets[1] - offsets[0], math.prod(shape) * SIZES[dtype]
     if size != expected:
-        raise blank.refuse(f"{dtype} of shape {shape} has {expected:,} bytes, but data_offsets give it {size:,}")
+        raise blank.refuse(
+            f"{dtype} of shape {shape} has {expected:,} bytes, but data_offsets give it {size:,}"
+        )
     return Entry(path, name, dtype, tuple(shape), start + offsets[0], size)
 
 
 def sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 63 for size in value)
+    return isinstance(value, list) and all(
+        isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 63
+        for size in value
+    )
 
 
 def plain(text: str) -> str:
@@ -230,7 +254,10 @@ def any_number(entry: Entry) -> bool:
     """Whether a tensor has a number that is not 0."""
     with Reader(0) as reader:
         pieces = reader.chunks(entry, aligned((CHUNK,), np.uint8))
-        return any(bool((piece.view(FLOATS[entry.dtype]) if entry.dtype in FLOATS else piece).any()) for piece in pieces)
+        return any(
+            bool((piece.view(FLOATS[entry.dtype]) if entry.dtype in FLOATS else piece).any())
+            for piece in pieces
+        )
 
 
 def equal(one: Entry, other: Entry) -> bool:

@@ -66,16 +66,22 @@ class GenerationConfig(NamedTuple):
     forced_bos_id: int | None
     forced_eos_id: int | None
     suggested: dict[str, Any]  # entries that are options of jaxlm.generate: {"num_beams": 4}
-    unfollowed: dict[str, Any]  # entries that change the text and that it has no option for: {"no_repeat_ngram_size": 3}
+    unfollowed: dict[
+        str, Any
+    ]  # entries that change the text and that it has no option for: {"no_repeat_ngram_size": 3}
 
     @property
     def warnings(self) -> list[str]:
         """A line per kind of entry that jaxlm.generate does not follow."""
         lines = []
         if self.suggested:
-            lines.append(f"{FILE} asks for {listed(self.suggested)}: options of jaxlm.generate, which doesn't read them from there")
+            lines.append(
+                f"{FILE} asks for {listed(self.suggested)}: options of jaxlm.generate, which doesn't read them from there"
+            )
         if self.unfollowed:
-            lines.append(f"{FILE} asks for {listed(self.unfollowed)}, which jaxlm.generate does not do")
+            lines.append(
+                f"{FILE} asks for {listed(self.unfollowed)}, which jaxlm.generate does not do"
+            )
         return lines
 
 
@@ -92,12 +98,23 @@ def read(directory: Path, config: HFConfig) -> GenerationConfig:
     own = HFConfig(path, found)
     defaults = HFConfig(config.path, DEFAULTS.get(str(config.get("model_type")), {}))
     eos = next((given for source in (own, config) if (given := ids(source, "eos_token_id"))), ())
-    one = {key: next((given[0] for source in (own, config, defaults) if (given := ids(source, key))), None) for key in IDS}
-    others = {key: value for key, value in found.items() if key not in (*IDS, *HARMLESS, *OPTIONS, "eos_token_id")}
+    one = {
+        key: next(
+            (given[0] for source in (own, config, defaults) if (given := ids(source, key))), None
+        )
+        for key in IDS
+    }
+    others = {
+        key: value
+        for key, value in found.items()
+        if key not in (*IDS, *HARMLESS, *OPTIONS, "eos_token_id")
+    }
     return GenerationConfig(
         eos,
         *(one[key] for key in IDS),
-        suggested={key: found[key] for key, off in OPTIONS.items() if found.get(key) not in (None, off)},
+        suggested={
+            key: found[key] for key, off in OPTIONS.items() if found.get(key) not in (None, off)
+        },
         unfollowed={key: value for key, value in others.items() if says_something(value)},
     )
 

@@ -66,9 +66,13 @@ class HFConfig:
         value: Any = self.values[key]
         types, words = KINDS[kind]
         if value is None:
-            return None if null or default is None else self.refuse(key, f"must be {words}, got null")
+            return (
+                None if null or default is None else self.refuse(key, f"must be {words}, got null")
+            )
         # Compared rather than converted: a whole number may be too large for a float.
-        finite = isinstance(value, types) and (kind is not float or abs(value) <= sys.float_info.max)
+        finite = isinstance(value, types) and (
+            kind is not float or abs(value) <= sys.float_info.max
+        )
         if not finite or isinstance(value, bool) != (kind is bool):
             self.refuse(key, f"must be {words}, got {shown(value)}")
         if kind is int and abs(value) >= LARGEST_NUMBER:
@@ -98,7 +102,9 @@ def read(directory: Path) -> HFConfig:
     """The directory's config.json."""
     path = directory / "config.json"
     if not directory.is_dir():
-        raise UserError(f"{directory}: {'is not a directory' if directory.exists() else 'there is no such directory'}")
+        raise UserError(
+            f"{directory}: {'is not a directory' if directory.exists() else 'there is no such directory'}"
+        )
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object")
@@ -141,11 +147,15 @@ def parse_json(path: Path, content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+        raise UserError(
+            f"{path}: is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}: is not JSON that can be read: too many levels") from None
     except ValueError:  # an integer of more digits than Python converts
-        raise UserError(f"{path}: is not JSON that can be read: a number has too many digits") from None
+        raise UserError(
+            f"{path}: is not JSON that can be read: a number has too many digits"
+        ) from None
 
 
 def same(value: Any, other: Any) -> bool:

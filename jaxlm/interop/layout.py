@@ -29,7 +29,9 @@ def sizes(rule: Rule, shapes: Sequence[tuple[int, ...]], vocabulary_size: int) -
 
 def shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
     """The shape of theirs."""
-    return tuple(math.prod(size(atom, sizes) for atom in dimension) for dimension in rule.layout.split())
+    return tuple(
+        math.prod(size(atom, sizes) for atom in dimension) for dimension in rule.layout.split()
+    )
 
 
 def views(rule: Rule, theirs: np.ndarray, sizes: Sizes) -> list[np.ndarray]:
@@ -41,11 +43,21 @@ def views(rule: Rule, theirs: np.ndarray, sizes: Sizes) -> list[np.ndarray]:
         if atom.isdigit():
             parts = [whole[(slice(None),) * axis + (index,)] for index in range(int(atom))]
     letters = [atom for atom in names if not atom.isdigit()]
-    single = tuple(0 if letter == "o" and "o" not in rule.dims else slice(None) for letter in letters)
+    single = tuple(
+        0 if letter == "o" and "o" not in rule.dims else slice(None) for letter in letters
+    )
     letters = [letter for letter, index in zip(letters, single, strict=True) if index != 0]
-    if sorted(letters) != sorted(set(rule.dims)) or len(rule.dims) != len(letters) or len(parts) != len(rule.ours):
-        raise ValueError(f"{rule.layout!r} and {len(rule.ours)} x {rule.dims!r} don't hold the same dimensions")
-    return [part[single].transpose([letters.index(letter) for letter in rule.dims]) for part in parts]
+    if (
+        sorted(letters) != sorted(set(rule.dims))
+        or len(rule.dims) != len(letters)
+        or len(parts) != len(rule.ours)
+    ):
+        raise ValueError(
+            f"{rule.layout!r} and {len(rule.ours)} x {rule.dims!r} don't hold the same dimensions"
+        )
+    return [
+        part[single].transpose([letters.index(letter) for letter in rule.dims]) for part in parts
+    ]
 
 
 def size(atom: str, sizes: Sizes) -> int:

@@ -20,12 +20,16 @@ class Rule(NamedTuple):
 
     theirs: str  # the tensor's name; "{}" is the number of the layer
     layout: str  # of theirs: "d 3hk"
-    ours: tuple[str, ...]  # paths in the parameters: "blocks.attention.query_kernel" ("blocks" are stacked, so theirs has "{}")
+    ours: tuple[
+        str, ...
+    ]  # paths in the parameters: "blocks.attention.query_kernel" ("blocks" are stacked, so theirs has "{}")
     dims: str  # of each of ours, without the layers: "dhk"
     first: int = 0  # the first layer that has it in theirs
     zeros: bool = False  # theirs is written as zeros where the model lacks ours, and may be absent where it is read
     when: str = ""  # paths that the parameters have ("!path": lack), or this row is left out: T5's "wi" is "wi_1" in gated models
-    copies: tuple[str, ...] = ()  # names under which the same numbers are written too; not needed and not compared where they are read
+    copies: tuple[
+        str, ...
+    ] = ()  # names under which the same numbers are written too; not needed and not compared where they are read
 
 
 class Weights(Protocol):
@@ -42,12 +46,22 @@ class Architecture(NamedTuple):
     """One `model_type` of `transformers`."""
 
     model_type: str
-    classes: tuple[str, ...]  # the values of "architectures" that are read; the first is what is written
+    classes: tuple[
+        str, ...
+    ]  # the values of "architectures" that are read; the first is what is written
     family: str
     read: Callable[[HFConfig, Weights], config.ModelConfig]
-    write: Callable[[config.ModelConfig], dict[str, Any]]  # what it can't say is left out: reading it again shows that
+    write: Callable[
+        [config.ModelConfig], dict[str, Any]
+    ]  # what it can't say is left out: reading it again shows that
     rules: tuple[Rule, ...]
     root: str = ""  # beginning of names that base models leave out: "transformer."
-    ignored: tuple[str, ...] = ()  # patterns (re.fullmatch) of tensors that the model doesn't need: buffers, poolers
-    aliases: Mapping[str, str] = {}  # tensors that repeat another one's numbers: {"lm_head.weight": "transformer.wte.weight"}
-    renamed: Mapping[str, str] = {}  # re.sub on their names before anything else, of old files: {r"LayerNorm\.gamma$": "LayerNorm.weight"}
+    ignored: tuple[
+        str, ...
+    ] = ()  # patterns (re.fullmatch) of tensors that the model doesn't need: buffers, poolers
+    aliases: Mapping[
+        str, str
+    ] = {}  # tensors that repeat another one's numbers: {"lm_head.weight": "transformer.wte.weight"}
+    renamed: Mapping[
+        str, str
+    ] = {}  # re.sub on their names before anything else, of old files: {r"LayerNorm\.gamma$": "LayerNorm.weight"}

@@ -56,7 +56,9 @@ class Written:
         return any(re.fullmatch(pattern, str(name)) for pattern in self.names)
 
     def any(self, name: str) -> bool:
-        return any(present and re.fullmatch(pattern, name) for pattern, present in self.names.items())
+        return any(
+            present and re.fullmatch(pattern, name) for pattern, present in self.names.items()
+        )
 
 
 @lru_cache(maxsize=8)
@@ -105,11 +107,17 @@ def fit(model: config.ModelConfig) -> Fit:
     if fits:
         return min(fits, key=lambda found: len(found.values[extension.KEY]))
     if not reasons:
-        raise UserError(f"no architecture of transformers that is known here is of family {model.family!r}")
-    raise UserError(f"no architecture of transformers that is known here is this model: {min(reasons, key=lambda reason: reason[0])[1]}")
+        raise UserError(
+            f"no architecture of transformers that is known here is of family {model.family!r}"
+        )
+    raise UserError(
+        f"no architecture of transformers that is known here is this model: {min(reasons, key=lambda reason: reason[0])[1]}"
+    )
 
 
-def attempt(architecture: Architecture, model: config.ModelConfig, stand_in: config.ModelConfig) -> tuple[Fit, list[str]]:
+def attempt(
+    architecture: Architecture, model: config.ModelConfig, stand_in: config.ModelConfig
+) -> tuple[Fit, list[str]]:
     """What the architecture makes of the model, in the words of another that computes the same, and where that differs."""
     shapes, path = shapes_of(model), Path("config.json")
     values = architecture.write(stand_in)
@@ -119,19 +127,27 @@ def attempt(architecture: Architecture, model: config.ModelConfig, stand_in: con
         values = values | {extension.KEY: lacking}
     differing = differences(model, extension.read(HFConfig(path, values), whole))
     if lacking and not differing:
-        weights.rows(architecture, model, shapes, shapes_of(whole))  # not every table can do without what is lacking
+        weights.rows(
+            architecture, model, shapes, shapes_of(whole)
+        )  # not every table can do without what is lacking
     return Fit(architecture, values, whole), differing
 
 
 def differences(model: config.ModelConfig, read: config.ModelConfig) -> list[str]:
     """'model.norm = "rmsnorm" (here "layernorm")' for each field in which two models compute different functions."""
     ours, theirs = canonical(model), canonical(read)
-    return [f"model.{name} = {theirs[name]!r} (here {ours[name]!r})" for name in ours if not same(ours[name], theirs[name])]
+    return [
+        f"model.{name} = {theirs[name]!r} (here {ours[name]!r})"
+        for name in ours
+        if not same(ours[name], theirs[name])
+    ]
 
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)  # a config.json may have another power of it: x ** -2 and back
+        return math.isclose(
+            one, other, rel_tol=1e-9
+        )  # a config.json may have another power of it: x ** -2 and back
     return one == other
 
 

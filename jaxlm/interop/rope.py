@@ -48,7 +48,9 @@ def read(
     if scalings[0] != scalings[-1]:
         found[-1].refuse("rope_type", "rope_scaling and rope_parameters contradict each other")
     fields = {"rotary_theta": agreed(settings, found, "rope_theta", (theta, "rope_theta"), THETA)}
-    fields["rotary_share"] = agreed(settings, found, "partial_rotary_factor", (share, "partial_rotary_factor"), default_share)
+    fields["rotary_share"] = agreed(
+        settings, found, "partial_rotary_factor", (share, "partial_rotary_factor"), default_share
+    )
     if share is None and fields["rotary_share"] != 1.0:
         settings.refuse(
             "partial_rotary_factor",
@@ -110,19 +112,27 @@ def read_scaling(section: HFConfig, length: int) -> dict[str, Any]:
         return fields | {"rotary_low_frequency_factor": low, "rotary_high_frequency_factor": high}
     section.fixed({"truncate": True})
     return fields | {
-        "rotary_low_frequency_factor": section.number("beta_slow", BETA_SLOW, float, null=True) or BETA_SLOW,
-        "rotary_high_frequency_factor": section.number("beta_fast", BETA_FAST, float, null=True) or BETA_FAST,
+        "rotary_low_frequency_factor": section.number("beta_slow", BETA_SLOW, float, null=True)
+        or BETA_SLOW,
+        "rotary_high_frequency_factor": section.number("beta_fast", BETA_FAST, float, null=True)
+        or BETA_FAST,
         "rotary_attention_factor": section.number("attention_factor", None, float),
     }
 
 
 def write(model: config.ModelConfig, share: bool = False) -> dict[str, Any]:
     """Both forms. The share of a head's channels is left out unless the class knows it."""
-    parameters: dict[str, Any] = {"rope_type": "default" if model.rotary_scaling == "none" else model.rotary_scaling}
+    parameters: dict[str, Any] = {
+        "rope_type": "default" if model.rotary_scaling == "none" else model.rotary_scaling
+    }
     if model.rotary_scaling != "none":
         parameters["factor"] = model.rotary_scaling_factor
     if model.rotary_scaling in ("llama3", "yarn"):
-        low, high = ("low_freq_factor", "high_freq_factor") if model.rotary_scaling == "llama3" else ("beta_slow", "beta_fast")
+        low, high = (
+            ("low_freq_factor", "high_freq_factor")
+            if model.rotary_scaling == "llama3"
+            else ("beta_slow", "beta_fast")
+        )
         parameters[low], parameters[high] = (
             model.rotary_low_frequency_factor,
             model.rotary_high_frequency_factor,

@@ -66,7 +66,9 @@ class TokenizerFrame(NamedTuple):
     decoder_start_id: int | None = None  # what the decoder of an encoder-decoder reads first
     forced_bos_id: int | None = None  # the first token that is generated
     forced_eos_id: int | None = None  # the last one where a generation reaches its limit
-    before: tuple[int, ...] = ()  # what belongs before a text that the model reads (Llama, BERT) ...
+    before: tuple[
+        int, ...
+    ] = ()  # what belongs before a text that the model reads (Llama, BERT) ...
     after: tuple[int, ...] = ()  # ... and after it (BERT, T5)
 
 
@@ -76,15 +78,28 @@ def read(directory: Path | str) -> tuple[config.TokenizerConfig, TokenizerFrame]
     about = hf_config.read(directory)
     path = directory / FILE
     inner = load(path)
-    named = names(directory) or {key: name for key, name in default_names(about).items() if inner.token_to_id(name) is not None}
+    named = names(directory) or {
+        key: name
+        for key, name in default_names(about).items()
+        if inner.token_to_id(name) is not None
+    }
     for key, name in named.items():
         if inner.token_to_id(name) is None:
-            raise UserError(f"{path}: has no token {name!r}, which the files beside it name as {key}")
+            raise UserError(
+                f"{path}: has no token {name!r}, which the files beside it name as {key}"
+            )
     generated = generation_config.read(directory, about)
-    roles = {role: next((named[key] for key in keys if key in named), None) for role, keys in NAMES.items()}
-    end = roles["end_of_text"] or next((name for number in generated.eos_ids if (name := inner.id_to_token(number))), None)
+    roles = {
+        role: next((named[key] for key in keys if key in named), None)
+        for role, keys in NAMES.items()
+    }
+    end = roles["end_of_text"] or next(
+        (name for number in generated.eos_ids if (name := inner.id_to_token(number))), None
+    )
     if end is None:
-        raise UserError(f"{directory / CONFIG}: eos_token: nothing says which token ends a text; name it there")
+        raise UserError(
+            f"{directory / CONFIG}: eos_token: nothing says which token ends a text; name it there"
+        )
     begin = roles["begin_of_text"] if roles["begin_of_text"] != end else None
     special = TokenizerFrame(
         end,
@@ -123,7 +138,11 @@ def of_run(
     end, begin = tokenizer.end_of_text, tokenizer.begin_of_text
     known = inner.get_vocab(with_added_tokens=True)
     pad, mask = (name if name in known else None for name in (tokenizer.pad, tokenizer.mask))
-    number = {role: known[name] for role, name in zip(NAMES, (end, begin, pad, mask), strict=True) if name is not None}
+    number = {
+        role: known[name]
+        for role, name in zip(NAMES, (end, begin, pad, mask), strict=True)
+        if name is not None
+    }
     writes = TRAINED_BY[objective.kind] == "encoder_decoder"
     before, after = frame(inner)
     if not before and not after:
@@ -150,7 +169,9 @@ def sample_frame(kind: str, number: Mapping[str, int]) -> tuple[tuple[int, ...],
 
 
 def count_sentinels(inner: tokenizers.Tokenizer) -> int:
-    return next(number for number in itertools.count() if inner.token_to_id(f"<extra_id_{number}>") is None)
+    return next(
+        number for number in itertools.count() if inner.token_to_id(f"<extra_id_{number}>") is None
+    )
 
 
 def load(path: Path) -> tokenizers.Tokenizer:
@@ -165,7 +186,9 @@ def load(path: Path) -> tokenizers.Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{path}: is not a tokenizer.json: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{path}: is not a tokenizer.json: {' '.join(str(error).split())}"
+        ) from error
 
 
 def names(directory: Path) -> dict[str, str]:
@@ -176,7 +199,12 @@ def names(directory: Path) -> dict[str, str]:
         values = hf_config.read_json(path) if path.exists() else {}
         if not isinstance(values, dict):
             raise UserError(f"{path}: must be a JSON object")
-        known = {key: values[key] for keys in NAMES.values() for key in keys if values.get(key) is not None}
+        known = {
+            key: values[key]
+            for keys in NAMES.values()
+            for key in keys
+            if values.get(key) is not None
+        }
         found = {key: name_of(path, key, value) for key, value in known.items()} | found
     return found
 
@@ -210,7 +238,9 @@ def ids(
     def called(number: int | None, *keys: str) -> int | None:
         return next((inner.token_to_id(named[key]) for key in keys if key in named), known(number))
 
-    ends = [token for token in (inner.token_to_id(end), *generated.eos_ids) if known(token) is not None]
+    ends = [
+        token for token in (inner.token_to_id(end), *generated.eos_ids) if known(token) is not None
+    ]
     return {
         "eos_ids": tuple(dict.fromkeys(ends)),
         "bos_id": called(generated.bos_id, "bos_token", "cls_token"),
@@ -247,7 +277,11 @@ def write(
     roles = role_names(inner, special)
     extra = [f"<extra_id_{number}>" for number in range(special.sentinels)]
     listed = {"additional_special_tokens": extra} if extra else {}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"] if token_types else ["input_ids", "attention_mask"]
+    inputs = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if token_types
+        else ["input_ids", "attention_mask"]
+    )
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **roles,
@@ -258,7 +292,9 @@ def write(
     }
     (directory / FILE).write_text(inner.to_str(pretty=True), encoding="utf-8")
     for file, values in ((CONFIG, about), (MAP, {**roles, **listed})):
-        (directory / file).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (directory / file).write_text(
+            json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def role_names(inner: tokenizers.Tokenizer, special: TokenizerFrame) -> dict[str, str]:
@@ -288,7 +324,11 @@ def with_wide_mask(text: str, special: TokenizerFrame) -> str:
     """
     parts = json.loads(text)
     splitter = parts["pre_tokenizer"] or {}
-    if parts["post_processor"] is not None or splitter.get("type") != "ByteLevel" or not splitter.get("use_regex"):
+    if (
+        parts["post_processor"] is not None
+        or splitter.get("type") != "ByteLevel"
+        or not splitter.get("use_regex")
+    ):
         return text
     for token in parts["added_tokens"]:
         token["lstrip"] = token["lstrip"] or token["content"] == special.mask
@@ -297,7 +337,10 @@ def with_wide_mask(text: str, special: TokenizerFrame) -> str:
 
 def template(inner: tokenizers.Tokenizer, special: TokenizerFrame) -> processors.TemplateProcessing:
     """Puts `before` and `after` around a text, and `after` again behind the second text of a pair."""
-    before, after = ([inner.id_to_token(number) for number in numbers] for numbers in (special.before, special.after))
+    before, after = (
+        [inner.id_to_token(number) for number in numbers]
+        for numbers in (special.before, special.after)
+    )
     known = [(inner.id_to_token(number), number) for number in {*special.before, *special.after}]
     return processors.TemplateProcessing(
         single=[*before, "$A", *after],

@@ -31,7 +31,9 @@ class Row(NamedTuple):
     sizes: layout.Sizes
     shape: tuple[int, ...]  # of theirs
     layers: range | None  # those that theirs has; None: it isn't in a stack
-    repeated: tuple[str, ...] = ()  # names under which the numbers must be once more, for what the model lacks of the architecture
+    repeated: tuple[
+        str, ...
+    ] = ()  # names under which the numbers must be once more, for what the model lacks of the architecture
 
     def names(self) -> Iterator[tuple[int | None, str]]:
         """The layers and the tensors that they are in."""
@@ -48,7 +50,9 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def rows(architecture: Architecture, model: config.ModelConfig, shapes: Tree, whole: Tree | None = None) -> list[Row]:
+def rows(
+    architecture: Architecture, model: config.ModelConfig, shapes: Tree, whole: Tree | None = None
+) -> list[Row]:
     """The rules that `model` has a use for. Each parameter must be in exactly one, else the table is wrong.
 
     `whole` are the shapes that the architecture has without the section "jaxlm" of config.json: what the model lacks of them is
@@ -59,7 +63,13 @@ def rows(architecture: Architecture, model: config.ModelConfig, shapes: Tree, wh
     gates: dict[str, Rule] = {}  # that repeat another parameter, by that one's path
     for rule in architecture.rules:
         other = rule.ours[0].replace(".gate_", ".up_")
-        if holds(rule, entire) and rule.ours[0] in entire and rule.ours[0] not in known and other in known and len(rule.ours) == 1:
+        if (
+            holds(rule, entire)
+            and rule.ours[0] in entire
+            and rule.ours[0] not in known
+            and other in known
+            and len(rule.ours) == 1
+        ):
             gates[other] = rule
     for rule in architecture.rules:
         if not holds(rule, entire) or rule in gates.values():
@@ -72,9 +82,13 @@ def rows(architecture: Architecture, model: config.ModelConfig, shapes: Tree, wh
                 found.append(zeros_row(rule, model))
             continue
         if len(present) < len(rule.ours) and entire.keys() >= set(rule.ours):
-            raise UserError(f"{architecture.model_type} has {rule.theirs} for {' and '.join(rule.ours)}, which can't be without the other")
+            raise UserError(
+                f"{architecture.model_type} has {rule.theirs} for {' and '.join(rule.ours)}, which can't be without the other"
+            )
         if set(present) != set(rule.ours) or not missing.issuperset(present):
-            raise ValueError(f"{architecture.model_type}: {rule.ours} are not all in the model, or in an earlier rule too")
+            raise ValueError(
+                f"{architecture.model_type}: {rule.ours} are not all in the model, or in an earlier rule too"
+            )
         missing.difference_update(present)
         ours, stacked = tuple(known[path] for path in rule.ours), "{}" in rule.theirs
         sizes = layout.sizes(rule, [leaf.shape[stacked:] for leaf in ours], model.vocabulary_size)
@@ -103,7 +117,9 @@ def rows(architecture: Architecture, model: config.ModelConfig, shapes: Tree, wh
 
 def holds(rule: Rule, paths: Container[str]) -> bool:
     """Whether what the rule depends on is there."""
-    return all((path.removeprefix("!") in paths) != path.startswith("!") for path in rule.when.split())
+    return all(
+        (path.removeprefix("!") in paths) != path.startswith("!") for path in rule.when.split()
+    )
 
 
 def lacking_row(rule: Rule, entire: dict[str, Any], model: config.ModelConfig) -> Row:
@@ -186,7 +202,9 @@ def assign(tensors: Tensors, found: list[Row]) -> list[Use]:
             if match is None:
                 if row.rule.zeros:
                     continue
-                raise UserError(f"{tensors.listing.source}: {name}: there is no such tensor, expected {shown(row.shape)}")
+                raise UserError(
+                    f"{tensors.listing.source}: {name}: there is no such tensor, expected {shown(row.shape)}"
+                )
             known, entry = match
             left.pop(known, None)
             check(row, entry)
@@ -202,22 +220,34 @@ def check_repeated(tensors: Tensors, name: str, entry: Entry) -> str:
     """The name in the file of the tensor that has the same numbers."""
     match = tensors.find(name)
     if match is None:
-        raise UserError(f"{tensors.listing.source}: {name}: there is no such tensor, expected {shown(entry.shape)}")
+        raise UserError(
+            f"{tensors.listing.source}: {name}: there is no such tensor, expected {shown(entry.shape)}"
+        )
     if not files.equal(match[1], entry):
-        raise match[1].refuse(f'differs from {files.plain(entry.name)}, which it must repeat as "jaxlm" in config.json has it')
+        raise match[1].refuse(
+            f'differs from {files.plain(entry.name)}, which it must repeat as "jaxlm" in config.json has it'
+        )
     return match[0]
 
 
 def resolve(tensors: Tensors, found: list[Row], name: str) -> tuple[str, Entry] | None:
     """The tensor, or one that repeats it: files may hold shared numbers under any of their names."""
     taken = {row.rule.theirs for row in found if row.ours}
-    repeated = [alias for alias, of in tensors.architecture.aliases.items() if of == name and alias not in taken]
-    return next((match for match in map(tensors.find, (name, *repeated)) if match is not None), None)
+    repeated = [
+        alias
+        for alias, of in tensors.architecture.aliases.items()
+        if of == name and alias not in taken
+    ]
+    return next(
+        (match for match in map(tensors.find, (name, *repeated)) if match is not None), None
+    )
 
 
 def check(row: Row, entry: Entry) -> None:
     if entry.dtype not in files.FLOATS:
-        raise entry.refuse(f"has dtype {entry.dtype}; weights are read as {', '.join(files.FLOATS)}")
+        raise entry.refuse(
+            f"has dtype {entry.dtype}; weights are read as {', '.join(files.FLOATS)}"
+        )
     if entry.shape != row.shape:
         raise entry.refuse(f"has shape {shown(entry.shape)}, expected {shown(row.shape)}")
     if not row.ours and files.any_number(entry):
@@ -230,17 +260,25 @@ def check_rest(tensors: Tensors, found: list[Row], left: dict[str, Entry]) -> No
     again = {copy for row in found for layer, _ in row.names() for copy in copies(row, layer)}
     for name, entry in left.items():
         full = (name, architecture.root + name)
-        alias = next((architecture.aliases[each] for each in full if each in architecture.aliases), None)
+        alias = next(
+            (architecture.aliases[each] for each in full if each in architecture.aliases), None
+        )
         original = resolve(tensors, found, alias) if alias is not None else None
         if original is not None and original[1] is not entry:
             if not files.equal(entry, original[1]):
-                raise entry.refuse(f"differs from {files.plain(original[1].name)}, which it must repeat as config.json has it")
-        elif not again.intersection(full) and not any(re.fullmatch(pattern, each) for pattern in architecture.ignored for each in full):
+                raise entry.refuse(
+                    f"differs from {files.plain(original[1].name)}, which it must repeat as config.json has it"
+                )
+        elif not again.intersection(full) and not any(
+            re.fullmatch(pattern, each) for pattern in architecture.ignored for each in full
+        ):
             extra.append(entry)
     if extra:
         more = "".join(f", {files.plain(entry.name)}" for entry in extra[1:SHOWN])
         more += f" and {len(extra) - SHOWN} more" if len(extra) > SHOWN else ""
-        raise extra[0].refuse(f"is no tensor of a {architecture.model_type} model with this config.json{more and f'; nor is{more[1:]}'}")
+        raise extra[0].refuse(
+            f"is no tensor of a {architecture.model_type} model with this config.json{more and f'; nor is{more[1:]}'}"
+        )
 
 
 def shown(shape: tuple[int, ...]) -> str:
@@ -266,13 +304,20 @@ def read(
             if use.row.ours:
                 params |= read_row(use, reader, placed, dtype, 0.0 if model.norm_offset else 1.0)
     # Tree order is not the rules' order.
-    return jax.tree_util.tree_map_with_path(lambda path, _: params[jax.tree_util.keystr(path, simple=True, separator=".")], shapes)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: params[jax.tree_util.keystr(path, simple=True, separator=".")], shapes
+    )
 
 
-def read_row(use: Use, reader: Reader, placed: dict[str, Sharding], dtype: Any, unit: float) -> dict[str, Array]:
+def read_row(
+    use: Use, reader: Reader, placed: dict[str, Sharding], dtype: Any, unit: float
+) -> dict[str, Array]:
     """The parameters of one row. `unit` is the scale of a norm that does nothing."""
     row = use.row
-    targets = [Target(leaf.shape, placed.get(path), dtype) for path, leaf in zip(row.rule.ours, row.ours, strict=True)]
+    targets = [
+        Target(leaf.shape, placed.get(path), dtype)
+        for path, leaf in zip(row.rule.ours, row.ours, strict=True)
+    ]
     for target, path in zip(targets, row.rule.ours, strict=True):
         if row.rule.first and path.endswith("scale"):
             for layer in range(row.rule.first):
@@ -289,11 +334,17 @@ class Target:
 
     def __init__(self, shape: tuple[int, ...], sharding: Sharding | None, dtype: Any):
         self.shape, self.sharding = shape, sharding
-        indices = {None: (slice(None),) * len(shape)} if sharding is None else sharding.addressable_devices_indices_map(shape)
+        indices = (
+            {None: (slice(None),) * len(shape)}
+            if sharding is None
+            else sharding.addressable_devices_indices_map(shape)
+        )
         self.devices = {device: bounds(index, shape) for device, index in indices.items()}
         spans = dict.fromkeys(self.devices.values())
         # Rows that only pad the vocabulary are zeros, and stay it.
-        self.buffers = {span: files.aligned([stop - start for start, stop in span], dtype) for span in spans}
+        self.buffers = {
+            span: files.aligned([stop - start for start, stop in span], dtype) for span in spans
+        }
 
     def put(self, layer: int | None, view: np.ndarray) -> None:
         for inside, span in self.each(layer):
@@ -317,9 +368,14 @@ class Target:
         if self.sharding is None:
             array = jax.device_put(next(iter(self.buffers.values())))
         else:
-            shards = [jax.device_put(self.buffers[span], SingleDeviceSharding(device)) for device, span in self.devices.items()]
+            shards = [
+                jax.device_put(self.buffers[span], SingleDeviceSharding(device))
+                for device, span in self.devices.items()
+            ]
             array = jax.make_array_from_single_device_arrays(self.shape, self.sharding, shards)
-        return jax.block_until_ready(array)  # until a copy to another kind of device is done it holds on to the buffers
+        return jax.block_until_ready(
+            array
+        )  # until a copy to another kind of device is done it holds on to the buffers
 
 
 def bounds(index: Any, shape: tuple[int, ...]) -> Span:
@@ -328,7 +384,12 @@ def bounds(index: Any, shape: tuple[int, ...]) -> Span:
 
 def written(found: list[Row], dtype: str) -> list[Tensor]:
     """What `arrays` gives, in its order."""
-    return [Tensor(name, dtype, row.shape) for row in found for layer, first in row.names() for name in (first, *copies(row, layer))]
+    return [
+        Tensor(name, dtype, row.shape)
+        for row in found
+        for layer, first in row.names()
+        for name in (first, *copies(row, layer))
+    ]
 
 
 def copies(row: Row, layer: int | None) -> list[str]:
@@ -348,7 +409,9 @@ def arrays(found: list[Row], params: Tree, dtype: str) -> Iterator[np.ndarray]:
             views = layout.views(row.rule, theirs, row.sizes) if row.ours else []
             for path, view in zip(row.rule.ours, views, strict=False):
                 for span, piece in pieces(known[path], layer):
-                    part = view[tuple(slice(start, stop) for start, stop in span)]  # padded rows are behind its end
+                    part = view[
+                        tuple(slice(start, stop) for start, stop in span)
+                    ]  # padded rows are behind its end
                     part[...] = piece[tuple(slice(size) for size in part.shape)]
             yield theirs
             for _ in copies(row, layer):
@@ -362,7 +425,9 @@ def pieces(leaf: Array, layer: int | None) -> Iterator[tuple[Span, np.ndarray]]:
         yield tuple((0, size) for size in whole.shape), whole
         return
     if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-        raise ValueError("parameters that are spread over several processes can't be written by one")
+        raise ValueError(
+            "parameters that are spread over several processes can't be written by one"
+        )
     shards = {bounds(shard.index, leaf.shape): shard for shard in leaf.addressable_shards}
     for span, shard in shards.items():
         if layer is None:
@@ -371,7 +436,9 @@ def pieces(leaf: Array, layer: int | None) -> Iterator[tuple[Span, np.ndarray]]:
             row = layer - span[0][0]
             yield (
                 span[1:],
-                np.asarray(shard.data)[row] if on_host(shard) else np.asarray(one_layer(shard.data, row)),
+                np.asarray(shard.data)[row]
+                if on_host(shard)
+                else np.asarray(one_layer(shard.data, row)),
             )
 
 
@@ -391,4 +458,6 @@ def check_tree(shapes: Tree, params: Tree) -> None:
     given = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
     wrong = [path for path in expected | given if expected.get(path) != given.get(path)]
     if wrong:
-        raise ValueError(f"{wrong[0]}: shape {given.get(wrong[0])} given, {expected.get(wrong[0])} in the model")
+        raise ValueError(
+            f"{wrong[0]}: shape {given.get(wrong[0])} given, {expected.get(wrong[0])} in the model"
+        )

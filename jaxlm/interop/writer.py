@@ -58,7 +58,9 @@ def staged(directory: Path) -> Iterator[Staged]:
             files.temporary(name).replace(directory / name)
         done = True
     except OSError as error:
-        raise UserError(f"{error.filename or directory}: can't be written: {error.strerror or error}") from None
+        raise UserError(
+            f"{error.filename or directory}: can't be written: {error.strerror or error}"
+        ) from None
     finally:
         if not done:
             with contextlib.suppress(OSError):
@@ -68,14 +70,21 @@ def staged(directory: Path) -> Iterator[Staged]:
                     directory.rmdir()
 
 
-def write(files: Staged, tensors: Sequence[Tensor], arrays: Iterator[np.ndarray], shard_bytes: int) -> None:
+def write(
+    files: Staged, tensors: Sequence[Tensor], arrays: Iterator[np.ndarray], shard_bytes: int
+) -> None:
     """model.safetensors, or shards of at most `shard_bytes` (a larger tensor has one for itself) and their index."""
     shards = split(tensors, shard_bytes)
-    names = [SINGLE if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    names = [
+        SINGLE if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
     for name, shard in zip(names, shards, strict=True):
         write_file(files.path(name), shard, arrays)
     if len(shards) > 1:
-        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        weight_map = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
         total = sum(tensor.size for tensor in tensors)
         files.json(
             INDEX,
@@ -97,7 +106,9 @@ def split(tensors: Sequence[Tensor], shard_bytes: int) -> list[list[Tensor]]:
 
 def write_file(path: Path, tensors: Sequence[Tensor], arrays: Iterator[np.ndarray]) -> None:
     """One file: the header first, then each array as it comes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that don't say so
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"}
+    }  # transformers refuses files that don't say so
     position = 0
     for tensor in tensors:
         if tensor.name in header:
@@ -115,7 +126,9 @@ def write_file(path: Path, tensors: Sequence[Tensor], arrays: Iterator[np.ndarra
         for tensor in tensors:
             array = next(arrays)
             if (array.shape, array.dtype) != (tensor.shape, tensor.numpy):
-                raise ValueError(f"{tensor.name}: {array.dtype} {array.shape} instead of {tensor.dtype} {tensor.shape}")
+                raise ValueError(
+                    f"{tensor.name}: {array.dtype} {array.shape} instead of {tensor.dtype} {tensor.shape}"
+                )
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         finish(file)
 

@@ -9,7 +9,9 @@ from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution) -> Model:
+def build(
+    model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution
+) -> Model:
     """The decoder of `model` as pure functions."""
     decoder = transformer.build_transformer(model, precision, execution, causal=True)
 
@@ -17,7 +19,9 @@ def build(model: config.ModelConfig, precision: config.PrecisionConfig, executio
         return decoder.run(
             params,
             batch.tokens,
-            Mask(True, None, batch.lengths, batch.lengths, batch.segments, None, batch.prefix_lengths),
+            Mask(
+                True, None, batch.lengths, batch.lengths, batch.segments, None, batch.prefix_lengths
+            ),
             positions=batch.positions,
             predict=batch.predict,
             dropout_key=dropout_key,

@@ -8,7 +8,9 @@ from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution) -> Model:
+def build(
+    model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution
+) -> Model:
     """The encoder of `model` as pure functions."""
     encoder = transformer.build_transformer(model, precision, execution, causal=False)
 
@@ -24,6 +26,10 @@ def build(model: config.ModelConfig, precision: config.PrecisionConfig, executio
         )
 
     def kernels(batch: Batch) -> dict[str, tuple[str, str]]:
-        return encoder.kernels(precision.compute, batch.tokens.shape[1], Mask(segments=batch.segments))
+        return encoder.kernels(
+            precision.compute, batch.tokens.shape[1], Mask(segments=batch.segments)
+        )
 
-    return Model(model, encoder.init, encoder.axes, features, encoder.head_weights, encoder.scores, kernels)
+    return Model(
+        model, encoder.init, encoder.axes, features, encoder.head_weights, encoder.scores, kernels
+    )

@@ -16,10 +16,16 @@ from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution) -> Model:
+def build(
+    model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution
+) -> Model:
     """The encoder-decoder of `model` as pure functions. A shared token table is the encoder's."""
-    encoder = transformer.build_transformer(model.encoder, precision, execution, causal=False, head=False)
-    decoder = transformer.build_transformer(model, precision, execution, causal=True, cross=True, own_table=not model.shared_embedding)
+    encoder = transformer.build_transformer(
+        model.encoder, precision, execution, causal=False, head=False
+    )
+    decoder = transformer.build_transformer(
+        model, precision, execution, causal=True, cross=True, own_table=not model.shared_embedding
+    )
     both = Transformers(model, precision, execution, encoder, decoder)
     axes = {"encoder": encoder.axes, "decoder": decoder.axes}
     return Model(
@@ -55,7 +61,9 @@ class Transformers(NamedTuple):
         return self.encoder.token_table(params["encoder"]) if self.model.shared_embedding else None
 
     def head_weights(self, params: Tree) -> Tree:
-        return self.decoder.head_weights(params["decoder"], self.shared_table(params) if self.model.tied_head else None)
+        return self.decoder.head_weights(
+            params["decoder"], self.shared_table(params) if self.model.tied_head else None
+        )
 
     def encode(self, params: Tree, batch: Batch, dropout_key: Array | None) -> EncoderOutput:
         lengths, segments = batch.source_lengths, batch.source_segments
@@ -78,7 +86,9 @@ class Transformers(NamedTuple):
 
     def features(self, params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
         if batch.source is None:
-            raise ValueError("an encoder-decoder reads Batch.source; Batch.tokens is what its decoder reads")
+            raise ValueError(
+                "an encoder-decoder reads Batch.source; Batch.tokens is what its decoder reads"
+            )
         return self.decoder.run(
             params["decoder"],
             batch.tokens,
@@ -116,14 +126,22 @@ class Transformers(NamedTuple):
             memory=memory,
             predict=batch.predict,
         )
-        return self.decoder.logits(params["decoder"], x, table if self.model.tied_head else None), cache
+        return self.decoder.logits(
+            params["decoder"], x, table if self.model.tied_head else None
+        ), cache
 
     def kernels(self, batch: Batch) -> dict[str, tuple[str, str]]:
         length, source = batch.tokens.shape[1], batch.source.shape[1]  # type: ignore[union-attr]
         compute, segments = self.precision.compute, batch.segments
-        cross = attention_kernel(self.model, compute, length, source, Mask(segments=segments), self.execution)
+        cross = attention_kernel(
+            self.model, compute, length, source, Mask(segments=segments), self.execution
+        )
         return (
-            self.encoder.kernels(compute, source, Mask(segments=batch.source_segments), "encoder attention")
-            | self.decoder.kernels(compute, length, Mask(causal=True, segments=segments), "decoder attention")
+            self.encoder.kernels(
+                compute, source, Mask(segments=batch.source_segments), "encoder attention"
+            )
+            | self.decoder.kernels(
+                compute, length, Mask(causal=True, segments=segments), "decoder attention"
+            )
             | {"cross attention": cross}
         )

@@ -20,12 +20,22 @@ class Model(NamedTuple):
     config: config.ModelConfig
     init: Callable[[jax.Array], Tree]  # key -> params
     axes: Tree  # the logical axes of each parameter
-    features: Callable[..., Array]  # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] where `batch.predict` is given
-    head_weights: Callable[[Tree], Tree]  # what `scores` reads, whole; called outside a loop over tiles
-    scores: Callable[[Tree, Array], Array]  # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others
+    features: Callable[
+        ..., Array
+    ]  # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] where `batch.predict` is given
+    head_weights: Callable[
+        [Tree], Tree
+    ]  # what `scores` reads, whole; called outside a loop over tiles
+    scores: Callable[
+        [Tree, Array], Array
+    ]  # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others
 
-    kernels: Callable[[Batch], dict[str, tuple[str, str]]]  # (batch or its shapes) -> each attention's kernel, and why
-    cache: Callable[[int, int], Cache] = no_decoder  # (rows, columns) -> an empty cache; columns are the L of all calls together
+    kernels: Callable[
+        [Batch], dict[str, tuple[str, str]]
+    ]  # (batch or its shapes) -> each attention's kernel, and why
+    cache: Callable[[int, int], Cache] = (
+        no_decoder  # (rows, columns) -> an empty cache; columns are the L of all calls together
+    )
     # (params, cache, batch) -> (float32 logits [B, L or M, vocabulary_size], cache): reads the next L tokens of each row, of which
     # `batch.lengths` are real. An encoder-decoder's first call has the source too. The blocks of params may be a list of layers.
     decode: Callable[[Tree, Cache, Batch], tuple[Array, Cache]] = no_decoder
@@ -42,7 +52,11 @@ class Model(NamedTuple):
         """Parameters as published tables count them: rows that only pad the vocabulary are left out."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         sizes = jax.tree.map(self._logical_size, self.axes, shapes, is_leaf=is_axes)
-        unused = 0 if self.config.first_norm else sum(leaf.shape[1] for leaf in jax.tree.leaves(shapes["blocks"]["attention_norm"]))
+        unused = (
+            0
+            if self.config.first_norm
+            else sum(leaf.shape[1] for leaf in jax.tree.leaves(shapes["blocks"]["attention_norm"]))
+        )
         return sum(jax.tree.leaves(sizes)) - unused
 
     def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:

@@ -25,7 +25,9 @@ def save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
 
 
-Layer = Callable[[Tree, jax.Array, jax.Array | None, Any], jax.Array]  # (weights, x, dropout key, number) -> x
+Layer = Callable[
+    [Tree, jax.Array, jax.Array | None, Any], jax.Array
+]  # (weights, x, dropout key, number) -> x
 
 # What the backward pass recomputes, from nothing to everything but each block's input.
 REMAT: dict[str, Callable | None] = {
@@ -42,7 +44,9 @@ def init_stack(block: nn.Module, layers: int, key: jax.Array, inputs: Callable[[
 
 
 def stack_axes(block: nn.Module, inputs: Callable[[], tuple]) -> Tree:
-    return jax.tree.map(lambda names: ("layers", *names), param_axes(block, inputs), is_leaf=is_axes)
+    return jax.tree.map(
+        lambda names: ("layers", *names), param_axes(block, inputs), is_leaf=is_axes
+    )
 
 
 @jax.custom_vjp
@@ -72,11 +76,17 @@ def run_stack(
 
     def runner(apply: Layer) -> Callable[[Tree, jax.Array, Any], jax.Array]:
         def layer(weights: Tree, x: jax.Array, index: Any) -> jax.Array:
-            return apply(execution.gather(weights, layer_axes), x, site_key(dropout_key, index), index)
+            return apply(
+                execution.gather(weights, layer_axes), x, site_key(dropout_key, index), index
+            )
 
         policy = REMAT[execution.remat]
         # Inside a scan nothing can be merged across the loop, so the barrier that prevents it is only cost.
-        return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
+        return (
+            layer
+            if policy is None
+            else jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
+        )
 
     runners, done = [runner(apply) for apply in kinds], 0
     if execution.blocks == "scanned":

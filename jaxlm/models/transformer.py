@@ -73,12 +73,16 @@ class Transformer(NamedTuple):
         model, length = self.config, tokens_BL.shape[1]
         if model.positions == "learned" and positions is None and length > model.context_length:
             # Indexing a table past its end gives its last row without a word.
-            raise ValueError(f"{length} tokens, but the table of positions has {model.context_length} rows (model.context_length)")
+            raise ValueError(
+                f"{length} tokens, but the table of positions has {model.context_length} rows (model.context_length)"
+            )
         positions_BL = jnp.arange(length)[None] if positions is None else positions
         bias = self.bias(params, length, length)
         kinds = [self.layer(mask, window, positions_BL, bias, memory) for window in model.windows]
         x_BLD = self.embed(params, tokens_BL, positions_BL, types, table, dropout_key)
-        x_BLD = run_stack(kinds, params["blocks"], self.axes["blocks"], x_BLD, dropout_key, self.execution)
+        x_BLD = run_stack(
+            kinds, params["blocks"], self.axes["blocks"], x_BLD, dropout_key, self.execution
+        )
         return self.finish(params, x_BLD, predict)
 
     def read(
@@ -106,13 +110,19 @@ class Transformer(NamedTuple):
         mask = Mask(causal=True, positions=positions)
         kinds = [self.context(mask, window, positions_BL, bias, memory) for window in model.windows]
         layer_axes = jax.tree.map(lambda names: names[1:], self.axes["blocks"], is_leaf=is_axes)
-        blocks = params["blocks"] if isinstance(params["blocks"], (list, tuple)) else unstack(params["blocks"])
+        blocks = (
+            params["blocks"]
+            if isinstance(params["blocks"], (list, tuple))
+            else unstack(params["blocks"])
+        )
         x_BLD = self.embed(params, tokens_BL, positions_BL, None, table, None)
         read = []
         for index, (weights, own) in enumerate(zip(blocks, cache.layers, strict=True)):
             past = LayerCache(own, column, None if cache.memory is None else cache.memory[index])
             weights = {"params": self.execution.gather(weights, layer_axes)}
-            x_BLD, kept = self.parts["blocks"].module.apply(weights, x_BLD, kinds[index % len(kinds)], None, past, index == 0)
+            x_BLD, kept = self.parts["blocks"].module.apply(
+                weights, x_BLD, kinds[index % len(kinds)], None, past, index == 0
+            )
             read.append(kept)
         layers, memories = zip(*read, strict=True)
         cache = cache._replace(layers=layers, memory=None if memory is None else memories)
@@ -149,7 +159,9 @@ class Transformer(NamedTuple):
         context = self.context(mask, window, positions_BL, bias, memory)
 
         def apply(weights: Tree, x_BLD: Array, key: Array | None, index: Any) -> Array:
-            x_BLD, _ = self.parts["blocks"].module.apply({"params": weights}, x_BLD, context, key, None, index == 0)
+            x_BLD, _ = self.parts["blocks"].module.apply(
+                {"params": weights}, x_BLD, context, key, None, index == 0
+            )
             return x_BLD
 
         return apply
@@ -164,11 +176,17 @@ class Transformer(NamedTuple):
     ) -> Context:
         """What layers with this window share."""
         model = self.config
-        theta = model.rotary_theta_sliding if window is not None and model.rotary_theta_sliding else model.rotary_theta
+        theta = (
+            model.rotary_theta_sliding
+            if window is not None and model.rotary_theta_sliding
+            else model.rotary_theta
+        )
         angles = rotation(model, positions_BL, theta) if model.positions == "rotary" else None
         return Context(mask._replace(window=window), angles, bias, memory)
 
-    def bias(self, params: Tree, queries: int, keys: int, positions: tuple[Array, Array] | None = None) -> Array | None:
+    def bias(
+        self, params: Tree, queries: int, keys: int, positions: tuple[Array, Array] | None = None
+    ) -> Array | None:
         """What the kind of positions adds to the scores, [1 or B, H, L, S]; without `positions` both count from 0."""
         if self.config.positions == "relative":
             return self.apply(params, "relative_bias", queries, keys, positions)
@@ -199,12 +217,21 @@ class Transformer(NamedTuple):
         """[..., D] -> float32 [..., padded V]."""
         return self.parts["head"].module.apply({"params": weights["own"]}, x, weights["table"])  # type: ignore[return-value]
 
-    def kernels(self, compute: str, length: int, mask: Mask, name: str = "attention") -> dict[str, tuple[str, str]]:
+    def kernels(
+        self, compute: str, length: int, mask: Mask, name: str = "attention"
+    ) -> dict[str, tuple[str, str]]:
         """The kernel of each kind of attention of this stack over itself, and why."""
         windows = dict.fromkeys(self.config.windows)
-        names = {window: name if len(windows) == 1 else f"{name}, {'full' if window is None else 'sliding'}" for window in windows}
+        names = {
+            window: name
+            if len(windows) == 1
+            else f"{name}, {'full' if window is None else 'sliding'}"
+            for window in windows
+        }
         return {
-            names[window]: attention_kernel(self.config, compute, length, length, mask._replace(window=window), self.execution)
+            names[window]: attention_kernel(
+                self.config, compute, length, length, mask._replace(window=window), self.execution
+            )
             for window in windows
         }
 
@@ -243,10 +270,19 @@ def build_transformer(
         ),
     }
     if model.positions == "relative":
-        parts["relative_bias"] = part(lambda e: RelativeBias(model, not causal, e, dtype), lambda: (1, 1))
+        parts["relative_bias"] = part(
+            lambda e: RelativeBias(model, not causal, e, dtype), lambda: (1, 1)
+        )
     if head:
-        parts["head"] = part(lambda e: Head(model, e, dtype), lambda: (x(), table() if model.tied_head else None))
+        parts["head"] = part(
+            lambda e: Head(model, e, dtype), lambda: (x(), table() if model.tied_head else None)
+        )
     if model.norm_placement != "post":  # such blocks end in a norm already
         parts["final_norm"] = part(lambda e: Norm(model, dtype), lambda: (x(),))
-    axes = {name: (stack_axes if name == "blocks" else param_axes)(part.plain, part.inputs) for name, part in parts.items()}
-    return Transformer(model, execution, parts, {name: names for name, names in axes.items() if names})
+    axes = {
+        name: (stack_axes if name == "blocks" else param_axes)(part.plain, part.inputs)
+        for name, part in parts.items()
+    }
+    return Transformer(
+        model, execution, parts, {name: names for name, names in axes.items() if names}
+    )

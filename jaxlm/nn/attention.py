@@ -85,11 +85,15 @@ class Attention(nn.Module):
         )
         return self.output(self.execution.constrain(y_BLHK, HEADS)), read
 
-    def key_values(self, x_BSD: jax.Array, rotation: Rotation | None, past: LayerCache | None) -> KeyValues:
+    def key_values(
+        self, x_BSD: jax.Array, rotation: Rotation | None, past: LayerCache | None
+    ) -> KeyValues:
         """Those of the positions of x, behind those of the past."""
         model, constrain = self.config, self.execution.constrain
         k_BSGK = constrain(self.project("key", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
-        v_BSGK = constrain(self.project("value", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
+        v_BSGK = constrain(
+            self.project("value", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS
+        )
         if model.query_key_norm:
             k_BSGK = HeadNorm(model, self.dtype, name="key_norm")(k_BSGK)
         if rotation is not None:
@@ -102,10 +106,14 @@ class Attention(nn.Module):
         """[B, L, D] -> [B, L, heads, K]."""
         D, K = self.config.width, self.config.width_per_head
         init = normal(self.config, "query" if name == "query" else "input", D)
-        w_DHK = parameter(self, f"{name}_kernel", init, (D, heads, K), ("embed", axis, "head"), self.dtype)
+        w_DHK = parameter(
+            self, f"{name}_kernel", init, (D, heads, K), ("embed", axis, "head"), self.dtype
+        )
         y = matmul("BLD,DHK->BLHK", x_BLD, w_DHK)
         if self.config.attention_bias:
-            bias_HK = parameter(self, f"{name}_bias", nn.initializers.zeros, (heads, K), (axis, "head"), self.dtype)
+            bias_HK = parameter(
+                self, f"{name}_bias", nn.initializers.zeros, (heads, K), (axis, "head"), self.dtype
+            )
             y = add_bias(y, bias_HK)
         return y
 
@@ -121,7 +129,9 @@ class Attention(nn.Module):
         )
         y = matmul("BLHK,HKD->BLD", y_BLHK, w_HKD)
         if self.config.attention_output_bias:
-            bias_D = parameter(self, "output_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype)
+            bias_D = parameter(
+                self, "output_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype
+            )
             y = add_bias(y, bias_D)
         return y
 
@@ -136,4 +146,6 @@ def attention_kernel(
 ) -> tuple[str, str]:
     """The kernel that training will use for `queries` by `keys` positions, and why. ValueError if the one asked for can't."""
     softcap, drops = model.attention_softcap is not None, model.attention_dropout > 0
-    return choose_kernel(execution, Case(compute, queries, keys, model.width_per_head, mask, softcap, drops))
+    return choose_kernel(
+        execution, Case(compute, queries, keys, model.width_per_head, mask, softcap, drops)
+    )

@@ -42,22 +42,34 @@ class Block(nn.Module):
         """`first` says whether this is the first layer."""
         model, memory = self.config, None
         attention = Attention(model, self.execution, self.dtype, name="attention")
-        cross = Attention(model, self.execution, self.dtype, cross=True, name="cross_attention") if self.cross else None
+        cross = (
+            Attention(model, self.execution, self.dtype, cross=True, name="cross_attention")
+            if self.cross
+            else None
+        )
         mlp = MLP(model, self.execution, self.dtype, name="mlp")
 
         def before(x, name):
             if model.norm_placement == "post":
                 return x
             normed = Norm(model, self.dtype, name=f"{name}_norm")(x)
-            return normed if model.first_norm or name != "attention" else jnp.where(first, x, normed)
+            return (
+                normed if model.first_norm or name != "attention" else jnp.where(first, x, normed)
+            )
 
         def after(x, normed, y, name, site):
             """The stream behind a sublayer that made `y`."""
             if model.norm_placement == "both":
                 y = Norm(model, self.dtype, name=f"{name}_post_norm")(y)
             stream = normed if model.residual == "normed" else x
-            x = self.execution.constrain(stream + dropout(y, model.dropout, site_key(dropout_key, site)), RESIDUAL)
-            return Norm(model, self.dtype, name=f"{name}_norm")(x) if model.norm_placement == "post" else x
+            x = self.execution.constrain(
+                stream + dropout(y, model.dropout, site_key(dropout_key, site)), RESIDUAL
+            )
+            return (
+                Norm(model, self.dtype, name=f"{name}_norm")(x)
+                if model.norm_placement == "post"
+                else x
+            )
 
         start_BLD, normed = x_BLD, before(x_BLD, "attention")
         y_BLD, own = attention(normed, context, site_key(dropout_key, 0), past)

@@ -33,16 +33,26 @@ class Cache(NamedTuple):
 
     def take(self, rows_B: Array) -> "Cache":
         """The cache whose row i is row `rows_B[i]` of this one. What was read of an encoder stays: rows are those of one source."""
-        positions, filled, layers = jax.tree.map(lambda x: x[rows_B], (self.positions_BS, self.filled_B, self.layers))
+        positions, filled, layers = jax.tree.map(
+            lambda x: x[rows_B], (self.positions_BS, self.filled_B, self.layers)
+        )
         return self._replace(positions_BS=positions, filled_B=filled, layers=layers)
 
     def advanced(self, length: int, lengths_B: Array | None) -> "Cache":
         """With `length` more columns, of which `lengths_B` (None: all) hold tokens; their keys and values are still to be written."""
         rows = self.filled_B.shape[0]
-        lengths_B = jnp.full((rows,), length, jnp.int32) if lengths_B is None else jnp.asarray(lengths_B, jnp.int32)
+        lengths_B = (
+            jnp.full((rows,), length, jnp.int32)
+            if lengths_B is None
+            else jnp.asarray(lengths_B, jnp.int32)
+        )
         offsets_1L = jnp.arange(length, dtype=jnp.int32)[None]
-        chunk_BL = jnp.where(offsets_1L < lengths_B[:, None], self.filled_B[:, None] + offsets_1L, NOTHING)
-        positions_BS = jax.lax.dynamic_update_slice_in_dim(self.positions_BS, chunk_BL, self.columns, axis=1)
+        chunk_BL = jnp.where(
+            offsets_1L < lengths_B[:, None], self.filled_B[:, None] + offsets_1L, NOTHING
+        )
+        positions_BS = jax.lax.dynamic_update_slice_in_dim(
+            self.positions_BS, chunk_BL, self.columns, axis=1
+        )
         return self._replace(
             columns=self.columns + length,
             positions_BS=positions_BS,
@@ -61,7 +71,9 @@ class LayerCache(NamedTuple):
 def empty_cache(model: config.ModelConfig, batch_size: int, length: int, dtype: str) -> Cache:
     """Room for `length` columns in each of `batch_size` rows."""
     shape = (batch_size, model.key_value_heads, length, model.width_per_head)
-    layers = tuple(KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers))
+    layers = tuple(
+        KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(model.layers)
+    )
     positions = jnp.full((batch_size, length), NOTHING, jnp.int32)
     return Cache(jnp.zeros((), jnp.int32), positions, jnp.zeros((batch_size,), jnp.int32), layers)
 
@@ -70,7 +82,9 @@ def append_to_cache(past: LayerCache, k_BLGK: Array, v_BLGK: Array) -> KeyValues
     """The layer's keys and values with those of a chunk."""
     new = KeyValues(k_BLGK, v_BLGK)
     return jax.tree.map(
-        lambda old, chunk: jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(chunk, 1, 2).astype(old.dtype), past.column, axis=2),
+        lambda old, chunk: jax.lax.dynamic_update_slice_in_dim(
+            old, jnp.swapaxes(chunk, 1, 2).astype(old.dtype), past.column, axis=2
+        ),
         past.own,
         new,
     )

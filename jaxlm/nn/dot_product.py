@@ -29,11 +29,19 @@ class Mask(NamedTuple):
     causal: bool = False
     window: int | None = None  # only keys that are less than so many positions away
     lengths: jax.Array | None = None  # int32 [B]: keys from there on are padding
-    query_lengths: jax.Array | None = None  # int32 [B]: queries from there on are padding, whose output nobody reads
+    query_lengths: jax.Array | None = (
+        None  # int32 [B]: queries from there on are padding, whose output nobody reads
+    )
     segments: jax.Array | None = None  # int32 [B, L]: only keys of the query's own segment
-    key_segments: jax.Array | None = None  # int32 [B, S]: None where keys and queries are the same positions
-    prefix_lengths: jax.Array | None = None  # int32 [B]: keys before it are seen by all of the prefix, causal or not
-    positions: tuple[jax.Array, jax.Array] | None = None  # int32 [B, L] and [B, S], of queries and of keys (-1: no key). None: 0, 1, ...
+    key_segments: jax.Array | None = (
+        None  # int32 [B, S]: None where keys and queries are the same positions
+    )
+    prefix_lengths: jax.Array | None = (
+        None  # int32 [B]: keys before it are seen by all of the prefix, causal or not
+    )
+    positions: tuple[jax.Array, jax.Array] | None = (
+        None  # int32 [B, L] and [B, S], of queries and of keys (-1: no key). None: 0, 1, ...
+    )
 
 
 class Case(NamedTuple):
@@ -64,8 +72,13 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
     obstacles = {
         f"the platform is {execution.platform}": execution.platform not in ("cuda", "gpu"),
         f"the dtype is {case.dtype}": case.dtype not in ("bfloat16", "float16"),
-        f"heads of {case.head_width} channels (multiples of 8 up to {widest})": case.head_width % 8 != 0 or case.head_width > widest,
-        f"{case.queries} queries, {case.keys} keys (at least {SHORTEST})": min(case.queries, case.keys) < SHORTEST,
+        f"heads of {case.head_width} channels (multiples of 8 up to {widest})": case.head_width % 8
+        != 0
+        or case.head_width > widest,
+        f"{case.queries} queries, {case.keys} keys (at least {SHORTEST})": min(
+            case.queries, case.keys
+        )
+        < SHORTEST,
         "attention soft-cap": case.softcap,
         "attention dropout": case.dropout,
         "packed segments": case.mask.segments is not None,
@@ -103,16 +116,24 @@ def attend(
     kernel, _ = choose_kernel(execution, case)
     if kernel == "cudnn":
         return cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias)
-    return xla_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale, bias, softcap, dropout if drops else 0.0, dropout_key)
+    return xla_attention(
+        q_BLHK, k_BSGK, v_BSGK, mask, scale, bias, softcap, dropout if drops else 0.0, dropout_key
+    )
 
 
-def cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias: jax.Array | None) -> jax.Array:
+def cudnn_attention(
+    q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias: jax.Array | None
+) -> jax.Array:
     """cuDNN's flash kernel, on sequences padded to the multiple that it is made for."""
     rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
 
     def padded(x: jax.Array, *axes: int) -> jax.Array:
         missing = {axis: -x.shape[axis] % CUDNN_MULTIPLE for axis in axes}
-        return jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)]) if any(missing.values()) else x
+        return (
+            jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)])
+            if any(missing.values())
+            else x
+        )
 
     def lengths(given: jax.Array | None, size: int) -> jax.Array | None:
         return jnp.full(rows, size, jnp.int32) if given is None and size % CUDNN_MULTIPLE else given
@@ -132,7 +153,9 @@ def cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias: jax.
     )[:, :queries]
 
 
-def xla_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softcap, dropout: float, dropout_key) -> jax.Array:
+def xla_attention(
+    q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softcap, dropout: float, dropout_key
+) -> jax.Array:
     """Block by block of queries, each with the keys that it can see at all: a causal mask hides almost half of the scores."""
     parts = []
     for rows, columns in visible_blocks(mask, q_BLHK.shape[1], k_BSGK.shape[1]):
@@ -140,7 +163,11 @@ def xla_attention(q_BLHK, k_BSGK, v_BSGK, mask: Mask, scale: float, bias, softca
         block_bias = None if bias is None else bias[:, :, queries, keys]
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, rows.start)
         q, k, v = q_BLHK[:, queries], k_BSGK[:, keys], v_BSGK[:, keys]
-        parts.append(block_attention(q, k, v, visible_BLS(mask, rows, columns), scale, block_bias, softcap, dropout, key))
+        parts.append(
+            block_attention(
+                q, k, v, visible_BLS(mask, rows, columns), scale, block_bias, softcap, dropout, key
+            )
+        )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
@@ -151,10 +178,15 @@ def visible_blocks(mask: Mask, queries: int, keys: int) -> list[tuple[range, ran
     if not plain or queries != keys or count < 2 or queries % count:
         return [(range(queries), range(keys))]
     size, window = queries // count, mask.window or queries
-    return [(range(start, start + size), range(max(0, start - window + 1), start + size)) for start in range(0, queries, size)]
+    return [
+        (range(start, start + size), range(max(0, start - window + 1), start + size))
+        for start in range(0, queries, size)
+    ]
 
 
-def block_attention(q_BLHK, k_BSGK, v_BSGK, visible, scale: float, bias, softcap, dropout: float, dropout_key) -> jax.Array:
+def block_attention(
+    q_BLHK, k_BSGK, v_BSGK, visible, scale: float, bias, softcap, dropout: float, dropout_key
+) -> jax.Array:
     """The definition: scores and softmax in float32, L x S in memory. `visible` is bool [B or 1, L, S] or None."""
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
@@ -192,7 +224,9 @@ def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:
         conditions.append(key < mask.lengths[:, None, None])
     if mask.segments is not None:
         of_query = mask.segments[:, queries.start : queries.stop]
-        of_key = (mask.segments if mask.key_segments is None else mask.key_segments)[:, keys.start : keys.stop]
+        of_key = (mask.segments if mask.key_segments is None else mask.key_segments)[
+            :, keys.start : keys.stop
+        ]
         conditions.append(of_query[:, :, None] == of_key[:, None, :])
     visible = None
     for condition in conditions:

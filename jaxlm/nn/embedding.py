@@ -18,7 +18,9 @@ from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import sinusoids
 
-VOCABULARY_MULTIPLE = 128  # rows of the tables in memory: matrix units and tensor parallelism want aligned sizes
+VOCABULARY_MULTIPLE = (
+    128  # rows of the tables in memory: matrix units and tensor parallelism want aligned sizes
+)
 
 
 def padded_vocabulary(size: int) -> int:
@@ -47,7 +49,9 @@ class Embedding(nn.Module):
     ) -> jax.Array:
         model = self.config
         if table_VD is None:
-            table_VD = self.table("tokens", padded_vocabulary(model.vocabulary_size), "vocabulary", model.token_width)
+            table_VD = self.table(
+                "tokens", padded_vocabulary(model.vocabulary_size), "vocabulary", model.token_width
+            )
         x_BLD = table_VD[tokens_BL].astype(self.compute)
         if model.embedding_width is not None:
             init = normal(model, "input", model.embedding_width)
@@ -63,9 +67,13 @@ class Embedding(nn.Module):
         if model.embedding_scaling:
             x_BLD = x_BLD * model.width**0.5
         if model.token_types:
-            x_BLD = x_BLD + self.table("types", model.token_types, "position", model.width)[types_BL].astype(self.compute)
+            x_BLD = x_BLD + self.table("types", model.token_types, "position", model.width)[
+                types_BL
+            ].astype(self.compute)
         if model.positions == "learned":
-            table_LD = self.table("positions", model.context_length + model.position_offset, "position", model.width)
+            table_LD = self.table(
+                "positions", model.context_length + model.position_offset, "position", model.width
+            )
             x_BLD = x_BLD + table_LD[positions_BL + model.position_offset].astype(self.compute)
         elif model.positions == "sinusoidal":
             x_BLD = x_BLD + sinusoids(positions_BL, model.width).astype(self.compute)
@@ -112,13 +120,17 @@ class Head(nn.Module):
             x = matmul(f"{lead_axes}D,DE->{lead_axes}E", x, kernel_DE)
         if tied_VD is None:
             init = normal(model, "head", model.token_width)
-            kernel_DV = parameter(self, "kernel", init, (model.token_width, rows), ("embed", "vocabulary"), self.dtype)
+            kernel_DV = parameter(
+                self, "kernel", init, (model.token_width, rows), ("embed", "vocabulary"), self.dtype
+            )
             scores = matmul(f"{lead_axes}D,DV->{lead_axes}V", x, kernel_DV, jnp.float32)
         else:
             scores = matmul(f"{lead_axes}D,VD->{lead_axes}V", x, tied_VD, jnp.float32)
         lead = (1,) * (x.ndim - 1)
         if model.head_bias:
-            bias_V = parameter(self, "bias", nn.initializers.zeros, (rows,), ("vocabulary",), self.dtype)
+            bias_V = parameter(
+                self, "bias", nn.initializers.zeros, (rows,), ("vocabulary",), self.dtype
+            )
             scores = scores + bias_V.astype(jnp.float32).reshape(*lead, rows)
         if model.logit_softcap is not None:
             scores = model.logit_softcap * jnp.tanh(scores / model.logit_softcap)
@@ -126,16 +138,24 @@ class Head(nn.Module):
             scores = self.execution.constrain(scores, ("batch", "length", "vocabulary_act"))
         if rows == model.vocabulary_size:
             return scores
-        return jnp.where((jnp.arange(rows) < model.vocabulary_size).reshape(*lead, rows), scores, MASKED)
+        return jnp.where(
+            (jnp.arange(rows) < model.vocabulary_size).reshape(*lead, rows), scores, MASKED
+        )
 
     def transform(self, x: jax.Array, lead_axes: str) -> jax.Array:
         """norm(act(x W + b)), the bias on request: BERT's layer between the stack and the vocabulary."""
         model, D = self.config, self.config.width
-        kernel_DO = parameter(self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype)
+        kernel_DO = parameter(
+            self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype
+        )
         y = matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO)
         if model.head_transform_bias:
             y = add_bias(
                 y,
-                parameter(self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype),
+                parameter(
+                    self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype
+                ),
             )
-        return Norm(model, self.dtype, name="transform_norm")(ACTIVATIONS[model.head_activation or model.activation](y))
+        return Norm(model, self.dtype, name="transform_norm")(
+            ACTIVATIONS[model.head_activation or model.activation](y)
+        )

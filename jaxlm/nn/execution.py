@@ -25,8 +25,12 @@ def keep_tree(tree: Tree, axes: Tree) -> Tree:
 class Execution(NamedTuple):
     """Execution choices; none of them changes the maths."""
 
-    constrain: Callable[[Array, Axes], Array] = keep  # (activation, logical axes) -> the same, placed
-    gather: Callable[[Tree, Tree], Tree] = keep_tree  # (weights, axes) -> whole, as a layer uses them; called just before it does
+    constrain: Callable[[Array, Axes], Array] = (
+        keep  # (activation, logical axes) -> the same, placed
+    )
+    gather: Callable[[Tree, Tree], Tree] = (
+        keep_tree  # (weights, axes) -> whole, as a layer uses them; called just before it does
+    )
     blocks: str = "unrolled"  # or "scanned"
     remat: str = "none"  # a name in models.stack.REMAT
     attention: str = "auto"  # "auto", "xla" or "cudnn"

@@ -26,11 +26,17 @@ from jaxlm import config
 Role = Literal["embedding", "query", "input", "residual", "head", "relative"]
 
 STD: dict[str, Callable[[Role, int, config.ModelConfig], float]] = {
-    "gpt2": lambda role, fan_in, model: model.initializer_std / (math.sqrt(2 * model.layers) if role == "residual" else 1),
+    "gpt2": lambda role, fan_in, model: (
+        model.initializer_std / (math.sqrt(2 * model.layers) if role == "residual" else 1)
+    ),
     "normal": lambda role, fan_in, model: model.initializer_std,
-    "fan_in": lambda role, fan_in, model: 1 / math.sqrt(fan_in * (2 * model.layers if role == "residual" else 1)),
+    "fan_in": lambda role, fan_in, model: (
+        1 / math.sqrt(fan_in * (2 * model.layers if role == "residual" else 1))
+    ),
     "t5": lambda role, fan_in, model: (
-        1.0 if role == "embedding" else 1 / math.sqrt(fan_in * (model.width_per_head if role == "query" else 1))
+        1.0
+        if role == "embedding"
+        else 1 / math.sqrt(fan_in * (model.width_per_head if role == "query" else 1))
     ),
 }
 

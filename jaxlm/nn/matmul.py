@@ -10,7 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 PRODUCT = "product"  # the name by which recomputation policies keep results: rounded to their dtype, not the float32 sums inside
 
 
-def matmul(spec: str, x: jax.Array, weight: jax.Array, dtype: Any = None, name: str = PRODUCT) -> jax.Array:
+def matmul(
+    spec: str, x: jax.Array, weight: jax.Array, dtype: Any = None, name: str = PRODUCT
+) -> jax.Array:
     """`einsum(spec, x, weight)` of x and the weight in x's dtype, summed in float32 and returned in `dtype` (x's unless given).
 
     The weight's gradient leaves the product in the weight's dtype: with float32 weights it is never rounded to bfloat16, and what
@@ -30,11 +32,15 @@ def product(spec: str, dtype: Any, x: jax.Array, weight: jax.Array) -> Any:
     return summed(spec, x, weight.astype(x.dtype), dtype)
 
 
-def forward(spec: str, dtype: Any, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def forward(
+    spec: str, dtype: Any, x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return product(spec, dtype, x, weight), (x, weight)
 
 
-def backward(spec: str, dtype: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def backward(
+    spec: str, dtype: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, weight = saved
     gradient = gradient.astype(x.dtype)
     inputs, out = spec.split("->")

@@ -35,21 +35,29 @@ class MLP(nn.Module):
         model, act = self.config, ACTIVATIONS[self.config.activation]
         D, F = model.width, model.hidden_width
         if model.gated:
-            h_BLF = act(self.dense("gate", x_BLD, (D, F), ("embed", "mlp"))) * self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
+            h_BLF = act(self.dense("gate", x_BLD, (D, F), ("embed", "mlp"))) * self.dense(
+                "up", x_BLD, (D, F), ("embed", "mlp")
+            )
         else:
             h_BLF = act(self.dense("up", x_BLD, (D, F), ("embed", "mlp")))
         h_BLF = self.execution.constrain(h_BLF, ("batch", "length", "mlp_act"))
         return self.dense("down", h_BLF, (F, D), ("mlp", "embed"))
 
-    def dense(self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
+    def dense(
+        self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]
+    ) -> jax.Array:
         role = "residual" if name == "down" else "input"
-        kernel = parameter(self, f"{name}_kernel", normal(self.config, role, shape[0]), shape, axes, self.dtype)
+        kernel = parameter(
+            self, f"{name}_kernel", normal(self.config, role, shape[0]), shape, axes, self.dtype
+        )
         y = matmul("BLI,IO->BLO", x, kernel)
         if self.config.mlp_bias:
             # A bias along the width is a vector: it stays whole, like a norm's.
             axis = "norm" if name == "down" else "mlp"
             y = add_bias(
                 y,
-                parameter(self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype),
+                parameter(
+                    self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype
+                ),
             )
         return y

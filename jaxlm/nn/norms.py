@@ -22,7 +22,11 @@ class Norm(nn.Module):
         scale = scale_of(self, self.config, width)
         if self.config.norm == "rmsnorm":
             return rms_norm(x, scale, self.config.norm_epsilon)
-        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("norm",), self.dtype) if self.config.norm_bias else None
+        bias = (
+            parameter(self, "bias", nn.initializers.zeros, (width,), ("norm",), self.dtype)
+            if self.config.norm_bias
+            else None
+        )
         return layer_norm(x, scale, bias, self.config.norm_epsilon)
 
 
@@ -41,7 +45,9 @@ def scale_of(module: Any, model: config.ModelConfig, width: int) -> jax.Array:
     """[width]: what the normalised values are multiplied by, 1 at the start. With `norm_offset` the parameter is its difference from 1."""
     if not model.norm_offset:
         return parameter(module, "scale", nn.initializers.ones, (width,), ("norm",), module.dtype)
-    return 1.0 + parameter(module, "scale", nn.initializers.zeros, (width,), ("norm",), module.dtype).astype(jnp.float32)
+    return 1.0 + parameter(
+        module, "scale", nn.initializers.zeros, (width,), ("norm",), module.dtype
+    ).astype(jnp.float32)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

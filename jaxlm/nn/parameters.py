@@ -18,10 +18,14 @@ import jax
 from jaxlm.types import Axes, Tree
 
 
-def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes, dtype: Any) -> Any:
+def parameter(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes, dtype: Any
+) -> Any:
     """A parameter of `module`, a jax.Array, whose axes are named beside its shape."""
     if len(shape) != len(axes):
-        raise ValueError(f"{name}: shape {shape} has {len(shape)} dimensions, axes {axes} name {len(axes)}")
+        raise ValueError(
+            f"{name}: shape {shape} has {len(shape)} dimensions, axes {axes} name {len(axes)}"
+        )
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
 
 
@@ -32,5 +36,9 @@ def init_params(module: nn.Module, key: jax.Array, inputs: Callable[[], tuple]) 
 
 def param_axes(module: nn.Module, inputs: Callable[[], tuple]) -> Tree:
     """The same tree with each parameter's logical axes, without computing anything."""
-    boxed = jax.eval_shape(lambda key: module.init(key, *inputs()).get("params", {}), jax.random.key(0))
-    return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+    boxed = jax.eval_shape(
+        lambda key: module.init(key, *inputs()).get("params", {}), jax.random.key(0)
+    )
+    return jax.tree.map(
+        lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+    )

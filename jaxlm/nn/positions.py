@@ -37,7 +37,9 @@ def rotary_frequencies(model: config.ModelConfig, theta: float) -> np.ndarray:
 
 def llama3_scaling(model: config.ModelConfig, frequencies: np.ndarray) -> np.ndarray:
     """Llama 3.1's scaling: slow channels are divided by the factor, fast ones kept, those between blended (arXiv 2407.21783)."""
-    turns = model.rotary_original_length * frequencies / (2 * math.pi)  # full turns within the original context
+    turns = (
+        model.rotary_original_length * frequencies / (2 * math.pi)
+    )  # full turns within the original context
     low, high = model.rotary_low_frequency_factor, model.rotary_high_frequency_factor
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return frequencies * (kept + (1 - kept) / model.rotary_scaling_factor)
@@ -48,7 +50,11 @@ def yarn_scaling(model: config.ModelConfig, frequencies: np.ndarray, theta: floa
 
     def channel(turns: float) -> float:
         """The pair of channels that makes so many turns within the original context."""
-        return model.rotary_width * math.log(model.rotary_original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            model.rotary_width
+            * math.log(model.rotary_original_length / (turns * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
 
     first = max(math.floor(channel(model.rotary_high_frequency_factor)), 0)
     last = min(math.ceil(channel(model.rotary_low_frequency_factor)), model.rotary_width - 1)
@@ -63,7 +69,9 @@ def rotation(model: config.ModelConfig, positions_BL: jax.Array, theta: float) -
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if model.rotary_scaling != "yarn":
         return Rotation(cos, sin)
-    factor = model.rotary_attention_factor or 0.1 * math.log(max(model.rotary_scaling_factor, 1.0)) + 1.0  # its equation 22
+    factor = (
+        model.rotary_attention_factor or 0.1 * math.log(max(model.rotary_scaling_factor, 1.0)) + 1.0
+    )  # its equation 22
     return Rotation(cos * factor, sin * factor)
 
 
@@ -79,7 +87,9 @@ def rotate(x_BLHK: jax.Array, rotation: Rotation) -> jax.Array:
 
 def sinusoids(positions_BL: jax.Array, width: int) -> jax.Array:
     """float32 [B or 1, L, D]: sines in the first half of the channels, cosines in the second (as tensor2tensor and Marian lay them out)."""
-    frequencies = jnp.asarray(10000.0 ** (-np.arange(0, width, 2) / width), jnp.float32)[None, None, :]
+    frequencies = jnp.asarray(10000.0 ** (-np.arange(0, width, 2) / width), jnp.float32)[
+        None, None, :
+    ]
     angles = positions_BL.astype(jnp.float32)[:, :, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -97,10 +107,15 @@ def alibi_slopes(heads: int) -> np.ndarray:
 def alibi_bias(heads: int, queries_BL: jax.Array, keys_BS: jax.Array) -> jax.Array:
     """float32 [B or 1, H, L, S] of int32 positions: -slope times the distance to the key."""
     distance_BLS = -jnp.abs(keys_BS[:, None, :] - queries_BL[:, :, None])
-    return jnp.asarray(alibi_slopes(heads))[None, :, None, None] * distance_BLS.astype(jnp.float32)[:, None]
+    return (
+        jnp.asarray(alibi_slopes(heads))[None, :, None, None]
+        * distance_BLS.astype(jnp.float32)[:, None]
+    )
 
 
-def relative_buckets(distances: np.ndarray, count: int, farthest: int, bidirectional: bool) -> np.ndarray:
+def relative_buckets(
+    distances: np.ndarray, count: int, farthest: int, bidirectional: bool
+) -> np.ndarray:
     """The bucket (0 to count - 1) of each distance, key minus query: one for each near one, then ever wider ones up to `farthest`.
 
     In both directions half of the buckets are for keys behind the query; in one direction those share the bucket of distance 0.
@@ -112,7 +127,11 @@ def relative_buckets(distances: np.ndarray, count: int, farthest: int, bidirecti
         offset, back = 0, np.maximum(-distances, 0)
     near = count // 2
     # float32, as T5 computes it: the buckets' edges decide.
-    steps = np.log(np.maximum(back, near).astype(np.float32) / near) / np.float32(np.log(farthest / near)) * (count - near)
+    steps = (
+        np.log(np.maximum(back, near).astype(np.float32) / near)
+        / np.float32(np.log(farthest / near))
+        * (count - near)
+    )
     far = np.minimum(near + steps.astype(np.int32), count - 1)
     return (offset + np.where(back < near, back, far)).astype(np.int32)
 
@@ -126,7 +145,9 @@ class RelativeBias(nn.Module):
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
-    def __call__(self, queries: int, keys: int, positions: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+    def __call__(
+        self, queries: int, keys: int, positions: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
         """Of `queries` and `keys` that both count from 0, or of int32 `positions` [B, L] and [B, S] below `keys`: [B, H, L, S]."""
         model = self.config
         shape = (model.relative_buckets, model.heads)
@@ -151,8 +172,14 @@ class RelativeBias(nn.Module):
         period = queries + keys
         distances = np.arange(period)
         distances = np.where(distances < keys, distances, distances - period)
-        buckets = relative_buckets(distances, model.relative_buckets, model.relative_max_distance, self.bidirectional)
+        buckets = relative_buckets(
+            distances, model.relative_buckets, model.relative_max_distance, self.bidirectional
+        )
         line_HP = table.astype(jnp.float32)[buckets].T
-        rows = jnp.broadcast_to(line_HP[:, None], (model.heads, queries, period)).reshape(model.heads, queries * period)
-        bias_HLS = rows[:, : queries * (period - 1)].reshape(model.heads, queries, period - 1)[:, :, :keys]
+        rows = jnp.broadcast_to(line_HP[:, None], (model.heads, queries, period)).reshape(
+            model.heads, queries * period
+        )
+        bias_HLS = rows[:, : queries * (period - 1)].reshape(model.heads, queries, period - 1)[
+            :, :, :keys
+        ]
         return self.execution.constrain(bias_HLS[None], (None, "heads_act", "length", "length"))

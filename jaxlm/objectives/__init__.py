@@ -17,7 +17,9 @@ BUILDERS = {
 }
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """The objective that the settings name; `ConfigError` at the key that can't be used with such samples or such a vocabulary."""
     return BUILDERS[settings.kind](settings, sequence_length, vocabulary)
 

@@ -7,7 +7,9 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows of L + 1 tokens, L apart: neighbours share one token, so that every token but the first is a target."""
     del settings, vocabulary
 

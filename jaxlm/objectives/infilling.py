@@ -23,7 +23,9 @@ class Spans(NamedTuple):
     used: np.ndarray  # bool
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows of L tokens, or L - 2 between begin_of_text and end_of_text on both sides; S = T = L.
 
     Batches have source [B, S], padded, source_lengths [B], and tokens, targets, weights [B, T]. `ConfigError` at
@@ -46,13 +48,19 @@ def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vo
     spans = math.ceil((2 * most + 16) / settings.mean_span)
 
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        text = shuffled(windows, samples, seed, vocabulary) if settings.shuffle_sentences else windows
+        text = (
+            shuffled(windows, samples, seed, vocabulary) if settings.shuffle_sentences else windows
+        )
         ordinary = ~vocabulary.special[text]
-        bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.INFILLING_LENGTH, np.arange(spans))
+        bits = counter_rng.random_bits(
+            seed, samples[:, None], counter_rng.INFILLING_LENGTH, np.arange(spans)
+        )
         wanted = np.searchsorted(thresholds, random_ops.high(bits), side="right")
         keys = random_ops.order(seed, samples, counter_rng.INFILLING_PLACE, window + spans)
         places = placed(wanted, keys, ordinary.sum(axis=1), settings.noise)
-        source, lengths = layout.framed_padded(*infilled(text, ordinary, places, vocabulary), vocabulary)
+        source, lengths = layout.framed_padded(
+            *infilled(text, ordinary, places, vocabulary), vocabulary
+        )
         targets = layout.framed(windows, vocabulary)
         return Batch(
             tokens=layout.shifted(targets, settings, vocabulary),
@@ -68,11 +76,15 @@ def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vo
 def poisson_thresholds(mean: float) -> np.ndarray:
     """uint64 [n]: 32 random bits at or above the k-th of them stand for a number greater than k. Less likely ones are left out."""
     numbers = range(math.ceil(mean + 12 * math.sqrt(mean) + 12))
-    cdf = np.cumsum([math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in numbers])
+    cdf = np.cumsum(
+        [math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in numbers]
+    )
     return np.minimum(np.rint(cdf * 2.0**32), 2.0**32).astype(np.uint64)
 
 
-def shuffled(windows: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vocabulary) -> np.ndarray:
+def shuffled(
+    windows: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vocabulary
+) -> np.ndarray:
     """int32 [B, W]: the sentences of each document in random order. The end_of_text of a document stays where it is."""
     closes = windows == vocabulary.end_of_text
     begins = closes.copy()
@@ -80,7 +92,9 @@ def shuffled(windows: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vo
     begins[:, 1:] |= (closes | vocabulary.ends_sentence[windows])[:, :-1]
     keys = random_ops.order(seed, samples, counter_rng.SENTENCE_ORDER, windows.shape[1])
     keys = random_ops.order_of_groups(keys, random_ops.group_starts(begins))
-    places = random_ops.positions(np.sort(np.where(closes, keys | ~random_ops.LOW, keys), axis=1))  # an end comes last
+    places = random_ops.positions(
+        np.sort(np.where(closes, keys | ~random_ops.LOW, keys), axis=1)
+    )  # an end comes last
     document = np.cumsum(closes, axis=1) - closes
     by_document = np.argsort(np.take_along_axis(document, places, axis=1), axis=1, kind="stable")
     return np.take_along_axis(windows, np.take_along_axis(places, by_document, axis=1), axis=1)
@@ -100,11 +114,15 @@ def placed(wanted: np.ndarray, keys: np.ndarray, ordinary: np.ndarray, noise: fl
     count = used.sum(axis=1)
     slots = ordinary - ends[:, -1] + count
     keys = np.where(np.arange(keys.shape[1]) < slots[:, None], keys, random_ops.LAST)
-    staying = random_ops.subset(keys, count, wanted.shape[1]) - np.arange(wanted.shape[1])  # tokens before a span that stay
+    staying = random_ops.subset(keys, count, wanted.shape[1]) - np.arange(
+        wanted.shape[1]
+    )  # tokens before a span that stay
     return Spans(staying + before, lengths, used)
 
 
-def infilled(text: np.ndarray, ordinary: np.ndarray, spans: Spans, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def infilled(
+    text: np.ndarray, ordinary: np.ndarray, spans: Spans, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
     """Text int32 [B, W], bool [B, W] of its ordinary tokens -> the source, int32 [B, W] with padding, and its lengths, int64 [B].
 
     Special tokens stay where they are. A span that meets one goes on behind it under another mask, so that no mask stands
@@ -127,7 +145,9 @@ def infilled(text: np.ndarray, ordinary: np.ndarray, spans: Spans, vocabulary: V
     place = np.cumsum(stays, axis=1) - 1 + at(inserted, number)
     # What nothing is written to is an empty span's mask. The column behind the last takes what does not stay.
     source = np.full((len(text), width + 1), vocabulary.mask, np.int32)
-    np.put_along_axis(source, np.where(stays, place, width), np.where(masks, vocabulary.mask, text), axis=1)
+    np.put_along_axis(
+        source, np.where(stays, place, width), np.where(masks, vocabulary.mask, text), axis=1
+    )
     return np.where(np.arange(width) < lengths[:, None], source[:, :width], vocabulary.pad), lengths
 
 

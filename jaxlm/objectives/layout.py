@@ -23,15 +23,21 @@ def framed(text: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     if vocabulary.begin_of_text is None:
         return np.ascontiguousarray(text)
     frame = ((0, 0), (1, 1))
-    return np.pad(text, frame, constant_values=((0, 0), (vocabulary.begin_of_text, vocabulary.end_of_text)))
+    return np.pad(
+        text, frame, constant_values=((0, 0), (vocabulary.begin_of_text, vocabulary.end_of_text))
+    )
 
 
-def framed_padded(text: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def framed_padded(
+    text: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
     """As `framed`, for rows of which only `lengths` [B] tokens are text and the rest is padding; with the new lengths."""
     if vocabulary.begin_of_text is None:
         return text, lengths
     assert vocabulary.pad is not None
-    rows = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (vocabulary.begin_of_text, vocabulary.pad)))
+    rows = np.pad(
+        text, ((0, 0), (1, 1)), constant_values=((0, 0), (vocabulary.begin_of_text, vocabulary.pad))
+    )
     rows[np.arange(len(rows)), lengths + 1] = vocabulary.end_of_text
     return rows, lengths + 2
 
@@ -41,7 +47,9 @@ def ended(text: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return np.pad(text, ((0, 0), (0, 1)), constant_values=vocabulary.end_of_text)
 
 
-def shifted(targets: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
+def shifted(
+    targets: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary
+) -> np.ndarray:
     """[B, T] -> [B, T]: what a decoder reads to write `targets`, the start token and all targets but the last."""
     start = vocabulary.pad if settings.start == "pad" else vocabulary.end_of_text
     assert start is not None

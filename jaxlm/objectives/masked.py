@@ -15,7 +15,9 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows of L tokens, or L - 2 between begin_of_text and end_of_text. M is the budget of a window without special tokens.
 
     Batches have tokens [B, L] and predict, targets, weights [B, M]. Predicted positions ascend; a row with fewer than M ends
@@ -30,7 +32,9 @@ def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vo
         ordinary = ~vocabulary.special[windows]
         counts = budgets(ordinary.sum(axis=1), settings.noise)
         if settings.whole_words:
-            chosen = whole_words(keys, ordinary, counts, *word_bounds(windows, ordinary, vocabulary))[:, :most]
+            chosen = whole_words(
+                keys, ordinary, counts, *word_bounds(windows, ordinary, vocabulary)
+            )[:, :most]
         else:
             chosen = random_ops.subset(np.where(ordinary, keys, random_ops.LAST), counts, most)
         used = chosen < window
@@ -56,7 +60,9 @@ def budgets(eligible: Any, noise: float) -> Any:
     return np.minimum(np.maximum(np.rint(noise * eligible).astype(np.int64), 1), eligible)
 
 
-def whole_words(keys: np.ndarray, ordinary: np.ndarray, counts: np.ndarray, first: np.ndarray, end: np.ndarray) -> np.ndarray:
+def whole_words(
+    keys: np.ndarray, ordinary: np.ndarray, counts: np.ndarray, first: np.ndarray, end: np.ndarray
+) -> np.ndarray:
     """int64 [B, W]: at most `counts` [B] ordinary positions of each row, ascending, then W's.
 
     Words with the bounds `first` and `end` [B, W] are taken in the order of `keys` [B, W], if the rest of the budget holds them.
@@ -77,7 +83,9 @@ def whole_words(keys: np.ndarray, ordinary: np.ndarray, counts: np.ndarray, firs
     return np.sort(np.where(taken, places, keys.shape[1]), axis=1)
 
 
-def word_bounds(windows: np.ndarray, ordinary: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def word_bounds(
+    windows: np.ndarray, ordinary: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
     """int64 [B, W], twice: the first position of the word at each position, and the position behind its last."""
     begins = np.ones_like(ordinary)
     joins = vocabulary.first[windows[:, 1:]] == vocabulary.last[windows[:, :-1]]
@@ -87,7 +95,9 @@ def word_bounds(windows: np.ndarray, ordinary: np.ndarray, vocabulary: Vocabular
     return random_ops.group_starts(begins), np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
 
 
-def replaced(targets: np.ndarray, bits: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary) -> np.ndarray:
+def replaced(
+    targets: np.ndarray, bits: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary
+) -> np.ndarray:
     """int32 [B, M]: what stands in the place of each target: the mask, any ordinary token, or itself."""
     assert vocabulary.mask is not None
     ordinary = np.flatnonzero(~vocabulary.special).astype(np.int32)

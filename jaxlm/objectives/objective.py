@@ -32,7 +32,9 @@ class Objective(NamedTuple):
     length: int  # L of `Batch.tokens`
     source_length: int  # S of `Batch.source`; 0: none
     predictions: int  # targets of a sample at most: M of `Batch.predict` where there is one, else L
-    make: Callable[[np.ndarray, np.ndarray, int], Batch]  # int32 [B, window], sample numbers int64 [B], seed -> [B, ...]
+    make: Callable[
+        [np.ndarray, np.ndarray, int], Batch
+    ]  # int32 [B, window], sample numbers int64 [B], seed -> [B, ...]
     random: bool = True  # another sample number gives another batch; if not, all tokens are targets that can be
 
     @property

@@ -8,7 +8,9 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows are rows of a table: S columns of source, then T of target, each with its end_of_text and then padding.
 
     Batches have source [B, S], source_lengths [B], and tokens, targets, weights [B, T].

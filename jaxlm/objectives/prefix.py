@@ -10,7 +10,9 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows of L + 1 tokens, L apart; the prefix is uniform in 1, ..., L - 1 tokens long.
 
     Batches have tokens, targets, weights [B, L] and prefix_lengths [B]. The last token of the prefix predicts the first behind it.
@@ -25,8 +27,12 @@ def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vo
 
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         tokens, targets = next_token(windows)
-        prefix = 1 + random_ops.below(counter_rng.random_bits(seed, samples, counter_rng.PREFIX, 0), sequence_length - 1)
-        behind = np.arange(1, sequence_length + 1) >= prefix[:, None]  # targets[:, i] is token i + 1 of the window
+        prefix = 1 + random_ops.below(
+            counter_rng.random_bits(seed, samples, counter_rng.PREFIX, 0), sequence_length - 1
+        )
+        behind = (
+            np.arange(1, sequence_length + 1) >= prefix[:, None]
+        )  # targets[:, i] is token i + 1 of the window
         return Batch(
             tokens=tokens,
             prefix_lengths=prefix.astype(np.int32),
@@ -34,4 +40,6 @@ def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vo
             weights=behind.astype(np.float32),
         )
 
-    return Objective(sequence_length + 1, sequence_length, sequence_length, 0, sequence_length, make)
+    return Objective(
+        sequence_length + 1, sequence_length, sequence_length, 0, sequence_length, make
+    )

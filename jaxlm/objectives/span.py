@@ -34,7 +34,9 @@ class Sizes(NamedTuple):
         return self.noise + self.spans + 1
 
 
-def build(settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+def build(
+    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
+) -> Objective:
     """Windows of as many tokens as corrupted fill the encoder's S: 568 for S = 512, and T = 114 with T5's settings.
 
     Batches have source [B, S] and tokens, targets, weights [B, T]. `ConfigError` if spans don't fit into the text or there are
@@ -75,9 +77,13 @@ def fitting(sequence_length: int, settings: config.ObjectiveConfig) -> Sizes:
             "data.sequence_length",
             f"{sequence_length} is too short for one span, a token of text and the end",
         )
-    too_long = int((sequence_length + 1) / (1 - settings.noise)) + shortest + 1  # its text alone is longer
+    too_long = (
+        int((sequence_length + 1) / (1 - settings.noise)) + shortest + 1
+    )  # its text alone is longer
     windows = range(shortest, too_long)
-    behind = bisect_right(windows, sequence_length, key=lambda window: sizes_of(window, settings).source)
+    behind = bisect_right(
+        windows, sequence_length, key=lambda window: sizes_of(window, settings).source
+    )
     return sizes_of(windows[behind - 1], settings)
 
 
@@ -87,16 +93,22 @@ def sizes_of(window: int, settings: config.ObjectiveConfig) -> Sizes:
     return Sizes(window, noise, max(round(noise / settings.mean_span), 1))
 
 
-def corrupted(windows: np.ndarray, samples: np.ndarray, seed: int, sizes: Sizes, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def corrupted(
+    windows: np.ndarray, samples: np.ndarray, seed: int, sizes: Sizes, sentinels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """int32 [B, window] -> source and target without their ends, int32 [B, S - 1] and [B, T - 1].
 
     Source and target are the same text with every other piece replaced by its sentinel: in one the spans, in the other the rest.
     """
-    kept = random_ops.composition(seed, samples, counter_rng.SPAN_TEXT, sizes.window - sizes.noise, sizes.spans)
+    kept = random_ops.composition(
+        seed, samples, counter_rng.SPAN_TEXT, sizes.window - sizes.noise, sizes.spans
+    )
     cut = random_ops.composition(seed, samples, counter_rng.SPAN_NOISE, sizes.noise, sizes.spans)
     lengths = np.stack([kept, cut], axis=2).ravel()
     pieces = np.tile(np.arange(2 * sizes.spans), len(windows))
-    piece = np.repeat(pieces, lengths).reshape(windows.shape)  # 2 i: text before span i, 2 i + 1: span i
+    piece = np.repeat(pieces, lengths).reshape(
+        windows.shape
+    )  # 2 i: text before span i, 2 i + 1: span i
     starts, in_span = np.diff(piece, axis=1, prepend=-1) != 0, piece % 2 == 1
     stand_in = sentinels[piece // 2]
     source = np.where(in_span, stand_in, windows)[starts | ~in_span]

@@ -24,7 +24,9 @@ class Cluster(NamedTuple):
     processes: int = 1
     process: int = 0
     coordinator: str = ""  # HOST:PORT
-    gpus: tuple[int, ...] | None = None  # numbers of this process's GPUs among those that it sees; None: all
+    gpus: tuple[int, ...] | None = (
+        None  # numbers of this process's GPUs among those that it sees; None: all
+    )
     told_by: str = ""  # "SLURM", ...; "": the config
 
     @property
@@ -45,7 +47,9 @@ def detect(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) 
     """
     if runtime.processes == 1:
         return Cluster()
-    told = next((found for detector in DETECTORS if (found := detector(environment)) is not None), None)
+    told = next(
+        (found for detector in DETECTORS if (found := detector(environment)) is not None), None
+    )
     if told is None:
         if runtime.processes is None and runtime.process is None and runtime.coordinator is None:
             return Cluster()
@@ -57,7 +61,11 @@ def detect(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) 
     )
     if found.processes == 1:
         return Cluster()
-    of = f"one of {found.processes} processes" if found.processes else "one of several processes (1: for one by itself)"
+    of = (
+        f"one of {found.processes} processes"
+        if found.processes
+        else "one of several processes (1: for one by itself)"
+    )
     for key, missing in (
         ("processes", found.processes == 0),
         ("process", found.process < 0),
@@ -69,13 +77,17 @@ def detect(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) 
                 f"is needed for {of}{f' under {told.told_by}' if told.told_by else ''}",
             )
     if found.process >= found.processes:
-        raise ConfigError("runtime.processes", f"{found.processes} leaves no place for process {found.process}")
+        raise ConfigError(
+            "runtime.processes", f"{found.processes} leaves no place for process {found.process}"
+        )
     return found
 
 
 def shared(runtime: RuntimeConfig) -> RuntimeConfig:
     """The settings without this process's place, which is no part of what a run is: they are the same in all, and are what is saved."""
-    return dataclasses.replace(runtime, processes=None, process=None, coordinator=None, coordinator_bind=None)
+    return dataclasses.replace(
+        runtime, processes=None, process=None, coordinator=None, coordinator_bind=None
+    )
 
 
 def slurm(environment: Mapping[str, str]) -> Cluster | None:
@@ -85,7 +97,9 @@ def slurm(environment: Mapping[str, str]) -> Cluster | None:
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     host = LOOPBACK if environment.get("SLURM_STEP_NUM_NODES") == "1" else first_host(nodes)
     port = port_of(f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}")
-    here = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[int(environment.get("SLURM_NODEID", 0))]
+    here = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[
+        int(environment.get("SLURM_NODEID", 0))
+    ]
     gpus = share(visible_gpus(environment), int(environment.get("SLURM_LOCALID", 0)), here)
     return Cluster(
         int(environment["SLURM_STEP_NUM_TASKS"]),
@@ -112,13 +126,22 @@ def open_mpi(environment: Mapping[str, str]) -> Cluster | None:
     """A process of `mpirun`."""
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         return None
-    size, local_size = (int(environment.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
-    uri = environment.get("OMPI_MCA_orte_hnp_uri", "")  # Open MPI 4: the address of mpirun, beside which process 0 runs
+    size, local_size = (
+        int(environment.get(name, 1))
+        for name in ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    )
+    uri = environment.get(
+        "OMPI_MCA_orte_hnp_uri", ""
+    )  # Open MPI 4: the address of mpirun, beside which process 0 runs
     host = re.search(r"tcp://([^,:]+)|tcp6://\[([^,\]]+)", uri)
     name = LOOPBACK if size == local_size else next(filter(None, host.groups())) if host else ""
     job = uri.partition(".")[0] or environment.get("PMIX_NAMESPACE", "")
-    coordinator = f"[{name}]:{port_of(job)}" if ":" in name else f"{name}:{port_of(job)}" if name else ""
-    gpus = share(visible_gpus(environment), int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0)), local_size)
+    coordinator = (
+        f"[{name}]:{port_of(job)}" if ":" in name else f"{name}:{port_of(job)}" if name else ""
+    )
+    gpus = share(
+        visible_gpus(environment), int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0)), local_size
+    )
     return Cluster(size, int(environment["OMPI_COMM_WORLD_RANK"]), coordinator, gpus, "Open MPI")
 
 
@@ -148,11 +171,21 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     """How many GPUs this process could use."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+        return len(
+            [
+                path
+                for path in Path("/dev").glob("nvidia*")
+                if path.name.removeprefix("nvidia").isdigit()
+            ]
+        )
     return len([name for name in visible.split(",") if name and name != "-1"])
 
 
 def share(gpus: int, task: int, tasks: int) -> tuple[int, ...] | None:
     """The GPUs of one of the `tasks` on a machine that all see `gpus`. None where each sees but its own, or they don't divide."""
     each = gpus // tasks
-    return tuple(range(task * each, (task + 1) * each)) if each and gpus % tasks == 0 and tasks > 1 else None
+    return (
+        tuple(range(task * each, (task + 1) * each))
+        if each and gpus % tasks == 0 and tasks > 1
+        else None
+    )

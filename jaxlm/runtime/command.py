@@ -33,7 +33,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        hint = "; settings are written without dashes: key=value" if message.startswith("unrecognized") and "=" in message else ""
+        hint = (
+            "; settings are written without dashes: key=value"
+            if message.startswith("unrecognized") and "=" in message
+            else ""
+        )
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
@@ -51,7 +55,9 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         complain(f"error: {' '.join(str(error).split())}")
         code = error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the interpreter's last flush complains
         code = BROKEN_PIPE
     except KeyboardInterrupt:
         complain("interrupted")
@@ -91,7 +97,9 @@ def lock(run_directory: Path) -> Iterator[None]:
     except FileExistsError as error:
         raise UserError(f"run_directory: {run_directory} is a file, not a folder") from error
     except OSError as error:
-        raise UserError(f"run_directory: can't write to {run_directory}: {error.strerror}") from error
+        raise UserError(
+            f"run_directory: can't write to {run_directory}: {error.strerror}"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,7 +85,9 @@ def connect(cluster: Cluster, seconds: float) -> socket.socket:
             reason = error.strerror or str(error)
         time.sleep(min(0.2, left))
     reason = f"process {cluster.process} can't reach the coordinator at {cluster.coordinator}: tried for {seconds:g} s ({reason})"
-    raise LostError(f"{reason}; is process 0 running there? (runtime.coordinator, runtime.initialization_timeout_seconds)")
+    raise LostError(
+        f"{reason}; is process 0 running there? (runtime.coordinator, runtime.initialization_timeout_seconds)"
+    )
 
 
 def give_up(cluster: Cluster, runtime: RuntimeConfig) -> None:
@@ -98,7 +100,11 @@ def give_up(cluster: Cluster, runtime: RuntimeConfig) -> None:
 def listening_address(cluster: Cluster, runtime: RuntimeConfig) -> str:
     """IP:PORT on which process 0 listens: one interface, unless the user asks for all."""
     host, port = cluster.address
-    key, name = ("coordinator_bind", runtime.coordinator_bind) if runtime.coordinator_bind else ("coordinator", host)
+    key, name = (
+        ("coordinator_bind", runtime.coordinator_bind)
+        if runtime.coordinator_bind
+        else ("coordinator", host)
+    )
     try:
         family, *_, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -111,7 +117,9 @@ def listening_address(cluster: Cluster, runtime: RuntimeConfig) -> str:
                 trial.bind(address)
                 trial.listen()
         except OSError as error:
-            raise ConfigError(f"runtime.{key}", f"process 0 can't listen on {ip} port {port}: {error.strerror}") from error
+            raise ConfigError(
+                f"runtime.{key}", f"process 0 can't listen on {ip} port {port}: {error.strerror}"
+            ) from error
         if is_loopback(ip) and ip != host and host != "localhost":
             hint = "processes on other machines can't reach it; runtime.coordinator_bind says where to listen (0.0.0.0: everywhere)"
             print(f"warning: {host} is {ip} on this machine: {hint}", flush=True)
@@ -133,4 +141,6 @@ def stay_local() -> None:
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     if not isinstance(_jax.make_gloo_tcp_collectives, functools.partial):
-        _jax.make_gloo_tcp_collectives = functools.partial(_jax.make_gloo_tcp_collectives, hostname=LOOPBACK)
+        _jax.make_gloo_tcp_collectives = functools.partial(
+            _jax.make_gloo_tcp_collectives, hostname=LOOPBACK
+        )

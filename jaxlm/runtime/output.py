@@ -8,7 +8,9 @@ from pathlib import Path
 
 from jaxlm.config import UserError
 
-_terminal: tuple[int, int] | None = None  # this process's number, and what its stderr was before it became a file
+_terminal: tuple[int, int] | None = (
+    None  # this process's number, and what its stderr was before it became a file
+)
 
 
 def to_log(run_directory: Path, process: int) -> None:
@@ -27,7 +29,9 @@ def to_log(run_directory: Path, process: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if process == 0:
-        sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+        sys.stdout = os.fdopen(
+            os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors
+        )
     else:
         _terminal = process, os.dup(2)
         os.dup2(log, 2)

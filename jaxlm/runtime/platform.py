@@ -39,10 +39,16 @@ def configure(runtime: RuntimeConfig) -> None:
     if runtime.deterministic:
         add_xla_flag("--xla_gpu_deterministic_ops", "true")
     if runtime.compilation_cache is not None:
-        set_jax_option("jax_compilation_cache_dir", str(private_directory(runtime.compilation_cache)))
+        set_jax_option(
+            "jax_compilation_cache_dir", str(private_directory(runtime.compilation_cache))
+        )
     if runtime.platform is not None:
         set_jax_option("jax_platforms", runtime.platform)
-    if runtime.devices is not None and runtime.platform != "cuda" and EMULATED_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    if (
+        runtime.devices is not None
+        and runtime.platform != "cuda"
+        and EMULATED_DEVICES not in os.environ.get("XLA_FLAGS", "")
+    ):
         emulate(runtime.devices)
 
 
@@ -60,7 +66,9 @@ def quiet_logs() -> None:
 def hide_checkpoint_threads(unraisable: Any) -> None:
     """Keeps quiet where the event loop of a failed save or restore is torn down; that failure is raised as well."""
     files = [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
-    if not any(f"{os.sep}{package}{os.sep}" in file for file in files for package in ("asyncio", "orbax")):
+    if not any(
+        f"{os.sep}{package}{os.sep}" in file for file in files for package in ("asyncio", "orbax")
+    ):
         sys.__unraisablehook__(unraisable)
 
 
@@ -84,7 +92,9 @@ def private_directory(path: str) -> Path:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError("runtime.compilation_cache", f"can't make {directory}: {error.strerror}") from error
+        raise ConfigError(
+            "runtime.compilation_cache", f"can't make {directory}: {error.strerror}"
+        ) from error
     if directory.stat().st_mode & 0o022:
         reason = f"{directory} can be written by other users, and what it holds is run as you: chmod 700 it or choose another"
         raise ConfigError("runtime.compilation_cache", reason)
@@ -125,7 +135,9 @@ def devices(runtime: RuntimeConfig, hosts: Sequence[str] = ()) -> list["jax.Devi
         asked = runtime.platform or os.environ.get("JAX_PLATFORMS") or "any"
         reason = f"jax finds no device of platform {asked!r} {' '.join(str(error).split())}".strip()
         raise ConfigError("runtime.platform", reason) from error
-    if runtime.platform is not None and found[0].platform != {"cuda": "gpu"}.get(runtime.platform, runtime.platform):
+    if runtime.platform is not None and found[0].platform != {"cuda": "gpu"}.get(
+        runtime.platform, runtime.platform
+    ):
         raise ConfigError(
             "runtime.platform",
             f"{runtime.platform!r} asked for, but jax already runs on {found[0].platform!r}",
@@ -144,7 +156,11 @@ def arranged(found: Sequence[Any], count: int | None, hosts: Sequence[str]) -> l
         {device.process_index for device in found},
         key=lambda p: (hosts.index(hosts[p]) if hosts else 0, p),
     )
-    return [device for process in processes for device in [d for d in found if d.process_index == process][:count]]
+    return [
+        device
+        for process in processes
+        for device in [d for d in found if d.process_index == process][:count]
+    ]
 
 
 def describe_devices(devices: Sequence["jax.Device"]) -> str:  # type: ignore[valid-type]

@@ -41,7 +41,9 @@ class ProcessGroup:
 
     def __init__(self, cluster: Cluster, runtime: RuntimeConfig, run_directory: Path):
         self.cluster, self.runtime, self.run_directory = cluster, runtime, run_directory
-        self.hosts = (socket.gethostname(),) * cluster.processes  # of each process, once they have met
+        self.hosts = (
+            socket.gethostname(),
+        ) * cluster.processes  # of each process, once they have met
         self._stack = contextlib.ExitStack()
         self._client: Any = None  # of jax's coordination service
         self._coordinator: socket.socket | None = None  # breaks when process 0 goes
@@ -86,7 +88,9 @@ class ProcessGroup:
         self._coordinator = distributed.initialize(self.cluster, self.runtime)
         self._client = distributed.client()
         self._client.key_value_set(f"jaxlm/host/{self.cluster.process}", socket.gethostname())
-        self._client.wait_at_barrier("jaxlm/hosts", 1000 * self.runtime.initialization_timeout_seconds)
+        self._client.wait_at_barrier(
+            "jaxlm/hosts", 1000 * self.runtime.initialization_timeout_seconds
+        )
         self.hosts = tuple(self._read("host").values())
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
@@ -94,10 +98,18 @@ class ProcessGroup:
         """Waits until all processes have said the same `facts`, once for each `what`. UserError names the first that differs, and where."""
         if self.alone:
             return
-        self._client.key_value_set(f"jaxlm/facts/{what}/{self.cluster.process}", json.dumps(dict(facts)))
+        self._client.key_value_set(
+            f"jaxlm/facts/{what}/{self.cluster.process}", json.dumps(dict(facts))
+        )
         if self.leads:
-            others = (self._wait_for(f"facts/{what}/{process}") for process in range(1, self.cluster.processes))
-            found = (difference(facts, json.loads(text), f"process {n} ({self.hosts[n]})") for n, text in enumerate(others, 1))
+            others = (
+                self._wait_for(f"facts/{what}/{process}")
+                for process in range(1, self.cluster.processes)
+            )
+            found = (
+                difference(facts, json.loads(text), f"process {n} ({self.hosts[n]})")
+                for n, text in enumerate(others, 1)
+            )
             self._client.key_value_set(f"jaxlm/agreed/{what}", next(filter(None, found), ""))
         if verdict := self._wait_for(f"agreed/{what}"):
             raise UserError(verdict)
@@ -110,21 +122,30 @@ class ProcessGroup:
 
     def _read(self, folder: str) -> dict[int, str]:
         """Process -> value."""
-        values = {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(f"jaxlm/{folder}")}
+        values = {
+            int(key.rpartition("/")[2]): value
+            for key, value in self._client.key_value_dir_get(f"jaxlm/{folder}")
+        }
         return dict(sorted(values.items()))
 
     def _wait_for(self, key: str) -> str:
-        return self._client.blocking_key_value_get(f"jaxlm/{key}", 1000 * self.runtime.initialization_timeout_seconds)
+        return self._client.blocking_key_value_get(
+            f"jaxlm/{key}", 1000 * self.runtime.initialization_timeout_seconds
+        )
 
     def _watch(self) -> None:
         """Beats, and looks after the others, until the run ends or one of them is lost."""
         limit = self.runtime.heartbeat_timeout_seconds
         # The last beat of each, and when it was first seen.
-        heard: dict[int, tuple[str, float]] = dict.fromkeys(range(self.cluster.processes), ("", time.monotonic()))
+        heard: dict[int, tuple[str, float]] = dict.fromkeys(
+            range(self.cluster.processes), ("", time.monotonic())
+        )
         while not self._pause(min(1.0, limit / 10)):
             now = time.monotonic()
             try:
-                self._client.key_value_set(f"jaxlm/beat/{self.cluster.process}", f"{now}", allow_overwrite=True)
+                self._client.key_value_set(
+                    f"jaxlm/beat/{self.cluster.process}", f"{now}", allow_overwrite=True
+                )
                 failed = self._read("failed")
                 beats = self._read("beat") if self.leads else {}
             except Exception as error:  # of whatever type: process 0 can't be asked any more
@@ -142,7 +163,9 @@ class ProcessGroup:
             for process, (_, since) in heard.items():
                 if self.leads and now - since > limit:
                     reason = f"is gone: silent for {limit} s (runtime.heartbeat_timeout_seconds)"
-                    self._client.key_value_set(f"jaxlm/failed/{process}", reason, allow_overwrite=True)
+                    self._client.key_value_set(
+                        f"jaxlm/failed/{process}", reason, allow_overwrite=True
+                    )
                     self._until_read(others=self.cluster.processes - 2)
                     self._lose(process, reason)
 
@@ -163,7 +186,9 @@ class ProcessGroup:
                 return
         self._coordinator.close()
         try:
-            self._coordinator = socket.create_connection(self.cluster.address, timeout=self.runtime.heartbeat_timeout_seconds)
+            self._coordinator = socket.create_connection(
+                self.cluster.address, timeout=self.runtime.heartbeat_timeout_seconds
+            )
         except OSError as error:
             if not self._done.is_set():
                 self._lose(
@@ -173,16 +198,26 @@ class ProcessGroup:
 
     def _lose(self, process: int, how: str) -> NoReturn:
         """Ends this process, since jax can't go on without another."""
-        complain(f"error: process {process} ({self.hosts[process]}) {how}; start the run again to go on from its last checkpoint")
+        complain(
+            f"error: process {process} ({self.hosts[process]}) {how}; start the run again to go on from its last checkpoint"
+        )
         sys.stdout.flush()
         os._exit(LostError.exit_code)
 
     def _fail(self, error: BaseException) -> None:
         """This process ends with `error`: unless another one is the cause, the others are told."""
-        if isinstance(error, Exception) and not isinstance(error, UserError) and LOST.search(str(error)):
-            time.sleep(2 * QUIET_SECONDS)  # the watching thread ends the process if it finds out who is gone
+        if (
+            isinstance(error, Exception)
+            and not isinstance(error, UserError)
+            and LOST.search(str(error))
+        ):
+            time.sleep(
+                2 * QUIET_SECONDS
+            )  # the watching thread ends the process if it finds out who is gone
             limit = self.runtime.heartbeat_timeout_seconds
-            complain(f"a collective failed ({first_line(error)}): waiting up to {limit} s to see whether another process is gone")
+            complain(
+                f"a collective failed ({first_line(error)}): waiting up to {limit} s to see whether another process is gone"
+            )
             time.sleep(1.1 * limit)
         self._done.set()
         with contextlib.suppress(Exception):

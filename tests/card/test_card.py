@@ -42,11 +42,14 @@ def settings_of(folder, names=("books", "forum"), **changes) -> config.Config:
     for number in range(len(names)):
         (folder / f"{number}.txt").write_text(TEXT * (number + 1))
     sources = tuple(
-        config.SourceConfig(name=name, path=str(folder / f"{n}.txt"), weight=3.0 if n == 0 else 1.0) for n, name in enumerate(names)
+        config.SourceConfig(name=name, path=str(folder / f"{n}.txt"), weight=3.0 if n == 0 else 1.0)
+        for n, name in enumerate(names)
     )
     return config.Config(
         run_directory="runs/lark",
-        model=config.ModelConfig(vocabulary_size=300, layers=2, width=32, heads=4, context_length=32),
+        model=config.ModelConfig(
+            vocabulary_size=300, layers=2, width=32, heads=4, context_length=32
+        ),
         tokenizer=config.TokenizerConfig(kind="bytes"),
         data=config.DataConfig(
             sources=sources,
@@ -116,8 +119,14 @@ def test_the_metadata_is_read_back(made):
     run, settings, store = made
     path = card.write(run, card.gather(run, settings, 12345))
     found = metadata_load(path)
-    assert found["library_name"] == "jaxlm" and found["pipeline_tag"] == "text-generation" and "jax" in found["tags"]
-    assert not {"license", "language", "datasets", "base_model"} & found.keys()  # nothing is claimed that nobody said
+    assert (
+        found["library_name"] == "jaxlm"
+        and found["pipeline_tag"] == "text-generation"
+        and "jax" in found["tags"]
+    )
+    assert (
+        not {"license", "language", "datasets", "base_model"} & found.keys()
+    )  # nothing is claimed that nobody said
     name, results = model_index_to_eval_results(found["model-index"])
     assert name == "lark"
     assert {result.metric_type: result.metric_value for result in results} == {
@@ -130,7 +139,10 @@ def test_the_metadata_is_read_back(made):
     }
     (index,) = found["model-index"]
     (result,) = index["results"]
-    assert result["task"] == {"type": "text-generation"} and {"type", "name"} <= result["dataset"].keys()
+    assert (
+        result["task"] == {"type": "text-generation"}
+        and {"type", "name"} <= result["dataset"].keys()
+    )
     assert all({"type", "value"} <= metric.keys() for metric in result["metrics"])
     assert "\n# Model Card for lark\n" in ModelCard.load(path).text
 
@@ -139,12 +151,18 @@ def test_flops_are_the_closed_form(made):
     run, settings, _ = made
     facts = card.gather(run, settings, 12345)
     layers, width, length, vocabulary = 2, 32, 32, 300
-    products = layers * (12 * width**2 * length + 2 * length**2 * width) + length * width * vocabulary
+    products = (
+        layers * (12 * width**2 * length + 2 * length**2 * width) + length * width * vocabulary
+    )
     samples = 10 * 8 + 30 * 16
     assert facts.compute == 6 * products * samples
-    assert f"({6 * products * samples:,})" in cell(readme.PARTS["speed"](facts), "compute, FLOPs")[0]
+    assert (
+        f"({6 * products * samples:,})" in cell(readme.PARTS["speed"](facts), "compute, FLOPs")[0]
+    )
     assert facts.compute / markdown.PETAFLOP_DAYS == pytest.approx(facts.compute / 8.64e19)
-    assert cell(readme.PARTS["hyperparameters"](facts), "tokens seen by the model") == [f"{samples * 32:,}"]
+    assert cell(readme.PARTS["hyperparameters"](facts), "tokens seen by the model") == [
+        f"{samples * 32:,}"
+    ]
 
 
 def test_tokens_of_each_source(made):
@@ -157,7 +175,9 @@ def test_tokens_of_each_source(made):
     assert [books.samples, forum.samples] == counts.tolist() and books.share == 0.75
     for source, array, text in zip(facts.sources, store.train, (TEXT, TEXT * 2), strict=True):
         assert source.tokens == len(array) and source.documents == 1
-        assert source.bytes == int(len(text) * 0.9) and source.seen == source.samples * 32 / len(array)
+        assert source.bytes == int(len(text) * 0.9) and source.seen == source.samples * 32 / len(
+            array
+        )
     row = cell(readme.PARTS["data"](facts), "books")
     assert row == [
         "auto",
@@ -174,16 +194,23 @@ def test_samples_of_sources_at_any_size():
     mixture = Mixture([0.7, 0.2, 0.1])
     for samples in (0, 1, 4095, 4096, 10_000):
         chosen = mixture(np.arange(samples))[0]
-        assert card.facts.samples_of_sources(mixture, samples) == np.bincount(chosen, minlength=3).tolist()
+        assert (
+            card.facts.samples_of_sources(mixture, samples)
+            == np.bincount(chosen, minlength=3).tolist()
+        )
     assert sum(card.facts.samples_of_sources(mixture, 10**15 + 7)) == 10**15 + 7
 
 
-@pytest.mark.parametrize("kind", ["causal", "prefix", "masked", "framed", "span", "infilling", "pairs"])
+@pytest.mark.parametrize(
+    "kind", ["causal", "prefix", "masked", "framed", "span", "infilling", "pairs"]
+)
 def test_lengths_are_those_of_the_real_vocabulary(kind):
     name = "masked" if kind == "framed" else kind
     base = tiny.FAMILIES[config.schema.TRAINED_BY[name]]
     begin = "<s>" if kind in ("framed", "infilling") else None
-    source = config.SourceConfig(name="text", path="text.txt", format="pairs" if kind == "pairs" else "text")
+    source = config.SourceConfig(
+        name="text", path="text.txt", format="pairs" if kind == "pairs" else "text"
+    )
     settings = replace(
         base,
         model=replace(base.model, vocabulary_size=400),
@@ -192,7 +219,9 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
         data=config.DataConfig(sources=(source,), sequence_length=32),
     )
     special = data.vocabulary.special_tokens(settings.tokenizer, settings.objective.needs)
-    real = objectives.build(settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary)
+    real = objectives.build(
+        settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary
+    )
     assert card.facts.sizes(settings)._replace(make=None) == real._replace(make=None)
 
 
@@ -203,7 +232,8 @@ def test_results_and_yardsticks(made):
     assert "step 40 (last)" in text and "step 20 (lowest loss)" in text
     assert cell(text, "loss, nats per target") == ["2.75", "2.5"]
     assert (
-        cell(text, "xz -9, bits per byte of the validation text") == [markdown.number(8 * store.xz_bytes / store.validation_bytes, 5)] * 2
+        cell(text, "xz -9, bits per byte of the validation text")
+        == [markdown.number(8 * store.xz_bytes / store.validation_bytes, 5)] * 2
     )
     assert cell(readme.PARTS["speed"](facts), "tokens per second, median") == ["1,000"]
     assert cell(readme.PARTS["speed"](facts), "MFU, median") == ["25%"]
@@ -217,7 +247,11 @@ def test_starts_are_recorded_and_counted(made):
         (10, 40),
     ]
     text = readme.PARTS["hardware"](card.gather(run, settings, 1))
-    assert "4 x NVIDIA H100 80GB HBM3" in text and "In all 6 device hours" in text and "not on record" not in text
+    assert (
+        "4 x NVIDIA H100 80GB HBM3" in text
+        and "In all 6 device hours" in text
+        and "not on record" not in text
+    )
     earlier = readme.PARTS["hardware"](card.gather(run, settings, 1, step=25))
     assert "11-25" in earlier and "In all 4 device hours" in earlier  # half of the second start
     (run / "training.json").write_text("{")
@@ -236,15 +270,25 @@ def test_starts_are_recorded_and_counted(made):
 def test_steps_of_no_known_time_are_told(made, ran, missing):
     run, settings, _ = made
     start = card.start(0, [Device()], 1)
-    facts = card.gather(run, settings, 1)._replace(starts=tuple(start._replace(first_step=a, step=b, seconds=60.0) for a, b in ran))
+    facts = card.gather(run, settings, 1)._replace(
+        starts=tuple(start._replace(first_step=a, step=b, seconds=60.0) for a, b in ran)
+    )
     text = readme.PARTS["hardware"](facts)
-    assert (f"Of {missing} steps the time is not on record" in text) == bool(missing) == ("not on record" in text)
+    assert (
+        (f"Of {missing} steps the time is not on record" in text)
+        == bool(missing)
+        == ("not on record" in text)
+    )
 
 
 def test_a_card_of_an_earlier_step(made):
     run, settings, _ = made
     facts = card.gather(run, settings, 1, step=20)
-    assert facts.samples(20) == 10 * 8 + 10 * 16 and facts.evaluated == [10, 20] and max(facts.curves["train/loss"]) == 20
+    assert (
+        facts.samples(20) == 10 * 8 + 10 * 16
+        and facts.evaluated == [10, 20]
+        and max(facts.curves["train/loss"]) == 20
+    )
     _, results = model_index_to_eval_results(metadata_load(card.write(run, facts))["model-index"])
     assert {r.metric_type: r.metric_value for r in results}["loss"] == 2.5
 
@@ -286,7 +330,10 @@ def test_an_imported_model(tmp_path):
     assert "python_stdlib" not in text  # the config's default source, which nobody trained on
     assert not (run / "loss.svg").exists() and "model-index" not in metadata_load(path)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "train/loss": 2.0}) + "\n")
-    assert "imported from another model (llama)" in card.write(run, card.gather(run, settings, 1_234_567)).read_text()
+    assert (
+        "imported from another model (llama)"
+        in card.write(run, card.gather(run, settings, 1_234_567)).read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,15 +350,28 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
     out.mkdir()
     settings = tiny.FAMILIES[family]
     checkpoint.write_run_config(run, settings, "a" * 16, {})
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "eval/loss": 2.0, "eval/masked_accuracy": 0.5}) + "\n")
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 3, "eval/loss": 2.0, "eval/masked_accuracy": 0.5}) + "\n"
+    )
     path = card.write(run, card.gather(run, settings, 1))
     assert "python -m jaxlm.generate" in path.read_text()
-    path.write_text(path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nSigned, the authors.\n")
+    path.write_text(
+        path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nSigned, the authors.\n"
+    )
     found = card.write(out, card.gather(run, settings, 1, exported="somebert"))
     text, meta = found.read_text(), metadata_load(found)
     assert found == out / "README.md" and (out / "loss.svg").exists()
-    assert meta["license"] == "mit" and meta["library_name"] == "transformers" and meta["pipeline_tag"] == task
-    assert "somebert" in meta["tags"] and "Signed, the authors." in text and markdown in text and "jaxlm.generate" not in text
+    assert (
+        meta["license"] == "mit"
+        and meta["library_name"] == "transformers"
+        and meta["pipeline_tag"] == task
+    )
+    assert (
+        "somebert" in meta["tags"]
+        and "Signed, the authors." in text
+        and markdown in text
+        and "jaxlm.generate" not in text
+    )
     (snippet,) = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     compile(snippet, "snippet", "exec")
 
@@ -334,12 +394,19 @@ def test_names_stay_texts_in_yaml(made, name, shown):
 
 def test_settings_that_differ_make_the_run_again(made):
     run, settings, _ = made
-    edits = readme.PARTS["reproducing"](card.gather(run, settings, 1)).split("```")[1].splitlines()[1:]
-    (sources,) = [json.loads(edit.partition("=")[2]) for edit in edits if edit.startswith("data.sources=")]
+    edits = (
+        readme.PARTS["reproducing"](card.gather(run, settings, 1)).split("```")[1].splitlines()[1:]
+    )
+    (sources,) = [
+        json.loads(edit.partition("=")[2]) for edit in edits if edit.startswith("data.sources=")
+    ]
     assert sources == [{"name": "books", "weight": 3.0}, {"name": "forum"}]
     for number, source in enumerate(sources):
         source["path"] = settings.data.sources[number].path
-    edits = [f"data.sources={json.dumps(sources)}" if edit.startswith("data.sources=") else edit for edit in edits]
+    edits = [
+        f"data.sources={json.dumps(sources)}" if edit.startswith("data.sources=") else edit
+        for edit in edits
+    ]
     again = config.edited(
         config.Config(data=config.DataConfig(store=settings.data.store)),
         [*edits, "run_directory=runs/lark"],
@@ -376,13 +443,23 @@ def test_what_authors_wrote_stays(made):
         "**Developed by:** **To be filled in by the authors:** names, organisation",
         "**Developed by:** Ada",
     )
-    text = text.replace("## Citation", "## Citation of ours").replace("Model Card for lark", "Lark, a model")
+    text = text.replace("## Citation", "## Citation of ours").replace(
+        "Model Card for lark", "Lark, a model"
+    )
     text = text.replace("\ntags:\n", "\nlicense: mit\nlanguage:\n- en\n- de\ntags:\n- poetry\n")
     path.write_text(text)
     again = card.write(run, card.gather(run, settings, 1)).read_text()
     meta = metadata_load(path)
-    assert "**Developed by:** Ada" in again and "## Citation of ours" in again and "# Lark, a model" in again
-    assert meta["license"] == "mit" and meta["language"] == ["en", "de"] and {"poetry", "jaxlm"} <= set(meta["tags"])
+    assert (
+        "**Developed by:** Ada" in again
+        and "## Citation of ours" in again
+        and "# Lark, a model" in again
+    )
+    assert (
+        meta["license"] == "mit"
+        and meta["language"] == ["en", "de"]
+        and {"poetry", "jaxlm"} <= set(meta["tags"])
+    )
     assert "step 40 (last)" in again and "step 20 (last)" not in again  # the rest is renewed
     assert card.write(run, card.gather(run, settings, 1)).read_text() == again
 
@@ -398,7 +475,9 @@ def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     text = text.replace(table, table.replace("|", " | "))  # as an editor aligns tables
     path.write_text(text)
     again = card.write(run, card.gather(run, settings, 1)).read_text()
-    assert "(a trial)" in again and "jaxlm:begin software" not in again and "step 40 (last)" in again
+    assert (
+        "(a trial)" in again and "jaxlm:begin software" not in again and "step 40 (last)" in again
+    )
     # Emptied, it is generated again.
     begin = again.index("-->", again.index("<!-- jaxlm:begin hyperparameters")) + 4
     end = again.index("<!-- jaxlm:end hyperparameters")
@@ -426,7 +505,9 @@ def test_evaluations_of_others_stay_beside_ours(made):
     }
     meta["model-index"][0]["results"].append(theirs)
     path.write_text(f"---\n{yaml.dump(meta)}---\n{ModelCard.load(path).text}")
-    _, results = model_index_to_eval_results(metadata_load(card.write(run, card.gather(run, settings, 1)))["model-index"])
+    _, results = model_index_to_eval_results(
+        metadata_load(card.write(run, card.gather(run, settings, 1)))["model-index"]
+    )
     assert [r.metric_value for r in results if r.dataset_type == "ai2_arc"] == [0.25]
     assert [r.metric_value for r in results if r.metric_type == "loss"] == [2.75]
 
@@ -485,7 +566,11 @@ def test_odd_metrics(made, rows, step, losses):
         assert facts.curves["train/loss"] == {5: 4.0, 6: 8.0}
     path = card.write(run, facts)
     text = path.read_text()
-    assert "No evaluation is on record." in text and "model-index" not in metadata_load(path) and not re.search(r"\bnan\b", text.lower())
+    assert (
+        "No evaluation is on record." in text
+        and "model-index" not in metadata_load(path)
+        and not re.search(r"\bnan\b", text.lower())
+    )
     assert (run / "loss.svg").exists() == bool(losses) == ("](loss.svg)" in text)
 
 
@@ -510,15 +595,25 @@ def test_hostile_names_stay_text(tmp_path, name):
     path = card.write(run, card.gather(run, settings, 1))
     text, meta = path.read_text(), metadata_load(path)
     shown = " ".join("".join(" " if c in "\n\u202e" else c for c in name).split())
-    assert meta["model-index"][0]["results"][0]["dataset"]["name"] == f"{shown}, plain (held out)" and "license" not in meta
+    assert (
+        meta["model-index"][0]["results"][0]["dataset"]["name"] == f"{shown}, plain (held out)"
+        and "license" not in meta
+    )
     part = text[text.index("<!-- jaxlm:begin data") : text.rindex("<!-- jaxlm:end data -->")]
     rows = [line for line in part.splitlines() if line.startswith("|")]
-    assert len(rows) == 5 and {line.replace("\\|", "").count("|") for line in rows} == {9}  # heads, rule, two sources, validation
+    assert len(rows) == 5 and {line.replace("\\|", "").count("|") for line in rows} == {
+        9
+    }  # heads, rule, two sources, validation
     assert "<script" not in part and "](" not in part and "`" not in part.replace("\\`", "")
     # As a browser would show it.
     commonmark = pytest.importorskip("markdown_it", reason="rendering needs markdown-it-py")
     html = commonmark.MarkdownIt("commonmark").enable("table").render(part)
-    cells = [element.text for element in ET.fromstring(f"<x>{html[html.index('<table') : html.index('</table>') + 8]}</x>").iter("td")]
+    cells = [
+        element.text
+        for element in ET.fromstring(
+            f"<x>{html[html.index('<table') : html.index('</table>') + 8]}</x>"
+        ).iter("td")
+    ]
     assert shown in cells
 
 
@@ -546,10 +641,15 @@ def test_no_path_of_the_machine_is_told(tmp_path):
 
 
 def points(svg: str, name: str) -> list[tuple[float, float]]:
-    (group,) = [g for g in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}g") if g.get("id") == name]
+    (group,) = [
+        g for g in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}g") if g.get("id") == name
+    ]
     line = group.find("{http://www.w3.org/2000/svg}polyline")
     assert line is not None
-    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.get("points", "").split())]
+    return [
+        (float(x), float(y))
+        for x, y in (pair.split(",") for pair in line.get("points", "").split())
+    ]
 
 
 def test_the_picture_has_both_curves(made):
@@ -559,9 +659,13 @@ def test_the_picture_has_both_curves(made):
     train, validation = points(svg, "train"), points(svg, "validation")
     assert len(train) == len(validation) == 3
     assert [x for x, _ in train] == [x for x, _ in validation]  # the same steps
-    assert [y for _, y in train] == sorted(y for _, y in train)  # a falling loss, downwards in the picture
+    assert [y for _, y in train] == sorted(
+        y for _, y in train
+    )  # a falling loss, downwards in the picture
     ratio = (train[1][0] - train[0][0]) / (train[2][0] - train[0][0])
-    assert ratio == pytest.approx(math.log(240 / 80) / math.log(560 / 80), abs=1e-3)  # samples at steps 10, 20, 40
+    assert ratio == pytest.approx(
+        math.log(240 / 80) / math.log(560 / 80), abs=1e-3
+    )  # samples at steps 10, 20, 40
     labels = [text.text for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {
         "training",
@@ -571,18 +675,30 @@ def test_the_picture_has_both_curves(made):
         "3",
         "5k",
     } <= set(labels)
-    inside = [(x, y) for x, y in train + validation if not (0 < x < loss_plot.WIDTH and 0 < y < loss_plot.HEIGHT)]
+    inside = [
+        (x, y)
+        for x, y in train + validation
+        if not (0 < x < loss_plot.WIDTH and 0 < y < loss_plot.HEIGHT)
+    ]
     assert inside == []
 
 
 def test_pictures_of_odd_losses():
-    assert loss_plot.loss_curves([], [], "tokens") == "" == loss_plot.loss_curves([(1, math.nan)], [(0, 1.0)], "tokens")
+    assert (
+        loss_plot.loss_curves([], [], "tokens")
+        == ""
+        == loss_plot.loss_curves([(1, math.nan)], [(0, 1.0)], "tokens")
+    )
     one = loss_plot.loss_curves([], [(5, 1.0)], "tokens")
     assert len(points(one, "validation")) == 1 and 'id="train"' not in one
     flat = loss_plot.loss_curves([(1, 2.0), (2, 2.0)], [], "tokens")
     assert len(points(flat, "train")) == 2
-    spike = loss_plot.loss_curves([(n, 1e300 if n == 50 else 5 / n) for n in range(1, 101)], [], "tokens")
+    spike = loss_plot.loss_curves(
+        [(n, 1e300 if n == 50 else 5 / n) for n in range(1, 101)], [], "tokens"
+    )
     heights = [y for _, y in points(spike, "train")]
-    assert -loss_plot.HEIGHT <= min(heights) < 0 and sorted(heights)[5] > 40  # the spike leaves the picture, the others don't
+    assert (
+        -loss_plot.HEIGHT <= min(heights) < 0 and sorted(heights)[5] > 40
+    )  # the spike leaves the picture, the others don't
     long = loss_plot.loss_curves([(n, 5 / n) for n in range(1, 50_000)], [], "tokens")
     assert len(points(long, "train")) < 700 and "nan" not in long

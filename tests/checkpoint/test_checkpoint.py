@@ -72,17 +72,24 @@ def make(kind=State, seed=0, width=32):
 
 def sharded(state, count):
     """`state` with the first axis of every matrix split over `count` devices."""
-    mesh = jax.make_mesh((count,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+    mesh = jax.make_mesh(
+        (count,), ("fsdp",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
     matrix, other = (NamedSharding(mesh, spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))
     return jax.tree.map(lambda x: jax.device_put(x, matrix if x.ndim > 1 else other), state)
 
 
 def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def bits(tree):
-    return [(np.asarray(leaf).dtype, np.asarray(leaf).shape, np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(tree)]
+    return [
+        (np.asarray(leaf).dtype, np.asarray(leaf).shape, np.asarray(leaf).tobytes())
+        for leaf in jax.tree.leaves(tree)
+    ]
 
 
 @pytest.fixture
@@ -112,7 +119,9 @@ def test_the_number_of_devices_may_change(checkpoints, before, after):
     wanted = abstract(sharded(make(), after))
     restored = checkpoints.restore(1, wanted)
     assert bits(restored) == bits(state)
-    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, wanted)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
+        lambda x: x.sharding, wanted
+    )
 
 
 def test_buffers_may_be_donated_while_they_are_saved(checkpoints):
@@ -239,7 +248,9 @@ def test_a_damaged_checkpoint_is_named_and_the_others_live(checkpoints, damage):
     reopened = Checkpoints(checkpoints.directory, keep=2)
     with pytest.raises(NoCheckpointError) as error:
         reopened.restore(2, abstract(state))
-    assert str(error.value).startswith(f"{checkpoints.directory}/2: can't be read: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(
+        f"{checkpoints.directory}/2: can't be read: "
+    ) and "\n" not in str(error.value)
     assert bits(reopened.restore(1, abstract(state))) == bits(state)
     reopened.save(2, make(seed=2))  # trained again from step 1: the damaged one is replaced
     reopened.wait()
@@ -265,7 +276,9 @@ def test_a_step_that_is_not_there_lists_those_that_are(checkpoints):
 
 def test_a_directory_below_a_file_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"/file/checkpoints: can't keep checkpoints here: Not a directory"):
+    with pytest.raises(
+        UserError, match=r"/file/checkpoints: can't keep checkpoints here: Not a directory"
+    ):
         Checkpoints(tmp_path / "file" / "checkpoints", keep=1)
 
 
@@ -276,7 +289,9 @@ def test_a_full_disk_is_an_error_of_the_next_wait(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(UserError, match=rf"^{checkpoints.directory}: can't save a checkpoint: ") as error:
+        with pytest.raises(
+            UserError, match=rf"^{checkpoints.directory}: can't save a checkpoint: "
+        ) as error:
             checkpoints.save(2, make(seed=2, width=256))
             checkpoints.wait()
     finally:
@@ -295,14 +310,18 @@ def child(program, *arguments):
     setup = "import sys, pathlib, jax, jax.numpy as jnp; from jaxlm import runtime; from jaxlm.checkpoint import Checkpoints\n"
     command = [sys.executable, "-c", setup + textwrap.dedent(program), *map(str, arguments)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 NO_FOLDER = "shutil.rmtree(directory); directory.touch()"
 FULL_DISK = "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, -1))"
 
 
-@pytest.mark.parametrize(("break_it", "reason"), [(NO_FOLDER, "Not a directory"), (FULL_DISK, "File too large")])
+@pytest.mark.parametrize(
+    ("break_it", "reason"), [(NO_FOLDER, "Not a directory"), (FULL_DISK, "File too large")]
+)
 def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it, reason):
     program = f"""
     import resource, shutil
@@ -317,9 +336,13 @@ def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it,
     runtime.run(main)
     """
     process = child(program, tmp_path / "checkpoints")
-    _, errors = process.communicate(timeout=30)  # without the forced exit it would wait for Orbax's threads for ever
+    _, errors = process.communicate(
+        timeout=30
+    )  # without the forced exit it would wait for Orbax's threads for ever
     assert process.returncode == 2
-    assert errors.startswith(f"error: {tmp_path}/checkpoints: can't save a checkpoint: ") and errors.endswith(f"{reason}\n")
+    assert errors.startswith(
+        f"error: {tmp_path}/checkpoints: can't save a checkpoint: "
+    ) and errors.endswith(f"{reason}\n")
     assert errors.count("\n") == 1
 
 
@@ -390,7 +413,9 @@ def test_what_may_change_is_noted(directory):
         "data.store=other",
         "data.prefetch_threads=2",
     ]
-    effective, notes = run.resume_config(directory, config(*edits, "run_directory=/elsewhere/a"), 10)
+    effective, notes = run.resume_config(
+        directory, config(*edits, "run_directory=/elsewhere/a"), 10
+    )
     assert effective == config(*edits, "run_directory=/elsewhere/a")
     assert sorted(notes) == [
         "data.prefetch_threads: 1 -> 2",
@@ -418,7 +443,10 @@ def test_another_run_is_refused(directory, edit, change):
     run.write_run_config(directory, config(), "h", {})
     with pytest.raises(UserError) as error:
         run.resume_config(directory, config(edit, "training.steps=7"), 10)
-    assert str(error.value) == f"{directory} holds a run that differs in {change}: for a new run set run_directory={directory}-2"
+    assert (
+        str(error.value)
+        == f"{directory} holds a run that differs in {change}: for a new run set run_directory={directory}-2"
+    )
 
 
 def test_every_change_is_listed_and_the_proposed_name_is_free(directory):
@@ -438,14 +466,19 @@ def test_another_token_store_is_refused(directory):
     with pytest.raises(UserError) as error:
         run.check_store(directory, moved, "bbb")
     changes = "data.sources.0.path: a.txt -> b.txt; prepared data: aaa -> bbb"
-    assert str(error.value) == f"{directory} holds a run that differs in {changes}: for a new run set run_directory={directory}-2"
+    assert (
+        str(error.value)
+        == f"{directory} holds a run that differs in {changes}: for a new run set run_directory={directory}-2"
+    )
 
 
 def test_another_source_is_refused(directory):
     run.write_run_config(directory, config(), "h", {})
     two = dataclasses.replace(
         config(),
-        data=DataConfig(sources=(SourceConfig(name="a", path="a.txt"), SourceConfig(name="b", path="b.txt"))),
+        data=DataConfig(
+            sources=(SourceConfig(name="a", path="a.txt"), SourceConfig(name="b", path="b.txt"))
+        ),
     )
     with pytest.raises(UserError, match=r"data\.sources\.1\.name: none -> b; "):
         run.resume_config(directory, two, 10)
@@ -462,10 +495,16 @@ def test_a_changed_batch_size_holds_from_the_resumed_step_on(directory):
 
 
 def test_a_batch_changed_again_counts_the_samples_that_were_seen(directory):
-    run.write_run_config(directory, config("training.batch_schedule=[[100, 48], [700, 96]]"), "h", {})
-    effective, _ = run.resume_config(directory, config("training.batch_size=16", "training.batch_schedule=[[800, 24]]"), 500)
+    run.write_run_config(
+        directory, config("training.batch_schedule=[[100, 48], [700, 96]]"), "h", {}
+    )
+    effective, _ = run.resume_config(
+        directory, config("training.batch_size=16", "training.batch_schedule=[[800, 24]]"), 500
+    )
     assert effective.training.batch_schedule == ((100, 48), (500, 16), (800, 24))
-    samples = BatchSchedule(effective.training.batch_size, effective.training.batch_schedule).first_sample(810)
+    samples = BatchSchedule(
+        effective.training.batch_size, effective.training.batch_schedule
+    ).first_sample(810)
     assert samples == 100 * 32 + 400 * 48 + 300 * 16 + 10 * 24
 
 
@@ -482,5 +521,7 @@ def test_a_damaged_config_is_one_line_that_names_it(directory, text):
 
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^run_directory: can't write .*/file/config\.json: Not a directory"):
+    with pytest.raises(
+        UserError, match=r"^run_directory: can't write .*/file/config\.json: Not a directory"
+    ):
         run.write_run_config(tmp_path / "file", config(), "h", {})

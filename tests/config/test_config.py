@@ -61,7 +61,11 @@ def test_defaults_pass_their_own_checks():
     assert config.edited(Config(), ["seed=0"]) == Config()
     for cls in (*vars(schema).values(), SourceConfig):
         if isinstance(cls, type) and dataclasses.is_dataclass(cls):
-            values = {field.name: field.default for field in dataclasses.fields(cls) if not fields.no_default(field)}
+            values = {
+                field.name: field.default
+                for field in dataclasses.fields(cls)
+                if not fields.no_default(field)
+            }
             required = {"name": "x", "path": "x"} if cls is SourceConfig else {}
             assert cls(**values | required) == cls(**required)
 
@@ -72,7 +76,9 @@ def test_a_recipe_builds_on_another_beside_it(tmp_path):
         tmp_path,
         "import dataclasses\nimport base\nconfig = dataclasses.replace(base.config, seed=7)\n",
     )
-    assert config.load(path) == Config(model=ModelConfig(layers=2), seed=7, run_directory="runs/recipe")
+    assert config.load(path) == Config(
+        model=ModelConfig(layers=2), seed=7, run_directory="runs/recipe"
+    )
 
 
 def test_folders_with_the_same_names_do_not_mix(tmp_path):
@@ -129,7 +135,9 @@ def test_run_directory_defaults_to_the_files_name(tmp_path):
     assert config.load(saved(tmp_path, {"run_directory": "runs/x"})).run_directory == "runs/x"
 
 
-@pytest.mark.parametrize(("path", "name"), [("books/tales.txt", "tales"), ("books/*.txt", "data"), ("books", "books")])
+@pytest.mark.parametrize(
+    ("path", "name"), [("books/tales.txt", "tales"), ("books/*.txt", "data"), ("books", "books")]
+)
 def test_data_replaces_the_sources_alone(tmp_path, path, name):
     start = recipe(
         tmp_path,
@@ -141,7 +149,9 @@ def test_data_replaces_the_sources_alone(tmp_path, path, name):
 
 
 def test_numbers_and_lists_are_converted_where_nothing_is_lost():
-    assert OptimizerConfig(learning_rate=1).learning_rate == 1.0 and isinstance(OptimizerConfig(learning_rate=1).learning_rate, float)
+    assert OptimizerConfig(learning_rate=1).learning_rate == 1.0 and isinstance(
+        OptimizerConfig(learning_rate=1).learning_rate, float
+    )
     assert TrainingConfig(batch_schedule=[[10, 64]]).batch_schedule == ((10, 64),)
 
 
@@ -190,14 +200,17 @@ def test_edits_may_replace_sections_and_depend_on_each_other():
         SourceConfig(name="a", path="x"),
         SourceConfig(name="b", path="y", weight=3.0),
     )
-    assert config.edited(Config(), ['optimizer={"beta1": 0.5}']).optimizer == OptimizerConfig(beta1=0.5)
+    assert config.edited(Config(), ['optimizer={"beta1": 0.5}']).optimizer == OptimizerConfig(
+        beta1=0.5
+    )
 
 
 FIELDS = {
     "seed": st.integers(0, 2**32 - 1),
     "optimizer.learning_rate": st.floats(1e-30, 1e30),
     "optimizer.weight_decay_exclude": st.lists(st.text()).map(tuple),
-    "optimizer.gradient_clip": st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    "optimizer.gradient_clip": st.none()
+    | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     "model.kv_heads": st.sampled_from([None, 1, 2, 3, 4, 6, 12]),
     "model.gated": st.booleans(),
     "parallel.zero": st.sampled_from([0, 1, 2, 3]),
@@ -212,7 +225,9 @@ FIELDS = {
 
 def replaced(start, key, value):
     head, _, rest = key.partition(".")
-    return dataclasses.replace(start, **{head: replaced(getattr(start, head), rest, value) if rest else value})
+    return dataclasses.replace(
+        start, **{head: replaced(getattr(start, head), rest, value) if rest else value}
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,7 +243,10 @@ def test_saved_json_loads_as_the_same_config(tmp_path_factory, values):
 @settings(max_examples=60, deadline=None)
 @given(st.floats(1e-300, 1e300))
 def test_a_float_survives_an_edit(value):
-    assert config.edited(Config(), [f"optimizer.learning_rate={value!r}"]).optimizer.learning_rate == value
+    assert (
+        config.edited(Config(), [f"optimizer.learning_rate={value!r}"]).optimizer.learning_rate
+        == value
+    )
 
 
 # --- files with mistakes ---
@@ -294,12 +312,20 @@ def test_a_mistake_in_a_recipe_beside_names_that_file(tmp_path, body, reason):
 def test_files_that_are_no_config(tmp_path):
     path = recipe(tmp_path, "Config()\n")
     assert mistake(path) == f"{path}: defines no `config`; write: config = Config(...)"
-    assert mistake(recipe(tmp_path, "config = ModelConfig()\n")) == f"{path}: `config` must be a jaxlm.config.Config, got ModelConfig"
-    assert mistake(tmp_path / "recipe.pi") == f"{tmp_path}/recipe.pi: no such config file (did you mean '{path}'?)"
+    assert (
+        mistake(recipe(tmp_path, "config = ModelConfig()\n"))
+        == f"{path}: `config` must be a jaxlm.config.Config, got ModelConfig"
+    )
+    assert (
+        mistake(tmp_path / "recipe.pi")
+        == f"{tmp_path}/recipe.pi: no such config file (did you mean '{path}'?)"
+    )
     assert mistake(tmp_path / "nowhere" / "recipe.py").endswith("recipe.py: no such config file")
     assert mistake(tmp_path) == f"{tmp_path}: Is a directory"
     (tmp_path / "recipe.yaml").write_text("seed: 1")
-    assert mistake(tmp_path / "recipe.yaml").endswith("recipe.yaml: is neither a Python file nor a saved config.json")
+    assert mistake(tmp_path / "recipe.yaml").endswith(
+        "recipe.yaml: is neither a Python file nor a saved config.json"
+    )
     path.write_bytes(b"seed = 1\0")
     assert mistake(path).startswith(f"{path}: syntax error: ")
 
@@ -324,7 +350,9 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("document", "message"), DOCUMENTS, ids=[message for _, message in DOCUMENTS])
+@pytest.mark.parametrize(
+    ("document", "message"), DOCUMENTS, ids=[message for _, message in DOCUMENTS]
+)
 def test_a_mistake_in_saved_json_names_file_and_key(tmp_path, document, message):
     path = saved(tmp_path, document)
     assert mistake(path).startswith(f"{path}{message}")
@@ -348,7 +376,13 @@ def leaves(cls=Config):
     for name, annotation in fields.annotations(cls).items():
         inner, _ = fields.split_optional(annotation)
         parts = typing.get_args(inner)
-        section = inner if dataclasses.is_dataclass(inner) else parts[0] if parts and dataclasses.is_dataclass(parts[0]) else None
+        section = (
+            inner
+            if dataclasses.is_dataclass(inner)
+            else parts[0]
+            if parts and dataclasses.is_dataclass(parts[0])
+            else None
+        )
         yield from leaves(section) if section else [(cls.__name__, name)]
 
 
@@ -365,21 +399,37 @@ def names_read(path):
     """Attributes that a module reads; with getattr also the names that it has as texts."""
     tree = ast.parse(path.read_text())
     if path in SECTIONS:  # properties read fields; checks don't count
-        properties = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.decorator_list and f.name != "section"]
+        properties = [
+            f
+            for f in ast.walk(tree)
+            if isinstance(f, ast.FunctionDef) and f.decorator_list and f.name != "section"
+        ]
         tree = ast.Module(body=properties, type_ignores=[])
     nodes = list(ast.walk(tree))
-    found = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    found = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
     if any(isinstance(node, ast.Name) and node.id == "getattr" for node in nodes):
-        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        found |= {
+            node.value
+            for node in nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
     return found
 
 
 def test_every_field_is_read():
-    modules = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "config" or path in SECTIONS]
+    modules = [
+        path for path in PACKAGE.rglob("*.py") if path.parent.name != "config" or path in SECTIONS
+    ]
     read = set().union(*map(names_read, modules))
     assert sorted(f"{section}.{name}" for section, name in leaves() if name not in read) == []
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "configs").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE.parent / "configs").glob("*.py")), ids=lambda path: path.stem
+)
 def test_the_recipes_load(path):
     assert config.load(path).run_directory

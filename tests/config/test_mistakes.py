@@ -94,7 +94,9 @@ BEFORE_ANYTHING = [  # arguments after `--config recipe.py`, what the line begin
 ]
 
 
-@pytest.mark.parametrize(("argv", "message"), BEFORE_ANYTHING, ids=[" ".join(argv) for argv, _ in BEFORE_ANYTHING])
+@pytest.mark.parametrize(
+    ("argv", "message"), BEFORE_ANYTHING, ids=[" ".join(argv) for argv, _ in BEFORE_ANYTHING]
+)
 def test_mistakes_in_the_config_leave_no_trace(folder, capsys, argv, message):
     before = contents(folder)
     assert command("--config", "recipe.py", *argv) == 2
@@ -160,7 +162,11 @@ def test_mistakes_found_later_start_no_run(folder, capsys, argv, message):
     assert command("--config", "recipe.py", *argv) == 2
     assert only_line(capsys.readouterr().err).startswith(message)
     found = contents(folder) - before
-    assert not {path for path in found if path.endswith((".jsonl", ".json", ".bin")) and path != "stores/fingerprints.json"}
+    assert not {
+        path
+        for path in found
+        if path.endswith((".jsonl", ".json", ".bin")) and path != "stores/fingerprints.json"
+    }
     assert (folder / "file").read_bytes() == b""
 
 
@@ -174,21 +180,31 @@ def test_a_tokenizer_larger_than_the_model(folder, capsys):
         "pre_tokenizer": None,
         "post_processor": None,
     }
-    words = {"[UNK]": 0, "<|endoftext|>": 1} | {f"word{number}": number + 2 for number in range(298)}
+    words = {"[UNK]": 0, "<|endoftext|>": 1} | {
+        f"word{number}": number + 2 for number in range(298)
+    }
     model = {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}
-    (folder / "words.json").write_text(json.dumps(inner | {"added_tokens": [], "decoder": None, "model": model}))
+    (folder / "words.json").write_text(
+        json.dumps(inner | {"added_tokens": [], "decoder": None, "model": model})
+    )
     assert command("--config", "recipe.py", "tokenizer.kind=file", "tokenizer.path=words.json") == 2
-    assert only_line(capsys.readouterr().err).startswith("model.vocabulary_size: 257 is below the 300 ids of the tokenizer")
+    assert only_line(capsys.readouterr().err).startswith(
+        "model.vocabulary_size: 257 is below the 300 ids of the tokenizer"
+    )
 
 
 def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys, monkeypatch):
     """The mistake that shows last: all has been prepared when no window fits. What it leaves must not stand in the way."""
-    monkeypatch.setattr(state, "create", lambda *_: None)  # takes seconds to compile, and no step is reached
+    monkeypatch.setattr(
+        state, "create", lambda *_: None
+    )  # takes seconds to compile, and no step is reached
     shutil.copy("short.txt", "mine.txt")
     argv = ["--config", "recipe.py", "--data", "mine.txt"]
     assert command(*argv) == 2
     line = only_line(capsys.readouterr().err)
-    assert line.startswith("data.sequence_length: a window takes 17 tokens, but the training split of ")
+    assert line.startswith(
+        "data.sequence_length: a window takes 17 tokens, but the training split of "
+    )
     shutil.copy("text.txt", "mine.txt")
     monkeypatch.setattr(train, "loop", lambda *_: 0)
     assert command(*argv) == 0, capsys.readouterr().err

@@ -104,7 +104,9 @@ WRONG = [  # a section, a wrong value and what the message says of it
 ]
 
 
-@pytest.mark.parametrize(("cls", "values", "message"), WRONG, ids=[message.partition(",")[0] for *_, message in WRONG])
+@pytest.mark.parametrize(
+    ("cls", "values", "message"), WRONG, ids=[message.partition(",")[0] for *_, message in WRONG]
+)
 def test_a_wrong_value_names_its_key(cls, values, message):
     with pytest.raises(ConfigError) as caught:
         cls(**values)
@@ -114,7 +116,10 @@ def test_a_wrong_value_names_its_key(cls, values, message):
 def test_a_long_value_is_cut():
     with pytest.raises(ConfigError) as caught:
         Config(model=DataConfig())
-    assert str(caught.value).startswith("model: must be ModelConfig, got DataConfig(") and len(str(caught.value)) < 150
+    assert (
+        str(caught.value).startswith("model: must be ModelConfig, got DataConfig(")
+        and len(str(caught.value)) < 150
+    )
 
 
 def test_sections_take_names_only():
@@ -402,7 +407,11 @@ def test_contradictions_are_refused(edits, key, reason):
 def refusals(source):
     """Lines at which a section is refused: `raise ConfigError(...)` and `refuse(...)`."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "refuse"):
+        if isinstance(node, ast.Raise) or (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "refuse"
+        ):
             yield range(node.lineno, node.end_lineno + 1)
 
 
@@ -417,4 +426,8 @@ def test_every_refusal_of_the_schema_is_among_them():
                 trace = trace.tb_next
             error = error.__cause__
     for file in (schema.__file__, model.__file__):
-        assert [lines for lines in refusals(Path(file).read_text()) if reached.isdisjoint((file, line) for line in lines)] == []
+        assert [
+            lines
+            for lines in refusals(Path(file).read_text())
+            if reached.isdisjoint((file, line) for line in lines)
+        ] == []

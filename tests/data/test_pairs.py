@@ -25,13 +25,18 @@ def pair(number: int) -> tuple[str, str]:
 
 
 def write(path: Path, numbers: range) -> Path:
-    lines = [json.dumps(dict(zip(("source", "target"), pair(number), strict=True))) for number in numbers]
+    lines = [
+        json.dumps(dict(zip(("source", "target"), pair(number), strict=True))) for number in numbers
+    ]
     path.write_text("\n".join(lines))
     return path
 
 
 def built(folder: Path, *paths: Path, **validation: Any) -> Store:
-    sources = tuple(config.SourceConfig(name=f"s{number}", path=str(path), format="pairs") for number, path in enumerate(paths))
+    sources = tuple(
+        config.SourceConfig(name=f"s{number}", path=str(path), format="pairs")
+        for number, path in enumerate(paths)
+    )
     method = config.ValidationConfig(**{"share": 0.2, **validation})
     settings = config.DataConfig(sources=sources, store=str(folder / "stores"), validation=method)
     return prepare(settings, TOKENIZER, 300, lambda line: None, needs=("pad",))
@@ -83,7 +88,9 @@ def test_pairs_are_rows_cut_or_padded(made, source_length, target_length):
         assert (read.dtype, read.shape) == (np.int32, (len(array), source_length + target_length))
         assert np.array_equal(array.read(np.array([3, 1, 3]), objective), read[[3, 1, 3]])
         found += read.tolist()
-    assert sorted(found) == sorted(expected(number, source_length, target_length) for number in range(60))
+    assert sorted(found) == sorted(
+        expected(number, source_length, target_length) for number in range(60)
+    )
 
 
 def test_a_pair_is_held_out_as_a_whole(made):
@@ -96,7 +103,10 @@ def test_a_pair_is_held_out_as_a_whole(made):
 
 def test_validation_counts_the_bytes_of_both_texts(made):
     (held_out,) = made.validation
-    numbers = [int(bytes(row[:2].tolist()).rstrip(b":")) for row in held_out.read(np.arange(len(held_out)), rows(9, 9))]
+    numbers = [
+        int(bytes(row[:2].tolist()).rstrip(b":"))
+        for row in held_out.read(np.arange(len(held_out)), rows(9, 9))
+    ]
     text = "".join("".join(pair(number)) for number in numbers).encode()
     assert made.validation_bytes == len(text)
     assert made.gzip_bytes == len(gzip.compress(text, 9))
@@ -129,7 +139,9 @@ def test_hash_split_counts_pairs_not_texts(tmp_path):
 def test_what_decides_the_pairs_decides_the_store(tmp_path):
     path = write(tmp_path / "a.jsonl", range(40))
     first = built(tmp_path, path)
-    turned = config.SourceConfig(name="s", path=str(path), format="pairs", source_key="target", target_key="source")
+    turned = config.SourceConfig(
+        name="s", path=str(path), format="pairs", source_key="target", target_key="source"
+    )
     settings = config.DataConfig(
         sources=(turned,),
         store=str(tmp_path / "stores"),
@@ -160,7 +172,10 @@ def test_an_epoch_of_a_stream_is_every_pair_once(tmp_path):
 def test_evaluation_sees_every_pair_once(made):
     windows = EvaluationWindows(made.validation, rows(11, 13), 5, 3, 0)
     counted = [
-        row.tolist() for batch in windows for row, weights in zip(batch.tokens, np.asarray(batch.weights), strict=True) if weights.any()
+        row.tolist()
+        for batch in windows
+        for row, weights in zip(batch.tokens, np.asarray(batch.weights), strict=True)
+        if weights.any()
     ]
     (held_out,) = made.validation
     assert counted == held_out.read(np.arange(len(held_out)), rows(11, 13)).tolist()
@@ -170,9 +185,13 @@ def test_evaluation_sees_every_pair_once(made):
 
 
 def test_the_objective_reads_the_pairs(made):
-    objective = objectives.build(config.ObjectiveConfig(kind="pairs", target_length=8), 6, made.tokenizer.vocabulary)
+    objective = objectives.build(
+        config.ObjectiveConfig(kind="pairs", target_length=8), 6, made.tokenizer.vocabulary
+    )
     batch = Stream(made.train, [1], ["s"], objective, BatchSchedule(16), 0)[0]
-    rows_read = np.concatenate([np.asarray(batch.source), np.asarray(batch.targets)], axis=1).tolist()
+    rows_read = np.concatenate(
+        [np.asarray(batch.source), np.asarray(batch.targets)], axis=1
+    ).tolist()
     assert all(row in [expected(number, 6, 8) for number in range(60)] for row in rows_read)
     assert np.array_equal(np.asarray(batch.targets) == PAD, np.asarray(batch.weights) == 0)
 

@@ -29,7 +29,9 @@ def brute_size(schedule: BatchSchedule, step: int) -> int:
 @given(schedules)
 def test_schedule_equals_counting(schedule):
     counted = np.cumsum([0] + [brute_size(schedule, step) for step in range(60)]).tolist()
-    assert [schedule.size(step) for step in range(60)] == [brute_size(schedule, step) for step in range(60)]
+    assert [schedule.size(step) for step in range(60)] == [
+        brute_size(schedule, step) for step in range(60)
+    ]
     assert [schedule.first_sample(step) for step in range(61)] == counted
 
 
@@ -37,10 +39,14 @@ def test_schedule_equals_counting(schedule):
 @given(schedules, schedules, st.integers(0, 45))
 def test_merged_schedule_is_one_before_the_step_and_the_other_after(schedule, other, step):
     merged = schedule.merged(other, step)
-    assert [merged.size(t) for t in range(60)] == [(schedule if t < step else other).size(t) for t in range(60)]
+    assert [merged.size(t) for t in range(60)] == [
+        (schedule if t < step else other).size(t) for t in range(60)
+    ]
     values = [merged.batch_size, *(size for _, size in merged.changes)]
     assert all(a != b for a, b in itertools.pairwise(values))
-    assert [start for start, _ in merged.changes] == sorted({start for start, _ in merged.changes} - {0})
+    assert [start for start, _ in merged.changes] == sorted(
+        {start for start, _ in merged.changes} - {0}
+    )
     assert BatchSchedule(*merged) == merged
 
 
@@ -112,7 +118,9 @@ def test_mixture_has_the_shares_and_spreads_them(values):
     assert (np.abs(mixture.slots - ideal * PERIOD) < len(values)).all()
     chosen = mixture(np.arange(PERIOD))[0][:, None] == np.arange(len(values))
     drift = np.cumsum(chosen, axis=0) - np.arange(1, PERIOD + 1)[:, None] * mixture.slots / PERIOD
-    assert np.abs(drift).max() < len(values)  # samples ahead of or behind the exact share, anywhere in the run
+    assert np.abs(drift).max() < len(
+        values
+    )  # samples ahead of or behind the exact share, anywhere in the run
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,9 @@ def test_pairs_are_read_by_their_keys(tmp_path):
     found = list(sources.documents(source(tmp_path / "a.txt", format="pairs")))
     assert [document.texts for document in found] == [("guten Tag", "good day"), ("ja ☃", "")]
     assert [document.name for document in found] == ["a.txt:1", "a.txt:3"]
-    turned = sources.documents(source(tmp_path, format="pairs", source_key="target", target_key="source"))
+    turned = sources.documents(
+        source(tmp_path, format="pairs", source_key="target", target_key="source")
+    )
     assert next(turned).texts == ("good day", "guten Tag")
 
 
@@ -149,7 +151,9 @@ def test_standard_library_is_modules_without_test_suites():
     names = [path.relative_to(sources.stdlib_folder()) for path in sources.files(stdlib)]
     assert {Path("os.py"), Path("json/decoder.py"), Path("unittest/mock.py")} <= set(names)
     assert len(names) > 400
-    assert not any({"test", "tests", "site-packages", "idlelib"} & set(name.parts) for name in names)
+    assert not any(
+        {"test", "tests", "site-packages", "idlelib"} & set(name.parts) for name in names
+    )
     assert names == sorted(names)
     first = next(sources.documents(stdlib))
     assert (first.name, first.text) == (

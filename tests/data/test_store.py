@@ -38,12 +38,16 @@ def corpus(folder: Path, count: int = 40) -> Path:
 
 
 def data(folder: Path, *paths: Path, **validation: Any) -> config.DataConfig:
-    sources = tuple(config.SourceConfig(name=f"s{number}", path=str(path)) for number, path in enumerate(paths))
+    sources = tuple(
+        config.SourceConfig(name=f"s{number}", path=str(path)) for number, path in enumerate(paths)
+    )
     method = config.ValidationConfig(**{"share": 0.2, **validation})
     return config.DataConfig(sources=sources, store=str(folder / "stores"), validation=method)
 
 
-def built(of: config.DataConfig, tokenizer: config.TokenizerConfig = BYTES, **options: Any) -> tuple[Store, list[str]]:
+def built(
+    of: config.DataConfig, tokenizer: config.TokenizerConfig = BYTES, **options: Any
+) -> tuple[Store, list[str]]:
     lines: list[str] = []
     return prepare(of, tokenizer, 300, lines.append, **options), lines
 
@@ -54,7 +58,10 @@ def tokens(array: Any) -> np.ndarray:
 
 def texts(made: Store, arrays: tuple[Any, ...]) -> list[list[str]]:
     """The documents of each array."""
-    parts = [np.split(tokens(array), np.flatnonzero(tokens(array) == made.tokenizer.end_of_text) + 1) for array in arrays]
+    parts = [
+        np.split(tokens(array), np.flatnonzero(tokens(array) == made.tokenizer.end_of_text) + 1)
+        for array in arrays
+    ]
     return [[made.tokenizer.decode(part) for part in of if len(part)] for of in parts]
 
 
@@ -68,7 +75,10 @@ def test_store_holds_every_document_once_and_ends_each(tmp_path):
     assert (counts["documents"], counts["bytes"]) == (len(train), len("".join(train).encode()))
     assert counts["tokens"] == len(made.train[0]) == counts["bytes"] + counts["documents"]
     offsets = np.fromfile(made.path / counts["offsets"], "<i8")
-    assert offsets.tolist() == np.cumsum([0] + [len(document.encode()) + 1 for document in train]).tolist()
+    assert (
+        offsets.tolist()
+        == np.cumsum([0] + [len(document.encode()) + 1 for document in train]).tolist()
+    )
     assert lines == [
         f"store {made.path}: train {len(made.train[0]):,} tokens in {len(train)} documents, "
         f"validation {len(made.validation[0]):,} tokens, {made.validation_bytes:,} bytes"
@@ -89,10 +99,17 @@ def test_validation_text_is_measured_as_the_compressors_do(tmp_path, monkeypatch
 def test_bpe_is_trained_on_the_training_split_only(tmp_path):
     folder = corpus(tmp_path / "c", 1)
     (folder / "z.txt").write_text("x" * 50 + "qzjqzjqzj " * 300)
-    made, lines = built(data(tmp_path, folder, method="tail", share=0.9), config.TokenizerConfig(kind="bpe"))
-    assert lines[0].startswith(f"tokenizer: byte-level BPE, {made.tokenizer.size} ids, trained on 0.0 MB in ")
+    made, lines = built(
+        data(tmp_path, folder, method="tail", share=0.9), config.TokenizerConfig(kind="bpe")
+    )
+    assert lines[0].startswith(
+        f"tokenizer: byte-level BPE, {made.tokenizer.size} ids, trained on 0.0 MB in "
+    )
     assert not any("qz" in token for token in made.tokenizer.inner.get_vocab())
-    assert "".join(texts(made, made.train)[0] + texts(made, made.validation)[0]) == text(0) + (folder / "z.txt").read_text()
+    assert (
+        "".join(texts(made, made.train)[0] + texts(made, made.validation)[0])
+        == text(0) + (folder / "z.txt").read_text()
+    )
 
 
 def test_training_text_is_spread_over_the_corpus():
@@ -111,7 +128,9 @@ def test_store_is_reused_until_something_that_decides_tokens_changes(tmp_path):
     base = data(tmp_path, folder)
     first, _ = built(base)
     written = (first.path / "manifest.json").stat().st_mtime_ns
-    heavier = tuple(dataclasses.replace(source, weight=3.0, name="renamed") for source in base.sources)
+    heavier = tuple(
+        dataclasses.replace(source, weight=3.0, name="renamed") for source in base.sources
+    )
     for same in (
         base,
         dataclasses.replace(base, sequence_length=7, prefetch_batches=9, sources=heavier),
@@ -127,7 +146,9 @@ def test_store_is_reused_until_something_that_decides_tokens_changes(tmp_path):
     (folder / "007.txt").write_text("another text")
     changed, _ = built(base)
     assert len({*hashes, changed.hash}) == 5
-    assert "another text" in [document for part in texts(changed, changed.train + changed.validation) for document in part]
+    assert "another text" in [
+        document for part in texts(changed, changed.train + changed.validation) for document in part
+    ]
     moved = folder.rename(tmp_path / "moved")
     assert built(data(tmp_path, moved))[0].hash == changed.hash
 
@@ -138,9 +159,13 @@ def test_shards_are_read_as_one_array(tmp_path):
     shutil.rmtree(whole.path)
     made, _ = built(base, shard_tokens=1000)
     (entry,) = made.manifest["splits"]["train"]
-    assert [shard["tokens"] for shard in entry["shards"]][:-1] == [1000] * (len(entry["shards"]) - 1)
+    assert [shard["tokens"] for shard in entry["shards"]][:-1] == [1000] * (
+        len(entry["shards"]) - 1
+    )
     assert len(entry["shards"]) > 5
-    flat = np.concatenate([np.fromfile(made.path / shard["file"], "<u2") for shard in entry["shards"]])
+    flat = np.concatenate(
+        [np.fromfile(made.path / shard["file"], "<u2") for shard in entry["shards"]]
+    )
     (array,) = made.train
     assert isinstance(array, TokenArray)
     assert len(flat) == len(array) == entry["tokens"]
@@ -156,7 +181,9 @@ def test_shards_are_read_as_one_array(tmp_path):
 
 
 def test_large_vocabularies_take_32_bits(tmp_path):
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 70_000, "?": 1}, unk_token="?"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 70_000, "?": 1}, unk_token="?")
+    )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens(["<|endoftext|>"])
     inner.save(str(tmp_path / "t.json"))
@@ -213,7 +240,9 @@ def test_tail_split_is_taken_from_each_source(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 100)
     for number in range(4):
         (tmp_path / f"b{number}.txt").write_text(str(number) * 50)
-    made, _ = built(data(tmp_path, tmp_path / "a.txt", tmp_path / "b*.txt", method="tail", share=0.4))
+    made, _ = built(
+        data(tmp_path, tmp_path / "a.txt", tmp_path / "b*.txt", method="tail", share=0.4)
+    )
     assert texts(made, made.train) == [["a" * 60], ["0" * 50, "1" * 50, "2" * 20]]
     assert texts(made, made.validation) == [["a" * 40], ["2" * 30, "3" * 50]]
 
@@ -274,7 +303,9 @@ def test_shard_cut_short_while_in_use_is_named(tmp_path):
     made, _ = built(data(tmp_path, corpus(tmp_path / "c")))
     with (made.path / "train-0-00000.bin").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(UserError, match=r"train-0-00000\.bin: ends at byte 100, before its last token"):
+    with pytest.raises(
+        UserError, match=r"train-0-00000\.bin: ends at byte 100, before its last token"
+    ):
         tokens(made.train[0])
 
 
@@ -308,7 +339,9 @@ def test_two_processes_build_one_store(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, queue = context.Barrier(2), context.Queue()
     base = data(tmp_path, corpus(tmp_path / "c", 200))
-    children = [context.Process(target=report_of_child, args=(base, barrier, queue)) for _ in range(2)]
+    children = [
+        context.Process(target=report_of_child, args=(base, barrier, queue)) for _ in range(2)
+    ]
     for child in children:
         child.start()
     manifests = {queue.get(timeout=60) for _ in children}
@@ -354,14 +387,19 @@ def test_special_tokens_that_the_objective_needs_are_in_the_store(tmp_path):
     expected = SpecialTokens("<|endoftext|>", "<s>", "<pad>", None, 2)
     assert made.tokenizer.special == store.open_store(made.path).tokenizer.special == expected
     assert made.tokenizer.size == 261
-    assert sorted(texts(made, made.train)[0] + texts(made, made.validation)[0]) == sorted(text(number) for number in range(40))
+    assert sorted(texts(made, made.train)[0] + texts(made, made.validation)[0]) == sorted(
+        text(number) for number in range(40)
+    )
     others = [
         ({}, ("pad",)),
         ({"sentinels": 3}, ("pad", "sentinels")),
         ({"pad": "[PAD]"}, ("pad", "sentinels")),
         ({}, ()),
     ]
-    hashes = [built(base, dataclasses.replace(settings, **change), needs=needs)[0].hash for change, needs in others]
+    hashes = [
+        built(base, dataclasses.replace(settings, **change), needs=needs)[0].hash
+        for change, needs in others
+    ]
     assert len({made.hash, *hashes}) == 5
     unused = dataclasses.replace(settings, mask="[MASK]")
     assert built(base, unused, needs=("pad", "sentinels"))[0].hash == made.hash
@@ -384,7 +422,9 @@ def test_the_store_of_another_process_is_awaited(tmp_path):
     later.join()
     assert open_store(folder).hash == built(of)[0].hash
     assert len(lines) == 1 and f"{folder}: waiting up to 30 s" in lines[0]
-    assert await_store(of, BYTES, 300, lines.append, lambda: False, 0) == folder and len(lines) == 1  # it is there
+    assert (
+        await_store(of, BYTES, 300, lines.append, lambda: False, 0) == folder and len(lines) == 1
+    )  # it is there
 
 
 def test_the_wait_for_a_store_ends(tmp_path):

@@ -22,7 +22,9 @@ def array(folder: Path, tokens: np.ndarray, shard_tokens: int = 1 << 20) -> Toke
     for part in np.array_split(tokens, 2):
         writer.add(part)
     shards = writer.close()["shards"]
-    return TokenArray([folder / shard["file"] for shard in shards], [shard["tokens"] for shard in shards], UINT32)
+    return TokenArray(
+        [folder / shard["file"] for shard in shards], [shard["tokens"] for shard in shards], UINT32
+    )
 
 
 def numbered(folder: Path, count: int, first: int = 0) -> TokenArray:
@@ -45,7 +47,9 @@ def shown(window: int, stride: int) -> Objective:
     """Batches that say which tokens, samples and seed the objective was given."""
 
     def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        return Batch(tokens=windows, lengths=samples, weights=np.full(windows.shape, seed, np.float32))
+        return Batch(
+            tokens=windows, lengths=samples, weights=np.full(windows.shape, seed, np.float32)
+        )
 
     return Objective(window, stride, window, 0, window, make)
 
@@ -73,7 +77,10 @@ def joined(parts: list[Batch]) -> np.ndarray:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all((a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True))
+    return all(
+        (a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("count", "length"), [(101, 10), (110, 10), (111, 10), (11, 10), (64, 1)])
@@ -88,7 +95,9 @@ def test_an_epoch_covers_every_full_window_once(tmp_path, count, length):
 def test_later_epochs_are_other_cuts_in_another_order(tmp_path):
     count, length = 1005, 10
     windows = (count - 1) // length
-    made = stream(numbered(tmp_path, count), objective=causal(length), schedule=BatchSchedule(windows))
+    made = stream(
+        numbered(tmp_path, count), objective=causal(length), schedule=BatchSchedule(windows)
+    )
     starts = [np.asarray(made[epoch].tokens)[:, 0] for epoch in range(12)]
     phases = {int(np.median(start % length)) for start in starts}
     assert len(phases) > 4  # of 10 possible phases, in 12 draws
@@ -132,7 +141,10 @@ def test_rows_are_slices_of_the_global_batch(tmp_path):
     for step in (0, 1, 4, 5, 6):
         whole, size = made[step], made.schedule.size(step)
         for processes in (1, 2, 4):
-            rows = [made.rows(step, size * p // processes, size * (p + 1) // processes) for p in range(processes)]
+            rows = [
+                made.rows(step, size * p // processes, size * (p + 1) // processes)
+                for p in range(processes)
+            ]
             assert np.array_equal(joined(rows), whole.tokens)
             assert same(
                 rows[0],
@@ -152,7 +164,9 @@ def test_stream_is_a_function_of_seed_and_step(tmp_path):
 
 def test_two_sources_appear_by_weight_and_each_in_its_own_order(tmp_path):
     big, small = numbered(tmp_path / "a", 3001), numbered(tmp_path / "b", 501, first=10_000)
-    tokens = joined([stream(big, small, weights=[3, 1], schedule=BatchSchedule(64))[t] for t in range(25)])
+    tokens = joined(
+        [stream(big, small, weights=[3, 1], schedule=BatchSchedule(64))[t] for t in range(25)]
+    )
     is_small = tokens[:, 0] >= 10_000
     assert is_small.sum() == 400
     assert np.abs(np.cumsum(is_small) - np.arange(1, 1601) / 4).max() < 2  # evenly all along
@@ -182,7 +196,9 @@ def test_windows_begin_a_stride_apart(tmp_path, count, window, stride):
 
 
 def test_objectives_get_the_numbers_of_their_samples_and_the_seed(tmp_path):
-    made = stream(numbered(tmp_path, 100), objective=shown(5, 5), schedule=BatchSchedule(3, ((2, 8),)), seed=7)
+    made = stream(
+        numbered(tmp_path, 100), objective=shown(5, 5), schedule=BatchSchedule(3, ((2, 8),)), seed=7
+    )
     assert np.array_equal(np.asarray(made[3].lengths), np.arange(14, 22))
     assert np.array_equal(np.asarray(made.rows(3, 2, 4).lengths), [16, 17])
     assert (made[3].weights == 7).all()
@@ -207,7 +223,9 @@ def test_loader_yields_the_steps_in_order(tmp_path, threads):
     made = stream(numbered(tmp_path, 2000), schedule=BatchSchedule(4, ((20, 6),)))
     loaded = list(batches(made, 7, 40, threads, 3))
     assert len(loaded) == 33
-    assert all(isinstance(batch, Batch) and same(batch, made[7 + i]) for i, batch in enumerate(loaded))
+    assert all(
+        isinstance(batch, Batch) and same(batch, made[7 + i]) for i, batch in enumerate(loaded)
+    )
     assert list(batches(made, 5, 5, threads, 3)) == []
 
 

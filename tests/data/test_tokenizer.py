@@ -34,7 +34,11 @@ BYTES = tokenizer.byte_tokenizer(PLAIN)
 def test_byte_ids_are_the_bytes_and_equal_the_librarys(text):
     ids = BYTES.encode(text)
     assert ids.dtype == np.int32
-    assert ids.tolist() == list(text.encode()) == BYTES.inner.encode(text, add_special_tokens=False).ids
+    assert (
+        ids.tolist()
+        == list(text.encode())
+        == BYTES.inner.encode(text, add_special_tokens=False).ids
+    )
     assert BYTES.decode(ids) == text
 
 
@@ -84,7 +88,9 @@ def test_bpe_has_all_bytes_and_the_asked_size(bpe):
 
 def test_training_is_deterministic_across_processes(bpe):
     script = f"from jaxlm.data.tokenizer import *; print(train_bpe({TEXTS!r}, 300, SpecialTokens({END!r})).hash)"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert found == bpe.hash
 
 
@@ -105,7 +111,9 @@ def test_saved_tokenizers_load_equal(bpe, tmp_path):
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(
-        st.sampled_from(["word", " ", "\n", "\n\n", "\r\n", "\t", "é", "'s", "\x1c", "\x85", "\u2028", "12"]),
+        st.sampled_from(
+            ["word", " ", "\n", "\n\n", "\r\n", "\t", "é", "'s", "\x1c", "\x85", "\u2028", "12"]
+        ),
         max_size=60,
     )
 )
@@ -134,7 +142,9 @@ def test_batches_keep_their_order(bpe):
 
 
 def word_level(path, *special):
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 7, "[UNK]": 1}, unk_token="[UNK]"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 7, "[UNK]": 1}, unk_token="[UNK]")
+    )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens(list(special))
     inner.enable_truncation(2)
@@ -157,7 +167,9 @@ def test_unusable_tokenizer_files_name_the_key(tmp_path):
         match=r"^tokenizer\.end_of_text: .*t\.json has no token '<\|endoftext\|>' \(did you mean '<\|end_of_text",
     ):
         tokenizer.load_tokenizer(path, PLAIN)
-    with pytest.raises(ConfigError, match=r"\(its special tokens: '<\|end_of_text\|>', '\[PAD\]'\)"):
+    with pytest.raises(
+        ConfigError, match=r"\(its special tokens: '<\|end_of_text\|>', '\[PAD\]'\)"
+    ):
         tokenizer.load_tokenizer(path, SpecialTokens("zzz"))
     path.write_text('{"version": 1}')
     with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*t\.json: not a tokenizer\.json"):
@@ -172,9 +184,13 @@ def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():
     assert [ids[name] for name in (END, "<pad>", "<s>", "<mask>")] == [0, 1, 2, 3]
     assert [ids[f"<extra_id_{number}>"] for number in range(3)] == [299, 298, 297]
     assert tok.size == len(ids) == 300
-    assert sorted(ids[character] for character in tokenizers.pre_tokenizers.ByteLevel.alphabet()) == list(range(4, 260))
+    assert sorted(
+        ids[character] for character in tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    ) == list(range(4, 260))
     merges = tokenizer.train_bpe(iter(TEXTS), 294, PLAIN).inner.get_vocab()
-    assert {token: number + 3 for token, number in merges.items() if number > 256} == {t: n for t, n in ids.items() if 259 < n < 297}
+    assert {token: number + 3 for token, number in merges.items() if number > 256} == {
+        t: n for t, n in ids.items() if 259 < n < 297
+    }
     some = tokenizer.train_bpe(["aa"], 5000, SpecialTokens(END, pad="<pad>", sentinels=2))
     assert some.size == 261  # one merge is all there is
     assert some.inner.id_to_token(260) == "<extra_id_0>"
@@ -189,7 +205,10 @@ def test_special_tokens_of_bytes_follow_them():
 
 def test_tokenizers_without_further_special_tokens_are_fixed_for_ever(bpe):
     """Stores are found by these hashes."""
-    assert tokenizer.byte_tokenizer(SpecialTokens("<eos>")).hash == "626c39a6e13ff1b5aac3ee31be21d0676862f5d9e0cd4609b871f35bbb852ccc"
+    assert (
+        tokenizer.byte_tokenizer(SpecialTokens("<eos>")).hash
+        == "626c39a6e13ff1b5aac3ee31be21d0676862f5d9e0cd4609b871f35bbb852ccc"
+    )
     assert bpe.hash == "756895ccd8796fc78a61cd31e217105ef95114fab63cc7aec4ddf66ea72f9004"
 
 
@@ -265,7 +284,9 @@ def unigram(path, *special):
 
 def test_special_tokens_that_the_model_knows_as_words_are_plain_text_too(tmp_path):
     tok = tokenizer.load_tokenizer(unigram(tmp_path / "t.json"), SpecialTokens("</s>", pad="<pad>"))
-    assert "</s>" in tok.inner.encode("ab</s>", add_special_tokens=False).tokens  # what the library makes of it
+    assert (
+        "</s>" in tok.inner.encode("ab</s>", add_special_tokens=False).tokens
+    )  # what the library makes of it
     for text in ("ab</s>", "</s></s>", "a </s> b", "<pad>"):
         assert not {tok.end_of_text, tok.vocabulary.pad} & set(tok.encode(text).tolist())
     assert "".join(tok.decode(tok.encode("ab</s>b")).split()) == "ab</s>b"
@@ -308,8 +329,12 @@ def test_special_tokens_that_a_file_lacks_name_the_key(tmp_path, special, messag
 
 
 def test_special_tokens_of_a_file_keep_their_flags(tmp_path):
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<mask>": 1, "</s>": 2}, unk_token="a"))
-    inner.add_special_tokens(["</s>", tokenizers.AddedToken("<mask>", lstrip=True, special=True, normalized=False)])
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "<mask>": 1, "</s>": 2}, unk_token="a")
+    )
+    inner.add_special_tokens(
+        ["</s>", tokenizers.AddedToken("<mask>", lstrip=True, special=True, normalized=False)]
+    )
     inner.save(str(tmp_path / "t.json"))
     tok = tokenizer.load_tokenizer(tmp_path / "t.json", SpecialTokens("</s>", mask="<mask>"))
     assert tok.inner.get_added_tokens_decoder()[1].lstrip

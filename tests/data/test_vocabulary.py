@@ -9,7 +9,9 @@ from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
 from jaxlm.data.vocabulary import BYTES, SpecialTokens, special_tokens
 
 END = SpecialTokens("<|endoftext|>")
-TEXTS = ["the cat sat on the mat. The cats, the hats! café naïve 1984 日本語, 20 (twenty) more?"] * 20
+TEXTS = [
+    "the cat sat on the mat. The cats, the hats! café naïve 1984 日本語, 20 (twenty) more?"
+] * 20
 
 
 def word_piece() -> Tokenizer:
@@ -20,7 +22,9 @@ def word_piece() -> Tokenizer:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     inner.train_from_iterator(
         TEXTS,
-        tokenizers.trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False),
+        tokenizers.trainers.WordPieceTrainer(
+            vocab_size=90, special_tokens=special, show_progress=False
+        ),
     )
     return Tokenizer(inner, SpecialTokens("[SEP]", "[CLS]", "[PAD]", "[MASK]"))
 
@@ -37,7 +41,9 @@ def sentence_piece() -> Tokenizer:
         "▁t",
     ]
     ids = {name: number for number, name in enumerate(names)}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=[("▁", "t")], byte_fallback=True, unk_token="<unk>"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=ids, merges=[("▁", "t")], byte_fallback=True, unk_token="<unk>")
+    )
     prepare = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
     inner.normalizer = tokenizers.normalizers.Sequence(prepare)
     steps = [
@@ -68,7 +74,9 @@ def words(of: Tokenizer, text: str) -> list[str]:
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(
-        st.sampled_from(["the", "cats", "café", "日本語", "1984", "x2", "(a)", "...", "no!", "hat,mat"]),
+        st.sampled_from(
+            ["the", "cats", "café", "日本語", "1984", "x2", "(a)", "...", "no!", "hat,mat"]
+        ),
         min_size=1,
         max_size=12,
     )
@@ -150,7 +158,14 @@ def test_special_tokens_have_no_text_and_join_nothing(of):
         np.int8,
         bool,
     )
-    assert len(rule.special) == len(rule.first) == len(rule.last) == len(rule.ends_sentence) == rule.size == of.size
+    assert (
+        len(rule.special)
+        == len(rule.first)
+        == len(rule.last)
+        == len(rule.ends_sentence)
+        == rule.size
+        == of.size
+    )
     assert of.vocabulary is rule  # computed once
 
 
@@ -167,7 +182,9 @@ def test_roles_are_ids():
 
 
 def test_ids_that_no_token_has_are_no_text():
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 4, "?": 2, "</s>": 5, "c d": 6}, unk_token="?"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 4, "?": 2, "</s>": 5, "c d": 6}, unk_token="?")
+    )
     inner.add_special_tokens(["</s>"])
     inner.add_tokens(["c d"])
     rule = Tokenizer(inner, SpecialTokens("</s>")).vocabulary
@@ -177,14 +194,24 @@ def test_ids_that_no_token_has_are_no_text():
 
 def test_bytes_are_spelled_as_the_library_does():
     assert sorted(BYTES) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    assert all(tokenizers.decoders.ByteLevel().decode([name]) == chr(byte) for name, byte in BYTES.items() if byte < 128)
+    assert all(
+        tokenizers.decoders.ByteLevel().decode([name]) == chr(byte)
+        for name, byte in BYTES.items()
+        if byte < 128
+    )
 
 
 def test_special_tokens_follow_what_the_objective_needs():
-    made = config.TokenizerConfig(begin_of_text="[CLS]", end_of_text="[SEP]", mask="[MASK]", sentinels=7)
+    made = config.TokenizerConfig(
+        begin_of_text="[CLS]", end_of_text="[SEP]", mask="[MASK]", sentinels=7
+    )
     assert special_tokens(made, ()) == SpecialTokens("[SEP]", "[CLS]")
-    assert special_tokens(made, ("pad", "mask")) == SpecialTokens("[SEP]", "[CLS]", "<pad>", "[MASK]")
-    assert special_tokens(made, ("pad", "sentinels")) == SpecialTokens("[SEP]", "[CLS]", "<pad>", None, 7)
+    assert special_tokens(made, ("pad", "mask")) == SpecialTokens(
+        "[SEP]", "[CLS]", "<pad>", "[MASK]"
+    )
+    assert special_tokens(made, ("pad", "sentinels")) == SpecialTokens(
+        "[SEP]", "[CLS]", "<pad>", None, 7
+    )
     assert special_tokens(config.TokenizerConfig(), ()).settings == {"end_of_text": "<|endoftext|>"}
     for needs in ((), ("pad", "sentinels")):
         special = special_tokens(made, needs)

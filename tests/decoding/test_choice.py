@@ -14,7 +14,9 @@ SCORES = {
     "all the same": np.zeros((2, 8), np.float32),
     "one is certain": np.where(np.arange(8) == 3, 60.0, 0.0)[None].astype(np.float32),
     "one token": np.zeros((3, 1), np.float32),
-    "some are out": np.where(RANDOM.random((5, 40)) < 0.5, -np.inf, RANDOM.normal(size=(5, 40))).astype(np.float32),
+    "some are out": np.where(
+        RANDOM.random((5, 40)) < 0.5, -np.inf, RANDOM.normal(size=(5, 40))
+    ).astype(np.float32),
 }
 CHOICES = {
     "temperature": SamplingConfig(temperature=0.7),
@@ -76,7 +78,9 @@ def test_kept_tokens_are_those_of_transformers():
     )
     for scores in SCORES.values():
         for choice in CHOICES.values():
-            theirs = process.TemperatureLogitsWarper(choice.temperature)(None, torch.from_numpy(scores))
+            theirs = process.TemperatureLogitsWarper(choice.temperature)(
+                None, torch.from_numpy(scores)
+            )
             if choice.top_k is not None:
                 theirs = process.TopKLogitsWarper(choice.top_k)(None, theirs)
             if choice.top_p < 1:
@@ -97,7 +101,9 @@ def test_repetitions_are_penalised_as_in_transformers():
     ours = np.asarray(penalised(scores, seen(tokens, lengths, 40), 1.7))
     for row in range(5):
         ids = torch.from_numpy(tokens[row : row + 1, : lengths[row]])
-        theirs = process.RepetitionPenaltyLogitsProcessor(1.7)(ids, torch.from_numpy(scores[row : row + 1]))
+        theirs = process.RepetitionPenaltyLogitsProcessor(1.7)(
+            ids, torch.from_numpy(scores[row : row + 1])
+        )
         np.testing.assert_allclose(ours[row], theirs[0].numpy(), rtol=1e-6)
     assert (ours != scores).any() and (ours[3] == scores[3]).all()
 
@@ -110,19 +116,28 @@ def test_the_likeliest_token_is_taken_at_temperature_0():
 
 def drawn(rows, seed=0, position=0, choice=CHOICES["all"]):
     scores = np.broadcast_to(SCORES["random"][:1], (len(rows), 40))
-    return np.asarray(sample_tokens(choice, scores, jax.random.key(seed), np.asarray(rows, np.int32), position))
+    return np.asarray(
+        sample_tokens(choice, scores, jax.random.key(seed), np.asarray(rows, np.int32), position)
+    )
 
 
 def test_a_draw_is_decided_by_seed_row_and_position():
     first = drawn(range(64))
     assert np.array_equal(first, drawn(range(64)))
     assert np.array_equal(first[[9, 3]], drawn([9, 3]))  # another batch
-    assert (first != drawn(range(64), seed=1)).any() and (first != drawn(range(64), position=1)).any()
+    assert (first != drawn(range(64), seed=1)).any() and (
+        first != drawn(range(64), position=1)
+    ).any()
     assert len(set(first.tolist())) > 3
 
 
 def test_draws_have_the_scores_probabilities():
-    draws = np.bincount(drawn(range(20_000), choice=SamplingConfig(temperature=0.8, top_k=6)), minlength=40) / 20_000
+    draws = (
+        np.bincount(
+            drawn(range(20_000), choice=SamplingConfig(temperature=0.8, top_k=6)), minlength=40
+        )
+        / 20_000
+    )
     left = np.asarray(kept(SamplingConfig(temperature=0.8, top_k=6), SCORES["random"][:1]))[0]
     expected = probabilities(left)
     # Five standard errors of a share.
@@ -132,10 +147,16 @@ def test_draws_have_the_scores_probabilities():
 def test_a_pick_is_where_the_sum_of_probabilities_passes_the_number():
     shares = RANDOM.random((1, 1000)) * (RANDOM.random((1, 1000)) < 0.1)
     shares = (shares / shares.sum()).astype(np.float32)
-    numbers = np.concatenate([np.linspace(0, 1, 5000, endpoint=False), [np.nextafter(np.float32(1), np.float32(0))]]).astype(np.float32)
+    numbers = np.concatenate(
+        [np.linspace(0, 1, 5000, endpoint=False), [np.nextafter(np.float32(1), np.float32(0))]]
+    ).astype(np.float32)
     found = np.asarray(pick(np.broadcast_to(shares, (len(numbers), 1000)), numbers))
     sums = np.cumsum(shares[0].astype(np.float64))
     assert (shares[0][found] > 0).all()
     # Where a number is within rounding of a sum, either side will do.
-    assert (sums[found] > numbers * sums[-1] - 1e-6).all() and (sums[found] - shares[0][found] <= numbers * sums[-1] + 1e-6).all()
-    assert set(found.tolist()) >= set(np.flatnonzero(shares[0] > 1 / 4000).tolist())  # a number comes every 5000th
+    assert (sums[found] > numbers * sums[-1] - 1e-6).all() and (
+        sums[found] - shares[0][found] <= numbers * sums[-1] + 1e-6
+    ).all()
+    assert set(found.tolist()) >= set(
+        np.flatnonzero(shares[0] > 1 / 4000).tolist()
+    )  # a number comes every 5000th

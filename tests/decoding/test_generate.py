@@ -57,7 +57,9 @@ MODELS = {
 }
 SPECIAL = {
     "decoder": special_tokens.TokenizerFrame("<end>", eos_ids=(END,)),
-    "encoder": special_tokens.TokenizerFrame("<end>", "<begin>", "<pad>", "<mask>", before=(BEGIN,), after=(END,), pad_id=PAD),
+    "encoder": special_tokens.TokenizerFrame(
+        "<end>", "<begin>", "<pad>", "<mask>", before=(BEGIN,), after=(END,), pad_id=PAD
+    ),
     "encoder_decoder": special_tokens.TokenizerFrame(
         "<end>",
         None,
@@ -167,7 +169,9 @@ PROMPTS = ("Once upon a time", "x", "It was the best")
 
 def test_a_batch_of_prompts_is_written_in_their_order():
     found = texts(PROMPTS)
-    assert [text.prompt for text in found] == [0, 1, 2] and [text.prompt_tokens for text in found] == [16, 1, 15]
+    assert [text.prompt for text in found] == [0, 1, 2] and [
+        text.prompt_tokens for text in found
+    ] == [16, 1, 15]
     model, params = loaded("decoder")
     for prompt, text in zip(PROMPTS, found, strict=True):
         ids = np.concatenate([TOKENIZER.encode(prompt), text.ids])
@@ -182,7 +186,10 @@ def test_a_batch_of_prompts_is_written_in_their_order():
 def test_texts_do_not_depend_on_the_batch(size):
     choice = SamplingConfig(temperature=1.2, top_k=40)
     together = [text.ids.tolist() for text in texts(PROMPTS, choice=choice, samples=2, seed=5)]
-    apart = [text.ids.tolist() for text in texts(PROMPTS, choice=choice, samples=2, seed=5, batch_size=size)]
+    apart = [
+        text.ids.tolist()
+        for text in texts(PROMPTS, choice=choice, samples=2, seed=5, batch_size=size)
+    ]
     assert together == apart and together[0] != together[1]
 
 
@@ -237,7 +244,10 @@ def test_only_names_that_a_family_reads_are_special_in_prompts():
     names = {"<mask>": MASK}
     assert reading.encode(TOKENIZER, "a<mask>b<end>", names).tolist() == [97, MASK, 98, *b"<end>"]
     assert reading.encode(TOKENIZER, "<mask>", names).tolist() == [MASK]
-    framed = {family: reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], "<mask>").tolist() for family in MODELS}
+    framed = {
+        family: reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], "<mask>").tolist()
+        for family in MODELS
+    }
     plain = list(b"<mask>")
     assert framed == {
         "decoder": plain,
@@ -266,7 +276,10 @@ def test_writing_by_the_command(call, directory, tmp_path):
     assert [result["text"] for result in results] == [text.text for text in expected]
     assert [result["tokens"] for result in results] == [text.ids.tolist() for text in expected]
     assert [result["finish"] for result in results] == [text.finish for text in expected]
-    shown = "".join(f"--- prompt {n} ---\n{prompt}{text.text}\n" for n, (prompt, text) in enumerate(zip(PROMPTS, expected, strict=True), 1))
+    shown = "".join(
+        f"--- prompt {n} ---\n{prompt}{text.text}\n"
+        for n, (prompt, text) in enumerate(zip(PROMPTS, expected, strict=True), 1)
+    )
     assert out == shown
 
 
@@ -278,18 +291,32 @@ def test_a_terminal_shows_the_text_once(call, directory, monkeypatch, capsys):
 
 def test_masks_by_the_command(call, directory):
     texts = ["a <mask> b<mask>", "<mask>"]
-    code, out, _, results = call(directory("encoder"), "--prompt", texts[0], "--prompt", texts[1], "--top", 3)
+    code, out, _, results = call(
+        directory("encoder"), "--prompt", texts[0], "--prompt", texts[1], "--top", 3
+    )
     model, params = loaded("encoder")
     assert code == 0
-    for ids, result in zip(([BEGIN, *b"a ", MASK, *b" b", MASK, END], [BEGIN, MASK, END]), results, strict=True):
-        shares = np.asarray(jax.nn.softmax(model.apply(params, Batch(tokens=np.array([ids], np.int32)))))[0]
-        for place, candidates in zip(np.flatnonzero(np.array(ids) == MASK), result["masks"], strict=True):
-            assert [candidate["token"] for candidate in candidates] == np.argsort(-shares[place])[:3].tolist()
-            np.testing.assert_allclose([c["probability"] for c in candidates], np.sort(shares[place])[:-4:-1], rtol=1e-4)
+    for ids, result in zip(
+        ([BEGIN, *b"a ", MASK, *b" b", MASK, END], [BEGIN, MASK, END]), results, strict=True
+    ):
+        shares = np.asarray(
+            jax.nn.softmax(model.apply(params, Batch(tokens=np.array([ids], np.int32))))
+        )[0]
+        for place, candidates in zip(
+            np.flatnonzero(np.array(ids) == MASK), result["masks"], strict=True
+        ):
+            assert [candidate["token"] for candidate in candidates] == np.argsort(-shares[place])[
+                :3
+            ].tolist()
+            np.testing.assert_allclose(
+                [c["probability"] for c in candidates], np.sort(shares[place])[:-4:-1], rtol=1e-4
+            )
     assert out.count("<mask> 1: ") == 2 and out.count("<mask> 2: ") == 1
 
 
-@pytest.mark.parametrize(("family", "pool"), [("encoder", "mean"), ("encoder", "first"), ("decoder", "last")])
+@pytest.mark.parametrize(
+    ("family", "pool"), [("encoder", "mean"), ("encoder", "first"), ("decoder", "last")]
+)
 def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
     texts = ["a", "Once upon a time", "It was"]
     lines = tmp_path / "texts"
@@ -307,7 +334,9 @@ def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
     if pool == "mean":
         code, out, _, _ = call(*argv)
         assert [json.loads(line)["text"] for line in out.splitlines()] == texts
-        np.testing.assert_allclose([json.loads(line)["vector"] for line in out.splitlines()], found, rtol=1e-6)
+        np.testing.assert_allclose(
+            [json.loads(line)["vector"] for line in out.splitlines()], found, rtol=1e-6
+        )
 
 
 def test_what_is_noteworthy_goes_to_stderr(call, directory):

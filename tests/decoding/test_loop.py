@@ -28,7 +28,10 @@ def setup(name):
 
 def one_by_one(reference, starts, sources, limits, ends=()):
     sources = sources or [None] * len(starts)
-    return [reference.greedy(ids, limit, ends, source) for ids, source, limit in zip(starts, sources, limits, strict=True)]
+    return [
+        reference.greedy(ids, limit, ends, source)
+        for ids, source, limit in zip(starts, sources, limits, strict=True)
+    ]
 
 
 def listed(rows):
@@ -40,7 +43,10 @@ def listed(rows):
     [
         "learned",
         "t5",
-        *(pytest.param(name, marks=pytest.mark.campaign) for name in ("rotary", "alibi, window", "bart")),
+        *(
+            pytest.param(name, marks=pytest.mark.campaign)
+            for name in ("rotary", "alibi, window", "bart")
+        ),
     ],
 )
 def test_greedy_tokens_are_those_of_the_whole_context(name):
@@ -61,8 +67,12 @@ def test_rows_end_with_an_end_or_at_their_limits():
     longest = one_by_one(reference, starts, None, [24] * 4)
     ends = longest[0][5], longest[1][10]
     ending = Writer(writer.model, writer.params, Ends(ends, pad=60))
-    assert listed(ending.write(starts, [24] * 4)) == one_by_one(reference, starts, None, [24] * 4, ends)
-    assert listed(ending.write(starts, [3, 1, 0, 24])) == one_by_one(reference, starts, None, [3, 1, 0, 24], ends)
+    assert listed(ending.write(starts, [24] * 4)) == one_by_one(
+        reference, starts, None, [24] * 4, ends
+    )
+    assert listed(ending.write(starts, [3, 1, 0, 24])) == one_by_one(
+        reference, starts, None, [3, 1, 0, 24], ends
+    )
     # No end comes before its time.
     late = Writer(writer.model, writer.params, Ends(ends, least=8)).write(starts, [24] * 4)
     assert all(len(row) >= 9 and not set(row[:8].tolist()) & set(ends) for row in late)
@@ -115,7 +125,9 @@ def test_penalised_repetitions_include_the_prompt():
     rows = writer.write(starts, [20] * 4, SamplingConfig(repetition_penalty=penalty))
     for start, row in zip(starts, rows, strict=True):
         everything = np.concatenate([start, row]).tolist()
-        assert len(set(everything[len(set(start.tolist())) :])) >= 19 and not set(row.tolist()) & set(start.tolist())
+        assert len(set(everything[len(set(start.tolist())) :])) >= 19 and not set(
+            row.tolist()
+        ) & set(start.tolist())
 
 
 def test_samples_depend_on_seed_row_and_place_alone():
@@ -124,8 +136,12 @@ def test_samples_depend_on_seed_row_and_place_alone():
     first = listed(writer.write(starts, [16] * 4, choice, seed=3))
     assert first == listed(writer.write(starts, [16] * 4, choice, seed=3))
     assert first != listed(writer.write(starts, [16] * 4, choice, seed=4))
-    assert [first[2], first[0]] == listed(writer.write([starts[2], starts[0]], [16] * 2, choice, rows=[2, 0], seed=3))
-    again = writer.write(starts, [16] * 4, choice, seed=3, watch=lambda tokens, lengths: np.ones(4, bool))
+    assert [first[2], first[0]] == listed(
+        writer.write([starts[2], starts[0]], [16] * 2, choice, rows=[2, 0], seed=3)
+    )
+    again = writer.write(
+        starts, [16] * 4, choice, seed=3, watch=lambda tokens, lengths: np.ones(4, bool)
+    )
     assert first == listed(again)
 
 

@@ -37,7 +37,9 @@ def word_pieces():
     inner = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>"))
     inner.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-    inner.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=100, special_tokens=[*SPECIAL, "<mask>"]))
+    inner.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=100, special_tokens=[*SPECIAL, "<mask>"])
+    )
     return inner
 
 
@@ -48,13 +50,17 @@ def sentence_pieces():
     inner.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment,arg-type]
     inner.train_from_iterator(
         CORPUS,
-        trainers.UnigramTrainer(vocab_size=60, special_tokens=[*SPECIAL, "<mask>"], unk_token="<unk>"),
+        trainers.UnigramTrainer(
+            vocab_size=60, special_tokens=[*SPECIAL, "<mask>"], unk_token="<unk>"
+        ),
     )
     return inner
 
 
 def ours(inner):
-    return Tokenizer(tokenizers.Tokenizer.from_str(inner.to_str()), SpecialTokens("<end>", mask="<mask>"))
+    return Tokenizer(
+        tokenizers.Tokenizer.from_str(inner.to_str()), SpecialTokens("<end>", mask="<mask>")
+    )
 
 
 @pytest.mark.parametrize(

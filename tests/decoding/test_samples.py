@@ -38,7 +38,9 @@ def test_what_is_written_is_the_likeliest_at_every_token():
     written = write(model, params, batch)
     assert written.shape == batch.tokens.shape and len(np.unique(written)) > 3
     again = np.concatenate([batch.tokens[:, :1], written[:, :-1]], axis=1)
-    assert np.array_equal(np.argmax(jax.jit(model.apply)(params, batch._replace(tokens=again)), axis=-1), written)
+    assert np.array_equal(
+        np.argmax(jax.jit(model.apply)(params, batch._replace(tokens=again)), axis=-1), written
+    )
 
 
 def ids(text: str) -> list[int]:
@@ -108,4 +110,6 @@ def test_targets_without_spans_have_no_places(guesses):
         weights=np.ones((1, 3)),
     )
     guesses("write", [[*ids("yes")]])
-    assert show.written_targets(None, None, TOKENIZER, batch) == ["source: ja\nwritten: yes\ntarget: no<end>"]
+    assert show.written_targets(None, None, TOKENIZER, batch) == [
+        "source: ja\nwritten: yes\ntarget: no<end>"
+    ]

@@ -94,7 +94,9 @@ def test_text_ends_before_a_stop_string(sizes):
     shown += text.add([], last=True)
     before = STORY[: STORY.index("END")]
     assert shown == text.text == before and text.stopped
-    assert text.tokens == len(before.encode()) + 3  # the last token is the one that completes the stop string
+    assert (
+        text.tokens == len(before.encode()) + 3
+    )  # the last token is the one that completes the stop string
 
 
 def test_nothing_of_a_stop_string_is_shown_early():

@@ -88,26 +88,49 @@ class Peer:
         self.theirs.save_pretrained(folder)
         model, params = interop.load(folder)
         self.writer = Writer(models.build(model), models.unstacked(params), Ends((END,), PAD))
-        self.starts = [np.array([fields["decoder_start_token_id"]], np.int32)] * 8 if "decoder_start_token_id" in fields else None
+        self.starts = (
+            [np.array([fields["decoder_start_token_id"]], np.int32)] * 8
+            if "decoder_start_token_id" in fields
+            else None
+        )
 
     def ours(self, prompts, limit, choice=SamplingConfig()):  # noqa: B008 (immutable)
         if self.starts is None:
             return listed(self.writer.write(prompts, [limit] * len(prompts), choice))
-        return listed(self.writer.write(self.starts[: len(prompts)], [limit] * len(prompts), choice, sources=prompts))
+        return listed(
+            self.writer.write(
+                self.starts[: len(prompts)], [limit] * len(prompts), choice, sources=prompts
+            )
+        )
 
     def our_beams(self, prompts, limit, search):
         beams = BeamWriter(self.writer, search)
         limits = [limit] * len(prompts)
-        return listed(beams.write(prompts, limits) if self.starts is None else beams.write(self.starts[: len(prompts)], limits, prompts))
+        return listed(
+            beams.write(prompts, limits)
+            if self.starts is None
+            else beams.write(self.starts[: len(prompts)], limits, prompts)
+        )
 
     def expected(self, prompts, limit, **options):
         """Prompts are padded on the left where they are continued, so that all end at the same column."""
         width = max(map(len, prompts))
-        padding = [(width - len(ids), 0) if self.starts is None else (0, width - len(ids)) for ids in prompts]
-        tokens = torch.tensor(np.stack([np.pad(ids, pad) for ids, pad in zip(prompts, padding, strict=True)])).long()
-        mask = torch.tensor(np.stack([np.pad(np.ones(len(ids)), pad) for ids, pad in zip(prompts, padding, strict=True)])).long()
+        padding = [
+            (width - len(ids), 0) if self.starts is None else (0, width - len(ids))
+            for ids in prompts
+        ]
+        tokens = torch.tensor(
+            np.stack([np.pad(ids, pad) for ids, pad in zip(prompts, padding, strict=True)])
+        ).long()
+        mask = torch.tensor(
+            np.stack(
+                [np.pad(np.ones(len(ids)), pad) for ids, pad in zip(prompts, padding, strict=True)]
+            )
+        ).long()
         with torch.no_grad():
-            out = self.theirs.generate(tokens, attention_mask=mask, max_new_tokens=limit, do_sample=False, **options)
+            out = self.theirs.generate(
+                tokens, attention_mask=mask, max_new_tokens=limit, do_sample=False, **options
+            )
         return [until_end(row) for row in out[:, width if self.starts is None else 1 :].tolist()]
 
 
@@ -173,7 +196,9 @@ def test_beams(peer, search):
         "length_penalty": search.length_penalty,
         "early_stopping": search.early_stopping,
     }
-    expected = peer("llama").expected(prompts()[:4], 24, **options, repetition_penalty=search.repetition_penalty)
+    expected = peer("llama").expected(
+        prompts()[:4], 24, **options, repetition_penalty=search.repetition_penalty
+    )
     assert peer("llama").our_beams(prompts()[:4], 24, search) == expected
 
 
@@ -182,11 +207,21 @@ def test_several_ends_and_a_least_length(peer):
     ends = (END, 20, 33, 47, 51)
     writer = Writer(llama.writer.model, llama.writer.params, Ends(ends, PAD, least=5))
     options = {"eos_token_id": list(ends), "min_new_tokens": 5}
-    cut = [[at for at, token in enumerate(row) if token in ends] for row in llama.expected(prompts(), 40, **options)]
+    cut = [
+        [at for at, token in enumerate(row) if token in ends]
+        for row in llama.expected(prompts(), 40, **options)
+    ]
     for beams in (1, 4):
         expected = llama.expected(prompts(), 40, num_beams=beams, **options)
-        expected = [row[: next((at for at, token in enumerate(row) if token in ends), 40) + 1] for row in expected]
-        found = BeamWriter(writer, Search(beams)).write(prompts(), [40] * 8) if beams > 1 else writer.write(prompts(), [40] * 8)
+        expected = [
+            row[: next((at for at, token in enumerate(row) if token in ends), 40) + 1]
+            for row in expected
+        ]
+        found = (
+            BeamWriter(writer, Search(beams)).write(prompts(), [40] * 8)
+            if beams > 1
+            else writer.write(prompts(), [40] * 8)
+        )
         assert listed(found) == expected
     assert any(places and 5 <= places[0] < 39 for places in cut)
 
@@ -198,7 +233,11 @@ def test_forced_first_and_last_tokens(peer):
     for beams in (1, 3):
         expected = bart.expected(prompts(), 12, num_beams=beams, **options)
         limits = [12] * 8
-        one = BeamWriter(writer, Search(beams)).write(bart.starts, limits, prompts()) if beams > 1 else None
+        one = (
+            BeamWriter(writer, Search(beams)).write(bart.starts, limits, prompts())
+            if beams > 1
+            else None
+        )
         assert listed(one or writer.write(bart.starts, limits, sources=prompts())) == expected
         assert all(row[0] == 2 and row[-1] == END for row in expected)
 

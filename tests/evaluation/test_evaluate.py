@@ -29,7 +29,9 @@ from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.types import Batch
 
 BYTES = byte_tokenizer(SpecialTokens("<|endoftext|>", "<s>", "<pad>", "<mask>", 20))
-END, BEGIN, PAD, MASK = (BYTES.vocabulary._asdict()[role] for role in ("end_of_text", "begin_of_text", "pad", "mask"))
+END, BEGIN, PAD, MASK = (
+    BYTES.vocabulary._asdict()[role] for role in ("end_of_text", "begin_of_text", "pad", "mask")
+)
 SPECIAL = TokenizerFrame("<|endoftext|>", "<s>", "<pad>", "<mask>", 20)
 STORY = [
     "It was the best of times, ",
@@ -120,7 +122,9 @@ def test_sizes_are_those_of_the_texts():
 
 @pytest.mark.parametrize("most", range(1, 60, 7))
 def test_a_limit_cuts_the_text_behind_a_character(most):
-    tokens = texts.read(story("one \N{SNOWMAN} two", "three \N{SNOWMAN} four"), BYTES, end=[END], most_tokens=most)
+    tokens = texts.read(
+        story("one \N{SNOWMAN} two", "three \N{SNOWMAN} four"), BYTES, end=[END], most_tokens=most
+    )
     text = BYTES.decode(tokens.ids)
     assert len(tokens) <= most and "\ufffd" not in text
     assert "one \N{SNOWMAN} twothree \N{SNOWMAN} four".startswith(text)
@@ -140,7 +144,9 @@ def test_no_more_documents_are_read_than_are_needed():
 def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
     documents = [Document("a", "question", "answer"), Document("b", "q", "a")]
     pairs = texts.read_pairs(documents, BYTES, None)
-    objective = objectives.build(config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary)
+    objective = objectives.build(
+        config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
+    )
     rows = pairs.read(np.arange(2), objective)
     assert rows.tolist() == [
         [*b"ques", END, *b"an", END],
@@ -170,14 +176,19 @@ def test_every_token_but_the_first_is_a_target_once(lengths, context, stride, ro
     starts = np.concatenate([[0], tokens.ends[:-1]]) if per_document else np.zeros(1, int)
     found = {}
     for batch in batches:
-        for inputs, targets, weights in zip(batch.tokens, batch.targets, batch.weights, strict=True):
+        for inputs, targets, weights in zip(
+            batch.tokens, batch.targets, batch.weights, strict=True
+        ):
             for column in np.flatnonzero(weights):
                 assert targets[column] == inputs[column] + 1 and targets[column] not in found
                 found[targets[column]] = inputs[0]
     assert set(found) == set(ids.tolist()) - set(starts.tolist())
     for target, first in found.items():
         start = starts[starts < target].max()
-        assert start <= first and min(target - start, context - stride + 1) <= target - first <= context
+        assert (
+            start <= first
+            and min(target - start, context - stride + 1) <= target - first <= context
+        )
 
 
 def test_a_smaller_stride_gives_a_limit_as_many_windows():
@@ -221,7 +232,9 @@ def test_a_pseudo_log_likelihood_hides_each_token_in_turn():
     model = untrained(tiny.ENCODER)
     apply = jax.jit(model.model.apply)
     asked = asking(context=12, batch_size=4)
-    found = evaluate.pseudo(model, asked, evaluate.Scorer(model), source(story("It was the best", " of times")), 3)
+    found = evaluate.pseudo(
+        model, asked, evaluate.Scorer(model), source(story("It was the best", " of times")), 3
+    )
     text = [*b"It was the best", END, *b" of times", END]
     nats = count = 0
     for start in (0, 10, 20):
@@ -230,7 +243,9 @@ def test_a_pseudo_log_likelihood_hides_each_token_in_turn():
             if piece[place] < 256:
                 hidden = piece.copy()
                 hidden[place] = MASK
-                nats -= log_softmax(np.asarray(apply(model.params, Batch(tokens=hidden[None])))[0, place])[piece[place]]
+                nats -= log_softmax(
+                    np.asarray(apply(model.params, Batch(tokens=hidden[None])))[0, place]
+                )[piece[place]]
                 count += 1
     assert count == 24 and found.targets == count
     assert found.nats == pytest.approx(nats, rel=1e-5)
@@ -252,10 +267,16 @@ def test_pieces_of_documents_are_framed_and_padded():
         [2, 1],
     ]
     batches = HiddenTokens(rows, MASK, 4)
-    assert batches[1].tokens[0].tolist() == [BEGIN, MASK, END, PAD, PAD] and batches[1].targets[0].tolist() == [101]
+    assert batches[1].tokens[0].tolist() == [BEGIN, MASK, END, PAD, PAD] and batches[1].targets[
+        0
+    ].tolist() == [101]
     assert batches[1].weights.ravel().tolist() == [1, 0, 0, 0] and len(batches) == 2
-    without_begin = byte_tokenizer(SpecialTokens("<|endoftext|>", None, "<pad>", "<mask>")).vocabulary
-    assert framed(tokens, 5, without_begin, per_document=False).rows.tolist() == [[97, 98, 99, 100, 101]]
+    without_begin = byte_tokenizer(
+        SpecialTokens("<|endoftext|>", None, "<pad>", "<mask>")
+    ).vocabulary
+    assert framed(tokens, 5, without_begin, per_document=False).rows.tolist() == [
+        [97, 98, 99, 100, 101]
+    ]
 
 
 # Log-likelihoods
@@ -279,7 +300,9 @@ def test_likelihoods_of_continuations_are_those_of_whole_texts():
         assert answer.nats == pytest.approx(reference(ids)[-len(behind) :].sum(), rel=1e-5)
     assert [answer.greedy for answer in found] == [False] * 6 + [True]
     with pytest.raises(ValueError, match="33 tokens, but only 32"):
-        LikelihoodScorer(model.model, model.params, context=32, batch_size=4)([Request([1], [2] * 33)])
+        LikelihoodScorer(model.model, model.params, context=32, batch_size=4)(
+            [Request([1], [2] * 33)]
+        )
 
 
 @given(st.integers(0, 100), st.integers(1, 20))
@@ -288,7 +311,9 @@ def test_rolling_windows_score_each_token_once(count, context):
     assert [token for window in windows for token in window.continuation] == list(range(count))
     for window in windows:
         assert len(window.context) + len(window.continuation) <= context + 1
-        assert [*window.context, *window.continuation] == list(range(window.context[0], window.continuation[-1] + 1))
+        assert [*window.context, *window.continuation] == list(
+            range(window.context[0], window.continuation[-1] + 1)
+        )
     assert all(len(w.context) + len(w.continuation) == context + 1 for w in windows[1:])
 
 
@@ -322,16 +347,26 @@ def test_figures_follow_from_the_sums():
         found["targets"],
     ) == (3, 100, 400, 50, 40)
     assert found["loss"] == 2 and found["perplexity"] == math.exp(2)
-    assert found["bits_per_byte"] == 80 / math.log(2) / 400 and found["bits_per_word"] == 80 / math.log(2) / 50
+    assert (
+        found["bits_per_byte"] == 80 / math.log(2) / 400
+        and found["bits_per_word"] == 80 / math.log(2) / 50
+    )
     masked = figures(rows[0]._replace(pseudo=Sums(4, 2.0, 1)), "masked")
-    assert masked["masked_accuracy"] == 0.5 and masked["pseudo_perplexity"] == math.exp(0.5) and "bits_per_byte" not in masked
+    assert (
+        masked["masked_accuracy"] == 0.5
+        and masked["pseudo_perplexity"] == math.exp(0.5)
+        and "bits_per_byte" not in masked
+    )
     nothing = figures(Row("c", 0, 0, 0, 0, Sums(3, math.nan, 0)), "causal")
     assert nothing["loss"] is None and nothing["bits_per_byte"] is None
     assert figures(Row("d", 0, 1, 1, 1, Sums(1, 1e3, 0)), "causal")["perplexity"] is None
 
 
 def test_the_table_is_aligned():
-    rows = [figures(Row(name, 1, 5, n, None, Sums(n, 2.0 * n, 0)), "span") for name, n in (("a", 10), ("longer", 12345))]
+    rows = [
+        figures(Row(name, 1, 5, n, None, Sums(n, 2.0 * n, 0)), "span")
+        for name, n in (("a", 10), ("longer", 12345))
+    ]
     assert table(rows) == (
         "source  documents  tokens   bytes  targets    loss  perplexity\n"
         "a               1       5      10       10  2.0000      7.3891\n"
@@ -377,7 +412,9 @@ def stocked(tmp_path_factory):
     text = (folder / "text.txt").read_bytes()
     (folder / "tail.txt").write_bytes(text[int(len(text) * 0.9) :])  # what the runs hold out
     (folder / "empty.txt").write_text("")
-    (folder / "more.jsonl").write_text("".join(json.dumps({"body": f"the bird of stone number {n}"}) + "\n" for n in range(9)))
+    (folder / "more.jsonl").write_text(
+        "".join(json.dumps({"body": f"the bird of stone number {n}"}) + "\n" for n in range(9))
+    )
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     return folder
 
@@ -397,7 +434,12 @@ def run_of(folder, kind):
         for old, new in PAIRS_RECIPE.items() if kind == "pairs" else ():
             other = other.replace(old, new)
         recipe.write_text(other)
-        assert tiny_run.run(*EDITS[kind], "evaluation.draws=2", "evaluation.batch_size=3", directory=directory) == 0
+        assert (
+            tiny_run.run(
+                *EDITS[kind], "evaluation.draws=2", "evaluation.batch_size=3", directory=directory
+            )
+            == 0
+        )
         recipe.write_text(text)
     return directory
 
@@ -412,7 +454,9 @@ def scored(*argv):
     return json.loads(Path("figures.json").read_text())
 
 
-@pytest.mark.parametrize("kind", [*tiny_run.FAMILIES, pytest.param("pairs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [*tiny_run.FAMILIES, pytest.param("pairs", marks=pytest.mark.slow)]
+)
 def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, capsys, kind):
     run = run_of(folder, kind)
     capsys.readouterr()
@@ -422,19 +466,29 @@ def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, caps
     assert found["total"]["perplexity"] == rows["eval/perplexity"][-1][1]
     assert f"{found['total']['loss']:.4f}" in out.splitlines()[-1] and not err
     if kind == "decoder":
-        assert found["total"]["bits_per_byte"] == pytest.approx(rows["eval/bits_per_byte"][-1][1], rel=1e-12)
+        assert found["total"]["bits_per_byte"] == pytest.approx(
+            rows["eval/bits_per_byte"][-1][1], rel=1e-12
+        )
         assert scored(run, "--step", "8")["step"] == 8
     if kind == "encoder":
-        assert found["total"]["masked_accuracy"] == pytest.approx(rows["eval/masked_accuracy"][-1][1], rel=1e-12)
+        assert found["total"]["masked_accuracy"] == pytest.approx(
+            rows["eval/masked_accuracy"][-1][1], rel=1e-12
+        )
 
 
 def test_a_run_on_other_texts(folder, capsys):
     run = run_of(folder, "decoder")
     # The held-out tail as a file of its own: the same windows as the run's own split.
     own, same = scored(run)["total"], scored(run, "--data", "tail.txt")["total"]
-    assert same["loss"] == pytest.approx(own["loss"], rel=1e-6) and same["targets"] == own["targets"]
-    assert same["bytes"] == own["bytes"] and same["words"] == len((folder / "tail.txt").read_text().split())
-    assert same["bits_per_word"] == pytest.approx(same["loss"] * same["targets"] / math.log(2) / same["words"])
+    assert (
+        same["loss"] == pytest.approx(own["loss"], rel=1e-6) and same["targets"] == own["targets"]
+    )
+    assert same["bytes"] == own["bytes"] and same["words"] == len(
+        (folder / "tail.txt").read_text().split()
+    )
+    assert same["bits_per_word"] == pytest.approx(
+        same["loss"] * same["targets"] / math.log(2) / same["words"]
+    )
     capsys.readouterr()
     found = scored(
         run,
@@ -461,18 +515,30 @@ def test_a_run_on_other_texts(folder, capsys):
     ]
     limited = scored(run, "--data", "tail.txt", "--limit", "3")["total"]
     assert limited["targets"] == 3 * 32 and limited["tokens"] == limited["bytes"] == 3 * 32 + 1
-    alone = scored(run, "--data", "more.jsonl", "--text-key", "body", "--per-document", "--limit", "4")["total"]
-    assert alone["documents"] == 4 and alone["targets"] == alone["bytes"] == 4 * len("the bird of stone number 0")
+    alone = scored(
+        run, "--data", "more.jsonl", "--text-key", "body", "--per-document", "--limit", "4"
+    )["total"]
+    assert alone["documents"] == 4 and alone["targets"] == alone["bytes"] == 4 * len(
+        "the bird of stone number 0"
+    )
 
 
 def test_an_encoder_run_on_other_texts(folder, capsys):
     run = run_of(folder, "encoder")
     capsys.readouterr()
-    found = scored(run, "--data", "text.txt", "--limit", "4", "--pseudo-windows", "2", "--draws", "3")["total"]
+    found = scored(
+        run, "--data", "text.txt", "--limit", "4", "--pseudo-windows", "2", "--draws", "3"
+    )["total"]
     out = capsys.readouterr().out
     assert "text.txt: 60 forward passes of 32 tokens for the pseudo-perplexity of 2 windows" in out
-    assert found["tokens"] == 4 * 30 and found["targets"] == 3 * 4 * 4 and found["pseudo_targets"] == 60
-    assert 0 <= found["masked_accuracy"] <= 1 and found["pseudo_perplexity"] == math.exp(found["pseudo_loss"])
+    assert (
+        found["tokens"] == 4 * 30
+        and found["targets"] == 3 * 4 * 4
+        and found["pseudo_targets"] == 60
+    )
+    assert 0 <= found["masked_accuracy"] <= 1 and found["pseudo_perplexity"] == math.exp(
+        found["pseudo_loss"]
+    )
     again = scored(
         run,
         "--data",
@@ -558,7 +624,10 @@ def test_a_store_that_is_gone_is_built_again_of_the_same_text(folder, capsys):
     (folder / "text.txt").write_text("another text " * 2000)
     capsys.readouterr()
     assert command(run) == 2
-    assert "runs/decoder: its text is not what it was trained on (prepared data: " in capsys.readouterr().err
+    assert (
+        "runs/decoder: its text is not what it was trained on (prepared data: "
+        in capsys.readouterr().err
+    )
     shutil.rmtree("stores", ignore_errors=True)
     (folder / "elsewhere").rename("stores")
     (folder / "other.txt").replace("text.txt")
@@ -567,7 +636,9 @@ def test_a_store_that_is_gone_is_built_again_of_the_same_text(folder, capsys):
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         evaluate.main(["--help"])
-    assert ended.value.code == 0 and "python -m jaxlm.evaluate gpt2/ --data" in capsys.readouterr().out
+    assert (
+        ended.value.code == 0 and "python -m jaxlm.evaluate gpt2/ --data" in capsys.readouterr().out
+    )
 
 
 # Against transformers
@@ -616,17 +687,25 @@ def test_the_loss_is_that_of_transformers_over_the_same_windows(gpt2, folder, co
         labels[:, : done - start] = -100  # targets of the windows before
         with torch.no_grad():
             logits = model(ids[:, start : end - 1]).logits
-        nats += torch.nn.functional.cross_entropy(logits[0].double(), labels[0], reduction="sum").item()
+        nats += torch.nn.functional.cross_entropy(
+            logits[0].double(), labels[0], reduction="sum"
+        ).item()
         count, done = count + int((labels != -100).sum()), end - 1
         if end == ids.shape[1]:
             break
-    asked = [] if (context, stride) == (48, 48) else ["--context", str(context), "--stride", str(stride)]
+    asked = (
+        []
+        if (context, stride) == (48, 48)
+        else ["--context", str(context), "--stride", str(stride)]
+    )
     found = scored(str(path), "--data", "short.txt", *asked)
     assert found["total"]["targets"] == count == 500
     # float32 in both: sums in another order.
     assert found["total"]["loss"] == pytest.approx(nats / count, rel=1e-5)
     if context + 1 <= 48:
-        assert nats / count == pytest.approx(of_the_guide(model, ids, context + 1, stride), rel=1e-6)
+        assert nats / count == pytest.approx(
+            of_the_guide(model, ids, context + 1, stride), rel=1e-6
+        )
 
 
 def of_the_guide(model, ids, max_length, stride):
@@ -655,7 +734,9 @@ def test_what_a_tokenizer_puts_before_a_text_is_read_but_is_no_target(gpt2, fold
     path, model = gpt2
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
     inner = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    inner.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)])
+    inner.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+    )
     inner.save(str(tmp_path / "tokenizer.json"))
     bodies = [json.loads(line)["body"] for line in Path("more.jsonl").read_text().splitlines()][:2]
     with torch.no_grad():
@@ -673,7 +754,9 @@ def test_what_a_tokenizer_puts_before_a_text_is_read_but_is_no_target(gpt2, fold
     assert found["tokens"] == 28 and found["targets"] == 27
     assert found["loss"] * 27 == pytest.approx(first, rel=1e-5)
     found = scored(str(tmp_path), *joined, "--limit", "2")["total"]
-    assert found["tokens"] == 55 and found["targets"] == 27 + 26  # not what the second document begins with
+    assert (
+        found["tokens"] == 55 and found["targets"] == 27 + 26
+    )  # not what the second document begins with
     alone = scored(str(tmp_path), *joined, "--per-document", "--limit", "2")["total"]
     assert alone["targets"] == alone["bytes"] == sum(map(len, bodies))
 
@@ -689,7 +772,9 @@ def test_the_pseudo_perplexity_is_that_of_transformers_with_each_token_hidden(fo
     }
     inner = byte_tokenizer(SpecialTokens(*names.values()))
     inner.save(tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    )
     sizes = dict(
         vocab_size=260,
         hidden_size=32,
@@ -697,7 +782,9 @@ def test_the_pseudo_perplexity_is_that_of_transformers_with_each_token_hidden(fo
         num_attention_heads=4,
         intermediate_size=64,
     )
-    model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, max_position_embeddings=40, initializer_range=0.2)).eval()
+    model = transformers.BertForMaskedLM(
+        transformers.BertConfig(**sizes, max_position_embeddings=40, initializer_range=0.2)
+    ).eval()
     model.save_pretrained(tmp_path)
     nats, count, ids = 0.0, 0, inner.vocabulary
     for number in range(2):
@@ -707,7 +794,13 @@ def test_the_pseudo_perplexity_is_that_of_transformers_with_each_token_hidden(fo
                 hidden = torch.tensor([[ids.begin_of_text, *piece, ids.end_of_text]])
                 hidden[0, place + 1] = ids.mask
                 with torch.no_grad():
-                    nats -= model(hidden).logits[0, place + 1].double().log_softmax(-1)[piece[place]].item()
+                    nats -= (
+                        model(hidden)
+                        .logits[0, place + 1]
+                        .double()
+                        .log_softmax(-1)[piece[place]]
+                        .item()
+                    )
                 count += 1
     asked = [
         "--data",

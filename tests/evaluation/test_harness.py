@@ -64,9 +64,13 @@ def gpt2(tmp_path_factory):
     pytest.importorskip("lm_eval")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = dict(vocab_size=257, n_positions=48, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    sizes = dict(
+        vocab_size=257, n_positions=48, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2
+    )
     folder = tmp_path_factory.mktemp("gpt2")
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).save_pretrained(folder)
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)
+    ).save_pretrained(folder)
     byte_tokenizer(SpecialTokens("<|endoftext|>")).save(folder / "tokenizer.json")
     names = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -83,15 +87,22 @@ def stocked(tmp_path_factory):
     stocked = tmp_path_factory.mktemp("stocked")
     folder = stocked / "tasks"
     folder.mkdir()
-    rows = [{"question": question, "choices": choices, "answer": answer} for question, choices, answer in CHOICES]
+    rows = [
+        {"question": question, "choices": choices, "answer": answer}
+        for question, choices, answer in CHOICES
+    ]
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"page": text}) + "\n" for text in TEXTS))
+    (folder / "texts.jsonl").write_text(
+        "".join(json.dumps({"page": text}) + "\n" for text in TEXTS)
+    )
     for name, file, kind, rest in (
         ("choosing", "choices", "multiple_choice", CHOOSING),
         ("reading", "texts", "loglikelihood_rolling", READING),
         ("writing", "choices", "generate_until", WRITING),
     ):
-        (folder / f"{name}.yaml").write_text(TASK.format(name=f"local_{name}", file=folder / f"{file}.jsonl", kind=kind, rest=rest))
+        (folder / f"{name}.yaml").write_text(
+            TASK.format(name=f"local_{name}", file=folder / f"{file}.jsonl", kind=kind, rest=rest)
+        )
     tiny_run.write_recipe(stocked)
     with contextlib.chdir(stocked):
         assert tiny_run.run("training.steps=4") == 0
@@ -116,12 +127,16 @@ def asked(*arguments):
 
 def answers(model):
     """What a model says to requests of the three kinds."""
-    pairs = [(question, " " + choice) for question, choices, _ in CHOICES for choice in choices] + [("", "no context")]
+    pairs = [(question, " " + choice) for question, choices, _ in CHOICES for choice in choices] + [
+        ("", "no context")
+    ]
     wanted = {"until": ["z"], "max_gen_toks": 6}
     return (
         model.loglikelihood(asked(*pairs), disable_tqdm=True),
         model.loglikelihood_rolling(asked(*((text,) for text in TEXTS)), disable_tqdm=True),
-        model.generate_until(asked(*((question, wanted) for question, _, _ in CHOICES)), disable_tqdm=True),
+        model.generate_until(
+            asked(*((question, wanted) for question, _, _ in CHOICES)), disable_tqdm=True
+        ),
     )
 
 
@@ -129,7 +144,9 @@ def test_answers_are_those_of_the_harness_own_model(gpt2):
     pytest.importorskip("lm_eval")
     pytest.importorskip("accelerate")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    theirs = answers(huggingface.HFLM(pretrained=str(gpt2), device="cpu", batch_size=2, dtype="float32"))
+    theirs = answers(
+        huggingface.HFLM(pretrained=str(gpt2), device="cpu", batch_size=2, dtype="float32")
+    )
     ours = answers(harness.JaxLM(path=str(gpt2), batch_size=2))
     # float32 in both: sums in another order.
     assert [nats for nats, _ in ours[0]] == pytest.approx([nats for nats, _ in theirs[0]], rel=1e-5)
@@ -165,7 +182,9 @@ def test_tasks_from_disk_with_a_run(folder, capsys):
 
 def test_a_run_reads_texts_behind_the_end_of_text(folder):
     """The loss of the texts is the one that jaxlm.evaluate gives for documents of their own."""
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text[:32]}) + "\n" for text in TEXTS))
+    (folder / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": text[:32]}) + "\n" for text in TEXTS)
+    )
     arguments = ["runs/tiny", "--data", "texts.jsonl", "--per-document", "--json", "figures.json"]
     assert runtime.command(evaluate.main, arguments) == 0
     found = json.loads((folder / "figures.json").read_text())["total"]
@@ -184,11 +203,17 @@ def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
         "load",
         lambda path, **_: SimpleNamespace(model=SimpleNamespace(config=tiny.ENCODER.model)),
     )
-    with pytest.raises(UserError, match="runs/tiny: is an encoder, but the harness asks for continuations"):
+    with pytest.raises(
+        UserError, match="runs/tiny: is an encoder, but the harness asks for continuations"
+    ):
         harness.JaxLM(path="runs/tiny")
-    with pytest.raises(UserError, match="--batch_size: must be a whole number of at least 1, got 'auto'"):
+    with pytest.raises(
+        UserError, match="--batch_size: must be a whole number of at least 1, got 'auto'"
+    ):
         harness.JaxLM(path="runs/tiny", batch_size="auto")
-    with pytest.raises(UserError, match="--model_args: 'steps' is not known; known: path, step, compute"):
+    with pytest.raises(
+        UserError, match="--model_args: 'steps' is not known; known: path, step, compute"
+    ):
         harness.JaxLM(path="runs/tiny", steps=4)
     with pytest.raises(UserError, match="--model_args: needs path=RUN"):
         harness.JaxLM()
@@ -221,11 +246,17 @@ def test_settings_of_tasks():
         4,
     )
     assert found.stops == ("\n",) and found.new_tokens == 9 and found.choice.temperature == 0
-    found = harness.generation_settings({"until": ["a", "b"], "do_sample": True, "top_p": 0.9, "top_k": 5}, 4)
-    assert found.stops == ("a", "b") and found.new_tokens == 256 and found.choice[1:4] == (1.0, 5, 0.9)
+    found = harness.generation_settings(
+        {"until": ["a", "b"], "do_sample": True, "top_p": 0.9, "top_k": 5}, 4
+    )
+    assert (
+        found.stops == ("a", "b") and found.new_tokens == 256 and found.choice[1:4] == (1.0, 5, 0.9)
+    )
     assert harness.generation_settings({}, 1).choice.temperature == 0
     assert harness.generation_settings({"temperature": 0.5}, 1).choice.temperature == 0.5
-    with pytest.raises(UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"):
+    with pytest.raises(
+        UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"
+    ):
         harness.generation_settings({"num_beams": 4}, 1)
 
 

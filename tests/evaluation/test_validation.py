@@ -49,7 +49,10 @@ def hiding(window: int) -> Objective:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all((a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True))
+    return all(
+        (a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -57,20 +60,29 @@ def same(one: Batch, other: Batch) -> bool:
     ("counts", "length", "batch_size"),
     [((101,), 10, 4), ((95, 1, 2, 43), 10, 4), ((11,), 10, 1), ((5,), 10, 3)],
 )
-def test_causal_evaluation_targets_every_token_but_the_first_once(tmp_path, counts, length, batch_size, draws):
+def test_causal_evaluation_targets_every_token_but_the_first_once(
+    tmp_path, counts, length, batch_size, draws
+):
     arrays = [numbered(tmp_path / str(i), count, first=1000 * i) for i, count in enumerate(counts)]
     windows = EvaluationWindows(arrays, build("causal", length), batch_size, draws, 0)
     found = list(windows)
     assert len(found) == len(windows)
     for batch in found:
-        assert all(np.asarray(value).shape == (batch_size, length) for value in (batch.tokens, batch.targets, batch.weights))
+        assert all(
+            np.asarray(value).shape == (batch_size, length)
+            for value in (batch.tokens, batch.targets, batch.weights)
+        )
         assert np.asarray(batch.weights).dtype == np.float32
         counted = np.asarray(batch.weights) == 1
         assert np.array_equal(np.asarray(batch.targets)[counted], batch.tokens[counted] + 1)
-    targets = np.concatenate([np.asarray(batch.targets)[np.asarray(batch.weights) == 1] for batch in found])
+    targets = np.concatenate(
+        [np.asarray(batch.targets)[np.asarray(batch.weights) == 1] for batch in found]
+    )
     expected = [1000 * i + np.arange(1, count) for i, count in enumerate(counts)]
     assert np.array_equal(targets, np.concatenate(expected))
-    assert sum(np.asarray(batch.weights).any(axis=1).sum() for batch in found) == sum(-(-(count - 1) // length) for count in counts)
+    assert sum(np.asarray(batch.weights).any(axis=1).sum() for batch in found) == sum(
+        -(-(count - 1) // length) for count in counts
+    )
 
 
 def test_the_last_causal_window_is_padded_with_zeros(tmp_path):
@@ -98,7 +110,11 @@ def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp
         numbered(tmp_path / "c", 30, first=200),
     ]
     windows = EvaluationWindows(arrays, hiding(10), batch_size, 3, 11)
-    rows = [row for batch in windows for row in zip(batch.tokens, *map(np.asarray, (batch.lengths, batch.weights)), strict=True)]
+    rows = [
+        row
+        for batch in windows
+        for row in zip(batch.tokens, *map(np.asarray, (batch.lengths, batch.weights)), strict=True)
+    ]
     counted = [(tokens[0], number) for tokens, number, weights in rows if weights.any()]
     starts = [
         0,
@@ -107,7 +123,9 @@ def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp
         210,
         220,
     ]  # 9 tokens of the first array and all of the second are left out
-    assert counted == [(start, 5 * draw + place) for draw in range(3) for place, start in enumerate(starts)]
+    assert counted == [
+        (start, 5 * draw + place) for draw in range(3) for place, start in enumerate(starts)
+    ]
     assert all(np.array_equal(tokens, tokens[0] + np.arange(10)) for tokens, _, _ in rows)
     assert len(rows) == batch_size * -(-15 // batch_size)
     assert all((np.asarray(batch.segments) == 11).all() for batch in windows)
@@ -115,8 +133,12 @@ def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp
 
 def test_hidden_text_is_evaluated_the_same_whatever_the_batch(tmp_path):
     array = numbered(tmp_path, 205)
-    pairs = [list(EvaluationWindows([array], build("prefix", 10), size, 2, 5)) for size in (3, 7, 7)]
-    weights = [np.concatenate([np.asarray(batch.weights) for batch in batches])[:40] for batches in pairs]
+    pairs = [
+        list(EvaluationWindows([array], build("prefix", 10), size, 2, 5)) for size in (3, 7, 7)
+    ]
+    weights = [
+        np.concatenate([np.asarray(batch.weights) for batch in batches])[:40] for batches in pairs
+    ]
     assert all(np.array_equal(weights[0], other) for other in weights[1:])
     assert not np.array_equal(weights[0][:20], weights[0][20:])  # the second draw
     other_seed = EvaluationWindows([array], build("prefix", 10), 40, 2, 6)[0]
@@ -142,7 +164,12 @@ class Listed(list):
     """Batches of given targets and weights."""
 
     def __init__(self, *batches: tuple[list, list]):
-        super().__init__(Batch(tokens=np.zeros(1), targets=np.array(t, np.int32), weights=np.array(w, np.float32)) for t, w in batches)
+        super().__init__(
+            Batch(
+                tokens=np.zeros(1), targets=np.array(t, np.int32), weights=np.array(w, np.float32)
+            )
+            for t, w in batches
+        )
 
 
 def test_unigram_entropy_of_known_distributions():
@@ -156,23 +183,33 @@ def test_unigram_entropy_of_known_distributions():
 
 def test_unigram_entropy_counts_the_targets_that_are_evaluated():
     random = np.random.default_rng(0)
-    parts = [(random.integers(0, size, (4, 25)), random.integers(0, 2, (4, 25))) for size in (5, 300, 40)]
+    parts = [
+        (random.integers(0, size, (4, 25)), random.integers(0, 2, (4, 25))) for size in (5, 300, 40)
+    ]
     batches = Listed(*[(targets.tolist(), weights.tolist()) for targets, weights in parts])
     for steps in (1, 2, None, 9):
-        counted = Counter(token for targets, weights in parts[:steps] for token in targets[weights > 0].tolist())
+        counted = Counter(
+            token for targets, weights in parts[:steps] for token in targets[weights > 0].tolist()
+        )
         total = counted.total()
         entropy, count = unigram_entropy(batches, steps)
         assert count == total
-        assert entropy == pytest.approx(-sum(n / total * np.log(n / total) for n in counted.values()), rel=1e-12)
+        assert entropy == pytest.approx(
+            -sum(n / total * np.log(n / total) for n in counted.values()), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("count", [43, 47, 60])
 def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
     """Also of the last one, which is filled up."""
     windows = EvaluationWindows([numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
-    shares = [Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)]
+    shares = [
+        Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)
+    ]
     for index, whole in enumerate(windows):
         parts = [share[index] for share in shares]
-        joined = Batch(*(None if a[0] is None else np.concatenate(a) for a in zip(*parts, strict=True)))
+        joined = Batch(
+            *(None if a[0] is None else np.concatenate(a) for a in zip(*parts, strict=True))
+        )
         assert same(joined, whole)
     assert {len(share) for share in shares} == {len(windows)}

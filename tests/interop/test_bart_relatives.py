@@ -108,7 +108,9 @@ def test_untied_head(model_type, tmp_path):
     """transformers 5 has three tables then, which differ where it began with them, and which we write as one."""
     peer = peer_of(model_type, tie_word_embeddings=False)
     peer.save_pretrained(tmp_path / "three")
-    with pytest.raises(UserError, match=r"(en|de)coder\.embed_tokens\.weight: differs from model\.shared\.weight"):
+    with pytest.raises(
+        UserError, match=r"(en|de)coder\.embed_tokens\.weight: differs from model\.shared\.weight"
+    ):
         interop.load(tmp_path / "three")
     for stack in (peer.model.encoder, peer.model.decoder):
         stack.embed_tokens.weight.data.copy_(peer.model.shared.weight)
@@ -116,7 +118,9 @@ def test_untied_head(model_type, tmp_path):
     model_config, params = interop.load(tmp_path / "one")
     assert not model_config.tied_head and model_config.shared_embedding
     interop.save(tmp_path / "ours", model_config, params)
-    again, report = type(peer).from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+    again, report = type(peer).from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(report.values()), report
     expected = peer.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
@@ -132,7 +136,9 @@ def test_untied_head(model_type, tmp_path):
 
 def assert_same(one: Any, other: Any) -> None:
     assert one[0] == other[0]
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1])))
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1]))
+    )
 
 
 OLD = {
@@ -165,15 +171,25 @@ def test_older_files(model_type, tmp_path):
     expected = interop.load(tmp_path)
     edited(
         tmp_path,
-        {"architectures": [CLASSES[model_type].replace("ForConditionalGeneration", "Model").replace("MT", "")]} | OLD[model_type],
+        {
+            "architectures": [
+                CLASSES[model_type].replace("ForConditionalGeneration", "Model").replace("MT", "")
+            ]
+        }
+        | OLD[model_type],
     )
-    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     again = {
-        name: tensors["shared.weight"].clone() for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+        name: tensors["shared.weight"].clone()
+        for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     }
     if model_type == "marian":
         again |= {
-            f"{stack}.embed_positions.weight": peer.model.encoder.embed_positions.weight.data.clone() for stack in ("encoder", "decoder")
+            f"{stack}.embed_positions.weight": peer.model.encoder.embed_positions.weight.data.clone()
+            for stack in ("encoder", "decoder")
         }
     save_file(tensors | again, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_same(interop.load(tmp_path), expected)
@@ -247,7 +263,10 @@ def changed(model_type: str, **fields) -> Any:
     ("model", "expected"),
     [
         *((changed(model_type), model_type) for model_type in CLASSES),
-        *((changed(model_type, head_bias=True, tied_head=False), model_type) for model_type in CLASSES),
+        *(
+            (changed(model_type, head_bias=True, tied_head=False), model_type)
+            for model_type in CLASSES
+        ),
         (changed("marian", shared_embedding=False), "marian"),
         (changed("marian", shared_embedding=False, tied_head=False), "marian"),
         (changed("blenderbot", position_offset=2, embedding_norm=True), "mbart"),

@@ -81,7 +81,9 @@ def random_params(model: config.ModelConfig):
     """Numbers in every parameter, norms and biases too."""
     shapes = jax.eval_shape(models.build(model).init, jax.random.key(0))
     random = np.random.default_rng(0)
-    return jax.tree.map(lambda shape: 0.25 * random.standard_normal(shape.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda shape: 0.25 * random.standard_normal(shape.shape).astype(np.float32), shapes
+    )
 
 
 def hf_directory(folder: Path, name: str) -> Path:
@@ -130,7 +132,9 @@ def test_an_imported_run(name, imported):
     assert made.objective.start == ("end_of_text" if name == "bart" else "pad")
     assert made.run_directory == str(run) and made.tokenizer.path == str(run / "tokenizer.json")
     assert made.tokenizer.begin_of_text == begin
-    assert made.data.sequence_length == (128 if name == "t5" else model.context_length)  # T5's 8 sentinels are enough for 128
+    assert made.data.sequence_length == (
+        128 if name == "t5" else model.context_length
+    )  # T5's 8 sentinels are enough for 128
     assert json.loads((run / "config.json").read_text())["store"] == {"hash": None}
 
 
@@ -144,7 +148,9 @@ def test_there_and_back_is_the_same(name, imported, tmp_path):
     assert old.keys() == new.keys()
     for tensor in old:
         np.testing.assert_array_equal(old[tensor], new[tensor])
-    assert json.loads((directory / "config.json").read_text()) == json.loads((out / "config.json").read_text())
+    assert json.loads((directory / "config.json").read_text()) == json.loads(
+        (out / "config.json").read_text()
+    )
     assert tokenizer.read(directory)[1] == tokenizer.read(out)[1]
     assert (out / "generation_config.json").exists() == (kind != "masked")
     assert (out / "README.md").read_text().startswith("---\n")
@@ -168,12 +174,16 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     with tarfile.open(tmp_path / "out" / "model.tar.gz") as archive:
         archive.extractall(tmp_path / "opened", filter="data")
     folder = tmp_path / "opened"
-    theirs, loading = getattr(transformers, AUTO.get(kind, AUTO["span"])).from_pretrained(folder, output_loading_info=True)
+    theirs, loading = getattr(transformers, AUTO.get(kind, AUTO["span"])).from_pretrained(
+        folder, output_loading_info=True
+    )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     read = transformers.AutoTokenizer.from_pretrained(folder)
     encoded = read("It was the best", return_tensors="pt")
     tokens = encoded["input_ids"].numpy().astype(np.int32)
-    decoder = {"decoder_input_ids": encoded["input_ids"]} if model.family == "encoder_decoder" else {}
+    decoder = (
+        {"decoder_input_ids": encoded["input_ids"]} if model.family == "encoder_decoder" else {}
+    )
     source = {"source": tokens} if decoder else {}
     with torch.no_grad():
         logits = theirs.eval()(**encoded, **decoder).logits.numpy()
@@ -181,7 +191,9 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     ours = jax.jit(models.build(found).apply)(params, Batch(tokens=tokens, **source))
     np.testing.assert_allclose(np.asarray(ours), logits, atol=5e-5)  # float32, in other orders
     if kind == "masked":  # by the call with which those containers fill masks
-        filled = transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder))(f"It was the {read.mask_token} of times.")
+        filled = transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder))(
+            f"It was the {read.mask_token} of times."
+        )
         assert len(filled) == 5 and all("of times." in found["sequence"] for found in filled)
     else:
         special = tokenizer.read(folder)[1]
@@ -195,13 +207,20 @@ def test_an_archive_is_the_same_each_time(imported, tmp_path):
     _, run = imported("gpt2")
     for name in ("first", "second"):
         assert converted("export", run, tmp_path / name, "--archive", "--dtype", "bfloat16") == 0
-    first, second = ((tmp_path / name / "model.tar.gz").read_bytes() for name in ("first", "second"))
+    first, second = (
+        (tmp_path / name / "model.tar.gz").read_bytes() for name in ("first", "second")
+    )
     assert first == second
 
 
 def test_bfloat16_and_shards(imported, tmp_path):
     directory, run = imported("gpt2")
-    assert converted("export", run, tmp_path / "out", "--dtype", "bfloat16", "--max-shard-size", "20KB") == 0
+    assert (
+        converted(
+            "export", run, tmp_path / "out", "--dtype", "bfloat16", "--max-shard-size", "20KB"
+        )
+        == 0
+    )
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(shards) > 1 and {path.name for path in shards} == set(index["weight_map"].values())
@@ -338,7 +357,9 @@ def test_mistakes_of_export(imported, tmp_path, capsys):
     odd = tmp_path / "odd"
     (odd / "checkpoints").mkdir(parents=True)
     shutil.copy(run / "config.json", odd)
-    change(odd, "config.json", {"model": config.to_dict(replace(MADE["gpt2"][2], positions="none"))})
+    change(
+        odd, "config.json", {"model": config.to_dict(replace(MADE["gpt2"][2], positions="none"))}
+    )
     mistakes = {
         ("export", tmp_path / "nothing", tmp_path / "out"): ["nothing"],
         ("export", tmp_path / "bare", tmp_path / "out"): ["bare", "config.json"],
@@ -447,21 +468,34 @@ def test_training_goes_on_where_the_exported_model_stood(trained):
         "data.validation.share=0.1",
         "model.dropout=0.0",
     ]
-    assert runtime.command(train.main, ["--config", "runs/again/config.json", "--data", "text.txt", *edits]) == 0
-    losses = [tiny_run.rows(directory)["eval/loss"][-1][1] for directory in ("runs/tiny", "runs/again")]
+    assert (
+        runtime.command(
+            train.main, ["--config", "runs/again/config.json", "--data", "text.txt", *edits]
+        )
+        == 0
+    )
+    losses = [
+        tiny_run.rows(directory)["eval/loss"][-1][1] for directory in ("runs/tiny", "runs/again")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     # The step is counted, and what it trained can be exported.
     assert converted("export", "runs/again", "again") == 0
-    assert {path.name for path in Path("hf").iterdir()} == {path.name for path in Path("again").iterdir()}
+    assert {path.name for path in Path("hf").iterdir()} == {
+        path.name for path in Path("again").iterdir()
+    }
 
 
 def test_export_of_a_step_and_of_the_best(trained):
-    steps = sorted(int(path.name) for path in (trained / "checkpoints").iterdir() if path.name.isdigit())
+    steps = sorted(
+        int(path.name) for path in (trained / "checkpoints").iterdir() if path.name.isdigit()
+    )
     scores = dict(tiny_run.rows()["eval/loss"])
     best = min((step for step in steps if step in scores), key=lambda step: scores[step])
     for name, choice in {"newest": (), "first": ("--step", steps[0]), "best": ("--best",)}.items():
         assert converted("export", trained, name, *choice) == 0
-    tables = {name: load_file(Path(name) / "model.safetensors") for name in ("newest", "first", "best")}
+    tables = {
+        name: load_file(Path(name) / "model.safetensors") for name in ("newest", "first", "best")
+    }
     first = next(iter(tables["newest"]))
     assert not np.array_equal(tables["newest"][first], tables["first"][first])
     assert np.array_equal(tables["best"][first], tables["newest"][first]) == (best == steps[-1])

@@ -104,7 +104,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", GATED),
     "qwen2, max_window_layers, tied": (
         "Qwen2ForCausalLM",
-        GATED | WINDOWS | {"num_hidden_layers": 3, "max_window_layers": 1, "tie_word_embeddings": True},
+        GATED
+        | WINDOWS
+        | {"num_hidden_layers": 3, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
     "qwen2, alternating": (
         "Qwen2ForCausalLM",
@@ -113,7 +115,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3, tied": ("Qwen3ForCausalLM", GATED | {"head_dim": 10, "tie_word_embeddings": True}),
     "qwen3, biases, windows, yarn": (
         "Qwen3ForCausalLM",
-        GATED | WINDOWS | ALTERNATING | {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 6} | YARN,
+        GATED
+        | WINDOWS
+        | ALTERNATING
+        | {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 6}
+        | YARN,
     ),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2),
     "gemma2, untied, biases, no caps": (
@@ -159,7 +165,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_neox, half rotated, yarn": (
         "GPTNeoXForCausalLM",
-        NEOX | {"hidden_size": 48} | rope("yarn", factor=4.0, original_max_position_embeddings=12, partial_rotary_factor=0.5),
+        NEOX
+        | {"hidden_size": 48}
+        | rope("yarn", factor=4.0, original_max_position_embeddings=12, partial_rotary_factor=0.5),
     ),
     "opt": ("OPTForCausalLM", OPT),
     "opt, post-norm, projection": (
@@ -443,7 +451,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "two lengths": (
         "llama",
-        {"original_max_position_embeddings": 8} | rope("yarn", factor=2.0, original_max_position_embeddings=4),
+        {"original_max_position_embeddings": 8}
+        | rope("yarn", factor=2.0, original_max_position_embeddings=4),
         "original_max_position_embeddings: 8 contradicts",
     ),
     "part of the channels": (
@@ -534,7 +543,9 @@ def test_base_models_with_buffers(name, tmp_path):
     assert tensors.keys() == getattr(peer, PREFIXES[name][:-1]).state_dict().keys()
     if name == "gpt2":
         masks = {
-            f"h.{layer}.attn.{kind}": np.tri(22, dtype=np.float32)[None, None] for layer in range(2) for kind in ("bias", "masked_bias")
+            f"h.{layer}.attn.{kind}": np.tri(22, dtype=np.float32)[None, None]
+            for layer in range(2)
+            for kind in ("bias", "masked_bias")
         }
         tensors |= masks | {"lm_head.weight": tensors["wte.weight"]}
     save_file(tensors, path)
@@ -554,7 +565,8 @@ def test_buffers_are_left_aside(name, tmp_path):
     expected = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(
-        load_file(path) | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)},
+        load_file(path)
+        | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)},
         path,
     )
     assert_same(interop.load(tmp_path), expected)
@@ -586,7 +598,8 @@ EXPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "biases on the inputs alone": ("qwen2", GATED_MODEL | {"attention_bias": True}),
     "windows and biases": (
         "qwen2",
-        GATED_MODEL | {"attention_bias": True, "sliding_window": 7, "attention_pattern": ("full", "sliding")},
+        GATED_MODEL
+        | {"attention_bias": True, "sliding_window": 7, "attention_pattern": ("full", "sliding")},
     ),
     "norms of queries and keys": (
         "qwen3",

@@ -64,7 +64,9 @@ def t5(own_head: bool = False, **fields) -> Any:
     with torch.no_grad():
         for name, weight in peer.named_parameters():
             if name.endswith(".q.weight"):
-                weight /= T5["d_kv"]  # scores are not scaled: sharp attention would amplify the rounding of both sides
+                weight /= T5[
+                    "d_kv"
+                ]  # scores are not scaled: sharp attention would amplify the rounding of both sides
     return peer
 
 
@@ -94,7 +96,9 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", first_of_each(VARIANTS, lambda name: name if name in ("1.0", "1.1") else "1.0"))
+@pytest.mark.parametrize(
+    "name", first_of_each(VARIANTS, lambda name: name if name in ("1.0", "1.1") else "1.0")
+)
 def test_t5(name: str, tmp_path: Path):
     own_head, fields = VARIANTS[name]
     model_config, _ = check(t5(own_head, **fields), tmp_path)
@@ -131,7 +135,9 @@ def test_untied_t5_is_written_for_both_versions(tmp_path):
     values = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert values["tie_word_embeddings"] is False and values["scale_decoder_outputs"] is False
     again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours")
-    assert again.lm_head.weight is not again.shared.weight and not again.config.scale_decoder_outputs
+    assert (
+        again.lm_head.weight is not again.shared.weight and not again.config.scale_decoder_outputs
+    )
 
 
 def rewritten(directory: Path, change: Any) -> None:
@@ -141,10 +147,14 @@ def rewritten(directory: Path, change: Any) -> None:
 
 def assert_same(one: Any, other: Any) -> None:
     assert one[0] == other[0]
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1])))
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1]))
+    )
 
 
-@pytest.mark.parametrize("kept", ["shared.weight", "lm_head.weight", "decoder.embed_tokens.weight", "all"])
+@pytest.mark.parametrize(
+    "kept", ["shared.weight", "lm_head.weight", "decoder.embed_tokens.weight", "all"]
+)
 def test_t5_with_its_table_under_other_names(kept, tmp_path):
     """Tied numbers may stand under any of their names, or under all."""
     t5().save_pretrained(tmp_path)
@@ -155,7 +165,9 @@ def test_t5_with_its_table_under_other_names(kept, tmp_path):
         "encoder.embed_tokens.weight",
         "decoder.embed_tokens.weight",
     )
-    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)}
+    unused = {
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)
+    }
 
     def change(tensors: dict) -> dict:
         table = tensors.pop("shared.weight")
@@ -227,9 +239,20 @@ def test_older_bart(tmp_path):
     )
 
     def change(tensors: dict) -> dict:
-        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
-        tables = {f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone() for stack in ("encoder", "decoder")}
-        return tensors | tables | {f"{stack}.version": torch.tensor([3.0]) for stack in ("encoder", "decoder")}
+        tensors = {
+            name.removeprefix("model."): tensor
+            for name, tensor in tensors.items()
+            if name != "final_logits_bias"
+        }
+        tables = {
+            f"{stack}.embed_tokens.weight": tensors["shared.weight"].clone()
+            for stack in ("encoder", "decoder")
+        }
+        return (
+            tensors
+            | tables
+            | {f"{stack}.version": torch.tensor([3.0]) for stack in ("encoder", "decoder")}
+        )
 
     rewritten(tmp_path, change)
     assert_same(interop.load(tmp_path), expected)
@@ -315,7 +338,9 @@ def changed(model_type: str, **fields) -> Any:
         (changed("t5", attention_scale=None), None),
         (changed("bart"), "bart"),
         (
-            changed("bart", head_bias=True, encoder_layers=2, encoder_heads=8, encoder_mlp_width=512),
+            changed(
+                "bart", head_bias=True, encoder_layers=2, encoder_heads=8, encoder_mlp_width=512
+            ),
             "bart",
         ),
         (changed("bart", position_offset=0), None),

@@ -122,7 +122,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "modernbert, all layers sliding": (
         "ModernBertForMaskedLM",
-        MODERNBERT | {"num_hidden_layers": 2, "local_attention": 7, "layer_types": ["sliding_attention"] * 2},
+        MODERNBERT
+        | {"num_hidden_layers": 2, "local_attention": 7, "layer_types": ["sliding_attention"] * 2},
     ),
 }
 
@@ -134,7 +135,9 @@ def test_as_transformers(name: str, tmp_path: Path):
     check(peer, tmp_path)
 
 
-@pytest.mark.parametrize(("cls", "fields", "head"), [("Bert", BERT, "cls.predictions"), ("Roberta", ROBERTA, "lm_head")])
+@pytest.mark.parametrize(
+    ("cls", "fields", "head"), [("Bert", BERT, "cls.predictions"), ("Roberta", ROBERTA, "lm_head")]
+)
 def test_untied_head(cls, fields, head, tmp_path):
     """`transformers` 5 has the bias twice and adds the decoder's, in 4 both names are one tensor: a directory of ours serves both."""
     peer = made(f"{cls}ForMaskedLM", **fields, tie_word_embeddings=False)
@@ -154,7 +157,10 @@ def test_tied_bias_is_written_under_both_names(tmp_path):
     made("RobertaForMaskedLM", **ROBERTA).save_pretrained(tmp_path / "theirs")
     interop.save(tmp_path / "ours", *interop.load(tmp_path / "theirs"))
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
-    assert torch.equal(tensors["lm_head.bias"], tensors["lm_head.decoder.bias"]) and tensors["lm_head.bias"].any()
+    assert (
+        torch.equal(tensors["lm_head.bias"], tensors["lm_head.decoder.bias"])
+        and tensors["lm_head.bias"].any()
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,9 @@ def test_older_forms(cls, fields, changes, tmp_path):
     assert interop.read_config(tmp_path / "old")[1] == new
     again = type(peer).from_pretrained(tmp_path / "old", attn_implementation="eager")
     batch = interop_references.samples(new)
-    assert torch.equal(interop_references.their_logits(again, batch), interop_references.their_logits(peer, batch))
+    assert torch.equal(
+        interop_references.their_logits(again, batch), interop_references.their_logits(peer, batch)
+    )
 
 
 def rewritten(directory: Path, change: Any) -> None:
@@ -230,15 +238,27 @@ def test_bert_for_pretraining(tmp_path):
     """What the authors released: a head for sentence pairs, poolers, norms called gamma and beta, buffers, repeated tensors."""
     peer = made("BertForPreTraining", **BERT)
     peer.save_pretrained(tmp_path / "pretraining")
-    transformers.BertForMaskedLM.from_pretrained(tmp_path / "pretraining").save_pretrained(tmp_path / "masked")
+    transformers.BertForMaskedLM.from_pretrained(tmp_path / "pretraining").save_pretrained(
+        tmp_path / "masked"
+    )
     expected = interop.load(tmp_path / "masked")
 
     def old(tensors: dict) -> dict:
-        names = {name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for name in tensors}
+        names = {
+            name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            )
+            for name in tensors
+        }
         tensors = {names[name]: tensor for name, tensor in tensors.items()}
-        assert any(name.endswith("gamma") for name in tensors) and "cls.seq_relationship.weight" in tensors
+        assert (
+            any(name.endswith("gamma") for name in tensors)
+            and "cls.seq_relationship.weight" in tensors
+        )
         tensors["bert.embeddings.position_ids"] = torch.arange(SOURCE)[None]
-        tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+        tensors["cls.predictions.decoder.weight"] = tensors[
+            "bert.embeddings.word_embeddings.weight"
+        ].clone()
         tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].clone()
         return tensors
 
@@ -252,9 +272,13 @@ def test_repeated_tensor_that_differs(tmp_path):
     made("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
     rewritten(
         tmp_path,
-        lambda tensors: tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1},
+        lambda tensors: (
+            tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1}
+        ),
     )
-    with pytest.raises(UserError, match=r"cls\.predictions\.decoder\.bias.*differs from cls\.predictions\.bias"):
+    with pytest.raises(
+        UserError, match=r"cls\.predictions\.decoder\.bias.*differs from cls\.predictions\.bias"
+    ):
         interop.load(tmp_path)
 
 
@@ -272,7 +296,9 @@ def read(model_type: str, values: dict[str, Any]) -> Any:
     return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
-@pytest.mark.parametrize("cls", ["BertConfig", "RobertaConfig", "DistilBertConfig", "ModernBertConfig"])
+@pytest.mark.parametrize(
+    "cls", ["BertConfig", "RobertaConfig", "DistilBertConfig", "ModernBertConfig"]
+)
 def test_defaults(cls):
     """What a config.json leaves out is what `transformers` takes."""
     defaults = getattr(transformers, cls)().to_dict()
@@ -335,7 +361,12 @@ def test_two_forms_that_contradict():
         match=r"local_rope_theta: 80.0 contradicts rope_parameters.sliding_attention.rope_theta \(70.0\)",
     ):
         read("modernbert", {"rope_parameters": parameters, "local_rope_theta": 80.0})
-    assert read("modernbert", {"rope_parameters": parameters, "local_rope_theta": 70.0}).rotary_theta_sliding == 70.0
+    assert (
+        read(
+            "modernbert", {"rope_parameters": parameters, "local_rope_theta": 70.0}
+        ).rotary_theta_sliding
+        == 70.0
+    )
 
 
 def changed(model_type: str, **fields) -> Any:
@@ -358,11 +389,15 @@ def changed(model_type: str, **fields) -> Any:
         (changed("modernbert"), "modernbert"),
         (changed("modernbert", rotary_theta_sliding=500.0), "modernbert"),
         (
-            changed("modernbert", attention_pattern=(), rotary_theta_sliding=None, sliding_window=None),
+            changed(
+                "modernbert", attention_pattern=(), rotary_theta_sliding=None, sliding_window=None
+            ),
             "modernbert",
         ),
         (
-            changed("modernbert", attention_pattern=("sliding", "sliding", "full"), sliding_window=5),
+            changed(
+                "modernbert", attention_pattern=("sliding", "sliding", "full"), sliding_window=5
+            ),
             "modernbert",
         ),
         (changed("modernbert", first_norm=True), None),
@@ -386,4 +421,9 @@ def test_pattern_for_transformers_4():
     """It reads the period alone; a pattern that has none must not pass for another one."""
     write = ARCHITECTURES["modernbert"].write
     assert write(changed("modernbert"))["global_attn_every_n_layers"] == 3
-    assert write(changed("modernbert", attention_pattern=("sliding", "full")))["global_attn_every_n_layers"] == 0
+    assert (
+        write(changed("modernbert", attention_pattern=("sliding", "full")))[
+            "global_attn_every_n_layers"
+        ]
+        == 0
+    )

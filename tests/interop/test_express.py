@@ -110,7 +110,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "marian": (
         "marian",
-        BOTH | NO_BIASES | {"norm_placement": "post", "positions": "sinusoidal", "shared_embedding": False},
+        BOTH
+        | NO_BIASES
+        | {"norm_placement": "post", "positions": "sinusoidal", "shared_embedding": False},
         NO_BIASES,
     ),
 }
@@ -144,7 +146,13 @@ def assert_same(one: Any, other: Any) -> None:
     """Equal up to how parameters begin."""
     plain: dict[str, Any] = {field: getattr(one[0], field) for field in TRAINING}
     assert replace(other[0], **plain) == one[0]
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), one[1], other[1])))
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(
+                lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), one[1], other[1]
+            )
+        )
+    )
 
 
 def change(directory: Path, **changes: Any) -> Path:
@@ -190,7 +198,9 @@ def test_there_and_back(name, tmp_path):
     assert_same((model, params), back)
     assert interop.read_config(tmp_path)[1] == back[0]
     interop.save(tmp_path / "again", *back)
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "model.safetensors"
+    ).read_bytes()
     assert interop.load(tmp_path / "again")[0] == back[0]
 
 
@@ -199,7 +209,10 @@ OF_RECIPES = ("nanogpt_shakespeare", "quickstart", "quickstart_encoder_decoder")
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in OF_RECIPES else [pytest.mark.campaign]) for name in MODELS],
+    [
+        pytest.param(name, marks=[] if name in OF_RECIPES else [pytest.mark.campaign])
+        for name in MODELS
+    ],
 )
 def test_as_transformers(name, tmp_path):
     """Logits, loss and gradients, which several of their tensors share where each repeats one of ours; and what they write of it."""
@@ -210,7 +223,9 @@ def test_as_transformers(name, tmp_path):
     model, params = exported(name, tmp_path / "ours")
     values = json.loads((tmp_path / "ours" / "config.json").read_text())
     cls = getattr(transformers, values["architectures"][0])
-    peer, report = cls.from_pretrained(tmp_path / "ours", output_loading_info=True, attn_implementation="eager")
+    peer, report = cls.from_pretrained(
+        tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(report.values()), report
     batch = interop_references.samples(model)
 
@@ -220,7 +235,9 @@ def test_as_transformers(name, tmp_path):
         return sums.loss / sums.count, logits
 
     quick = {"xla_backend_optimization_level": 0}
-    (loss, logits), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True), compiler_options=quick)(params)
+    (loss, logits), gradients = jax.jit(
+        jax.value_and_grad(ours, has_aux=True), compiler_options=quick
+    )(params)
     expected = interop_references.their_logits(peer.eval(), batch)
     expected_loss = interop_references.their_loss(expected, batch)
     expected_loss.backward()
@@ -237,24 +254,42 @@ def test_as_transformers(name, tmp_path):
         if parameter.grad is not None and key not in lacking:
             first = own(key, numbers)
             theirs[first] = theirs.get(first, 0) + parameter.grad.numpy()
-    floor = interop_references.GRADIENT_FLOOR * np.sqrt(sum(float(np.square(value).sum()) for value in theirs.values()))
-    errors = {key: np.linalg.norm(mine[key] - value) / max(float(np.linalg.norm(value)), floor) for key, value in theirs.items()}
+    floor = interop_references.GRADIENT_FLOOR * np.sqrt(
+        sum(float(np.square(value).sum()) for value in theirs.values())
+    )
+    errors = {
+        key: np.linalg.norm(mine[key] - value) / max(float(np.linalg.norm(value)), floor)
+        for key, value in theirs.items()
+    }
     found = interop_references.Differences(
         float(logits_difference),
         abs(float(loss) - expected_loss.item()),
         float(max(errors.values())),
     )
     print(name, found)
-    assert found.logits <= interop_references.LOGITS_TOLERANCE and found.loss <= interop_references.LOSS_TOLERANCE, found
-    assert found.gradient <= interop_references.GRADIENT_TOLERANCE, max(errors, key=lambda key: errors[key])
+    assert (
+        found.logits <= interop_references.LOGITS_TOLERANCE
+        and found.loss <= interop_references.LOSS_TOLERANCE
+    ), found
+    assert found.gradient <= interop_references.GRADIENT_TOLERANCE, max(
+        errors, key=lambda key: errors[key]
+    )
     peer.save_pretrained(tmp_path / "theirs")
     assert_same((model, params), interop.load(tmp_path / "theirs"))
 
 
 def own(name: str, numbers: dict[str, np.ndarray]) -> str:
     """The tensor that stands for our parameter, of those that repeat it."""
-    first = "model.shared.weight" if name.endswith("embed_tokens.weight") else name.replace("gate_proj", "up_proj")
-    return first if first in numbers and np.array_equal(numbers[first], numbers.get(name, numbers[first])) else name
+    first = (
+        "model.shared.weight"
+        if name.endswith("embed_tokens.weight")
+        else name.replace("gate_proj", "up_proj")
+    )
+    return (
+        first
+        if first in numbers and np.array_equal(numbers[first], numbers.get(name, numbers[first]))
+        else name
+    )
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
@@ -410,9 +445,15 @@ def test_a_section_that_was_removed(name, tmp_path):
     assert differences(model, whole)
     if name == "quickstart":
         assert whole.gated and whole.activation == "relu"
-        assert np.array_equal(params["blocks"]["mlp"]["gate_kernel"], params["blocks"]["mlp"]["up_kernel"])
+        assert np.array_equal(
+            params["blocks"]["mlp"]["gate_kernel"], params["blocks"]["mlp"]["up_kernel"]
+        )
     else:
-        assert whole.norm_bias and whole.mlp_bias and not np.any(params["blocks"]["attention"]["query_bias"])
+        assert (
+            whole.norm_bias
+            and whole.mlp_bias
+            and not np.any(params["blocks"]["attention"]["query_bias"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -427,7 +468,9 @@ def test_a_section_that_was_removed(name, tmp_path):
     ],
 )
 def test_what_stays_inexpressible(fields):
-    with pytest.raises(UserError, match=r"no architecture of transformers .*, the nearest, has model\."):
+    with pytest.raises(
+        UserError, match=r"no architecture of transformers .*, the nearest, has model\."
+    ):
         interop.match_architecture(config.ModelConfig(**SIZES | fields))
 
 

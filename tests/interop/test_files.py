@@ -120,7 +120,12 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, case):
     with pytest.raises(UserError) as refused:
         files.listing(tmp_path)
     message = str(refused.value)
-    assert expected in message and message.startswith(str(tmp_path / SINGLE)) and "\n" not in message and len(message) < 600
+    assert (
+        expected in message
+        and message.startswith(str(tmp_path / SINGLE))
+        and "\n" not in message
+        and len(message) < 600
+    )
 
 
 def test_an_absurd_header_is_refused_before_it_is_read(tmp_path):
@@ -152,7 +157,11 @@ def test_a_good_file_is_read_as_safetensors_reads_it(tmp_path):
         address = reader.buffer.ctypes.data
         for name, expected in tensors.items():
             got = reader.read(entries[name])
-            assert got.dtype == expected.dtype and got.shape == expected.shape and got.tobytes() == expected.tobytes()
+            assert (
+                got.dtype == expected.dtype
+                and got.shape == expected.shape
+                and got.tobytes() == expected.tobytes()
+            )
             assert got.size == 0 or got.ctypes.data == address  # no copy
 
 
@@ -175,7 +184,11 @@ def sharded(directory, weight_map, **shards):
     directory.mkdir(exist_ok=True)
     for name, tensors in shards.items():
         save_file(tensors, directory / f"{name}.safetensors")
-    text = weight_map if isinstance(weight_map, str) else json.dumps({"metadata": {"total_size": 20}, "weight_map": weight_map})
+    text = (
+        weight_map
+        if isinstance(weight_map, str)
+        else json.dumps({"metadata": {"total_size": 20}, "weight_map": weight_map})
+    )
     (directory / INDEX).write_text(text)
     return directory
 
@@ -297,7 +310,9 @@ def test_pickles_are_refused(tmp_path, name):
 
 
 def test_no_weights(tmp_path):
-    with pytest.raises(UserError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"):
+    with pytest.raises(
+        UserError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"
+    ):
         files.listing(tmp_path)
 
 
@@ -328,7 +343,9 @@ def test_a_config_that_is_refused(tmp_path, case):
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=expected) as refused:
         hf_config.read(tmp_path)
-    assert str(refused.value).startswith(str(tmp_path / "config.json")) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path / "config.json")) and "\n" not in str(
+        refused.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -346,13 +363,32 @@ def values(**keys):
 
 
 def test_values_of_a_config():
-    at = values(one=1, yes=True, text="gelu", nothing=None, share=0.5, names=["a", "b"], inner={"theta": 1})
-    assert "one" in at and "two" not in at and at.get("two", 2) == 2 and at.get("nothing", 2) is None
+    at = values(
+        one=1, yes=True, text="gelu", nothing=None, share=0.5, names=["a", "b"], inner={"theta": 1}
+    )
+    assert (
+        "one" in at and "two" not in at and at.get("two", 2) == 2 and at.get("nothing", 2) is None
+    )
     at.fixed({"one": (0, 1), "yes": True, "nothing": False, "absent": 3})
-    assert at.choice("text", {"gelu": "g", "relu": "r"}, "relu") == "g" and at.choice("absent", {"gelu": "g"}, "gelu") == "g"
-    assert at.number("one", 5) == 1 and at.number("absent", 5) == 5 and at.number("share", 1, float) == 0.5
-    assert at.number("yes", False, bool) is True and at.number("nothing", None) is None and at.number("nothing", 3, null=True) is None
-    assert isinstance(at.number("one", 1.0, float), float) and at.words("names") == ("a", "b") and at.words("nothing") is None
+    assert (
+        at.choice("text", {"gelu": "g", "relu": "r"}, "relu") == "g"
+        and at.choice("absent", {"gelu": "g"}, "gelu") == "g"
+    )
+    assert (
+        at.number("one", 5) == 1
+        and at.number("absent", 5) == 5
+        and at.number("share", 1, float) == 0.5
+    )
+    assert (
+        at.number("yes", False, bool) is True
+        and at.number("nothing", None) is None
+        and at.number("nothing", 3, null=True) is None
+    )
+    assert (
+        isinstance(at.number("one", 1.0, float), float)
+        and at.words("names") == ("a", "b")
+        and at.words("nothing") is None
+    )
     inner = at.section("inner")
     assert inner is not None and inner.number("theta", 0) == 1 and at.section("absent") is None
 
@@ -428,7 +464,9 @@ SHAPES = {"a": (4, 5), "b": (7,), "c": (3, 2), "d": (), "e": (0, 4), "f": (11,)}
 def write(directory, dtype="F32", shard_bytes=1 << 30, broken_at=None):
     """Random tensors; the arrays break off before `broken_at`."""
     rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(size=shape).astype(files.FLOATS[dtype]) for name, shape in SHAPES.items()}
+    arrays = {
+        name: rng.normal(size=shape).astype(files.FLOATS[dtype]) for name, shape in SHAPES.items()
+    }
 
     def stream():
         for name, array in arrays.items():
@@ -455,15 +493,23 @@ def test_written_files_are_those_of_safetensors(tmp_path, dtype, shard_bytes):
     read = {name: array for path in written for name, array in load_file(path).items()}
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
-        assert read[name].dtype == array.dtype and read[name].shape == array.shape and read[name].tobytes() == array.tobytes()
+        assert (
+            read[name].dtype == array.dtype
+            and read[name].shape == array.shape
+            and read[name].tobytes() == array.tobytes()
+        )
     assert files.listing(tmp_path / "out").entries.keys() == arrays.keys()
     assert len(written) == {1 << 30: 1, 60: 3 if dtype == "F32" else 2, 1: len(SHAPES)}[shard_bytes]
     if len(written) == 1:
-        assert [path.name for path in written] == [SINGLE] and not (tmp_path / "out" / INDEX).exists()
+        assert [path.name for path in written] == [SINGLE] and not (
+            tmp_path / "out" / INDEX
+        ).exists()
         return
     index = json.loads((tmp_path / "out" / INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
-    assert set(index["weight_map"].values()) == {f"model-{i:05}-of-{len(written):05}.safetensors" for i in range(1, len(written) + 1)}
+    assert set(index["weight_map"].values()) == {
+        f"model-{i:05}-of-{len(written):05}.safetensors" for i in range(1, len(written) + 1)
+    }
     for path in written:
         tensors = load_file(path)
         assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes
@@ -481,7 +527,9 @@ def test_the_shards_of_an_earlier_export_go_and_other_files_stay(tmp_path):
         "notes.safetensors",
     }
     write(tmp_path, shard_bytes=60)
-    assert not (tmp_path / SINGLE).exists() and files.listing(tmp_path).entries.keys() == arrays.keys()
+    assert (
+        not (tmp_path / SINGLE).exists() and files.listing(tmp_path).entries.keys() == arrays.keys()
+    )
 
 
 @pytest.mark.parametrize("there", [False, True])

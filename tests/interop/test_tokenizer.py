@@ -15,12 +15,16 @@ from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop import archive, generation_config, hf_config, tokenizer
 from jaxlm.interop.tokenizer import TokenizerFrame
 
-ROBERTA = TokenizerFrame("</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,))
+ROBERTA = TokenizerFrame(
+    "</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,)
+)
 EXPECTED = {
     "gpt2": TokenizerFrame("<|endoftext|>", eos_ids=(0,), bos_id=0),
     "roberta": ROBERTA,
     "bart": ROBERTA._replace(decoder_start_id=2, forced_bos_id=0, forced_eos_id=2),
-    "bert": TokenizerFrame("[SEP]", "[CLS]", "[PAD]", "[MASK]", 0, (3,), 2, 0, before=(2,), after=(3,)),
+    "bert": TokenizerFrame(
+        "[SEP]", "[CLS]", "[PAD]", "[MASK]", 0, (3,), 2, 0, before=(2,), after=(3,)
+    ),
     "t5": TokenizerFrame("</s>", None, "<pad>", None, 8, (1,), None, 0, 0, after=(1,)),
     "llama": TokenizerFrame("</s>", "<s>", eos_ids=(2,), bos_id=1, before=(1,)),
 }
@@ -140,7 +144,9 @@ def test_files_of_slow_tokenizers_alone_are_refused_with_a_way_out(files, tmp_pa
     put(tmp_path, "config.json", {"model_type": "gpt2"})
     for name in files:
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"{' and '.join(files)} alone can't be read; .*save_pretrained"):
+    with pytest.raises(
+        UserError, match=f"{' and '.join(files)} alone can't be read; .*save_pretrained"
+    ):
         tokenizer.read(tmp_path)
 
 
@@ -187,7 +193,9 @@ def test_special_tokens_of_a_run(kind, objective, begin):
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
     assert special[:5] == tuple(made.special)
     assert special.eos_ids == (ids["end_of_text"],)
-    assert special.bos_id == (ids[("begin_of_text")] if begin else ids["end_of_text"] if objective == "causal" else None)
+    assert special.bos_id == (
+        ids[("begin_of_text")] if begin else ids["end_of_text"] if objective == "causal" else None
+    )
     starts = {"span": "pad", "pairs": "pad", "infilling": "end_of_text"}
     assert special.decoder_start_id == ids.get(starts.get(objective, ""))
     ends = {"span", "pairs"} if begin is None else {"masked", "infilling"}
@@ -207,7 +215,11 @@ def check_same(theirs, ours, inner: Tokenizer, special: TokenizerFrame) -> None:
     """Ids and texts of transformers' tokenizer, of a run's and of its tokenizer.json."""
     for line in LINES:
         ids = ours.encode(line).tolist()
-        assert theirs(line, add_special_tokens=False)["input_ids"] == ids == inner.encode(line, add_special_tokens=False).ids
+        assert (
+            theirs(line, add_special_tokens=False)["input_ids"]
+            == ids
+            == inner.encode(line, add_special_tokens=False).ids
+        )
         assert theirs.decode(ids) == inner.decode(ids, skip_special_tokens=False)
         assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
         framed = theirs(line)["input_ids"]
@@ -225,7 +237,9 @@ def check_same(theirs, ours, inner: Tokenizer, special: TokenizerFrame) -> None:
     assert "token_type_ids" not in theirs("a")  # GPT-2 would add their embeddings
     for number in range(special.sentinels):
         sentinel = f"<extra_id_{number}>"
-        assert theirs(sentinel, add_special_tokens=False)["input_ids"] == [inner.token_to_id(sentinel)]
+        assert theirs(sentinel, add_special_tokens=False)["input_ids"] == [
+            inner.token_to_id(sentinel)
+        ]
 
 
 MODEL_TYPES = {
@@ -243,11 +257,15 @@ def test_a_tokenizer_made_here_in_transformers(kind, objective, begin, tmp_path)
     ours.save(tmp_path / "run.json")
     inner = Tokenizer.from_file(str(tmp_path / "run.json"))
     special = tokenizer.of_run(hf_config, goal, inner)
-    theirs = read_back(tmp_path, (tmp_path / "run.json").read_text(), special, MODEL_TYPES[objective])
+    theirs = read_back(
+        tmp_path, (tmp_path / "run.json").read_text(), special, MODEL_TYPES[objective]
+    )
     check_same(theirs, ours, inner, special)
     # Read again it is the same, but for the ids that config.json would say.
     read = tokenizer.read(tmp_path)[1]
-    assert read._replace(decoder_start_id=None, forced_eos_id=None, eos_ids=()) == special._replace(decoder_start_id=None, eos_ids=())
+    assert read._replace(decoder_start_id=None, forced_eos_id=None, eos_ids=()) == special._replace(
+        decoder_start_id=None, eos_ids=()
+    )
     assert special.eos_ids[0] == read.eos_ids[0]
 
 
@@ -259,7 +277,9 @@ def of_class(kind: str):
     if kind == "bert":
         return transformers.BertTokenizer(vocab=model["vocab"])
     if kind == "t5":
-        return transformers.T5Tokenizer(vocab=[tuple(piece) for piece in model["vocab"]], extra_ids=8)
+        return transformers.T5Tokenizer(
+            vocab=[tuple(piece) for piece in model["vocab"]], extra_ids=8
+        )
     if kind == "llama":
         return transformers.LlamaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True)
     if kind == "gpt2":
@@ -279,7 +299,9 @@ def test_from_transformers_and_back(kind, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
     inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     run = tokenizer.of_run(hf_config, goal, inner)
-    assert run == special._replace(forced_bos_id=None, forced_eos_id=None)  # those are not the tokenizer's
+    assert run == special._replace(
+        forced_bos_id=None, forced_eos_id=None
+    )  # those are not the tokenizer's
     out = tmp_path / "out"
     out.mkdir()
     again = read_back(out, (tmp_path / "tokenizer.json").read_text(), run, kind)
@@ -322,7 +344,9 @@ def test_token_types_are_inputs_of_models_that_have_them(tmp_path):
     transformers = pytest.importorskip("transformers")
     directory = tokenizer_files.write(tmp_path, "bert")
     special = tokenizer.read(directory)[1]
-    tokenizer.write(directory, (directory / "tokenizer.json").read_text(), special, 64, token_types=True)
+    tokenizer.write(
+        directory, (directory / "tokenizer.json").read_text(), special, 64, token_types=True
+    )
     read = transformers.AutoTokenizer.from_pretrained(directory)
     assert set(read("a", "b")) == {"input_ids", "token_type_ids", "attention_mask"}
     assert read("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]

@@ -102,8 +102,12 @@ TABLE = Architecture(
             tuple(f"blocks.attention.{name}_kernel" for name in ("query", "key", "value")),
             "dhk",
         ),
-        Rule("base.h.{}.wi", "f d", ("blocks.mlp.up_kernel",), "df", when="!blocks.mlp.gate_kernel"),
-        Rule("base.h.{}.wi_1", "f d", ("blocks.mlp.up_kernel",), "df", when="blocks.mlp.gate_kernel"),
+        Rule(
+            "base.h.{}.wi", "f d", ("blocks.mlp.up_kernel",), "df", when="!blocks.mlp.gate_kernel"
+        ),
+        Rule(
+            "base.h.{}.wi_1", "f d", ("blocks.mlp.up_kernel",), "df", when="blocks.mlp.gate_kernel"
+        ),
         Rule("base.h.{}.absent", "f", ("blocks.mlp.up_bias",), "f"),
         Rule("base.h.{}.zero", "d", ("blocks.mlp.down_bias",), "d", zeros=True),
         Rule("base.h.0.bias", "b h", ("relative_bias.table",), "bh"),
@@ -125,7 +129,9 @@ def tree(**more):
         "attention": {f"{name}_kernel": (D, H, K) for name in ("query", "key", "value")},
         "mlp": {"up_kernel": (D, F)},
     }
-    stacked = jax.tree.map(lambda shape: (LAYERS, *shape), blocks, is_leaf=lambda x: isinstance(x, tuple))
+    stacked = jax.tree.map(
+        lambda shape: (LAYERS, *shape), blocks, is_leaf=lambda x: isinstance(x, tuple)
+    )
     shapes = {
         "embedding": {"tokens": (PADDED, D)},
         "blocks": stacked,
@@ -155,7 +161,9 @@ def write(directory, params, architecture=TABLE, dtype="F32", shard_bytes=1 << 3
     shapes = jax.eval_shape(lambda: params)
     rows = weights.rows(architecture, model, shapes)
     with writer.staged(directory) as staged:
-        writer.write(staged, weights.written(rows, dtype), weights.arrays(rows, params, dtype), shard_bytes)
+        writer.write(
+            staged, weights.written(rows, dtype), weights.arrays(rows, params, dtype), shard_bytes
+        )
     return shapes
 
 
@@ -166,8 +174,14 @@ def read(directory, shapes, architecture=TABLE, model=MODEL, shardings=None, dty
 def assert_same(one, other):
     """The same trees, bit by bit."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        assert (
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        ), path
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 400])
@@ -176,20 +190,35 @@ def test_a_table_both_ways(tmp_path, shard_bytes, norm_offset):
     model = replace(MODEL, norm_offset=norm_offset)
     params = filled(tree(), model)
     shapes = write(tmp_path, params, model=model, shard_bytes=shard_bytes)
-    theirs = {name: tensor for path in tmp_path.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    per_layer = {f"base.h.{layer}.{name}" for layer in range(LAYERS) for name in ("norm", "shift", "qkv", "wi", "zero")}
+    theirs = {
+        name: tensor
+        for path in tmp_path.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+    per_layer = {
+        f"base.h.{layer}.{name}"
+        for layer in range(LAYERS)
+        for name in ("norm", "shift", "qkv", "wi", "zero")
+    }
     without_first = per_layer - {"base.h.0.norm", "base.h.0.shift"}
     assert theirs.keys() == {"base.words", "base.again", "base.h.0.bias", "logits", *without_first}
     assert np.array_equal(theirs["base.words"], params["embedding"]["tokens"][:V])
     assert np.array_equal(theirs["base.again"], theirs["base.words"])
-    assert theirs["logits"].shape == (1, V) and not theirs["logits"].any() and not theirs["base.h.2.zero"].any()
+    assert (
+        theirs["logits"].shape == (1, V)
+        and not theirs["logits"].any()
+        and not theirs["base.h.2.zero"].any()
+    )
     assert np.array_equal(theirs["base.h.2.wi"], params["blocks"]["mlp"]["up_kernel"][2].T)
     assert_same(read(tmp_path, shapes, model=model), params)
 
 
 def test_rows_that_depend_on_the_parameters(tmp_path):
     shapes = tree(head={"kernel": (D, PADDED), "bias": (PADDED,)})
-    mlp = {name: jax.ShapeDtypeStruct((LAYERS, D, F), jnp.float32) for name in ("up_kernel", "gate_kernel")}
+    mlp = {
+        name: jax.ShapeDtypeStruct((LAYERS, D, F), jnp.float32)
+        for name in ("up_kernel", "gate_kernel")
+    }
     mlp["down_bias"] = jax.ShapeDtypeStruct((LAYERS, D), jnp.float32)
     shapes["blocks"]["mlp"] = mlp
     gate = Rule("base.h.{}.wi_0", "f d", ("blocks.mlp.gate_kernel",), "df")
@@ -197,13 +226,21 @@ def test_rows_that_depend_on_the_parameters(tmp_path):
     params = filled(shapes)
     write(tmp_path, params, table)
     theirs = load_file(tmp_path / "model.safetensors")
-    assert "base.h.1.wi" not in theirs and np.array_equal(theirs["base.h.1.wi_1"], params["blocks"]["mlp"]["up_kernel"][1].T)
-    assert np.array_equal(theirs["logits"][0], params["head"]["bias"][:V]) and not np.array_equal(theirs["head"], theirs["base.words"])
+    assert "base.h.1.wi" not in theirs and np.array_equal(
+        theirs["base.h.1.wi_1"], params["blocks"]["mlp"]["up_kernel"][1].T
+    )
+    assert np.array_equal(theirs["logits"][0], params["head"]["bias"][:V]) and not np.array_equal(
+        theirs["head"], theirs["base.words"]
+    )
     assert np.array_equal(theirs["base.h.1.zero"], params["blocks"]["mlp"]["down_bias"][1])
     assert_same(read(tmp_path, shapes, table), params)
     # Where theirs may be absent it is zeros.
     save_file(
-        {name: tensor for name, tensor in theirs.items() if name != "logits" and "zero" not in name},
+        {
+            name: tensor
+            for name, tensor in theirs.items()
+            if name != "logits" and "zero" not in name
+        },
         tmp_path / "model.safetensors",
     )
     expected = jax.tree.map(np.copy, params)
@@ -229,7 +266,9 @@ def moved(tensors, old, new):
 
 
 ACCEPTED = {
-    "a base model's names": lambda t: {name.removeprefix("base."): tensor for name, tensor in t.items()},
+    "a base model's names": lambda t: {
+        name.removeprefix("base."): tensor for name, tensor in t.items()
+    },
     "ignored ones": lambda t: (
         t
         | {
@@ -241,7 +280,9 @@ ACCEPTED = {
     "an ignored one of a base model": lambda t: t | {"pooler": np.ones(2, np.float32)},
     "a repeated one": lambda t: t | {"head": t["base.words"]},
     "the repeated one alone": lambda t: moved(t, "base.words", "head"),
-    "two repeated ones without the original": lambda t: moved(t, "base.words", "head") | {"base.other": t["base.words"]},
+    "two repeated ones without the original": lambda t: (
+        moved(t, "base.words", "head") | {"base.other": t["base.words"]}
+    ),
     "an old name": lambda t: moved(t, "base.h.1.norm", "base.h.1.gamma"),
     "without the copy": lambda t: without(t, "base.again"),
     "another copy": lambda t: t | {"base.again": np.zeros(3, np.float32)},
@@ -339,7 +380,11 @@ def test_tensors_that_are_refused_in_one_line(tmp_path, case):
     with pytest.raises(UserError) as refused:
         read(tmp_path, shapes)
     message = str(refused.value)
-    assert expected in message and message.startswith(str(tmp_path / "model.safetensors")) and "\n" not in message
+    assert (
+        expected in message
+        and message.startswith(str(tmp_path / "model.safetensors"))
+        and "\n" not in message
+    )
 
 
 def test_what_is_missing_from_shards_names_the_index(tmp_path):
@@ -348,7 +393,9 @@ def test_what_is_missing_from_shards_names_the_index(tmp_path):
     shard = tmp_path / index["weight_map"].pop("base.h.2.wi")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file(without(load_file(shard), "base.h.2.wi"), shard)
-    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json: base\.h\.2\.wi: there is no such tensor"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors\.index\.json: base\.h\.2\.wi: there is no such tensor"
+    ):
         read(tmp_path, shapes)
 
 
@@ -431,7 +478,9 @@ def random_params(model):
     """Random numbers everywhere but in the rows that pad the vocabulary."""
     padded = -(-model.vocabulary_size // 128) * 128
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(model))
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(model)
+    )
     for leaf in jax.tree.leaves(params):
         for axis in np.flatnonzero(np.array(leaf.shape) == padded):
             np.moveaxis(leaf, axis, 0)[model.vocabulary_size :] = 0
@@ -452,7 +501,10 @@ def test_round_trip(tmp_path, name, max_shard_bytes):
     again, loaded = interop.load(tmp_path)
     assert canonical(again) == canonical(model)
     assert_same(loaded, params)
-    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded))
+    assert all(
+        isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
+        for leaf in jax.tree.leaves(loaded)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -476,19 +528,27 @@ def test_shards_hold_what_the_whole_has(tmp_path, name, parallel):
         for shard in leaf.addressable_shards:
             assert np.array_equal(shard.data, whole[shard.index])
     interop.save(tmp_path / "two", model, loaded, max_shard_bytes=1 << 30)
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_layers_are_fetched_one_by_one_from_devices_without_host_memory(tmp_path, monkeypatch):
     params = random_params(GPT2)
-    shardings = placement(GPT2, zero=3, data=2, fsdp=2, tensor=2).tree("parameters", shapes_of(GPT2))
+    shardings = placement(GPT2, zero=3, data=2, fsdp=2, tensor=2).tree(
+        "parameters", shapes_of(GPT2)
+    )
     interop.save(tmp_path / "one", GPT2, params)
     fetched, one_layer = [], weights.one_layer
     monkeypatch.setattr(weights, "on_host", lambda shard: False)
-    monkeypatch.setattr(weights, "one_layer", lambda stack, layer: fetched.append(layer) or one_layer(stack, layer))
+    monkeypatch.setattr(
+        weights, "one_layer", lambda stack, layer: fetched.append(layer) or one_layer(stack, layer)
+    )
     interop.save(tmp_path / "two", GPT2, jax.device_put(params, shardings))
     assert set(fetched) == set(range(GPT2.layers))
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_step_may_overwrite_what_was_loaded(tmp_path):
@@ -497,8 +557,12 @@ def test_a_step_may_overwrite_what_was_loaded(tmp_path):
     interop.save(tmp_path, GPT2, params)
     shardings = placement(GPT2, zero=0, data=8, fsdp=1).tree("parameters", shapes_of(GPT2))
     _, loaded = interop.load(tmp_path, shardings=shardings)
-    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, out_shardings=shardings)
-    for leaf, whole in zip(jax.tree.leaves(jax.block_until_ready(step(loaded))), jax.tree.leaves(params), strict=True):
+    step = jax.jit(
+        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, out_shardings=shardings
+    )
+    for leaf, whole in zip(
+        jax.tree.leaves(jax.block_until_ready(step(loaded))), jax.tree.leaves(params), strict=True
+    ):
         assert all(np.array_equal(shard.data, whole + 1) for shard in leaf.addressable_shards)
 
 
@@ -509,8 +573,12 @@ def test_a_model_saved_in_bfloat16(tmp_path):
     assert values["dtype"] == values["torch_dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
     assert_same(interop.load(tmp_path, dtype="bfloat16")[1], rounded)
-    interop.save(tmp_path / "again", GPT2, rounded, dtype="bfloat16")  # also from parameters of that dtype
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    interop.save(
+        tmp_path / "again", GPT2, rounded, dtype="bfloat16"
+    )  # also from parameters of that dtype
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "model.safetensors"
+    ).read_bytes()
     with pytest.raises(UserError, match="dtype: 'int8' is not supported; known: float32, bfloat16"):
         interop.save(tmp_path / "no", GPT2, params, dtype="int8")
 
@@ -528,22 +596,34 @@ def test_transformers_loads_what_was_saved(tmp_path, name):
         max_shard_bytes=20_000,
         tokens={"eos_token_id": 0, "pad_token_id": 1},
     )
-    cls = getattr(transformers, json.loads((tmp_path / "config.json").read_text())["architectures"][0])
+    cls = getattr(
+        transformers, json.loads((tmp_path / "config.json").read_text())["architectures"][0]
+    )
     peer, report = cls.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     assert peer.dtype == torch.bfloat16 and len(list(tmp_path.glob("*.safetensors"))) > 2
-    ours = {key: tensor for path in tmp_path.glob("*.safetensors") for key, tensor in load_file(path).items()}
+    ours = {
+        key: tensor
+        for path in tmp_path.glob("*.safetensors")
+        for key, tensor in load_file(path).items()
+    }
     for key, tensor in peer.state_dict().items():
         if key in ours:
             assert tensor.view(torch.int16).numpy().tobytes() == ours[key].tobytes(), key
 
 
 def test_config_of_a_directory(tmp_path):
-    interop.save(tmp_path, GPT2, random_params(GPT2), tokens={"eos_token_id": 7, "bos_token_id": None})
+    interop.save(
+        tmp_path, GPT2, random_params(GPT2), tokens={"eos_token_id": 7, "bos_token_id": None}
+    )
     architecture, model = interop.read_config(tmp_path)
     assert architecture.model_type == "gpt2" and canonical(model) == canonical(GPT2)
     values = json.loads((tmp_path / "config.json").read_text())
-    assert values["architectures"] == ["GPT2LMHeadModel"] and values["model_type"] == "gpt2" and values["eos_token_id"] == 7
+    assert (
+        values["architectures"] == ["GPT2LMHeadModel"]
+        and values["model_type"] == "gpt2"
+        and values["eos_token_id"] == 7
+    )
 
 
 CONFIGS = {
@@ -717,12 +797,16 @@ print(loaded, bytes_of("VmHWM") - before)
 @pytest.mark.parametrize(("how", "dtype"), [("whole", "float32"), ("sharded", "bfloat16")])
 def test_memory_is_the_shards_and_one_tensor(tmp_path, how, dtype):
     """In a process of its own, from what it has before to its peak. Devices with equal shards share them on a CPU."""
-    model = config.ModelConfig(vocabulary_size=50257, layers=6, width=384, heads=6, context_length=32)
+    model = config.ModelConfig(
+        vocabulary_size=50257, layers=6, width=384, heads=6, context_length=32
+    )
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes_of(model))
     interop.save(tmp_path, model, params, dtype=dtype)
     largest = model.vocabulary_size * model.width * (4 if dtype == "float32" else 2)
     shards = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert largest > 0.25 * shards and shards > 100_000_000  # neither is lost in the noise of the other
+    assert (
+        largest > 0.25 * shards and shards > 100_000_000
+    )  # neither is lost in the noise of the other
     child = subprocess.run(
         [sys.executable, "-c", CHILD, tmp_path, how],
         capture_output=True,
@@ -767,7 +851,10 @@ def test_two_processes_load_their_shards(tmp_path):
     address = f"127.0.0.1:{multiprocess.free_port()}"
     arguments = [sys.executable, "-c", PEER, tmp_path, address]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peers = [subprocess.Popen([*arguments, str(number)], env=multiprocess.environment(), **pipes) for number in range(2)]
+    peers = [
+        subprocess.Popen([*arguments, str(number)], env=multiprocess.environment(), **pipes)
+        for number in range(2)
+    ]
     try:
         for peer in peers:
             out, err = peer.communicate(timeout=multiprocess.LIMIT)
@@ -776,7 +863,8 @@ def test_two_processes_load_their_shards(tmp_path):
             assert (
                 processes == "2"
                 and int(split) > 40
-                and error == "parameters that are spread over several processes can't be written by one"
+                and error
+                == "parameters that are spread over several processes can't be written by one"
             )
     finally:
         for peer in peers:

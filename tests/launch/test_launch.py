@@ -60,7 +60,11 @@ class StandIn:
         program.chmod(0o755)
         program.with_suffix(".py").write_text(STAND_IN)
         # What would tell a process of GPUs must come from the test.
-        clean = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "JAXLM_GRACE_SECONDS")}
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("CUDA_VISIBLE_DEVICES", "JAXLM_GRACE_SECONDS")
+        }
         self.environment = {
             **clean,
             "PYTHON": str(program),
@@ -105,7 +109,9 @@ class StandIn:
     def wait_for(self, name, timeout=20):
         deadline = time.monotonic() + timeout
         while not (self.folder / name).exists():
-            assert time.monotonic() < deadline, f"no {name}; there are {sorted(path.name for path in self.folder.iterdir())}"
+            assert time.monotonic() < deadline, (
+                f"no {name}; there are {sorted(path.name for path in self.folder.iterdir())}"
+            )
             time.sleep(0.02)
         return (self.folder / name).read_text()
 
@@ -120,7 +126,10 @@ class StandIn:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 ended = (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-                if not ended and f"STAND_IN={self.folder}\0".encode() in (process / "environ").read_bytes():
+                if (
+                    not ended
+                    and f"STAND_IN={self.folder}\0".encode() in (process / "environ").read_bytes()
+                ):
                     found.append((process / "cmdline").read_text().replace("\0", " "))
             except OSError:  # it has ended, or is not ours
                 continue
@@ -144,7 +153,11 @@ def gpus(folder, count):
     ]
     program = folder / "bin" / "nvidia-smi"
     program.parent.mkdir(exist_ok=True)
-    listing = "\n".join(["cat <<END", *lines, "END"]) if count else "echo 'NVIDIA-SMI has failed' >&2; exit 9"
+    listing = (
+        "\n".join(["cat <<END", *lines, "END"])
+        if count
+        else "echo 'NVIDIA-SMI has failed' >&2; exit 9"
+    )
     program.write_text(f'#!/bin/sh\n[ "$*" = -L ] || exit 1\n{listing}\n')
     program.chmod(0o755)
     return f"{program.parent}:{os.environ['PATH']}"
@@ -170,7 +183,9 @@ def test_arguments_reach_every_process_unchanged(stand_in):
     assert stand_in.run("2", *AWKWARD) == (0, "")
     given = [stand_in.seen(process)["arguments"] for process in range(2)]
     assert [arguments[:-3] for arguments in given] == [["-m", "jaxlm.train", *AWKWARD]] * 2
-    assert [arguments[-2:] for arguments in given] == [["runtime.processes=2", f"runtime.process={process}"] for process in range(2)]
+    assert [arguments[-2:] for arguments in given] == [
+        ["runtime.processes=2", f"runtime.process={process}"] for process in range(2)
+    ]
     coordinator, other = (arguments[-3] for arguments in given)
     assert coordinator == other and coordinator.startswith("runtime.coordinator=127.0.0.1:")
     with socket.socket() as free:
@@ -202,10 +217,14 @@ def test_two_runs_have_two_ports(stand_in):
 def test_gpus_are_split(stand_in, tmp_path, count, visible, split):
     stand_in.plan()
     assert stand_in.run("2", "--config", "x", PATH=gpus(tmp_path, count), **visible) == (0, "")
-    assert [stand_in.seen(process)["environment"].get("CUDA_VISIBLE_DEVICES") for process in range(2)] == split
+    assert [
+        stand_in.seen(process)["environment"].get("CUDA_VISIBLE_DEVICES") for process in range(2)
+    ] == split
 
 
-@pytest.mark.parametrize(("count", "visible"), [(3, {}), (1, {}), (4, {"CUDA_VISIBLE_DEVICES": "0,1,2"})])
+@pytest.mark.parametrize(
+    ("count", "visible"), [(3, {}), (1, {}), (4, {"CUDA_VISIBLE_DEVICES": "0,1,2"})]
+)
 def test_gpus_that_do_not_divide_are_a_mistake(stand_in, tmp_path, count, visible):
     stand_in.plan()
     code, errors = stand_in.run("2", "--config", "x", PATH=gpus(tmp_path, count), **visible)
@@ -233,7 +252,9 @@ def test_a_wrong_call_shows_the_usage(stand_in, arguments):
 
 def test_help():
     done = subprocess.run([LOCAL, "-h"], capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: launch/local.sh N")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(
+        "usage: launch/local.sh N"
+    )
 
 
 def test_a_grace_that_is_no_number_is_a_mistake(stand_in):
@@ -273,7 +294,9 @@ def test_a_killed_process_is_told_of(stand_in):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_passed_on_and_the_saves_waited_for(stand_in, number):
     stand_in.plan("save(seconds=1.5)")
-    script = stand_in.start("2", "--config", "x", JAXLM_GRACE_SECONDS="0")  # which is not for those that save
+    script = stand_in.start(
+        "2", "--config", "x", JAXLM_GRACE_SECONDS="0"
+    )  # which is not for those that save
     assert stand_in.seen(0) and stand_in.seen(1)
     script.send_signal(number)
     assert stand_in.end(script) == (75, "")
@@ -290,10 +313,14 @@ def test_a_signal_to_one_process_lets_all_save(stand_in):
 
 
 def test_ctrl_c_at_a_terminal_arrives_as_one_sigterm(stand_in):
-    stand_in.plan("while not signals: time.sleep(0.02)\ntime.sleep(1)\nwrite(f'{process}.got', json.dumps(signals)); save()")
+    stand_in.plan(
+        "while not signals: time.sleep(0.02)\ntime.sleep(1)\nwrite(f'{process}.got', json.dumps(signals)); save()"
+    )
     code, shown = at_a_terminal(stand_in, b"\x03")
     assert code == 75, shown
-    assert [json.loads(stand_in.wait_for(f"{process}.got")) for process in range(2)] == [[signal.SIGTERM]] * 2
+    assert [json.loads(stand_in.wait_for(f"{process}.got")) for process in range(2)] == [
+        [signal.SIGTERM]
+    ] * 2
     assert not stand_in.left()
 
 
@@ -335,10 +362,14 @@ def test_survivors_that_hang_are_ended_after_the_grace(stand_in):
     assert stand_in.saved() == [2] and not stand_in.left()
 
 
-GRANDCHILD = "child = subprocess.Popen(['sleep', '60'])\nwrite(f'{process}.child', str(child.pid))\n"
+GRANDCHILD = (
+    "child = subprocess.Popen(['sleep', '60'])\nwrite(f'{process}.child', str(child.pid))\n"
+)
 
 
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(0)", 0), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(0)", 0), ("os.kill(os.getpid(), signal.SIGKILL)", 137)]
+)
 def test_what_the_processes_started_ends_with_them(stand_in, end, code):
     stand_in.plan(GRANDCHILD + end)
     assert stand_in.run("2", "--config", "x")[0] == code
@@ -390,7 +421,9 @@ def cluster():
         for line in nodes
         for name in (socket.gethostname(), socket.gethostname().split(".")[0])
     ):
-        pytest.skip("this machine is no node of a SLURM cluster that takes jobs (.ci/slurm makes one)")
+        pytest.skip(
+            "this machine is no node of a SLURM cluster that takes jobs (.ci/slurm makes one)"
+        )
 
 
 class Job:
@@ -479,7 +512,9 @@ def test_slurm_exit_codes(stand_in, submit, first, second, code):
 def test_slurm_sbatch_returns_the_exit_code(cluster, stand_in):
     stand_in.plan("sys.exit(3)")
     command = ["sbatch", "--wait", "--ntasks=2", "--output=job.log", SLURM, "--config", "x"]
-    done = subprocess.run(command, env=stand_in.environment, cwd=stand_in.folder, capture_output=True, timeout=90)
+    done = subprocess.run(
+        command, env=stand_in.environment, cwd=stand_in.folder, capture_output=True, timeout=90
+    )
     assert done.returncode == 3
 
 
@@ -578,10 +613,16 @@ def test_slurm_a_preempted_job_saves_and_goes_on(stand_in, submit):
     assert stand_in.saved() == [0, 1] and job.field("Restarts") == "1"
 
 
-@pytest.mark.parametrize(("arguments", "job"), [((), {"SLURM_JOB_ID": "1"}), (("--config", "x"), {})])
+@pytest.mark.parametrize(
+    ("arguments", "job"), [((), {"SLURM_JOB_ID": "1"}), (("--config", "x"), {})]
+)
 def test_slurm_a_wrong_call_shows_the_usage(arguments, job):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    done = subprocess.run([SLURM, *arguments], env={**environment, **job}, capture_output=True, text=True, timeout=20)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
+    }
+    done = subprocess.run(
+        [SLURM, *arguments], env={**environment, **job}, capture_output=True, text=True, timeout=20
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("usage: sbatch [options of sbatch] launch/slurm.sh --config FILE")
 
@@ -592,13 +633,17 @@ def test_slurm_a_wrong_call_shows_the_usage(arguments, job):
 @pytest.fixture
 def manifest():
     """The Service and the Job."""
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (it comes with kubernetes-validate)")
+    yaml = pytest.importorskip(
+        "yaml", reason="PyYAML is not installed (it comes with kubernetes-validate)"
+    )
     return list(yaml.safe_load_all(KUBERNETES.read_text()))
 
 
 @pytest.fixture
 def validate():
-    schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    schemas = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed"
+    )
 
     def check(resource, version=None):
         schemas.validate(resource, version or schemas.latest_version(), strict=True)
@@ -634,32 +679,53 @@ def drop_the_name(job):
 def test_a_wrong_manifest_is_refused(manifest, validate, spoil):
     job = copy.deepcopy(manifest[1])
     spoil(job)
-    with pytest.raises(Exception, match=r"backofLimit|'2' is not of type|'name' is a required property"):
+    with pytest.raises(
+        Exception, match=r"backofLimit|'2' is not of type|'name' is a required property"
+    ):
         validate(job)
 
 
 def test_the_manifest_agrees_with_itself(manifest):
     service, job = manifest
     spec, pod, container = job["spec"], job["spec"]["template"]["spec"], container_of(job)
-    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"] is True
+    assert (
+        service["spec"]["clusterIP"] == "None"
+        and service["spec"]["publishNotReadyAddresses"] is True
+    )
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
     assert spec["completionMode"] == "Indexed"
     assert spec["parallelism"] == spec["completions"]
-    assert [edit for edit in container["args"] if edit.startswith("runtime.processes=")] == [f"runtime.processes={spec['completions']}"]
+    assert [edit for edit in container["args"] if edit.startswith("runtime.processes=")] == [
+        f"runtime.processes={spec['completions']}"
+    ]
     # All volumes that are mounted are there.
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
 
 
 def test_the_manifests_exit_codes(manifest):
     spec = manifest[1]["spec"]
     rules = spec["podFailurePolicy"]["rules"]
-    of_codes = {code: rule["action"] for rule in rules if "onExitCodes" in rule for code in rule["onExitCodes"]["values"]}
+    of_codes = {
+        code: rule["action"]
+        for rule in rules
+        if "onExitCodes" in rule
+        for code in rule["onExitCodes"]["values"]
+    }
     assert of_codes == {2: "FailJob", 3: "FailJob", 4: "FailJob", 75: "Ignore"}
-    conditions = [(rule["action"], condition["type"]) for rule in rules for condition in rule.get("onPodConditions", [])]
+    conditions = [
+        (rule["action"], condition["type"])
+        for rule in rules
+        for condition in rule.get("onPodConditions", [])
+    ]
     assert conditions == [("Ignore", "DisruptionTarget")]
     # What the API server asks of such a policy, beyond the schema.
-    assert spec["template"]["spec"]["restartPolicy"] == "Never" and spec["podReplacementPolicy"] == "Failed"
+    assert (
+        spec["template"]["spec"]["restartPolicy"] == "Never"
+        and spec["podReplacementPolicy"] == "Failed"
+    )
     for rule in rules:
         if "onExitCodes" in rule:
             assert rule["onExitCodes"]["containerName"] == container_of(manifest[1])["name"]

@@ -77,7 +77,10 @@ def build(family, fields):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     # Values that make attention and every norm matter.
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    noisy = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     return model, jax.tree.unflatten(tree, noisy)
 
 
@@ -88,7 +91,10 @@ ALWAYS = (
     "bart",
     "rotary, as a list of layers",
 )  # each takes seconds
-CELLS = [pytest.param(*case, id=name, marks=[] if name in ALWAYS else [pytest.mark.campaign]) for name, case in CASES.items()]
+CELLS = [
+    pytest.param(*case, id=name, marks=[] if name in ALWAYS else [pytest.mark.campaign])
+    for name, case in CASES.items()
+]
 
 
 @pytest.mark.parametrize(("family", "fields", "listed"), CELLS)
@@ -104,7 +110,9 @@ def test_chunks_score_as_the_whole(family, fields, listed):
             "source": random.integers(0, 61, (3, 11)).astype(np.int32),
             "source_lengths": np.array([11, 5, 8], np.int32),
         }
-    whole = np.asarray(model.apply(params, Batch(tokens, **source)))  # without jit: compiling takes longer here
+    whole = np.asarray(
+        model.apply(params, Batch(tokens, **source))
+    )  # without jit: compiling takes longer here
     cache, done = model.cache(3, sum(CHUNKS) + 2), np.zeros(3, int)
     read_from = models.unstacked(params) if listed else params
     for number, size in enumerate(CHUNKS):
@@ -112,7 +120,9 @@ def test_chunks_score_as_the_whole(family, fields, listed):
         chunk = np.zeros((3, size), np.int32)
         for row in range(3):
             chunk[row, : lengths[row]] = tokens[row, done[row] : done[row] + lengths[row]]
-        scores, cache = model.decode(read_from, cache, Batch(chunk, jnp.asarray(lengths), **(source if number == 0 else {})))
+        scores, cache = model.decode(
+            read_from, cache, Batch(chunk, jnp.asarray(lengths), **(source if number == 0 else {}))
+        )
         for row in range(3):
             expected = whole[row, done[row] : done[row] + lengths[row]]
             np.testing.assert_allclose(scores[row, : lengths[row]], expected, rtol=0, atol=1e-4)
@@ -134,9 +144,13 @@ def test_rows_change_places():
 def test_the_scores_of_chosen_columns():
     model, params = build("decoder", {})
     tokens = np.random.default_rng(0).integers(0, 61, (3, 9)).astype(np.int32)
-    last, _ = model.decode(params, model.cache(3, 9), Batch(tokens, LENGTHS, predict=LENGTHS[:, None] - 1))
+    last, _ = model.decode(
+        params, model.cache(3, 9), Batch(tokens, LENGTHS, predict=LENGTHS[:, None] - 1)
+    )
     every, _ = model.decode(params, model.cache(3, 9), Batch(tokens, LENGTHS))
-    np.testing.assert_allclose(last[:, 0], every[np.arange(3), LENGTHS - 1], rtol=0, atol=1e-5)  # a product of another shape
+    np.testing.assert_allclose(
+        last[:, 0], every[np.arange(3), LENGTHS - 1], rtol=0, atol=1e-5
+    )  # a product of another shape
 
 
 def test_mistakes_are_named():
@@ -146,6 +160,8 @@ def test_mistakes_are_named():
     both, params = build("encoder_decoder", {})
     with pytest.raises(ValueError, match=r"Batch\.source"):
         both.decode(params, both.cache(1, 8), Batch(np.zeros((1, 1), np.int32)))
-    encoder = models.build(config.ModelConfig(family="encoder", vocabulary_size=61, layers=1, width=32, heads=4))
+    encoder = models.build(
+        config.ModelConfig(family="encoder", vocabulary_size=61, layers=1, width=32, heads=4)
+    )
     with pytest.raises(ValueError, match="no cache"):
         encoder.cache(1, 8)

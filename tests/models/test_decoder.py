@@ -31,7 +31,10 @@ def reach(model: config.ModelConfig, **fields) -> np.ndarray:
     tokens = np.random.default_rng(0).integers(0, VOCABULARY - 1, LENGTH, np.int32)
     changed = tokens + np.eye(LENGTH, dtype=np.int32)
     rows = np.concatenate([tokens[None], changed])
-    fields = {name: np.broadcast_to(np.asarray(value, np.int32), (LENGTH + 1, *np.shape(value))) for name, value in fields.items()}
+    fields = {
+        name: np.broadcast_to(np.asarray(value, np.int32), (LENGTH + 1, *np.shape(value)))
+        for name, value in fields.items()
+    }
     logits = np.asarray(jax.jit(built.apply)(random_params(built), Batch(rows, **fields)))
     # What can't be seen contributes exact zeros, what can be seen more than rounding (1e-6).
     return (np.abs(logits[1:] - logits[0]).max(-1) > 1e-5).T
@@ -86,7 +89,11 @@ def test_packed_documents_equal_separate_ones(positions):
         np.tile(np.arange(LENGTH, dtype=np.int32), (3, 1)),
     )
     segments[0, 4:], within[0, 4:] = 1, np.arange(5)
-    packed, first, second = np.asarray(jax.jit(model.apply)(random_params(model), Batch(tokens, segments=segments, positions=within)))
+    packed, first, second = np.asarray(
+        jax.jit(model.apply)(
+            random_params(model), Batch(tokens, segments=segments, positions=within)
+        )
+    )
     np.testing.assert_allclose(packed, np.concatenate([first[:4], second[:5]]), atol=1e-5)
 
 
@@ -152,7 +159,9 @@ def test_padded_vocabulary_is_never_likely_and_never_learns(name):
     scores, logits = np.asarray(scores), np.asarray(logits, np.float64)
     np.testing.assert_array_equal(scores[..., :V], logits)
     assert (np.exp(scores[..., V:] - scores.max(-1, keepdims=True)) == 0).all()
-    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))
+    chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0] - np.log(
+        np.exp(logits).sum(-1)
+    )
     assert float(value) == pytest.approx(-chosen.sum(), rel=1e-6)
 
     def check(path: tuple, names: tuple, gradient: Any) -> None:
@@ -197,7 +206,10 @@ def test_bfloat16_stays_close_to_float32():
     assert np.linalg.norm(scores16 - scores32) < 5 * 2**-9 * np.linalg.norm(scores32)
     assert float(loss16) == pytest.approx(float(loss32), abs=0.01)
     assert {a.dtype for a in jax.tree.leaves(gradients16)} == {jnp.dtype(jnp.float32)}
-    g16, g32 = (np.concatenate([np.asarray(a).ravel() for a in jax.tree.leaves(g)]) for g in (gradients16, gradients32))
+    g16, g32 = (
+        np.concatenate([np.asarray(a).ravel() for a in jax.tree.leaves(g)])
+        for g in (gradients16, gradients32)
+    )
     assert np.linalg.norm(g16 - g32) < 5 * 2**-9 * np.linalg.norm(g32)
 
 

@@ -29,7 +29,9 @@ ENCODER = config.ModelConfig(
     head_transform=True,
     head_bias=True,
 )
-BOTH = config.ModelConfig(**SIZES, family="encoder_decoder", norm_placement="post", embedding_norm=True, head_scaling=True)
+BOTH = config.ModelConfig(
+    **SIZES, family="encoder_decoder", norm_placement="post", embedding_norm=True, head_scaling=True
+)
 FAMILIES = {model.family: model for model in (DECODER, ENCODER, BOTH)}
 
 
@@ -37,7 +39,11 @@ def random_batch(model: config.ModelConfig, rows: int = 2) -> Batch:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCABULARY, (rows, LENGTH), np.int32)
     types = rng.integers(0, 2, tokens.shape, np.int32) if model.token_types else None
-    source = rng.integers(0, VOCABULARY, (rows, SOURCE), np.int32) if model.family == "encoder_decoder" else None
+    source = (
+        rng.integers(0, VOCABULARY, (rows, SOURCE), np.int32)
+        if model.family == "encoder_decoder"
+        else None
+    )
     return Batch(tokens, token_types=types, source=source)
 
 
@@ -67,9 +73,13 @@ def test_predicted_positions_are_those_of_the_full_logits(name):
     full_gradients, full_logits = run(batch._replace(targets=everywhere, weights=counted))
     assert logits.shape == (2, 3, VOCABULARY)
     # The same sums over fewer rows at a time: a few roundings of float32.
-    np.testing.assert_allclose(logits, np.take_along_axis(full_logits, predict[:, :, None], axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        logits, np.take_along_axis(full_logits, predict[:, :, None], axis=1), atol=1e-5
+    )
     scale = max(float(np.linalg.norm(g)) for g in jax.tree.leaves(full_gradients))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradients, full_gradients)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradients, full_gradients
+    )
 
 
 def test_an_encoder_sees_all_of_its_text_and_nothing_of_the_padding():
@@ -77,7 +87,11 @@ def test_an_encoder_sees_all_of_its_text_and_nothing_of_the_padding():
     changed = np.tile(random_batch(ENCODER, rows=1).tokens, (LENGTH + 1, 1))
     changed[1:] = (changed[1:] + np.eye(LENGTH, dtype=np.int32)) % VOCABULARY
     lengths = np.full(LENGTH + 1, 6, np.int32)
-    logits = np.asarray(jax.jit(model.apply)(random_params(model), Batch(changed, lengths, token_types=np.ones_like(changed))))
+    logits = np.asarray(
+        jax.jit(model.apply)(
+            random_params(model), Batch(changed, lengths, token_types=np.ones_like(changed))
+        )
+    )
     # What can't be seen contributes exact zeros, what can be seen more than rounding (1e-6).
     seen = np.abs(logits[1:, :6] - logits[0, :6]).max(-1).T > 1e-5
     np.testing.assert_array_equal(seen, np.tile(np.arange(LENGTH) < 6, (6, 1)))
@@ -121,7 +135,9 @@ def test_packed_pairs_equal_separate_ones(positions):
         source_positions=source_within,
     )
     both, first, second = np.asarray(jax.jit(model.apply)(random_params(model), batch))
-    np.testing.assert_allclose(both, np.concatenate([first[:cut], second[: LENGTH - cut]]), atol=1e-5)
+    np.testing.assert_allclose(
+        both, np.concatenate([first[:cut], second[: LENGTH - cut]]), atol=1e-5
+    )
 
 
 def test_two_equal_token_tables_are_one():
@@ -145,7 +161,9 @@ def test_two_equal_token_tables_are_one():
     np.testing.assert_array_equal(logits, two_logits)
     theirs = [np.asarray(two[stack]["embedding"]["tokens"]) for stack in ("encoder", "decoder")]
     assert all(np.abs(gradient).max() > 0.1 for gradient in theirs)
-    np.testing.assert_allclose(gradients["encoder"]["embedding"]["tokens"], sum(theirs), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        gradients["encoder"]["embedding"]["tokens"], sum(theirs), rtol=1e-4, atol=1e-4
+    )
     assert separate.parameter_count() - shared.parameter_count() == VOCABULARY * BOTH.width
 
 
@@ -170,6 +188,13 @@ def test_encoder_sizes_of_its_own():
     }
     shapes = jax.eval_shape(models.build(replace(BOTH, **sizes)).init, jax.random.key(0))
     encoder, decoder = (shapes[stack]["blocks"] for stack in ("encoder", "decoder"))
-    assert encoder["attention"]["query_kernel"].shape == (2, 24, 2, 12) and encoder["mlp"]["up_kernel"].shape == (2, 24, 10)
-    assert decoder["attention"]["query_kernel"].shape == (3, 24, 4, 6) and decoder["mlp"]["up_kernel"].shape == (3, 24, 96)
-    assert decoder["cross_attention"]["key_kernel"].shape == (3, 24, 4, 6) and "cross_attention" not in encoder
+    assert encoder["attention"]["query_kernel"].shape == (2, 24, 2, 12) and encoder["mlp"][
+        "up_kernel"
+    ].shape == (2, 24, 10)
+    assert decoder["attention"]["query_kernel"].shape == (3, 24, 4, 6) and decoder["mlp"][
+        "up_kernel"
+    ].shape == (3, 24, 96)
+    assert (
+        decoder["cross_attention"]["key_kernel"].shape == (3, 24, 4, 6)
+        and "cross_attention" not in encoder
+    )

@@ -21,7 +21,9 @@ LLAMA: dict[str, Any] = {
 BLOOM: dict[str, Any] = {"positions": "alibi", "embedding_norm": True}
 
 
-def sizes(vocabulary: int, layers: int, width: int, heads: int, mlp_width: int | None = None, **fields) -> config.ModelConfig:
+def sizes(
+    vocabulary: int, layers: int, width: int, heads: int, mlp_width: int | None = None, **fields
+) -> config.ModelConfig:
     return config.ModelConfig(
         vocabulary_size=vocabulary,
         layers=layers,
@@ -94,7 +96,9 @@ def test_counts_of_transformers(name):
     cls, fields = THEIRS[name]
     peer = getattr(transformers, cls)
     with torch.device("meta"):
-        theirs = sum(parameter.numel() for parameter in peer(peer.config_class(**fields)).parameters())
+        theirs = sum(
+            parameter.numel() for parameter in peer(peer.config_class(**fields)).parameters()
+        )
     assert models.build(MODELS[name][0]).parameter_count() == theirs
 
 

@@ -34,7 +34,9 @@ PAIRS: dict[str, Callable[[], Pair]] = DECODERS | ENCODERS | ENCODER_DECODERS
 
 def peer_loss(logits: Any, batch: Batch) -> Any:
     """torch's mean cross-entropy over the targets that count."""
-    labels = torch.from_numpy(np.where(np.asarray(batch.weights) > 0, np.asarray(batch.targets), -100)).long()
+    labels = torch.from_numpy(
+        np.where(np.asarray(batch.weights) > 0, np.asarray(batch.targets), -100)
+    ).long()
     return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), labels.reshape(-1))
 
 
@@ -66,12 +68,16 @@ def test_logits_and_loss(name):
     ours = jax.jit(model.apply)(params, batch)
     assert ours.dtype == jnp.float32 and ours.shape == (BATCH, LENGTH, VOCABULARY)
     compared = real(batch.lengths, LENGTH)
-    np.testing.assert_allclose(np.asarray(ours)[compared], theirs.numpy()[compared], rtol=0, atol=LOGITS_TOLERANCE)
+    np.testing.assert_allclose(
+        np.asarray(ours)[compared], theirs.numpy()[compared], rtol=0, atol=LOGITS_TOLERANCE
+    )
     sums = loss_sums(ours, batch.targets, batch.weights)
     assert float(sums.loss / sums.count) == pytest.approx(expected_loss, rel=0, abs=LOSS_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5 1.0", "t5 1.1", "bart, scaled embeddings"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "bert", "t5 1.0", "t5 1.1", "bart, scaled embeddings"]
+)
 def test_gradients(name):
     """Tensor by tensor and layer by layer, the difference is at most 1e-4 of the gradient's norm.
 
@@ -81,7 +87,9 @@ def test_gradients(name):
     pair = PAIRS[name]()
     batch, model = samples(pair.model), models.build(pair.model)
     peer_loss(pair.logits(batch), batch).backward()
-    theirs = pair.convert(model_references.gradients(pair.peer), fill=0.0)  # rows that pad the vocabulary have no gradient
+    theirs = pair.convert(
+        model_references.gradients(pair.peer), fill=0.0
+    )  # rows that pad the vocabulary have no gradient
     params = pair.convert(model_references.weights(pair.peer))
     ours = jax.jit(jax.grad(lambda p: our_loss(model, p, batch)))(params)
     assert_same_tree(model, theirs)
@@ -89,7 +97,9 @@ def test_gradients(name):
 
     def compare(path: tuple, mine: np.ndarray, other: np.ndarray) -> None:
         in_blocks = any(part.key == "blocks" for part in path)
-        for layer, (a, b) in enumerate(zip(mine, other, strict=True) if in_blocks else [(mine, other)]):
+        for layer, (a, b) in enumerate(
+            zip(mine, other, strict=True) if in_blocks else [(mine, other)]
+        ):
             error = np.linalg.norm(np.asarray(a) - b) / max(float(np.linalg.norm(b)), floor)
             assert error < 1e-4, f"{jax.tree_util.keystr(path)} layer {layer}: {error}"
 
@@ -127,7 +137,9 @@ def test_twenty_adamw_steps(name):
         "beta2": 0.97,
     }
     model, params = models.build(pair.model), pair.convert(model_references.weights(pair.peer))
-    optimizer = optim.build_optimizer(config.OptimizerConfig(**fields, schedule="cosine", gradient_clip=1.0), STEPS, model.axes)
+    optimizer = optim.build_optimizer(
+        config.OptimizerConfig(**fields, schedule="cosine", gradient_clip=1.0), STEPS, model.axes
+    )
     state = optimizer.init(params)
 
     @jax.jit
@@ -152,7 +164,11 @@ def test_twenty_adamw_steps(name):
         assert float(our_norm) == pytest.approx(norm, rel=1e-4), f"step {index}"
     assert clipped > 0
     jax.tree_util.tree_map_with_path(
-        compare_weights, model.axes, params, pair.convert(model_references.weights(pair.peer)), is_leaf=is_axes
+        compare_weights,
+        model.axes,
+        params,
+        pair.convert(model_references.weights(pair.peer)),
+        is_leaf=is_axes,
     )
 
 

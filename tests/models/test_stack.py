@@ -16,7 +16,9 @@ from jaxlm.nn.execution import Execution
 from jaxlm.types import Batch, Tree
 
 # Dropout is on: its random numbers must not depend on how the stack is run either.
-MODEL = config.ModelConfig(vocabulary_size=61, layers=2, width=24, heads=2, positions="none", norm="rmsnorm", dropout=0.1)
+MODEL = config.ModelConfig(
+    vocabulary_size=61, layers=2, width=24, heads=2, positions="none", norm="rmsnorm", dropout=0.1
+)
 WAYS = ["unrolled", "scanned"]
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 9), np.int32)
 
@@ -26,12 +28,16 @@ def loss_of(execution: Execution) -> tuple[Any, Tree]:
     model = models.build(MODEL, execution=execution)
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    params = jax.tree.map(
+        lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes
+    )
     key = jax.random.key(5, impl="rbg")  # compiles faster than the default
 
     def loss(params: Tree) -> jax.Array:
         x = model.features(params, Batch(TOKENS[:, :-1]), key)
-        return loss_sums(model.scores(model.head_weights(params), x), TOKENS[:, 1:], jnp.ones((2, 8))).loss
+        return loss_sums(
+            model.scores(model.head_weights(params), x), TOKENS[:, 1:], jnp.ones((2, 8))
+        ).loss
 
     return loss, params
 
@@ -59,7 +65,9 @@ def test_same_loss_and_gradients(blocks, remat, plain):
     scale = max(float(np.linalg.norm(g)) for g in jax.tree.leaves(expected))
 
     def compare(path: tuple, ours: np.ndarray, theirs: np.ndarray) -> None:
-        assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs) + 1e-7 * scale, jax.tree_util.keystr(path)
+        assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs) + 1e-7 * scale, (
+            jax.tree_util.keystr(path)
+        )
 
     jax.tree_util.tree_map_with_path(compare, gradients, expected)
 
@@ -69,7 +77,9 @@ def primitives(jaxpr: Any) -> Counter:
     counts = Counter(equation.primitive.name for equation in jaxpr.eqns)
     kinds = (core.Jaxpr, core.ClosedJaxpr)
     for equation in jaxpr.eqns:
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, kinds)):
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: isinstance(x, kinds)
+        ):
             if isinstance(inner, kinds):
                 counts += primitives(getattr(inner, "jaxpr", inner))
     return counts
@@ -87,7 +97,9 @@ def work(blocks: str, remat: str) -> tuple[float, float]:
     """(products, gathers) of one block, forward and backward."""
     loss, params = loss_of(Execution(blocks=blocks, remat=remat, gather=marked_gather))
     counts = primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-    copies = MODEL.layers if blocks == "unrolled" else 1  # a scanned block stands in the program once
+    copies = (
+        MODEL.layers if blocks == "unrolled" else 1
+    )  # a scanned block stands in the program once
     # Outside the blocks: the head's product, three times; the token table, gathered twice, and the last norm.
     return (counts["dot_general"] - 3) / copies, (counts["cosh"] - 3) / copies
 
@@ -109,7 +121,9 @@ def test_every_layer_gets_its_own_weights_and_key(blocks):
     key = jax.random.key(3)
 
     def apply(weights, x, layer_key, number):
-        return jnp.concatenate([x[1:], weights["w"] + jax.random.uniform(layer_key) + 10.0 * number])
+        return jnp.concatenate(
+            [x[1:], weights["w"] + jax.random.uniform(layer_key) + 10.0 * number]
+        )
 
     out = run_stack(
         [apply],
@@ -127,9 +141,16 @@ def test_every_layer_gets_its_own_weights_and_key(blocks):
 @pytest.mark.parametrize("blocks", WAYS)
 def test_kinds_of_layers_take_turns(blocks, layers):
     """Also where the last period is cut short."""
-    kinds = [lambda w, x, _, number, kind=kind: jnp.roll(x, -1).at[-1].set(100.0 * kind + w["w"][0] + number / 8) for kind in range(2)]
+    kinds = [
+        lambda w, x, _, number, kind=kind: (
+            jnp.roll(x, -1).at[-1].set(100.0 * kind + w["w"][0] + number / 8)
+        )
+        for kind in range(2)
+    ]
     params = {"w": jnp.arange(float(layers))[:, None]}
-    out = run_stack(kinds, params, {"w": ("layers", None)}, jnp.zeros(layers), None, Execution(blocks=blocks))
+    out = run_stack(
+        kinds, params, {"w": ("layers", None)}, jnp.zeros(layers), None, Execution(blocks=blocks)
+    )
     np.testing.assert_array_equal(out, [100.0 * (i % 2) + i + i / 8 for i in range(layers)])
 
 
@@ -162,6 +183,9 @@ def test_init_does_not_depend_on_how_the_stack_is_run():
         Execution(blocks="scanned", remat="full"),
         Execution(gather=marked_gather, constrain=lambda x, axes: 0 * x),
     ]
-    programs = [str(jax.make_jaxpr(models.build(MODEL, execution=way).init)(jax.random.key(0))) for way in ways]
+    programs = [
+        str(jax.make_jaxpr(models.build(MODEL, execution=way).init)(jax.random.key(0)))
+        for way in ways
+    ]
     assert "random_bits" in programs[0]
     assert programs[0] == programs[1] == programs[2]

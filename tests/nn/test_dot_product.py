@@ -43,7 +43,12 @@ MASKS: dict[str, tuple[Mask, Rule]] = {
     ),
     "all": (
         Mask(True, 4, LENGTHS, segments=SEGMENTS, prefix_lengths=PREFIXES),
-        lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 4 and k < LENGTHS[b] and SEGMENTS[b, q] == SEGMENTS[b, k],
+        lambda b, q, k: (
+            (k <= q or k < PREFIXES[b])
+            and q - k < 4
+            and k < LENGTHS[b]
+            and SEGMENTS[b, q] == SEGMENTS[b, k]
+        ),
     ),
 }
 
@@ -57,7 +62,9 @@ def qkv() -> Qkv:
     return random((B, L, H, K), 0), random((B, L, G, K), 1), random((B, L, G, K), 2)
 
 
-def expected(q, k, v, rule: Rule, bias: np.ndarray | None = None, softcap: float | None = None) -> np.ndarray:
+def expected(
+    q, k, v, rule: Rule, bias: np.ndarray | None = None, softcap: float | None = None
+) -> np.ndarray:
     """The definition, one query at a time; a query that sees nothing is NaN."""
     out = np.full(q.shape, np.nan)
     for b, i, h in np.ndindex(q.shape[:3]):
@@ -101,7 +108,9 @@ def test_bias_and_softcap(qkv: Qkv, blocks):
 
 
 SOURCE_LENGTHS: Any = np.array([11, 5])
-SOURCE_SEGMENTS: Any = np.array([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
+SOURCE_SEGMENTS: Any = np.array(
+    [[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]]
+)
 
 CROSS_MASKS: dict[str, tuple[Mask, Rule]] = {
     "none": (Mask(), lambda b, q, k: True),
@@ -142,7 +151,9 @@ def test_cross_attention(name, blocks):
 
 def test_blocks_save_scores():
     def pairs(mask: Mask, length: int) -> int:
-        return sum(len(queries) * len(keys) for queries, keys in visible_blocks(mask, length, length))
+        return sum(
+            len(queries) * len(keys) for queries, keys in visible_blocks(mask, length, length)
+        )
 
     assert pairs(Mask(causal=True), 512) == 128 * (128 + 256 + 384 + 512)
     assert pairs(Mask(causal=True, window=64), 512) == 128 * (128 + 3 * (128 + 63))
@@ -176,7 +187,9 @@ def test_dropout_on_the_weights():
     v = jnp.broadcast_to(jnp.eye(n)[None, :, None], (4, n, 1, n))
 
     def run(rate, key):
-        return np.asarray(attend(q, k, v, Mask(), Execution(), scale=0.125, dropout=rate, dropout_key=key))
+        return np.asarray(
+            attend(q, k, v, Mask(), Execution(), scale=0.125, dropout=rate, dropout_key=key)
+        )
 
     whole, dropped = run(0.25, None), run(0.25, jax.random.key(0))
     np.testing.assert_array_equal(whole, run(0.0, jax.random.key(0)))
@@ -244,10 +257,19 @@ def test_asked_for_but_unsupported_raises_in_a_model_too(qkv: Qkv):
 
 
 def test_kernel_of_a_model():
-    def chosen(fields: dict, compute: str = "bfloat16", keys: int = 1000, mask: Mask = GOOD.mask) -> tuple[str, str]:
-        return attention_kernel(config.ModelConfig(width=256, heads=4, **fields), compute, 1000, keys, mask, H100)
+    def chosen(
+        fields: dict, compute: str = "bfloat16", keys: int = 1000, mask: Mask = GOOD.mask
+    ) -> tuple[str, str]:
+        return attention_kernel(
+            config.ModelConfig(width=256, heads=4, **fields), compute, 1000, keys, mask, H100
+        )
 
-    assert chosen({}) == chosen({}, keys=64) == chosen({"sliding_window": 64}) == ("cudnn", "supported")
+    assert (
+        chosen({})
+        == chosen({}, keys=64)
+        == chosen({"sliding_window": 64})
+        == ("cudnn", "supported")
+    )
     assert chosen({"attention_softcap": 30.0}) == ("xla", "attention soft-cap")
     assert chosen({"attention_dropout": 0.1}) == ("xla", "attention dropout")
     assert chosen({}, mask=Mask(segments=SEGMENTS)) == ("xla", "packed segments")
@@ -281,10 +303,16 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     keys, mask = CUDNN_CASES[name]
     queries = 128 if keys == 128 else 70
     q, k, v, bias = (
-        random(shape, i) for i, shape in enumerate([(B, queries, H, K), (B, keys, G, K), (B, keys, G, K), (1, H, queries, keys)])
+        random(shape, i)
+        for i, shape in enumerate(
+            [(B, queries, H, K), (B, keys, G, K), (B, keys, G, K), (1, H, queries, keys)]
+        )
     )
     ours = dot_product.cudnn_attention(q, k, v, mask, 0.5, jnp.asarray(bias))
     assert shapes == [(128, 256 if keys == 140 else 128)]
     theirs = dot_product.xla_attention(q, k, v, mask, 0.5, bias, None, 0.0, None)
-    read = np.arange(queries) < (np.full(B, queries) if mask.query_lengths is None else mask.query_lengths)[:, None]
+    read = (
+        np.arange(queries)
+        < (np.full(B, queries) if mask.query_lengths is None else mask.query_lengths)[:, None]
+    )
     np.testing.assert_allclose(np.asarray(ours)[read], np.asarray(theirs)[read], atol=2e-6)

@@ -22,9 +22,11 @@ FAN_IN = {
     "relative": WIDTH,
 }
 EXPECTED: dict[str, dict[str, float]] = {
-    "gpt2": dict.fromkeys(FAN_IN, 0.05) | {"output": 0.05 / math.sqrt(6), "down": 0.05 / math.sqrt(6)},
+    "gpt2": dict.fromkeys(FAN_IN, 0.05)
+    | {"output": 0.05 / math.sqrt(6), "down": 0.05 / math.sqrt(6)},
     "normal": dict.fromkeys(FAN_IN, 0.05),
-    "fan_in": dict.fromkeys(FAN_IN, 1 / 8) | {"output": 1 / math.sqrt(6 * 80), "down": 1 / math.sqrt(6 * 96)},
+    "fan_in": dict.fromkeys(FAN_IN, 1 / 8)
+    | {"output": 1 / math.sqrt(6 * 80), "down": 1 / math.sqrt(6 * 96)},
     # transformers' T5 starts so as well, but for the untied head, which is T5X's.
     "t5": dict.fromkeys(FAN_IN, 1 / 8)
     | {
@@ -98,7 +100,13 @@ def draws(model: config.ModelConfig, seeds: tuple[int, ...]) -> list[dict[str, n
     """The starting values of each seed, by the path of the parameter."""
     init = jax.jit(models.build(model).init)
     trees = [jax.tree_util.tree_leaves_with_path(init(jax.random.key(seed))) for seed in seeds]
-    return [{jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in tree} for tree in trees]
+    return [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+            for path, leaf in tree
+        }
+        for tree in trees
+    ]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -19,7 +19,9 @@ from jaxlm.nn.parameters import init_params
 
 FORMULAS = {
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_tanh": lambda x: (
+        0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
     "relu": lambda x: max(x, 0.0),
     "relu_squared": lambda x: max(x, 0.0) ** 2,
     "silu": lambda x: x / (1 + math.exp(-x)),
@@ -29,17 +31,25 @@ FORMULAS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name):
     points = jnp.linspace(-5, 5, 41)
-    np.testing.assert_allclose(ACTIVATIONS[name](points), [FORMULAS[name](float(x)) for x in points], atol=2e-6)
+    np.testing.assert_allclose(
+        ACTIVATIONS[name](points), [FORMULAS[name](float(x)) for x in points], atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
-    model = config.ModelConfig(width=6, heads=1, mlp_width=10, gated=gated, activation="relu_squared")
+    model = config.ModelConfig(
+        width=6, heads=1, mlp_width=10, gated=gated, activation="relu_squared"
+    )
     x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
     shapes = jax.eval_shape(MLP(model).init, jax.random.key(0), x)["params"]
     rng = np.random.default_rng(1)
     p = {name: rng.normal(size=box.value.shape).astype(np.float32) for name, box in shapes.items()}
-    assert p.keys() == {f"{part}_{kind}" for part in ["up", "down"] + ["gate"] * gated for kind in ("kernel", "bias")}
+    assert p.keys() == {
+        f"{part}_{kind}"
+        for part in ["up", "down"] + ["gate"] * gated
+        for kind in ("kernel", "bias")
+    }
     acted, other = ("gate", "up") if gated else ("up", None)
     hidden = np.maximum(x @ p[f"{acted}_kernel"] + p[f"{acted}_bias"], 0) ** 2
     if other:
@@ -62,10 +72,16 @@ def test_norms():
     )
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     expected = (x - mean) / np.sqrt(variance + 0.1) * scale + bias
-    np.testing.assert_allclose(layer_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 0.1), expected, atol=1e-5)
-    np.testing.assert_allclose(layer_norm(jnp.asarray(x), jnp.asarray(scale), None, 0.1), expected - bias, atol=1e-5)
+    np.testing.assert_allclose(
+        layer_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 0.1), expected, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        layer_norm(jnp.asarray(x), jnp.asarray(scale), None, 0.1), expected - bias, atol=1e-5
+    )
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
-    np.testing.assert_allclose(rms_norm(jnp.asarray(x), jnp.asarray(scale), 0.1), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        rms_norm(jnp.asarray(x), jnp.asarray(scale), 0.1), expected, atol=1e-5
+    )
 
 
 def test_norms_of_bfloat16_are_computed_in_float32():
@@ -86,7 +102,10 @@ def test_matmul_is_einsum_with_its_gradient(spec):
     def loss(product):
         return lambda x, w: jnp.sum(jnp.sin(product(spec, x, w)))
 
-    ours, theirs = (jax.jit(jax.value_and_grad(loss(product), argnums=(0, 1)))(x, w) for product in (matmul, jnp.einsum))
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(loss(product), argnums=(0, 1)))(x, w)
+        for product in (matmul, jnp.einsum)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
@@ -111,7 +130,9 @@ def test_weight_gradient_is_not_rounded(spec):
 
 
 def test_bias_gradient_is_not_rounded():
-    gradient = jax.grad(lambda b: jnp.sum(add_bias(jnp.zeros((1, 1025, 1), jnp.bfloat16), b).astype(jnp.float32)))(jnp.zeros(1))
+    gradient = jax.grad(
+        lambda b: jnp.sum(add_bias(jnp.zeros((1, 1025, 1), jnp.bfloat16), b).astype(jnp.float32))
+    )(jnp.zeros(1))
     assert float(gradient[0]) == 1025.0
 
 
@@ -140,10 +161,14 @@ def test_dropout_of_the_sublayers_is_independent():
     """Kernels of zero and output biases of one: x + dropout(1) + dropout(1), each 0 or 2."""
     model = config.ModelConfig(width=64, heads=1, dropout=0.5)
     x, context = jnp.zeros((2, 8, 64)), Context(Mask(causal=True))
-    shapes = jax.eval_shape(lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0)
+    )
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
     params["attention"]["output_bias"] = params["mlp"]["down_bias"] = np.ones(64)
-    y, _ = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(jax.random.key(0, impl="rbg"))
+    y, _ = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(
+        jax.random.key(0, impl="rbg")
+    )
     # 1,024 draws: five standard deviations of a share are 0.08.
     values, counts = np.unique(y, return_counts=True)
     assert values.tolist() == [0.0, 2.0, 4.0]

@@ -50,9 +50,13 @@ def test_shapes_and_formats_are_as_announced(name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "vocabulary" not in case])
 def test_the_example_has_the_shapes_of_a_batch(name):
-    example = objectives.example(config.ObjectiveConfig(**CASES[name]), LENGTH, len(VOCABULARY.sentinels))
+    example = objectives.example(
+        config.ObjectiveConfig(**CASES[name]), LENGTH, len(VOCABULARY.sentinels)
+    )
     batch = make(built(name), windows(built(name), 1))
-    assert {n: (a.shape, a.dtype) for n, a in fields(example).items()} == {n: (a.shape, a.dtype) for n, a in fields(batch).items()}
+    assert {n: (a.shape, a.dtype) for n, a in fields(example).items()} == {
+        n: (a.shape, a.dtype) for n, a in fields(batch).items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -60,7 +64,10 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     objective = built(name)
     text = windows(objective, 7, ends=0.1)
     whole = fields(make(objective, text, first_sample=100, seed=3))
-    parts = [fields(make(objective, text[rows], first_sample=100 + rows.start, seed=3)) for rows in (slice(0, 2), slice(2, 7))]
+    parts = [
+        fields(make(objective, text[rows], first_sample=100 + rows.start, seed=3))
+        for rows in (slice(0, 2), slice(2, 7))
+    ]
     backwards = fields(objective.make(text[::-1], 100 + np.arange(7)[::-1], 3))
     for field, value in whole.items():
         assert np.array_equal(np.concatenate([part[field] for part in parts]), value), field
@@ -246,7 +253,13 @@ def test_draws_are_fixed_for_ever(name):
     text = (300 + np.arange(objective.window, dtype=np.int32))[None]
     text[0, 9] = END
     batch = make(objective, text, first_sample=5, seed=11)
-    drawn = batch.prefix_lengths if name == "prefix" else batch.tokens[0] if batch.source is None else batch.source[0]
+    drawn = (
+        batch.prefix_lengths
+        if name == "prefix"
+        else batch.tokens[0]
+        if batch.source is None
+        else batch.source[0]
+    )
     assert drawn.tolist() == GOLDEN[name]
 
 

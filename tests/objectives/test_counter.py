@@ -17,7 +17,9 @@ def test_counter_values_depend_on_the_four_coordinates_alone():
     assert grid[13, 20] == counter_rng.random_bits(7, 13, counter_rng.PHASE, 20)
     assert np.array_equal(
         grid[10:20, 30:],
-        counter_rng.random_bits(7, np.arange(10, 20)[:, None], counter_rng.PHASE, np.arange(30, 70)),
+        counter_rng.random_bits(
+            7, np.arange(10, 20)[:, None], counter_rng.PHASE, np.arange(30, 70)
+        ),
     )
     others = [
         (8, counter_rng.PHASE),
@@ -28,14 +30,19 @@ def test_counter_values_depend_on_the_four_coordinates_alone():
     drawn = np.concatenate(
         [
             grid.ravel(),
-            *(counter_rng.random_bits(seed, samples, stream, positions).ravel() for seed, stream in others),
+            *(
+                counter_rng.random_bits(seed, samples, stream, positions).ravel()
+                for seed, stream in others
+            ),
         ]
     )
     assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_counter_bits_are_fair():
-    values = counter_rng.random_bits(0, np.arange(100)[:, None], counter_rng.PHASE, np.arange(100)).ravel()
+    values = counter_rng.random_bits(
+        0, np.arange(100)[:, None], counter_rng.PHASE, np.arange(100)
+    ).ravel()
     ones = np.unpackbits(values.view(np.uint8)).reshape(-1, 64).mean(axis=0)
     assert abs(ones - 0.5).max() < 5 * 0.005  # 10,000 draws a bit: standard deviation 0.005
     neighbours = np.unpackbits((values[1:] ^ values[:-1]).view(np.uint8)).mean()

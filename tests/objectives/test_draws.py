@@ -12,7 +12,9 @@ SAMPLES = np.arange(20_000)
 def agree(counts, probabilities):
     """Whether counts of independent draws lie within 5 standard deviations of their expectation."""
     probabilities, draws_made = np.asarray(probabilities), np.sum(counts)
-    deviations = np.abs(counts - draws_made * probabilities) / np.sqrt(draws_made * probabilities * (1 - probabilities))
+    deviations = np.abs(counts - draws_made * probabilities) / np.sqrt(
+        draws_made * probabilities * (1 - probabilities)
+    )
     return deviations.max() < 5
 
 
@@ -41,12 +43,16 @@ def test_compositions_are_uniform():
     assert (parts.sum(axis=1) == 7).all()
     assert parts.min() == 1
     _, counts = np.unique(parts @ [100, 10, 1], return_counts=True)
-    assert agree(counts, [1 / math.comb(6, 2)] * math.comb(6, 2))  # as many as ways to cut at 2 of 6 places
+    assert agree(
+        counts, [1 / math.comb(6, 2)] * math.comb(6, 2)
+    )  # as many as ways to cut at 2 of 6 places
     assert random_ops.composition(0, SAMPLES[:2], STREAM, 1, 1).tolist() == [[1], [1]]
 
 
 def test_groups_stay_together_in_random_order():
-    begins = np.tile(np.array([False, True, False, True, True]), (len(SAMPLES), 1))  # groups 0, 1 2, 3, 4
+    begins = np.tile(
+        np.array([False, True, False, True, True]), (len(SAMPLES), 1)
+    )  # groups 0, 1 2, 3, 4
     first = random_ops.group_starts(begins)
     assert first[0].tolist() == [0, 1, 1, 3, 4]
     keys = random_ops.order_of_groups(random_ops.order(0, SAMPLES, STREAM, 5), first)

@@ -57,9 +57,13 @@ def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_s
     )
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
-    expected = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
+    expected = (
+        np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
+    )
     assert np.array_equal(batch.targets, expected)
-    for line, source, size in zip(text.tolist(), batch.source.tolist(), batch.source_lengths, strict=True):
+    for line, source, size in zip(
+        text.tolist(), batch.source.tolist(), batch.source_lengths, strict=True
+    ):
         assert source[size:] == [PAD] * (length - size)
         source = source[:size]
         if framed:
@@ -83,8 +87,12 @@ def test_the_decoder_reads_its_targets_shifted(start, token):
 def test_span_lengths_are_poisson():
     for mean in (1.0, 3.0, 3.5, 30.0):
         probabilities = np.diff(infilling.poisson_thresholds(mean) / 2**32, prepend=0)
-        expected = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(len(probabilities))]
-        np.testing.assert_allclose(probabilities, expected, atol=2**-31)  # thresholds are rounded to 2**-32
+        expected = [
+            math.exp(-mean) * mean**k / math.factorial(k) for k in range(len(probabilities))
+        ]
+        np.testing.assert_allclose(
+            probabilities, expected, atol=2**-31
+        )  # thresholds are rounded to 2**-32
         assert sum(expected) == pytest.approx(1, abs=2**-32)
     assert np.isfinite(infilling.poisson_thresholds(3000.0).astype(float)).all()  # exp(-3000) is 0
 
@@ -120,7 +128,9 @@ def test_spans_lie_anywhere():
 
 def infill(text, starts, lengths):
     line = np.array([text], np.int32)
-    spans = infilling.Spans(np.array([starts]), np.array([lengths]), np.ones((1, len(starts)), bool))
+    spans = infilling.Spans(
+        np.array([starts]), np.array([lengths]), np.ones((1, len(starts)), bool)
+    )
     source, sizes = infilling.infilled(line, line >= FIRST_ORDINARY, spans, VOCABULARY)
     assert source[0, sizes[0] :].tolist() == [PAD] * (len(text) - sizes[0])
     return source[0, : sizes[0]].tolist()
@@ -162,13 +172,17 @@ def test_sentences_move_within_their_document():
                 lambda token: VOCABULARY.ends_sentence[token],
             )
             in_order = sorted(sentences, key=lambda sentence: after.index(sentence[0]))
-            assert [token for sentence in in_order for token in sentence] == [token for token in after if token != END]
+            assert [token for sentence in in_order for token in sentence] == [
+                token for token in after if token != END
+            ]
     assert (moved != text).mean() > 0.5
 
 
 def test_all_orders_of_sentences_are_alike():
     rows = 6000
-    text = np.tile(np.array([209, 301, 219, 302, 303], np.int32), (rows, 1))  # three sentences, the last one unfinished
+    text = np.tile(
+        np.array([209, 301, 219, 302, 303], np.int32), (rows, 1)
+    )  # three sentences, the last one unfinished
     moved = infilling.shuffled(text, np.arange(rows), 0, VOCABULARY)
     orders, counts = np.unique(moved, axis=0, return_counts=True)
     assert len(orders) == 6

@@ -21,7 +21,9 @@ from jaxlm.objectives import masked, random_ops
 def restored(batch):
     """The tokens with every target put back."""
     text = batch.tokens.copy()
-    for row, places, targets, weights in zip(text, batch.predict, batch.targets, batch.weights, strict=True):
+    for row, places, targets, weights in zip(
+        text, batch.predict, batch.targets, batch.weights, strict=True
+    ):
         row[places[weights > 0]] = targets[weights > 0]
     return text
 
@@ -35,7 +37,9 @@ def restored(batch):
     st.booleans(),
     st.integers(0, 2**32),
 )
-def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, framed, whole_words, seed):
+def test_the_text_comes_back_and_special_tokens_stay(
+    length, ends, noise, framed, whole_words, seed
+):
     objective = build(
         "masked",
         length,
@@ -45,9 +49,13 @@ def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, framed
     )
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
-    original = np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
+    original = (
+        np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
+    )
     assert np.array_equal(restored(batch), original)
-    for places, targets, weights, line in zip(batch.predict, batch.targets, batch.weights, original, strict=True):
+    for places, targets, weights, line in zip(
+        batch.predict, batch.targets, batch.weights, original, strict=True
+    ):
         eligible = (line >= FIRST_ORDINARY).sum()
         budget = min(max(1, round(noise * eligible)), eligible)
         used = int(weights.sum())
@@ -73,7 +81,9 @@ def test_shares_are_those_of_bert():
     assert replaced.min() >= 0
     quarters = np.bincount(replaced * 4 // ordinary, minlength=4)
     assert abs(quarters - len(replaced) / 4).max() < 5 * np.sqrt(len(replaced) * 3 / 16)
-    each = np.bincount(batch.predict.ravel(), minlength=512)  # every position is as likely as any other
+    each = np.bincount(
+        batch.predict.ravel(), minlength=512
+    )  # every position is as likely as any other
     assert abs(each - 300 * 77 / 512).max() < 5 * np.sqrt(300 * 77 / 512 * (1 - 77 / 512))
 
 
@@ -84,7 +94,9 @@ def test_shares_may_be_all_or_none(mask_share, random_share):
     batch = make(objective, text)
     now = np.take_along_axis(batch.tokens, batch.predict, axis=1)
     assert (now == MASK).mean() == mask_share
-    assert (now != batch.targets).mean() == pytest.approx(mask_share + random_share, abs=0.02)  # a draw may hit the old token
+    assert (now != batch.targets).mean() == pytest.approx(
+        mask_share + random_share, abs=0.02
+    )  # a draw may hit the old token
 
 
 def words_of(line):
@@ -92,7 +104,10 @@ def words_of(line):
     words = []
     for place, token in enumerate(line):
         before = line[place - 1] if place else END
-        joins = min(token, before) >= FIRST_ORDINARY and VOCABULARY.first[token] == VOCABULARY.last[before]
+        joins = (
+            min(token, before) >= FIRST_ORDINARY
+            and VOCABULARY.first[token] == VOCABULARY.last[before]
+        )
         if joins:
             words[-1].append(place)
         elif token >= FIRST_ORDINARY:
@@ -113,7 +128,9 @@ def test_words_are_chosen_as_by_a_loop_over_them(length, ends, noise, seed):
     ordinary = text >= FIRST_ORDINARY
     keys = random_ops.order(seed, np.arange(3), 0, length)
     counts = masked.budgets(ordinary.sum(axis=1), noise)
-    chosen = masked.whole_words(keys, ordinary, counts, *masked.word_bounds(text, ordinary, VOCABULARY))
+    chosen = masked.whole_words(
+        keys, ordinary, counts, *masked.word_bounds(text, ordinary, VOCABULARY)
+    )
     for line, places, key, budget in zip(text, chosen, keys, counts, strict=True):
         taken = []
         for word in sorted(words_of(line), key=lambda word: key[word[0]]):
@@ -127,7 +144,9 @@ def test_whole_words_are_whole_and_their_tokens_differ_in_fate():
     text = windows(objective, 50, ends=0.01)
     batch = make(objective, text)
     fates = set()
-    for line, tokens, places, weights in zip(text, batch.tokens, batch.predict, batch.weights, strict=True):
+    for line, tokens, places, weights in zip(
+        text, batch.tokens, batch.predict, batch.weights, strict=True
+    ):
         chosen = set(places[weights > 0].tolist())
         for word in words_of(line):
             assert len(chosen & set(word)) in (0, len(word))

@@ -67,14 +67,21 @@ def test_the_text_comes_back(length, ends, noise, mean_span, seed):
         return
     text = windows(objective, 4, ends, seed)
     batch = make(objective, text, seed=seed)
-    sizes = span.fitting(length, config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span))
+    sizes = span.fitting(
+        length, config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span)
+    )
     sentinels = list(range(FIRST_SENTINEL, FIRST_SENTINEL + sizes.spans))
-    for line, source, target in zip(text.tolist(), batch.source.tolist(), batch.targets.tolist(), strict=True):
+    for line, source, target in zip(
+        text.tolist(), batch.source.tolist(), batch.targets.tolist(), strict=True
+    ):
         start, rest = pieces(source)
         nothing, spans = pieces(target)
         assert nothing == [] and start
         assert list(spans) == list(rest) == sentinels
-        assert start + [token for sentinel in sentinels for token in spans[sentinel] + rest[sentinel]] == line
+        assert (
+            start + [token for sentinel in sentinels for token in spans[sentinel] + rest[sentinel]]
+            == line
+        )
         assert all(spans.values()) and all(rest[sentinel] for sentinel in sentinels[:-1])
         assert rest[sentinels[-1]] == []  # as T5's masks, the text ends with a span
 
@@ -102,7 +109,9 @@ def test_span_lengths_are_those_of_a_random_segmentation():
     for place in (0, 3, spans - 1):
         for a in range(1, 9):
             share = math.comb(noise - a - 1, spans - 2) / math.comb(noise - 1, spans - 1)
-            assert abs((lengths[:, place] == a).sum() - rows * share) < 5 * np.sqrt(rows * share * (1 - share))
+            assert abs((lengths[:, place] == a).sum() - rows * share) < 5 * np.sqrt(
+                rows * share * (1 - share)
+            )
     hidden = np.zeros(objective.window)
     places = {token: place for place, token in enumerate(windows(objective, 1)[0].tolist())}
     for token in batch.targets[batch.targets >= FIRST_ORDINARY].tolist():
@@ -116,7 +125,10 @@ def test_lengths_of_spans_and_of_the_text_between_are_independent():
     objective = build("span", 24, noise_share=0.5, mean_span=6.0)  # 2 spans
     batch = make(objective, np.repeat(windows(objective, 1), rows, axis=0))
     text, noise = (
-        np.argmax(line == sentinel, axis=1) for line, sentinel in [(batch.source, FIRST_SENTINEL), (batch.targets, FIRST_SENTINEL + 1)]
+        np.argmax(line == sentinel, axis=1)
+        for line, sentinel in [(batch.source, FIRST_SENTINEL), (batch.targets, FIRST_SENTINEL + 1)]
     )
     assert min(text.std(), noise.std()) > 1
-    assert abs(np.corrcoef(text, noise)[0, 1]) < 5 / np.sqrt(rows)  # standard error of a correlation
+    assert abs(np.corrcoef(text, noise)[0, 1]) < 5 / np.sqrt(
+        rows
+    )  # standard error of a correlation

@@ -48,7 +48,8 @@ def test_one_process_by_itself():
     assert (
         detect(
             RuntimeConfig(),
-            SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0"},
+            SLURM
+            | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0"},
         )
         == Cluster()
     )
@@ -57,14 +58,21 @@ def test_one_process_by_itself():
 
 def test_slurm_tells_a_task_its_place():
     found = detect(RuntimeConfig(), SLURM)
-    assert found._replace(coordinator="") == Cluster(12, 9, "", (2, 3), "SLURM")  # two of eight GPUs for each of four tasks
+    assert found._replace(coordinator="") == Cluster(
+        12, 9, "", (2, 3), "SLURM"
+    )  # two of eight GPUs for each of four tasks
     host, port = found.address
     assert host == "gpu07" and 61440 <= port < 65536
-    assert detect(RuntimeConfig(), SLURM | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}).coordinator == found.coordinator
+    assert (
+        detect(RuntimeConfig(), SLURM | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}).coordinator
+        == found.coordinator
+    )
     # Another step of the same job, at the same time, has another port.
     assert detect(RuntimeConfig(), SLURM | {"SLURM_STEP_ID": "1"}).coordinator != found.coordinator
     # One task for each GPU; where SLURM binds them, each sees but its own.
-    assert detect(RuntimeConfig(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}).gpus == (5,)
+    assert detect(
+        RuntimeConfig(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}
+    ).gpus == (5,)
     assert detect(RuntimeConfig(), SLURM | {"CUDA_VISIBLE_DEVICES": "0"}).gpus is None
     # On one machine nothing leaves it.
     assert detect(RuntimeConfig(), SLURM | {"SLURM_STEP_NUM_NODES": "1"}).address[0] == "127.0.0.1"
@@ -102,13 +110,18 @@ def test_open_mpi_tells_a_process_its_place():
         OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "7.0;tcp6://[fe80::b9b,2620::1]:43370"},
     )
     assert six.address[0] == "fe80::b9b" and six.coordinator.startswith("[fe80::b9b]:")
-    assert detect(RuntimeConfig(), OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}).address[0] == "127.0.0.1"
+    assert (
+        detect(RuntimeConfig(), OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}).address[0]
+        == "127.0.0.1"
+    )
     # Open MPI 5 no longer says where mpirun is.
     with pytest.raises(
         ConfigError,
         match=r"^runtime\.coordinator: is needed for one of 4 processes under Open MPI$",
     ):
-        detect(RuntimeConfig(), {name: value for name, value in OPEN_MPI.items() if "uri" not in name})
+        detect(
+            RuntimeConfig(), {name: value for name, value in OPEN_MPI.items() if "uri" not in name}
+        )
 
 
 def test_an_indexed_job_of_kubernetes_has_its_index_and_its_first_pod(monkeypatch):
@@ -157,7 +170,11 @@ def test_fewer_processes_than_the_scheduler_started_are_refused():
 
 def test_devices_of_a_host_stand_together():
     """SLURM may deal processes out to the nodes in turn."""
-    found = [SimpleNamespace(process_index=process, id=10 * process + n) for process in range(4) for n in range(2)]
+    found = [
+        SimpleNamespace(process_index=process, id=10 * process + n)
+        for process in range(4)
+        for n in range(2)
+    ]
     assert [d.id for d in platform.arranged(found, None, ("a", "b", "a", "b"))] == [
         0,
         1,
@@ -208,8 +225,12 @@ def test_an_address_that_cannot_be_listened_on_names_its_key():
             match=rf"^runtime\.coordinator: process 0 can't listen on 127\.0\.0\.1 port {port}: Address already",
         ):
             distributed.listening_address(Cluster(2, 0, f"127.0.0.1:{port}"), RuntimeConfig())
-    with pytest.raises(ConfigError, match=r"^runtime\.coordinator_bind: process 0 can't listen on 192\.0\.2\.1"):
-        distributed.listening_address(Cluster(2, 0, "127.0.0.1:5"), RuntimeConfig(coordinator_bind="192.0.2.1"))
+    with pytest.raises(
+        ConfigError, match=r"^runtime\.coordinator_bind: process 0 can't listen on 192\.0\.2\.1"
+    ):
+        distributed.listening_address(
+            Cluster(2, 0, "127.0.0.1:5"), RuntimeConfig(coordinator_bind="192.0.2.1")
+        )
     assert distributed.listening_address(Cluster(2, 1, "[::1]:5"), RuntimeConfig()) == "[::1]:5"
 
 
@@ -228,20 +249,33 @@ def test_processes_that_do_not_come_end_the_wait(tmp_path):
     runtime.run(main)
     """
     arguments = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=multiprocess.environment())
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=60, env=multiprocess.environment()
+    )
     assert done.returncode == 5
-    assert done.stderr.startswith("error: not all of the 2 processes came to 127.0.0.1:") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: not all of the 2 processes came to 127.0.0.1:")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_the_first_difference_is_named():
     ours, theirs = {"a": "1", "b": "2"}, {"a": "1", "c": "3"}
     assert process_group.difference(ours, ours, "process 1") == ""
-    assert process_group.difference(ours, theirs, "process 1") == "process 1 differs from process 0 in b: 2 -> absent"
-    assert process_group.difference({"a": "1"}, theirs, "process 1") == "process 1 differs from process 0 in c: absent -> 3"
+    assert (
+        process_group.difference(ours, theirs, "process 1")
+        == "process 1 differs from process 0 in b: 2 -> absent"
+    )
+    assert (
+        process_group.difference({"a": "1"}, theirs, "process 1")
+        == "process 1 differs from process 0 in c: absent -> 3"
+    )
 
 
 def test_what_a_process_alone_decides_is_not_compared():
-    one = RuntimeConfig(processes=2, process=0, coordinator="127.0.0.1:1", coordinator_bind="0.0.0.0")
+    one = RuntimeConfig(
+        processes=2, process=0, coordinator="127.0.0.1:1", coordinator_bind="0.0.0.0"
+    )
     two = RuntimeConfig(processes=2, process=1, coordinator="localhost:1")
     assert runtime.shared(one) == runtime.shared(two) == RuntimeConfig()
 

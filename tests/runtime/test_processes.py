@@ -39,7 +39,13 @@ def alone(*edits: str, directory: str, devices: int = 8) -> None:
         "--devices",
         str(devices),
     ]
-    done = subprocess.run(arguments, env=multiprocess.environment(), capture_output=True, text=True, timeout=multiprocess.LIMIT)
+    done = subprocess.run(
+        arguments,
+        env=multiprocess.environment(),
+        capture_output=True,
+        text=True,
+        timeout=multiprocess.LIMIT,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -67,7 +73,11 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
     np.testing.assert_allclose([*two.values()], [*one.values()], rtol=1e-5)
     assert tiny_run.rows("runs/two")["train/tokens"] == tiny_run.rows("runs/one")["train/tokens"]
     # Process 0 alone records and shows.
-    assert "on 2 processes" in done.stdout and "step 20/20 100%" in done.stdout and "--- sample 1 ---" in done.stdout
+    assert (
+        "on 2 processes" in done.stdout
+        and "step 20/20 100%" in done.stdout
+        and "--- sample 1 ---" in done.stdout
+    )
     assert "Gloo" not in done.stdout and done.stderr == ""
     assert "step 20/20" not in multiprocess.log("runs/two", 1)
     assert len(list(Path("runs/two/tensorboard").iterdir())) == 1
@@ -77,9 +87,26 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
 def test_slurm_trains_what_one_process_does(folder, cluster, family, zero):  # noqa: F811
     edits = (*tiny_run.FAMILIES[family], f"parallel.zero={zero}", "training.steps=20")
     alone(*edits, directory="runs/one")
-    options = ["--wait", "--ntasks=2", "--output=job.log", str(multiprocess.ROOT / "launch/slurm.sh")]
-    job = ["sbatch", *options, *multiprocess.command(*edits, directory="runs/two"), "--devices", "4"]
-    done = subprocess.run(job, env=multiprocess.environment(), capture_output=True, text=True, timeout=multiprocess.LIMIT)
+    options = [
+        "--wait",
+        "--ntasks=2",
+        "--output=job.log",
+        str(multiprocess.ROOT / "launch/slurm.sh"),
+    ]
+    job = [
+        "sbatch",
+        *options,
+        *multiprocess.command(*edits, directory="runs/two"),
+        "--devices",
+        "4",
+    ]
+    done = subprocess.run(
+        job,
+        env=multiprocess.environment(),
+        capture_output=True,
+        text=True,
+        timeout=multiprocess.LIMIT,
+    )
     said = Path("job.log").read_text()
     assert done.returncode == 0, said
     assert "on 2 processes" in said and "step 20/20 100%" in said
@@ -141,10 +168,17 @@ def hashes(directory: str, step: int) -> set[str]:
         (Path(directory) / "checkpoints" / str(step) / "state").absolute(),
         ocp.PyTreeCheckpointer(),
     )
-    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+    whole = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
     tree = reader.restore(path, restore_args=whole)
-    leaves = [(jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf)) for path, leaf in tree_leaves(tree)]
-    return {f"{path} {leaf.dtype} {hashlib.sha256(leaf.tobytes()).hexdigest()}" for path, leaf in leaves}
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
+        for path, leaf in tree_leaves(tree)
+    ]
+    return {
+        f"{path} {leaf.dtype} {hashlib.sha256(leaf.tobytes()).hexdigest()}" for path, leaf in leaves
+    }
 
 
 def test_a_run_moves_between_processes_and_devices(folder):
@@ -154,7 +188,9 @@ def test_a_run_moves_between_processes_and_devices(folder):
     alone(*edits, "training.steps=16", directory="runs/whole")
     for stop, count, devices in ((4, 2, 4), (8, 1, 8), (12, 1, 2), (16, 2, 4)):
         if stop > 4:
-            assert restored("runs/moved", stop - 4, *edits, count=count, devices=devices) == hashes("runs/moved", stop - 4)
+            assert restored("runs/moved", stop - 4, *edits, count=count, devices=devices) == hashes(
+                "runs/moved", stop - 4
+            )
         part = (*edits, f"training.steps={stop}")
         if count == 1:
             alone(*part, directory="runs/moved", devices=devices)
@@ -191,7 +227,9 @@ for sizes in (dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1,
 
 def test_each_process_puts_its_own_rows_in_their_place(folder):
     port = str(multiprocess.free_port())
-    arguments = [[sys.executable, "-c", textwrap.dedent(PLACEMENT), str(process), port] for process in (0, 1)]
+    arguments = [
+        [sys.executable, "-c", textwrap.dedent(PLACEMENT), str(process), port] for process in (0, 1)
+    ]
     ends = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     running = [subprocess.Popen(a, env=multiprocess.environment(), **ends) for a in arguments]
     rows = []
@@ -211,7 +249,10 @@ def test_two_runs_are_the_same_to_the_bit(folder):
     assert hashes("runs/a", 12) == hashes("runs/b", 12)
 
 
-INTERRUPTIONS = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(multiprocess.random_steps(10, 6, 30))]
+INTERRUPTIONS = [
+    pytest.param(*case, marks=campaign if n > 1 else [])
+    for n, case in enumerate(multiprocess.random_steps(10, 6, 30))
+]
 
 
 @pytest.mark.parametrize(("process", "step"), INTERRUPTIONS)
@@ -231,7 +272,10 @@ def test_sigterm_to_either_saves_both_at_the_same_step(folder, process, step):
     assert max(losses("runs/tiny")) == stopped + 1
 
 
-LOSSES = [pytest.param(*case, marks=campaign if n > 1 else []) for n, case in enumerate(multiprocess.random_steps(10, 6, 20))]
+LOSSES = [
+    pytest.param(*case, marks=campaign if n > 1 else [])
+    for n, case in enumerate(multiprocess.random_steps(10, 6, 20))
+]
 
 
 @pytest.mark.parametrize(("process", "step"), LOSSES)
@@ -278,7 +322,11 @@ def test_processes_that_differ_are_told_where(folder, edits, field):
     found = Peers(directory="runs/tiny", told={1: edits}).finish()
     assert [code for code, *_ in found] == [2, 2]
     for _, _, err in found:
-        assert err.endswith(f"differs from process 0 in {field}\n") and "error: process 1 (" in err and err.count("\n") == 1
+        assert (
+            err.endswith(f"differs from process 0 in {field}\n")
+            and "error: process 1 (" in err
+            and err.count("\n") == 1
+        )
 
 
 def test_text_that_differs_is_noticed(folder):
@@ -331,7 +379,10 @@ def test_a_mistake_in_one_process_ends_the_other(folder):
     ]
     first = [sys.executable, "-m", "jaxlm.train", *edits, "runtime.process=0"]
     second = [sys.executable, "-c", textwrap.dedent(program), *edits, "runtime.process=1"]
-    running = [subprocess.Popen(a, env=multiprocess.environment(), stderr=subprocess.PIPE, text=True) for a in (first, second)]
+    running = [
+        subprocess.Popen(a, env=multiprocess.environment(), stderr=subprocess.PIPE, text=True)
+        for a in (first, second)
+    ]
     began = time.monotonic()
     errors = [process.communicate(timeout=multiprocess.LIMIT)[1] for process in running]
     assert [process.returncode for process in running] == [5, 1]

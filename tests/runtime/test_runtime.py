@@ -26,7 +26,9 @@ def python(program, timeout=60, **environment):
     """Runs a program in a new process with our settings absent from its environment."""
     clean = {name: value for name, value in os.environ.items() if name not in OURS}
     arguments = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(arguments, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        arguments, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def output(program, **environment):
@@ -74,7 +76,10 @@ print(os.environ["XLA_FLAGS"], len(jax.devices()))
 
 
 def test_deterministic_adds_its_flag_once():
-    program = CONFIGURE + "[runtime.configure(RuntimeConfig(deterministic=True)) for _ in range(2)]; print(os.environ['XLA_FLAGS'])"
+    program = (
+        CONFIGURE
+        + "[runtime.configure(RuntimeConfig(deterministic=True)) for _ in range(2)]; print(os.environ['XLA_FLAGS'])"
+    )
     flags = ["--xla_cpu_enable_fast_math=false", "--xla_gpu_deterministic_ops=true"]
     assert output(program, XLA_FLAGS=flags[0]) == flags
 
@@ -122,13 +127,17 @@ runtime.run(main)
 def test_a_cache_that_others_can_write_is_refused(tmp_path, mode):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(mode)
-    with pytest.raises(ConfigError, match=r"^runtime\.compilation_cache: .*cache can be written by other users"):
+    with pytest.raises(
+        ConfigError, match=r"^runtime\.compilation_cache: .*cache can be written by other users"
+    ):
         runtime.private_directory(str(tmp_path / "cache"))
 
 
 def test_a_cache_below_a_file_names_the_key(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"^runtime\.compilation_cache: can't make .*file/cache: Not a directory"):
+    with pytest.raises(
+        ConfigError, match=r"^runtime\.compilation_cache: can't make .*file/cache: Not a directory"
+    ):
         runtime.private_directory(str(tmp_path / "file" / "cache"))
 
 
@@ -151,7 +160,9 @@ def test_a_commands_own_code_is_returned():
     assert command("return 75 if argv == ['x'] else 0").returncode == 75
 
 
-@pytest.mark.parametrize(("kind", "code"), [("UserError", 2), ("NoCheckpointError", 3), ("DivergedError", 4)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [("UserError", 2), ("NoCheckpointError", 3), ("DivergedError", 4)]
+)
 def test_a_users_mistake_is_one_line(kind, code):
     done = command(f"raise config.{kind}('a.txt:3: no text\\n  here')")
     assert (done.returncode, done.stderr) == (code, "error: a.txt:3: no text here\n")
@@ -274,7 +285,9 @@ def test_a_second_process_is_told_who_trains(tmp_path):
     )
     assert holder.stdout and holder.stdout.readline() == b"locked\n"
     with (
-        pytest.raises(UserError, match=rf"^another process \(pid {holder.pid}\) trains in {directory}"),
+        pytest.raises(
+            UserError, match=rf"^another process \(pid {holder.pid}\) trains in {directory}"
+        ),
         runtime.lock(directory),
     ):
         pass
@@ -289,7 +302,9 @@ def test_a_second_process_is_told_who_trains(tmp_path):
 def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"^run_directory: can't write to .*/file/run: Not a directory"),
+        pytest.raises(
+            UserError, match=r"^run_directory: can't write to .*/file/run: Not a directory"
+        ),
         runtime.lock(tmp_path / "file" / "run"),
     ):
         pass

@@ -33,9 +33,16 @@ MESHES = [
 
 def first_gradients(parts: tiny.Parts) -> dict[str, np.ndarray]:
     params = parts.start().params
-    run = jax.jit(lambda p, b: step.gradients(parts.model, parts.config.training, parts.placement, p, b, None)[1])
+    run = jax.jit(
+        lambda p, b: step.gradients(
+            parts.model, parts.config.training, parts.placement, p, b, None
+        )[1]
+    )
     found = jax.device_get(run(params, parts.put(tiny.batch(0, parts.config))))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+    }
 
 
 @cache
@@ -57,11 +64,15 @@ def test_every_mesh_computes_what_one_device_does(family, parallel):
     total = math.sqrt(sum(float(np.sum(np.square(g))) for g in gradients.values()))
     for path, gradient in first_gradients(parts).items():
         # Per tensor, relative to its norm; tensors that are all but zero are held against the global norm.
-        error = np.linalg.norm(gradient - gradients[path]) / max(np.linalg.norm(gradients[path]), 1e-3 * total)
+        error = np.linalg.norm(gradient - gradients[path]) / max(
+            np.linalg.norm(gradients[path]), 1e-3 * total
+        )
         assert error < 1e-5, (path, error)
 
 
-@pytest.mark.parametrize("parallel", [dict(zero=2, devices=8), dict(zero=0, devices=1)], ids=["zero2", "one"])
+@pytest.mark.parametrize(
+    "parallel", [dict(zero=2, devices=8), dict(zero=0, devices=1)], ids=["zero2", "one"]
+)
 def test_microbatches_change_nothing(parallel):
     settings = replace(tiny.CONFIG, training=replace(tiny.CONFIG.training, microbatches=2))
     parallel = dict(parallel)
@@ -90,7 +101,11 @@ def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> 
 
 
 SPLITS = [("decoder", zero, tensor) for zero in (0, 1, 2, 3) for tensor in (1, 2)]
-SPLITS += [(family, zero, tensor) for family in ("encoder", "encoder_decoder") for zero, tensor in ((1, 1), (3, 2))]
+SPLITS += [
+    (family, zero, tensor)
+    for family in ("encoder", "encoder_decoder")
+    for zero, tensor in ((1, 1), (3, 2))
+]
 
 
 @pytest.mark.parametrize(("family", "zero", "tensor"), SPLITS)
@@ -111,15 +126,23 @@ def test_bytes_per_device_are_the_formula(family, zero, tensor):
     where = state.state_shardings(parts.model, parts.optimizer, parts.placement)
     params = expected_bytes(parts.model, fsdp, tensor, split=zero == 3)
     moments = 2 * expected_bytes(parts.model, fsdp, tensor, split=zero >= 1)
-    assert held(current.params) == {params} == {sharding.bytes_per_device(shapes.params, where.params)}
+    assert (
+        held(current.params) == {params} == {sharding.bytes_per_device(shapes.params, where.params)}
+    )
     # Two moments, and the two step counters of the chain (Adam's and the schedule's).
-    assert held(current.optimizer) == {moments + 2 * counter} == {sharding.bytes_per_device(shapes.optimizer, where.optimizer)}
+    assert (
+        held(current.optimizer)
+        == {moments + 2 * counter}
+        == {sharding.bytes_per_device(shapes.optimizer, where.optimizer)}
+    )
 
 
 def test_gradients_are_split_from_stage_2_on():
     for zero in (1, 2):
         parts = tiny.parts(8, zero=zero)
-        kinds = parts.placement.tree("gradients", state.state_shapes(parts.model, parts.optimizer).params)
+        kinds = parts.placement.tree(
+            "gradients", state.state_shapes(parts.model, parts.optimizer).params
+        )
         assert ("fsdp" in kinds["embedding"]["tokens"].spec) == (zero == 2)
 
 
@@ -154,7 +177,9 @@ def test_model_and_batch_must_divide():
     with pytest.raises(ConfigError, match=r"training.batch_size: 12 sequences"):
         sharding.check_mesh(mesh, tiny.CONFIG.model, [16, 12], 1, config.EvaluationConfig())
     with pytest.raises(ConfigError, match=r"evaluation.batch_size: 12 sequences"):
-        sharding.check_mesh(mesh, tiny.CONFIG.model, [16], 1, config.EvaluationConfig(batch_size=12))
+        sharding.check_mesh(
+            mesh, tiny.CONFIG.model, [16], 1, config.EvaluationConfig(batch_size=12)
+        )
 
 
 def test_unknown_axes_and_collisions_name_the_parameter():
@@ -183,7 +208,9 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
     mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
 
     def used(weight):
-        return sharding.gather(mesh, 3, precision, {"kernel": weight}, {"kernel": ("embed", "mlp")})["kernel"]
+        return sharding.gather(
+            mesh, 3, precision, {"kernel": weight}, {"kernel": ("embed", "mlp")}
+        )["kernel"]
 
     weight = jnp.ones((8, 8), jnp.float32)
     # A gradient has the dtype of what the layer is given, and is summed in it; it comes back in the dtype that is stored.
@@ -193,21 +220,34 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
 
 def test_the_mesh_is_described_with_its_hosts():
     devices = [SimpleNamespace(process_index=n // 2, id=n) for n in range(8)]
-    mesh = lambda **sizes: SimpleNamespace(devices=np.array(devices).reshape(*sizes.values()), shape=sizes)  # noqa: E731
+    mesh = lambda **sizes: SimpleNamespace(
+        devices=np.array(devices).reshape(*sizes.values()), shape=sizes
+    )  # noqa: E731
     hosts = ("a", "a", "b", "b")
-    assert sharding.describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4) == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0-3)"
-    where = "on 4 processes (a: 0-1; b: 2-3)"
-    assert sharding.describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts) == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
-    assert sharding.describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts) == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
-    one = mesh(data=2, fsdp=4, tensor=1)
-    assert sharding.describe_mesh(SimpleNamespace(devices=np.array(devices[:2] * 4).reshape(2, 4, 1), shape=one.shape), ("a",)).endswith(
-        "tensor 1"
+    assert (
+        sharding.describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4)
+        == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0-3)"
     )
+    where = "on 4 processes (a: 0-1; b: 2-3)"
+    assert (
+        sharding.describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts)
+        == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
+    )
+    assert (
+        sharding.describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts)
+        == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
+    )
+    one = mesh(data=2, fsdp=4, tensor=1)
+    assert sharding.describe_mesh(
+        SimpleNamespace(devices=np.array(devices[:2] * 4).reshape(2, 4, 1), shape=one.shape), ("a",)
+    ).endswith("tensor 1")
 
 
 def test_many_hosts_are_shortened():
     assert sharding.ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
     hosts = [f"n{n}" for n in range(20)]
     devices = [SimpleNamespace(process_index=n, id=n) for n in range(20)]
-    mesh = SimpleNamespace(devices=np.array(devices).reshape(20, 1, 1), shape=dict(data=20, fsdp=1, tensor=1))
+    mesh = SimpleNamespace(
+        devices=np.array(devices).reshape(20, 1, 1), shape=dict(data=20, fsdp=1, tensor=1)
+    )
     assert sharding.describe_mesh(mesh, hosts).endswith("n7: 7; 12 more hosts)")

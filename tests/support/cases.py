@@ -24,7 +24,11 @@ def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
     weights = (rng.random((BATCH, LENGTH)) < 0.8).astype(np.float32)
     if model.family == "decoder":
         return Batch(tokens[:, :-1], targets=tokens[:, 1:], weights=weights)
-    types = rng.integers(0, model.token_types, (BATCH, LENGTH), np.int32) if model.token_types > 1 else None
+    types = (
+        rng.integers(0, model.token_types, (BATCH, LENGTH), np.int32)
+        if model.token_types > 1
+        else None
+    )
     source = rng.integers(PAD + 1, VOCABULARY, (BATCH, SOURCE), np.int32)
     source[~real(SOURCE_LENGTHS, SOURCE)] = PAD
     inputs = np.where(real(LENGTHS, LENGTH), tokens[:, :-1], PAD)
@@ -35,12 +39,18 @@ def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
         targets=tokens[:, 1:],
         weights=weights * real(LENGTHS, LENGTH),
     )
-    return batch._replace(source=source, source_lengths=SOURCE_LENGTHS) if model.family == "encoder_decoder" else batch
+    return (
+        batch._replace(source=source, source_lengths=SOURCE_LENGTHS)
+        if model.family == "encoder_decoder"
+        else batch
+    )
 
 
 def real(lengths: Any, length: int) -> np.ndarray:
     """bool [B, L]: the positions that are not padding."""
-    return np.ones((BATCH, length), bool) if lengths is None else np.arange(length) < lengths[:, None]
+    return (
+        np.ones((BATCH, length), bool) if lengths is None else np.arange(length) < lengths[:, None]
+    )
 
 
 class Pair(NamedTuple):
@@ -87,8 +97,12 @@ class TorchStack(torch.nn.Module):
             torch.nn.Embedding(VOCABULARY, 36),
             torch.nn.Embedding(ROWS, 36),
         )
-        layer = torch.nn.TransformerEncoderLayer(36, 3, 50, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first)
-        self.stack = torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(36) if norm_first else None, enable_nested_tensor=False)
+        layer = torch.nn.TransformerEncoderLayer(
+            36, 3, 50, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
+        )
+        self.stack = torch.nn.TransformerEncoder(
+            layer, 2, torch.nn.LayerNorm(36) if norm_first else None, enable_nested_tensor=False
+        )
         self.head = torch.nn.Linear(36, VOCABULARY)
         model_references.randomise(self.eval(), seed=1)
 

@@ -48,7 +48,11 @@ def llama() -> Pair:
     """Six heads in two groups."""
     peer = made("LlamaForCausalLM", **LLAMA_SIZES)
     model = decoder(**LLAMA)
-    return Pair(peer, model, lambda state, fill=7.0: model_references.llama(state, model.width_per_head, 2, fill))
+    return Pair(
+        peer,
+        model,
+        lambda state, fill=7.0: model_references.llama(state, model.width_per_head, 2, fill),
+    )
 
 
 def post_norm() -> Pair:
@@ -56,7 +60,9 @@ def post_norm() -> Pair:
     peer = TorchStack(causal=True, norm_first=False)
     fields = {"norm_placement": "post", "activation": "gelu", "tied_head": False, "head_bias": True}
     model = decoder(layers=2, width=36, heads=3, mlp_width=50, **fields)
-    return Pair(peer, model, lambda state, fill=7.0: model_references.torch_stack(state, 3, 2, fill))
+    return Pair(
+        peer, model, lambda state, fill=7.0: model_references.torch_stack(state, 3, 2, fill)
+    )
 
 
 # tests/interop has the other architectures, each read from its own files.

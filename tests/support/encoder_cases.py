@@ -20,7 +20,9 @@ from support.model_references import (
 )
 
 
-def bert(state: State, root: str, head: dict[str, str], head_width: int, layers: int, fill: float = 7.0) -> Tree:
+def bert(
+    state: State, root: str, head: dict[str, str], head_width: int, layers: int, fill: float = 7.0
+) -> Tree:
     """transformers' BertForMaskedLM and RobertaForMaskedLM; `head` names what stands between the stack and the vocabulary."""
 
     def layer(i: int) -> Tree:
@@ -36,7 +38,9 @@ def bert(state: State, root: str, head: dict[str, str], head_width: int, layers:
         }
 
     s = part(state, f"{root}.embeddings.")
-    transform = dense(state, head["dense"], "transform") | {"transform_norm": norm(state, head["norm"])}
+    transform = dense(state, head["dense"], "transform") | {
+        "transform_norm": norm(state, head["norm"])
+    }
     return {
         "embedding": {
             "tokens": rows(s["word_embeddings.weight"], fill),
@@ -80,12 +84,18 @@ def masked_lm(cls: str, theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         "activation": "gelu",
         "head_bias": True,
     }
-    model = encoder(layers=2, width=36, heads=3, mlp_width=50, head_transform=True, **fields, **ours)
-    return Pair(peer, model, lambda state, fill=7.0: bert(state, cls.lower(), HEADS[cls], 12, 2, fill))
+    model = encoder(
+        layers=2, width=36, heads=3, mlp_width=50, head_transform=True, **fields, **ours
+    )
+    return Pair(
+        peer, model, lambda state, fill=7.0: bert(state, cls.lower(), HEADS[cls], 12, 2, fill)
+    )
 
 
 def encoder(**fields) -> config.ModelConfig:
-    return config.ModelConfig(family="encoder", vocabulary_size=VOCABULARY, context_length=ROWS, **fields)
+    return config.ModelConfig(
+        family="encoder", vocabulary_size=VOCABULARY, context_length=ROWS, **fields
+    )
 
 
 def pre_norm() -> Pair:

@@ -26,7 +26,9 @@ from support.model_references import (
 
 
 def model_of(**fields) -> config.ModelConfig:
-    return config.ModelConfig(family="encoder_decoder", vocabulary_size=VOCABULARY, width=36, **fields)
+    return config.ModelConfig(
+        family="encoder_decoder", vocabulary_size=VOCABULARY, width=36, **fields
+    )
 
 
 def attention(state: State, names: dict[str, str], head_width: int) -> Tree:
@@ -46,7 +48,11 @@ def t5_stack(state: State, head_width: int, layers: int) -> Tree:
         projections = {"query": "q", "key": "k", "value": "v", "output": "o"}
         inner = f"{last}.DenseReluDense"
         names = {"wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"}
-        mlp = [dense(s, f"{inner}.{theirs}", ours) for theirs, ours in names.items() if f"{inner}.{theirs}.weight" in s]
+        mlp = [
+            dense(s, f"{inner}.{theirs}", ours)
+            for theirs, ours in names.items()
+            if f"{inner}.{theirs}.weight" in s
+        ]
         block = {
             "attention_norm": norm(s, "0.layer_norm"),
             "attention": attention(part(s, "0.SelfAttention."), projections, head_width),
@@ -60,7 +66,9 @@ def t5_stack(state: State, head_width: int, layers: int) -> Tree:
 
     return {
         "blocks": stacked(layer, layers),
-        "relative_bias": {"table": state["block.0.layer.0.SelfAttention.relative_attention_bias.weight"]},
+        "relative_bias": {
+            "table": state["block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        },
         "final_norm": norm(state, "final_layer_norm"),
     }
 
@@ -112,7 +120,9 @@ def t5(theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         peer.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 36))
         model_references.randomise(peer, seed=1)
     for weight in (w for name, w in peer.named_parameters() if name.endswith(".q.weight")):
-        weight.data *= 10**-0.5  # what T5 has in place of scaled scores: without it attention is nearly one-hot
+        weight.data *= (
+            10**-0.5
+        )  # what T5 has in place of scaled scores: without it attention is nearly one-hot
 
     def convert(state: State, fill: float = 7.0) -> Tree:
         encoder, decoder = (
@@ -227,7 +237,9 @@ class OriginalTransformer(torch.nn.Module):
             "batch_first": True,
         }
         self.table = torch.nn.Embedding(VOCABULARY, 36)
-        self.encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False)
+        self.encoder = torch.nn.TransformerEncoder(
+            torch.nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False
+        )
         self.decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(**layer), 2)
         model_references.randomise(self.eval(), seed=1)
 
@@ -245,7 +257,10 @@ class OriginalTransformer(torch.nn.Module):
             "memory_key_padding_mask": hidden,
         }
         future = torch.ones(length, length).triu(1).bool()
-        return self.decoder(self.embed(decoder_input_ids), memory, tgt_mask=future, **masks) @ self.table.weight.T
+        return (
+            self.decoder(self.embed(decoder_input_ids), memory, tgt_mask=future, **masks)
+            @ self.table.weight.T
+        )
 
 
 def original() -> Pair:
@@ -257,7 +272,10 @@ def original() -> Pair:
     }
 
     def convert(state: State, fill: float = 7.0) -> Tree:
-        encoder, decoder = ({"blocks": torch_layers(part(state, f"{name}."), 3, 2)} for name in ("encoder", "decoder"))
+        encoder, decoder = (
+            {"blocks": torch_layers(part(state, f"{name}."), 3, 2)}
+            for name in ("encoder", "decoder")
+        )
         return {
             "encoder": encoder | {"embedding": {"tokens": rows(state["table.weight"], fill)}},
             "decoder": decoder,
@@ -267,7 +285,9 @@ def original() -> Pair:
 
 
 ENCODER_DECODERS: dict[str, Callable[[], Pair]] = {
-    "t5 1.0": lambda: t5({"feed_forward_proj": "relu"}, {"activation": "relu", "head_scaling": True}),
+    "t5 1.0": lambda: t5(
+        {"feed_forward_proj": "relu"}, {"activation": "relu", "head_scaling": True}
+    ),
     "t5 1.1": lambda: t5(
         {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
         {"activation": "gelu_tanh", "gated": True, "tied_head": False},

@@ -61,7 +61,11 @@ def edited(directory: Path, changes: dict[str, Any]) -> Path:
     """The directory, with changes to its config.json; None removes a key."""
     path = directory / "config.json"
     values = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in values.items() if not (key in changes and value is None)}))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in values.items() if not (key in changes and value is None)}
+        )
+    )
     return directory
 
 
@@ -83,11 +87,15 @@ def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
         weights=weights.astype(np.float32),
     )
     if model.token_types > 1:
-        batch = batch._replace(token_types=rng.integers(0, model.token_types, (BATCH, LENGTH), np.int32))
+        batch = batch._replace(
+            token_types=rng.integers(0, model.token_types, (BATCH, LENGTH), np.int32)
+        )
     if model.family != "encoder_decoder":
         return batch
     source = rng.integers(PAD + 1, model.vocabulary_size, (BATCH, SOURCE), np.int32)
-    return batch._replace(source=np.where(real(SOURCE_LENGTHS, SOURCE), source, PAD), source_lengths=SOURCE_LENGTHS)
+    return batch._replace(
+        source=np.where(real(SOURCE_LENGTHS, SOURCE), source, PAD), source_lengths=SOURCE_LENGTHS
+    )
 
 
 def their_logits(peer: Any, batch: Batch) -> Any:
@@ -98,15 +106,23 @@ def their_logits(peer: Any, batch: Batch) -> Any:
     if batch.source is not None:
         inputs = {f"decoder_{name}": value for name, value in inputs.items()}
         inputs |= {"input_ids": batch.source, "attention_mask": real(batch.source_lengths, SOURCE)}
-    return peer(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in inputs.items()}).logits
+    return peer(
+        **{name: torch.from_numpy(np.asarray(value)).long() for name, value in inputs.items()}
+    ).logits
 
 
 def their_loss(logits: Any, batch: Batch) -> Any:
-    labels = torch.from_numpy(np.where(np.asarray(batch.weights) > 0, np.asarray(batch.targets), -100)).long()
-    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    labels = torch.from_numpy(
+        np.where(np.asarray(batch.weights) > 0, np.asarray(batch.targets), -100)
+    ).long()
+    return torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    )
 
 
-def compared(peer: Any, model_config: config.ModelConfig, params: Tree, scratch: Path) -> Differences:
+def compared(
+    peer: Any, model_config: config.ModelConfig, params: Tree, scratch: Path
+) -> Differences:
     """Logits at the positions that are not padding, the loss, and its gradient for every parameter of theirs.
 
     Our gradients get their names and layout by being saved like weights. Key biases have no true gradient (a softmax ignores what
@@ -120,7 +136,9 @@ def compared(peer: Any, model_config: config.ModelConfig, params: Tree, scratch:
         return sums.loss / sums.count, logits
 
     quick = {"xla_backend_optimization_level": 0}  # to compile takes much longer than to run
-    (loss, logits), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True), compiler_options=quick)(params)
+    (loss, logits), gradients = jax.jit(
+        jax.value_and_grad(ours, has_aux=True), compiler_options=quick
+    )(params)
     peer.zero_grad()
     expected = their_logits(peer, batch)
     expected_loss = their_loss(expected, batch)
@@ -128,9 +146,17 @@ def compared(peer: Any, model_config: config.ModelConfig, params: Tree, scratch:
     here = real(batch.lengths, LENGTH)
     logits_difference = np.abs(np.asarray(logits)[here] - expected.detach().numpy()[here]).max()
     interop.save(scratch / "ours", model_config, gradients)
-    gradient_difference = largest_gradient_difference(peer, scratch / "theirs", load_file(scratch / "ours" / "model.safetensors"))
-    out = Differences(float(logits_difference), abs(float(loss) - expected_loss.item()), gradient_difference)
-    assert out.logits <= LOGITS_TOLERANCE and out.loss <= LOSS_TOLERANCE and out.gradient <= GRADIENT_TOLERANCE, out
+    gradient_difference = largest_gradient_difference(
+        peer, scratch / "theirs", load_file(scratch / "ours" / "model.safetensors")
+    )
+    out = Differences(
+        float(logits_difference), abs(float(loss) - expected_loss.item()), gradient_difference
+    )
+    assert (
+        out.logits <= LOGITS_TOLERANCE
+        and out.loss <= LOSS_TOLERANCE
+        and out.gradient <= GRADIENT_TOLERANCE
+    ), out
     return out
 
 
@@ -138,14 +164,23 @@ def largest_gradient_difference(peer: Any, scratch: Path, ours: dict[str, np.nda
     """Over their tensors, by the names that they have in files: theirs are saved like weights too."""
     weights = {parameter: parameter.data for parameter in peer.parameters()}
     for parameter in weights:
-        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        parameter.data = (
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        )
     peer.save_pretrained(scratch)
     for parameter, data in weights.items():
         parameter.data = data
     buffers = {name for name, _ in peer.named_buffers()}
-    theirs = {name: value for name, value in load_file(scratch / "model.safetensors").items() if name not in buffers}
+    theirs = {
+        name: value
+        for name, value in load_file(scratch / "model.safetensors").items()
+        if name not in buffers
+    }
     floor = GRADIENT_FLOOR * np.sqrt(sum(float(np.square(g).sum()) for g in theirs.values()))
-    errors = {name: np.linalg.norm(ours[name] - g) / max(float(np.linalg.norm(g)), floor) for name, g in theirs.items()}
+    errors = {
+        name: np.linalg.norm(ours[name] - g) / max(float(np.linalg.norm(g)), floor)
+        for name, g in theirs.items()
+    }
     worst = max(errors, key=lambda name: errors[name])
     assert errors[worst] <= GRADIENT_TOLERANCE, f"{worst}: {errors[worst]}"
     return float(errors[worst])
@@ -154,8 +189,12 @@ def largest_gradient_difference(peer: Any, scratch: Path, ours: dict[str, np.nda
 def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, directory: Path) -> None:
     """Saved by us: `transformers` loads it bit for bit and misses nothing, and so do we."""
     interop.save(directory, model_config, params)
-    written = json.loads((directory / "config.json").read_text())["architectures"][0]  # another class may say the same
-    again, report = getattr(transformers, written).from_pretrained(directory, output_loading_info=True, attn_implementation="eager")
+    written = json.loads((directory / "config.json").read_text())["architectures"][
+        0
+    ]  # another class may say the same
+    again, report = getattr(transformers, written).from_pretrained(
+        directory, output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(report.values()), report
     theirs, expected = again.state_dict(), peer.state_dict()
     assert theirs.keys() == expected.keys()
@@ -167,7 +206,9 @@ def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, direct
     assert all(jax.tree.leaves(same)), same
 
 
-def check(peer: Any, directory: Path, changes: dict[str, Any] | None = None) -> tuple[config.ModelConfig, Differences]:
+def check(
+    peer: Any, directory: Path, changes: dict[str, Any] | None = None
+) -> tuple[config.ModelConfig, Differences]:
     """Saves the peer, with `changes` to its config.json, loads it, compares both, and goes back to `transformers` and to us again."""
     peer.save_pretrained(directory / "theirs")
     edited(directory / "theirs", changes or {})

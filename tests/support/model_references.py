@@ -28,7 +28,11 @@ def weights(peer: torch.nn.Module) -> State:
 
 
 def gradients(peer: torch.nn.Module) -> State:
-    return {name: parameter.grad.numpy().copy() for name, parameter in peer.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.numpy().copy()
+        for name, parameter in peer.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def rows(table_VD: np.ndarray, fill: float) -> np.ndarray:
@@ -125,7 +129,11 @@ def llama(state: State, head_width: int, layers: int, fill: float = 7.0) -> Tree
         attention = from_heads(s, "self_attn.o_proj", head_width)
         for name in ("query", "key", "value"):
             attention |= to_heads(s, f"self_attn.{name[0]}_proj", name, head_width)
-        mlp = dense(s, "mlp.gate_proj", "gate") | dense(s, "mlp.up_proj", "up") | dense(s, "mlp.down_proj", "down")
+        mlp = (
+            dense(s, "mlp.gate_proj", "gate")
+            | dense(s, "mlp.up_proj", "up")
+            | dense(s, "mlp.down_proj", "down")
+        )
         return {
             "attention_norm": norm(s, "input_layernorm"),
             "attention": attention,
@@ -146,7 +154,9 @@ def torch_attention(state: State, name: str, heads: int) -> Tree:
     fused, fused_bias = state[f"{name}.in_proj_weight"], state[f"{name}.in_proj_bias"]
     D = fused.shape[1]
     attention = from_heads(state, f"{name}.out_proj", D // heads)
-    for ours, weight, bias in zip(("query", "key", "value"), np.split(fused, 3), np.split(fused_bias, 3), strict=True):
+    for ours, weight, bias in zip(
+        ("query", "key", "value"), np.split(fused, 3), np.split(fused_bias, 3), strict=True
+    ):
         attention |= {
             f"{ours}_kernel": weight.T.reshape(D, heads, -1),
             f"{ours}_bias": bias.reshape(heads, -1),

@@ -115,7 +115,9 @@ def alive(group: int) -> bool:
     return True
 
 
-def local(*edits: str, directory: str, count: int = 2, devices: int = 4) -> subprocess.CompletedProcess:
+def local(
+    *edits: str, directory: str, count: int = 2, devices: int = 4
+) -> subprocess.CompletedProcess:
     """The run under launch/local.sh."""
     arguments = [
         "bash",
@@ -125,7 +127,9 @@ def local(*edits: str, directory: str, count: int = 2, devices: int = 4) -> subp
         "--devices",
         str(devices),
     ]
-    return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=LIMIT)
+    return subprocess.run(
+        arguments, env=environment(), capture_output=True, text=True, timeout=LIMIT
+    )
 
 
 def losses(directory: str) -> dict[int, float]:
@@ -140,7 +144,11 @@ def random_steps(count: int, low: int, high: int) -> list[tuple[int, int]]:
 
 
 def saved_steps(directory: str) -> list[int]:
-    return sorted(int(path.name) for path in (Path(directory) / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name)
+        for path in (Path(directory) / "checkpoints").iterdir()
+        if path.name.isdigit()
+    )
 
 
 def listening(pids: list[int]) -> list[str]:
@@ -149,8 +157,16 @@ def listening(pids: list[int]) -> list[str]:
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             target = str(link.readlink())
-            inodes |= {target.removeprefix("socket:[").removesuffix("]")} if target.startswith("socket:[") else set()
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+            inodes |= (
+                {target.removeprefix("socket:[").removesuffix("]")}
+                if target.startswith("socket:[")
+                else set()
+            )
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
 
 

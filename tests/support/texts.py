@@ -31,7 +31,9 @@ def build(kind, length, vocabulary=VOCABULARY, **settings):
 def windows(objective, rows, ends=0.0, seed=0):
     """int32 [rows, window] of different ordinary tokens in each row, of which the share `ends` is replaced by end_of_text."""
     rng = np.random.default_rng(seed)
-    drawn = rng.permuted(np.tile(np.arange(FIRST_ORDINARY, SIZE, dtype=np.int32), (rows, 1)), axis=1)[:, : objective.window]
+    drawn = rng.permuted(
+        np.tile(np.arange(FIRST_ORDINARY, SIZE, dtype=np.int32), (rows, 1)), axis=1
+    )[:, : objective.window]
     return np.where(rng.random(drawn.shape) < ends, np.int32(END), drawn)
 
 

@@ -91,7 +91,9 @@ class Parts(NamedTuple):
         return state.create_state(self.model, self.optimizer, self.placement, seed=0)
 
     def step(self):
-        return step.train_step(self.model, self.optimizer, self.config.training, self.placement, seed=0)
+        return step.train_step(
+            self.model, self.optimizer, self.config.training, self.placement, seed=0
+        )
 
     def put(self, batch: Batch) -> Batch:
         return jax.device_put(batch, self.placement.batch())
@@ -121,7 +123,9 @@ def batch(number: int, settings: config.Config = CONFIG) -> Batch:
         return random.integers(0, below, (rows, columns)).astype(np.int32)
 
     def weights(columns: int) -> np.ndarray:
-        return (random.random((rows, columns)) < np.linspace(0.2, 1.0, rows)[:, None]).astype(np.float32)
+        return (random.random((rows, columns)) < np.linspace(0.2, 1.0, rows)[:, None]).astype(
+            np.float32
+        )
 
     lengths = random.integers(length // 2, length + 1, rows).astype(np.int32)
     if settings.model.family == "decoder":

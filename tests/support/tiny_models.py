@@ -29,7 +29,9 @@ MODELS = {
         activation="silu",
         tied_head=False,
     ),
-    "alibi, window": config.ModelConfig(**PLAIN, positions="alibi", sliding_window=7, tied_head=False),
+    "alibi, window": config.ModelConfig(
+        **PLAIN, positions="alibi", sliding_window=7, tied_head=False
+    ),
     "t5": config.ModelConfig(
         **PLAIN,
         family="encoder_decoder",
@@ -57,7 +59,9 @@ def lively(model: models.Model, seed: int = 7) -> Tree:
 
     def random(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = jax.tree_util.keystr(path)
-        values = rng.normal(size=leaf.shape) * (0.1 if "bias'" in name or "scale" in name else 0.7 if "kernel" in name else 1.0)
+        values = rng.normal(size=leaf.shape) * (
+            0.1 if "bias'" in name or "scale" in name else 0.7 if "kernel" in name else 1.0
+        )
         return jnp.asarray(values + ("scale" in name), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(random, shapes)
@@ -99,7 +103,9 @@ class WholeContext:
     ) -> list[int]:
         new: list[int] = []
         while len(new) < limit and not (new and new[-1] in ends):
-            new.append(int(self.scores(np.concatenate([ids, new]).astype(np.int32), source).argmax()))
+            new.append(
+                int(self.scores(np.concatenate([ids, new]).astype(np.int32), source).argmax())
+            )
         return new
 
 

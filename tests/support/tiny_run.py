@@ -44,14 +44,18 @@ FAMILIES = {  # edits of the recipe
 
 def write_recipe(folder: Path) -> None:
     """tiny.py and text.txt in `folder`."""
-    words = random.Random(0).choices(["tree", "river", "stone", "cloud", "bird", "of", "the", "and"], k=4000)
+    words = random.Random(0).choices(
+        ["tree", "river", "stone", "cloud", "bird", "of", "the", "and"], k=4000
+    )
     (folder / "text.txt").write_text(" ".join(words))
     (folder / "tiny.py").write_text(RECIPE)
 
 
 def run(*edits: str, directory: str = "runs/tiny") -> int:
     """The command's exit code, in the working directory that has the recipe."""
-    return runtime.command(train.main, ["--config", "tiny.py", f"run_directory={directory}", *edits])
+    return runtime.command(
+        train.main, ["--config", "tiny.py", f"run_directory={directory}", *edits]
+    )
 
 
 def rows(directory: str = "runs/tiny") -> dict[str, list]:

@@ -23,7 +23,11 @@ LINES = [
     " ",
     "1984 10,000.50 <tag> &amp; http://example.org/?q=1#top A_b-C",
 ] + [
-    f"{a} {b} of {c}{mark}" for a in ("the", "A", "no") for b in ("river", "Stone", "birds") for c in ("wisdom", "times") for mark in ".,!"
+    f"{a} {b} of {c}{mark}"
+    for a in ("the", "A", "no")
+    for b in ("river", "Stone", "birds")
+    for c in ("wisdom", "times")
+    for mark in ".,!"
 ]
 
 
@@ -55,7 +59,9 @@ def gpt2() -> Tokenizer:
 def roberta() -> Tokenizer:
     inner = byte_level(("<s>", "<pad>", "</s>", "<unk>"))
     inner.add_special_tokens([AddedToken("<mask>", special=True, normalized=False, lstrip=True)])
-    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
+    inner.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
     return inner
 
 
@@ -70,7 +76,9 @@ def bert() -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(LINES, trainer)
-    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)])
+    inner.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+    )
     return inner
 
 
@@ -87,13 +95,22 @@ def t5() -> Tokenizer:
     )
     inner.train_from_iterator(LINES, trainer)
     inner.add_special_tokens(specials(*(f"<extra_id_{number}>" for number in reversed(range(8)))))
-    inner.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        "$A </s>", "$A </s> $B </s>", [("</s>", 1)]
+    )
     return inner
 
 
 def llama() -> Tokenizer:
     """SentencePiece's BPE: spaces as "▁", bytes where a character is unknown."""
-    letters = sorted({character for line in LINES for character in line if character.isascii() and character.isprintable()})
+    letters = sorted(
+        {
+            character
+            for line in LINES
+            for character in line
+            if character.isascii() and character.isprintable()
+        }
+    )
     tokens = [
         "<unk>",
         "<s>",
@@ -115,7 +132,9 @@ def llama() -> Tokenizer:
         unk_token="<unk>",
     )
     inner = Tokenizer(model)
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     inner.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),

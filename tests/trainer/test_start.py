@@ -33,7 +33,9 @@ def test_parameters_are_read_alone(tmp_path, state):
         saved.wait()
         assert_equal(saved.restore_params(3, abstract(state.params)), state.params)
         other = dict(abstract(state.params), extra=jax.ShapeDtypeStruct((2,), np.float32))
-        with pytest.raises(UserError, match=r"3 holds another state: params/extra: absent -> float32 \[2\]"):
+        with pytest.raises(
+            UserError, match=r"3 holds another state: params/extra: absent -> float32 \[2\]"
+        ):
             saved.restore_params(3, other)
         with pytest.raises(NoCheckpointError, match=r"no checkpoint of step 4 \(there are: 3\)"):
             saved.restore_params(4, abstract(state.params))
@@ -83,6 +85,9 @@ def test_a_run_begins_with_the_weights_that_it_has(begun, capsys):
 
 def test_its_model_and_tokenizer_are_fixed(begun, capsys):
     assert tiny_run.run("model.norm_epsilon=1e-3", directory="runs/begun") == 2
-    assert "runs/begun holds a run that differs in model.norm_epsilon: 1e-05 -> 0.001" in capsys.readouterr().err
+    assert (
+        "runs/begun holds a run that differs in model.norm_epsilon: 1e-05 -> 0.001"
+        in capsys.readouterr().err
+    )
     assert tiny_run.run("tokenizer.end_of_text=</s>", directory="runs/begun") == 2
     assert "tokenizer.end_of_text" in capsys.readouterr().err

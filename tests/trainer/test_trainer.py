@@ -29,18 +29,27 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def saved_arrays(directory: str, step: int) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint, read without the trainer."""
-    tree = ocp.StandardCheckpointer().restore((Path(directory) / "checkpoints" / str(step) / "state").absolute())
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    tree = ocp.StandardCheckpointer().restore(
+        (Path(directory) / "checkpoints" / str(step) / "state").absolute()
+    )
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def same_bits(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a
+    )
 
 
 def test_a_run_from_text_to_samples(folder, capsys):
     assert run("evaluation.samples=1", "evaluation.sample_tokens=8") == 0
     out = capsys.readouterr().out
-    assert "step 12/12 100%" in out and "bits per byte (gzip -9" in out and "--- sample 1 ---" in out
+    assert (
+        "step 12/12 100%" in out and "bits per byte (gzip -9" in out and "--- sample 1 ---" in out
+    )
     found = rows()
     assert [step for step, _ in found["train/loss"]] == list(range(1, 13))
     assert found["train/tokens"][-1] == (12, 12 * 8 * 32)
@@ -58,7 +67,9 @@ def test_a_run_from_text_to_samples(folder, capsys):
     )
     events = EventAccumulator("runs/tiny/tensorboard", size_guidance={"scalars": 0}).Reload()
     assert {e.step: e.value for e in events.Scalars("train/loss")} == pytest.approx(losses)
-    assert {"config/text_summary", "sample/1/text_summary"} <= {tag + "/text_summary" for tag in events.Tags()["tensors"]}
+    assert {"config/text_summary", "sample/1/text_summary"} <= {
+        tag + "/text_summary" for tag in events.Tags()["tensors"]
+    }
     assert json.loads(Path("runs/tiny/config.json").read_text())["model"]["layers"] == 2
     assert Checkpoints(folder / "runs/tiny/checkpoints", keep=2).latest() == 12
 
@@ -72,7 +83,9 @@ STOPS = [
     pytest.param(family, stop, marks=[] if (family, stop) == ("decoder", 7) else marks)
     for family in tiny_run.FAMILIES
     for stop in (7, 1, 11)
-    for marks in [[pytest.mark.slow, *([] if (family, stop) in SLOW_STOPS else [pytest.mark.campaign])]]
+    for marks in [
+        [pytest.mark.slow, *([] if (family, stop) in SLOW_STOPS else [pytest.mark.campaign])]
+    ]
 ]
 
 
@@ -82,7 +95,10 @@ def test_stopping_anywhere_and_resuming_is_the_unbroken_run(folder, capsys, fami
     assert run(*edits, directory="runs/whole") == 0
     assert stopped_after(stop, *edits, directory="runs/stopped") == train.STOPPED
     said = capsys.readouterr().out
-    assert f"after step {stop} of 12; saved" in said and "python -m jaxlm.train --config tiny.py" in said
+    assert (
+        f"after step {stop} of 12; saved" in said
+        and "python -m jaxlm.train --config tiny.py" in said
+    )
     assert run(*edits, directory="runs/stopped") == 0
     assert same_bits(saved_arrays("runs/stopped", 12), saved_arrays("runs/whole", 12))
     assert rows("runs/stopped") == rows("runs/whole")
@@ -126,7 +142,9 @@ def test_resuming_on_other_meshes(folder, capsys, family):
     assert max(abs(found[step] - whole[step]) for step in whole) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"])
+@pytest.mark.parametrize(
+    "family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"]
+)
 def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
     settings = tiny.FAMILIES[family]
     parts, checkpoints = (
@@ -139,7 +157,9 @@ def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
     checkpoints.wait()
     for devices, parallel in ((4, dict(zero=2)), (2, dict(zero=1)), (1, {})):
         other = tiny.parts(devices, settings, **parallel)
-        restored = checkpoints.restore(1, state.abstract_state(other.model, other.optimizer, other.placement))
+        restored = checkpoints.restore(
+            1, state.abstract_state(other.model, other.optimizer, other.placement)
+        )
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), restored, before)
         assert jax.tree.leaves(restored.params)[0].sharding.mesh.size == devices
     checkpoints.close()
@@ -171,7 +191,10 @@ def test_every_objective_trains_and_shows_what_it_learned(folder, capsys, family
 
 def test_the_same_config_gives_the_same_bits(folder):
     for directory in ("runs/a", "runs/b"):
-        assert run("training.steps=4", "runtime.devices=2", "parallel.zero=2", directory=directory) == 0
+        assert (
+            run("training.steps=4", "runtime.devices=2", "parallel.zero=2", directory=directory)
+            == 0
+        )
     assert same_bits(saved_arrays("runs/a", 4), saved_arrays("runs/b", 4))
     assert rows("runs/a") == rows("runs/b")
 
@@ -193,7 +216,9 @@ def test_a_batch_size_changed_at_resume_goes_on_with_the_next_sample(folder, cap
     assert run("training.steps=4", "training.batch_size=4") == 0
     # On 8 devices, which the first batch size does not divide over: evaluation must not trip over it either.
     assert run("training.steps=6", "training.batch_size=16", "runtime.devices=8") == 0
-    assert json.loads(Path("runs/tiny/config.json").read_text())["training"]["batch_schedule"] == [[4, 16]]
+    assert json.loads(Path("runs/tiny/config.json").read_text())["training"]["batch_schedule"] == [
+        [4, 16]
+    ]
     assert dict(rows()["train/tokens"])[6] == (4 * 4 + 2 * 16) * 32
 
 

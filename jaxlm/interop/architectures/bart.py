@@ -49,7 +49,9 @@ def read_stacks(settings: HFConfig, weights: Weights, sizes: dict[str, int]) -> 
     """
     refuse_decoder_extras(settings)
     width = known(settings, ("d_model", "hidden_size"), sizes["width"])
-    encoder_heads = known(settings, ("encoder_attention_heads", "num_attention_heads"), sizes["heads"])
+    encoder_heads = known(
+        settings, ("encoder_attention_heads", "num_attention_heads"), sizes["heads"]
+    )
     heads = settings.number("decoder_attention_heads", sizes["heads"])
     for key, value in {
         "encoder_attention_heads": encoder_heads,

@@ -60,7 +60,9 @@ def read_roberta(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     if pad < 0:
         settings.refuse("pad_token_id", f"{pad} is no token, and positions are counted from it")
     if rows <= pad + 1:
-        settings.refuse("max_position_embeddings", f"{rows} leaves no position behind the padding's ({pad})")
+        settings.refuse(
+            "max_position_embeddings", f"{rows} leaves no position behind the padding's ({pad})"
+        )
     return config.ModelConfig(
         **fields,
         vocabulary_size=settings.number("vocab_size", 50265),
@@ -140,10 +142,14 @@ def write_distilbert(model: config.ModelConfig) -> dict[str, Any]:
 
 
 def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    return Rule(f"{theirs}.weight", "d", (f"{ours}.scale",), "d"), Rule(f"{theirs}.bias", "d", (f"{ours}.bias",), "d")
+    return Rule(f"{theirs}.weight", "d", (f"{ours}.scale",), "d"), Rule(
+        f"{theirs}.bias", "d", (f"{ours}.bias",), "d"
+    )
 
 
-def dense(theirs: str, ours: str, layout: str, dims: str, bias: tuple[str, str]) -> tuple[Rule, ...]:
+def dense(
+    theirs: str, ours: str, layout: str, dims: str, bias: tuple[str, str]
+) -> tuple[Rule, ...]:
     """A kernel and its bias, each with the layout of theirs and the dimensions of ours."""
     kernel = Rule(f"{theirs}.weight", layout, (f"{ours}_kernel",), dims)
     return kernel, Rule(f"{theirs}.bias", bias[0], (f"{ours}_bias",), bias[1])
@@ -166,7 +172,9 @@ def mlp(up: str, down: str, ours: str) -> tuple[Rule, ...]:
 
 def transform(theirs: str, its_norm: str) -> tuple[Rule, ...]:
     """The dense layer before the vocabulary; `e` is its output, as wide as its input."""
-    return *dense(theirs, "head.transform", "e d", "de", ("e", "e")), *norm(its_norm, "head.transform_norm")
+    return *dense(theirs, "head.transform", "e d", "de", ("e", "e")), *norm(
+        its_norm, "head.transform_norm"
+    )
 
 
 def vocabulary(decoder: str, bias: str) -> tuple[Rule, ...]:
@@ -186,7 +194,9 @@ def body(root: str) -> tuple[Rule, ...]:
     layer, attention = f"{root}.encoder.layer.{{}}", f"{root}.encoder.layer.{{}}.attention"
     return (
         Rule(f"{root}.embeddings.word_embeddings.weight", "v d", ("embedding.tokens",), "vd"),
-        Rule(f"{root}.embeddings.position_embeddings.weight", "p d", ("embedding.positions",), "pd"),
+        Rule(
+            f"{root}.embeddings.position_embeddings.weight", "p d", ("embedding.positions",), "pd"
+        ),
         Rule(f"{root}.embeddings.token_type_embeddings.weight", "t d", ("embedding.types",), "td"),
         *norm(f"{root}.embeddings.LayerNorm", "embedding.norm"),
         *to_heads(f"{attention}.self.query", "blocks.attention.query"),

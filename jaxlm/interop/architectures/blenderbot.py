@@ -34,13 +34,17 @@ POST_NORM = {
 
 def read_blenderbot(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     settings.fixed(PRE_NORM | {"normalize_embedding": False, "extra_pos_embeddings": 0})
-    return config.ModelConfig(**read_stacks(settings, weights, BLENDERBOT_SIZES), tied_head=read_tied(settings))
+    return config.ModelConfig(
+        **read_stacks(settings, weights, BLENDERBOT_SIZES), tied_head=read_tied(settings)
+    )
 
 
 def read_mbart(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     settings.fixed(PRE_NORM | {"normalize_embedding": True, "extra_pos_embeddings": bart.OFFSET})
     fields = read_stacks(settings, weights, bart.SIZES)
-    return config.ModelConfig(**fields, embedding_norm=True, position_offset=bart.OFFSET, tied_head=read_tied(settings))
+    return config.ModelConfig(
+        **fields, embedding_norm=True, position_offset=bart.OFFSET, tied_head=read_tied(settings)
+    )
 
 
 def read_marian(settings: HFConfig, weights: Weights) -> config.ModelConfig:
@@ -113,6 +117,10 @@ def architecture(
 
 
 POSITIONS = (r"(model\.)?(encoder|decoder)\.embed_positions\.weight",)
-BLENDERBOT = architecture("blenderbot", ("BlenderbotForConditionalGeneration", "BlenderbotModel"), read_blenderbot, write)
+BLENDERBOT = architecture(
+    "blenderbot", ("BlenderbotForConditionalGeneration", "BlenderbotModel"), read_blenderbot, write
+)
 MBART = architecture("mbart", ("MBartForConditionalGeneration", "MBartModel"), read_mbart, write)
-MARIAN = architecture("marian", ("MarianMTModel", "MarianModel"), read_marian, write_marian, POSITIONS)
+MARIAN = architecture(
+    "marian", ("MarianMTModel", "MarianModel"), read_marian, write_marian, POSITIONS
+)

@@ -24,7 +24,9 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
         width=width,
         context_length=settings.number("seq_length", 2048),
         norm_epsilon=settings.number("layer_norm_epsilon", 1e-5, float),
-        residual=settings.choice("apply_residual_connection_post_layernorm", {False: "serial", True: "normed"}, False),
+        residual=settings.choice(
+            "apply_residual_connection_post_layernorm", {False: "serial", True: "normed"}, False
+        ),
         embedding_norm=True,
         positions="alibi",
         activation="gelu_tanh",
@@ -75,7 +77,9 @@ RULES = (
         ("blocks.attention.query_bias", "blocks.attention.key_bias", "blocks.attention.value_bias"),
         "hk",
     ),
-    Rule(f"{BLOCK}.self_attention.dense.weight", "d hk", ("blocks.attention.output_kernel",), "hkd"),
+    Rule(
+        f"{BLOCK}.self_attention.dense.weight", "d hk", ("blocks.attention.output_kernel",), "hkd"
+    ),
     Rule(f"{BLOCK}.self_attention.dense.bias", "d", ("blocks.attention.output_bias",), "d"),
     Rule(f"{BLOCK}.post_attention_layernorm.weight", "d", ("blocks.mlp_norm.scale",), "d"),
     Rule(f"{BLOCK}.post_attention_layernorm.bias", "d", ("blocks.mlp_norm.bias",), "d"),

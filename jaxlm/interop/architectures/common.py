@@ -47,7 +47,9 @@ def known(settings: HFConfig, keys: Sequence[str], default: int) -> int:
     found = {key: settings.number(key, default) for key in keys if settings.get(key) is not None}
     for key, value in found.items():
         if value != next(iter(found.values())):
-            settings.refuse(key, f"{value} contradicts {next(iter(found))} ({next(iter(found.values()))})")
+            settings.refuse(
+                key, f"{value} contradicts {next(iter(found))} ({next(iter(found.values()))})"
+            )
     return next(iter(found.values()), default)
 
 
@@ -65,7 +67,9 @@ def check_heads(settings: HFConfig, width: int, heads: int) -> None:
         )
 
 
-def read_windows(settings: HFConfig, kinds: Sequence[str] | None, layers: int, window: int | None) -> dict[str, Any]:
+def read_windows(
+    settings: HFConfig, kinds: Sequence[str] | None, layers: int, window: int | None
+) -> dict[str, Any]:
     """Our fields, from the kind of each layer ("full_attention" or "sliding_attention"; None: as the window says)."""
     if kinds is None:
         return {"sliding_window": window}
@@ -79,7 +83,9 @@ def read_windows(settings: HFConfig, kinds: Sequence[str] | None, layers: int, w
     if window is None:
         settings.refuse("layer_types", "has sliding_attention, which needs sliding_window")
     ours = [KINDS[kind] for kind in kinds]
-    period = next(n for n in range(1, layers + 1) if all(kind == ours[i % n] for i, kind in enumerate(ours)))
+    period = next(
+        n for n in range(1, layers + 1) if all(kind == ours[i % n] for i, kind in enumerate(ours))
+    )
     return {
         "sliding_window": window,
         "attention_pattern": tuple(ours[:period]) if "full" in ours else (),
@@ -89,4 +95,7 @@ def read_windows(settings: HFConfig, kinds: Sequence[str] | None, layers: int, w
 def layer_types(model: config.ModelConfig) -> list[str]:
     """The kind of each layer, in their words."""
     windows = model.windows
-    return ["full_attention" if windows[i % len(windows)] is None else "sliding_attention" for i in range(model.layers)]
+    return [
+        "full_attention" if windows[i % len(windows)] is None else "sliding_attention"
+        for i in range(model.layers)
+    ]

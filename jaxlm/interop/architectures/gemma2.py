@@ -41,13 +41,17 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     check_heads(settings, width, heads)
     kinds = settings.words("layer_types")
     if kinds is None:
-        kinds = tuple("full_attention" if layer % 2 else "sliding_attention" for layer in range(layers))
+        kinds = tuple(
+            "full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)
+        )
     scalar = settings.number("query_pre_attn_scalar", 256, float)
     if scalar <= 0:
         settings.refuse("query_pre_attn_scalar", f"must be above 0, got {scalar}")
     head_width = fields["head_width"] or width // max(heads, 1)
     bias = settings.number("attention_bias", False, bool)
-    fields |= read_windows(settings, kinds, layers, settings.number("sliding_window", 4096, null=True))
+    fields |= read_windows(
+        settings, kinds, layers, settings.number("sliding_window", 4096, null=True)
+    )
     return config.ModelConfig(
         **fields,
         norm_placement="both",
@@ -69,7 +73,9 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
         "hidden_activation": NAMES[model.activation],
         "hidden_act": NAMES[model.activation],
         "attention_bias": model.attention_bias,
-        "query_pre_attn_scalar": model.width_per_head if model.attention_scale is None else max(round(model.attention_scale**-2), 1),
+        "query_pre_attn_scalar": model.width_per_head
+        if model.attention_scale is None
+        else max(round(model.attention_scale**-2), 1),
         "attn_logit_softcapping": model.attention_softcap,
         "final_logit_softcapping": model.logit_softcap,
         "sliding_window": model.sliding_window,
@@ -79,10 +85,14 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
 
 RULES = (
     *ATTENTION_RULES,
-    Rule(f"{BLOCK}.post_attention_layernorm.weight", "d", ("blocks.attention_post_norm.scale",), "d"),
+    Rule(
+        f"{BLOCK}.post_attention_layernorm.weight", "d", ("blocks.attention_post_norm.scale",), "d"
+    ),
     Rule(f"{BLOCK}.pre_feedforward_layernorm.weight", "d", ("blocks.mlp_norm.scale",), "d"),
     Rule(f"{BLOCK}.post_feedforward_layernorm.weight", "d", ("blocks.mlp_post_norm.scale",), "d"),
     *OTHER_RULES,
 )
 
-GEMMA2 = Architecture("gemma2", ("Gemma2ForCausalLM",), "decoder", read, write, RULES, "model.", BUFFERS, TIED)
+GEMMA2 = Architecture(
+    "gemma2", ("Gemma2ForCausalLM",), "decoder", read, write, RULES, "model.", BUFFERS, TIED
+)

@@ -40,7 +40,9 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
         "n_layer": model.layers,
         "n_head": model.heads,
         "n_inner": model.hidden_width,
-        "activation_function": "gelu_new" if model.activation == "gelu_tanh" else NAMES[model.activation],
+        "activation_function": "gelu_new"
+        if model.activation == "gelu_tanh"
+        else NAMES[model.activation],
         "layer_norm_epsilon": model.norm_epsilon,
         "scale_attn_weights": model.attention_scale != 1.0,
         "scale_attn_by_inverse_layer_idx": False,

@@ -32,9 +32,13 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
         width=width,
         context_length=length,
         norm_epsilon=settings.number("layer_norm_eps", 1e-5, float),
-        residual=settings.choice("use_parallel_residual", {True: "parallel", False: "serial"}, True),
+        residual=settings.choice(
+            "use_parallel_residual", {True: "parallel", False: "serial"}, True
+        ),
         positions="rotary",
-        **rope.read(settings, length, theta="rotary_emb_base", share="rotary_pct", default_share=0.25),
+        **rope.read(
+            settings, length, theta="rotary_emb_base", share="rotary_pct", default_share=0.25
+        ),
         activation=settings.choice("hidden_act", ACTIVATIONS, "gelu"),
         attention_bias=bias,
         attention_output_bias=bias,

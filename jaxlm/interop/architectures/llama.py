@@ -31,7 +31,9 @@ def read_gated(settings: HFConfig, context_length: int, sizes: dict[str, int]) -
         "vocabulary_size": settings.number("vocab_size", sizes["vocabulary_size"]),
         "layers": settings.number("num_hidden_layers", sizes["layers"]),
         "heads": heads,
-        "kv_heads": unless(settings.number("num_key_value_heads", sizes.get("kv_heads"), null=True), heads),
+        "kv_heads": unless(
+            settings.number("num_key_value_heads", sizes.get("kv_heads"), null=True), heads
+        ),
         "mlp_width": unless(settings.number("intermediate_size", sizes["mlp_width"]), 4 * width),
         "width": width,
         "head_width": head_width if head_width is None or head_width * heads != width else None,
@@ -114,13 +116,17 @@ def read_mistral(settings: HFConfig, weights: Weights) -> config.ModelConfig:
         settings.number("sliding_window", 4096, null=True),
         settings.words("layer_types"),
     )
-    if kinds is not None and set(kinds) != {"full_attention" if window is None else "sliding_attention"}:
+    if kinds is not None and set(kinds) != {
+        "full_attention" if window is None else "sliding_attention"
+    }:
         settings.refuse(
             "layer_types",
             "is not what sliding_window says, which is what this model_type follows for all layers",
         )
     fields = read_plain(settings, 131072, MISTRAL_SIZES)
-    return config.ModelConfig(**fields, sliding_window=window, attention_bias=False, attention_output_bias=False)
+    return config.ModelConfig(
+        **fields, sliding_window=window, attention_bias=False, attention_output_bias=False
+    )
 
 
 def write_mistral(model: config.ModelConfig) -> dict[str, Any]:
@@ -135,7 +141,9 @@ def read_some_windows(settings: HFConfig, layers: int) -> dict[str, Any]:
         window = None
     first, kinds = settings.number("max_window_layers", 28), settings.words("layer_types")
     if kinds is None and window is not None:
-        kinds = tuple("sliding_attention" if layer >= first else "full_attention" for layer in range(layers))
+        kinds = tuple(
+            "sliding_attention" if layer >= first else "full_attention" for layer in range(layers)
+        )
     return read_windows(settings, kinds, layers, window)
 
 

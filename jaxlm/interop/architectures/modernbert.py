@@ -57,7 +57,9 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
         head_bias=settings.number("decoder_bias", True, bool),
         head_transform=True,
         head_transform_bias=settings.number("classifier_bias", False, bool),
-        head_activation=unless(settings.choice("classifier_activation", ACTIVATIONS, "gelu"), activation),
+        head_activation=unless(
+            settings.choice("classifier_activation", ACTIVATIONS, "gelu"), activation
+        ),
         tied_head=settings.number("tie_word_embeddings", True, bool),
         dropout=settings.number("embedding_dropout", 0.0, float),
         attention_dropout=settings.number("attention_dropout", 0.0, float),
@@ -78,7 +80,11 @@ def read_attention(settings: HFConfig) -> dict[str, Any]:
         read_theta(settings, FULL, "global_rope_theta", 160000.0),
         read_theta(settings, SLIDING, "local_rope_theta", 10000.0),
     )
-    if fields["sliding_window"] is None or "attention_pattern" not in fields or not fields["attention_pattern"]:
+    if (
+        fields["sliding_window"] is None
+        or "attention_pattern" not in fields
+        or not fields["attention_pattern"]
+    ):
         thetas = {"rotary_theta": full if fields["sliding_window"] is None else sliding}
     else:
         thetas = {"rotary_theta": full, "rotary_theta_sliding": unless(sliding, full)}

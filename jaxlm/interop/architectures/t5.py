@@ -11,7 +11,8 @@ from jaxlm.interop.mapping import Architecture, Rule, Weights
 
 # "gated-gelu" means the tanh form, "gelu" the exact one; another name of the exact one has it gated.
 FEED_FORWARD = {name: (ours, False) for name, ours in ACTIVATIONS.items()} | {
-    f"gated-{name}": ("gelu_tanh" if name == "gelu" else ours, True) for name, ours in ACTIVATIONS.items()
+    f"gated-{name}": ("gelu_tanh" if name == "gelu" else ours, True)
+    for name, ours in ACTIVATIONS.items()
 }
 GATED = {name: f"gated-{theirs}" for name, theirs in NAMES.items()} | {
     "gelu_tanh": "gated-gelu",
@@ -25,7 +26,9 @@ def refuse_decoder_extras(settings: HFConfig) -> None:
     refuse_extras(
         replace(
             settings,
-            values={key: value for key, value in settings.values.items() if key != "is_encoder_decoder"},
+            values={
+                key: value for key, value in settings.values.items() if key != "is_encoder_decoder"
+            },
         )
     )
 
@@ -44,7 +47,9 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
     decoder_layers = settings.number("num_decoder_layers", None)
     layers = encoder_layers if decoder_layers is None else decoder_layers
     activation, gated = read_feed_forward(settings)
-    scaled = settings.number("scale_decoder_outputs", settings.number("tie_word_embeddings", True, bool), bool)
+    scaled = settings.number(
+        "scale_decoder_outputs", settings.number("tie_word_embeddings", True, bool), bool
+    )
     dropout = settings.number("dropout_rate", 0.1, float)
     return config.ModelConfig(
         family="encoder_decoder",
@@ -80,7 +85,9 @@ def read_feed_forward(settings: HFConfig) -> tuple[Activation, bool]:
     activation, gated = settings.choice("feed_forward_proj", FEED_FORWARD, "relu")
     settings.fixed({"is_gated_act": gated})
     if settings.choice("dense_act_fn", ACTIVATIONS | {None: activation}, None) != activation:
-        settings.refuse("dense_act_fn", f"{settings.get('dense_act_fn')!r} contradicts feed_forward_proj")
+        settings.refuse(
+            "dense_act_fn", f"{settings.get('dense_act_fn')!r} contradicts feed_forward_proj"
+        )
     return activation, gated
 
 
@@ -147,7 +154,9 @@ T5 = Architecture(
         Rule("shared.weight", "v d", ("encoder.embedding.tokens",), "vd"),
         *stack("encoder", 1),
         *stack("decoder", 2),
-        Rule(f"{CROSS}.layer_norm.weight", "d", ("decoder.blocks.cross_attention_norm.scale",), "d"),
+        Rule(
+            f"{CROSS}.layer_norm.weight", "d", ("decoder.blocks.cross_attention_norm.scale",), "d"
+        ),
         *attention(f"{CROSS}.EncDecAttention", "decoder.blocks.cross_attention"),
         Rule("lm_head.weight", "v d", ("decoder.head.kernel",), "dv"),
     ),
