@@ -35,6 +35,8 @@ LEVELS = {
     "monitor": 3,
     "runtime": 3,
     "counter_rng": 1,
+    "files": 1,
+    "progress": 1,
     "state": 3,
     "step": 3,
     "load_model": 3,

@@ -334,7 +334,7 @@ DOCUMENTS = [
     ('{\n"seed": 1,\n"model" 2}', ":3: is not JSON: "),
     ("[]", ": must be a JSON object with the sections of a config"),
     ('{"model": {"layrs": 3}}', ": model.layrs: unknown key (did you mean 'layers'?)"),
-    ('{"model": 3}', ": model: must be an object with the keys of Model, got 3"),
+    ('{"model": 3}', ": model: must be an object with the keys of ModelConfig, got 3"),
     ('{"model": {"layers": true}}', ": model.layers: must be a whole number, got True"),
     ('{"optimizer": {"learning_rate": NaN}}', ": optimizer.learning_rate: must be finite, got nan"),
     (
