@@ -8,13 +8,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 
-def cuda_device() -> tuple[jax.Device | None, str]:
-    """Return the first CUDA device, or None and the reason why there is none."""
+def cuda_device() -> tuple[Any, str]:
+    """Return the first CUDA device (a jax.Device), or None and the reason why there is none."""
     try:
         return jax.devices("cuda")[0], ""
     except (RuntimeError, AssertionError) as error:
@@ -24,7 +25,7 @@ def cuda_device() -> tuple[jax.Device | None, str]:
 
 
 @pytest.fixture(scope="session")
-def gpu() -> jax.Device:
+def gpu() -> Any:
     """The first CUDA device; tests that ask for it are skipped where there is none."""
     device, reason = cuda_device()
     if device is None:

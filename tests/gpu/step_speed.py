@@ -1,6 +1,6 @@
 """Time the training step of four recipes on one GPU: tokens/s, MFU, peak memory, as JSON lines.
 
-    PYTHONPATH=. python tests/gpu/step_speed.py [--models gpt2_124m ...] [key=value ...]
+    python tests/gpu/step_speed.py [--models gpt2_124m ...] [key=value ...]
 
 Each recipe runs in a process of its own, on random text cut by its objective, with the batch sizes
 of `SHAPES` in turn until one fits into memory. Edits given on the command line come last.
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
 WARM_UP, TIMED = 3, 20
 HOST_BATCHES = 4  # different ones, used in turn
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
@@ -57,7 +59,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     runtime.configure(settings.runtime)
 
     import jax
-    import synthetic
+    from support import synthetic
 
     from jaxlm import state, step
 
@@ -66,7 +68,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     objective = synthetic.objective(settings)
     batches = [synthetic.batch(settings, number) for number in range(HOST_BATCHES)]
 
-    current = state.create(run.model, run.optimizer, run.placement, settings.seed)
+    current = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
     jitted = step.train_step(
         run.model, run.optimizer, settings.training, run.placement, settings.seed
     )
@@ -89,7 +91,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     ranked = statistics.quantiles(seconds, n=10, method="inclusive")
     rows = settings.training.batch_size
     sizes = objective.length, objective.source_length, objective.predictions
-    step_flops = rows * flops.train(settings.model, *sizes)
+    step_flops = rows * flops.training_flops(settings.model, *sizes)
     peak_flops = hardware.peak_flops(device.device_kind)
     memory, text = device.memory_stats() or {}, compiled.as_text()
     return {

@@ -33,21 +33,21 @@ RECIPE = f"""
 from jaxlm.config import *
 
 config = Config(
-    model=Model(
+    model=ModelConfig(
         vocabulary_size=257, layers=2, width=128, heads=2, context_length=128, dropout=0.1
     ),
-    tokenizer=Tokenizer(kind="bytes"),
-    data=Data(
-        sources=(Source(name="text", path="text.txt"),),
+    tokenizer=TokenizerConfig(kind="bytes"),
+    data=DataConfig(
+        sources=(SourceConfig(name="text", path="text.txt"),),
         sequence_length=128,
-        validation=Validation(method="tail", share=0.1),
+        validation=ValidationConfig(method="tail", share=0.1),
     ),
-    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=4, decay_steps={STEPS}),
-    training=Training(steps={STEPS}, batch_size=8),
-    evaluation=Evaluation(every_steps=0, samples=0, steps=2),
-    checkpoint=Checkpoint(every_steps=0),
-    logging=Logging(every_steps=1),
-    runtime=Runtime(devices=1, deterministic=True),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=4, decay_steps={STEPS}),
+    training=TrainingConfig(steps={STEPS}, batch_size=8),
+    evaluation=EvaluationConfig(every_steps=0, samples=0, steps=2),
+    checkpoint=CheckpointConfig(every_steps=0),
+    logging=LoggingConfig(every_steps=1),
+    runtime=RuntimeConfig(devices=1, deterministic=True),
 )
 """
 
@@ -102,11 +102,16 @@ def start(folder: Path, family: str, name: str, steps: int = STEPS) -> Run:
         f"training.steps={steps}",
     ]
     command = [sys.executable, "-m", "jaxlm.train", "--config", "recipe.py", *edits]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # Each run compiles for itself, as runs of users do: the bits must not hang on a shared program.
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
+
     log = folder / f"{name}-{steps}.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdout=file, stderr=file
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
     return Run(folder / name, process, log)
 

@@ -1,15 +1,16 @@
 """Training on the GPU: a step in bfloat16 against float32, and loss curves against the CPU's."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import pytest
-import synthetic
+from support import synthetic
 
 from jaxlm import config, models, objectives, optim, sharding, state, step
 from jaxlm.types import Tree
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.gpu
 # attention. Without clipping and weight decay AdamW's first moment after a step is the gradient
 # times 1 - beta1.
 DECODER = config.Config(
-    model=config.Model(
+    model=config.ModelConfig(
         vocabulary_size=512,
         layers=2,
         width=256,
@@ -32,15 +33,15 @@ DECODER = config.Config(
         activation="silu",
         gated=True,
     ),
-    data=config.Data(sequence_length=128),
-    optimizer=config.Optimizer(
+    data=config.DataConfig(sequence_length=128),
+    optimizer=config.OptimizerConfig(
         learning_rate=1e-3, warmup_steps=5, weight_decay=0.0, gradient_clip=None
     ),
-    training=config.Training(steps=50, batch_size=8),
+    training=config.TrainingConfig(steps=50, batch_size=8),
 )
 ENCODER = replace(
     DECODER,
-    model=config.Model(
+    model=config.ModelConfig(
         family="encoder",
         vocabulary_size=512,
         layers=2,
@@ -53,11 +54,11 @@ ENCODER = replace(
         head_bias=True,
         head_transform=True,
     ),
-    objective=config.Objective(kind="masked"),
+    objective=config.ObjectiveConfig(kind="masked"),
 )
 ENCODER_DECODER = replace(
     DECODER,
-    model=config.Model(
+    model=config.ModelConfig(
         family="encoder_decoder",
         vocabulary_size=512,
         layers=2,
@@ -75,8 +76,8 @@ ENCODER_DECODER = replace(
         tied_head=False,
         initializer="t5",
     ),
-    objective=config.Objective(kind="span"),
-    data=config.Data(sequence_length=320),
+    objective=config.ObjectiveConfig(kind="span"),
+    data=config.DataConfig(sequence_length=320),
 )
 FAMILIES = {settings.model.family: settings for settings in (DECODER, ENCODER, ENCODER_DECODER)}
 STEPS = DECODER.training.steps
@@ -91,14 +92,14 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def build(settings: config.Config, device: jax.Device, compute: str) -> Parts:
+def build(settings: config.Config, device: Any, compute: str) -> Parts:
     """Build the model and optimizer of `settings` on one device, with products of this dtype."""
-    settings = replace(settings, precision=config.Precision(compute=compute))
+    settings = replace(settings, precision=replace(settings.precision, compute=compute))
     mesh = sharding.make_mesh(settings.parallel, [device])
-    execution = sharding.execution(mesh, settings.parallel, settings.precision, "auto")
+    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "auto")
     model = models.build(settings.model, settings.precision, execution)
     placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
-    optimizer = optim.build(settings.optimizer, settings.training.steps, model.axes)
+    optimizer = optim.build_optimizer(settings.optimizer, settings.training.steps, model.axes)
     return Parts(settings, model, placement, optimizer)
 
 
@@ -109,7 +110,7 @@ def train(parts: Parts, steps: int) -> tuple[list[float], state.TrainState]:
     """
     device = parts.placement.mesh.devices.flat[0]
     with jax.default_matmul_precision("highest"), jax.default_device(device):
-        current = state.create(parts.model, parts.optimizer, parts.placement, seed=0)
+        current = state.create_state(parts.model, parts.optimizer, parts.placement, seed=0)
         run = step.train_step(
             parts.model, parts.optimizer, parts.config.training, parts.placement, seed=0
         )
@@ -134,7 +135,8 @@ def first_gradients(parts: Parts) -> tuple[float, dict[str, np.ndarray]]:
     return losses[0], gradients
 
 
-def norm(arrays: list[np.ndarray]) -> float:
+def norm(arrays: Iterable[Any]) -> float:
+    """Return the norm of all values of arrays or numbers together."""
     return math.sqrt(sum(float(np.sum(np.square(array, dtype=np.float64))) for array in arrays))
 
 
@@ -152,7 +154,7 @@ def test_a_step_in_bfloat16_is_that_of_float32(gpu, family, record):
         first_gradients(rounded),
         first_gradients(exact),
     )
-    whole = norm(list(exact_gradients.values()))
+    whole = norm(exact_gradients.values())
     errors = {path: norm([gradients[path] - g]) for path, g in exact_gradients.items()}
     # A gradient whose true value is 0 (of key biases) is rounding alone: it is held against 1% of
     # the whole.
@@ -162,7 +164,7 @@ def test_a_step_in_bfloat16_is_that_of_float32(gpu, family, record):
     worst = max(shares, key=shares.__getitem__)
     relative_loss, relative_gradient = (
         abs(loss / exact_loss - 1),
-        norm(list(errors.values())) / whole,
+        norm(errors.values()) / whole,
     )
     record(loss=relative_loss, gradient=relative_gradient, worst_tensor=worst, worst=shares[worst])
 
