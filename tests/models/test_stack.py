@@ -119,7 +119,7 @@ def test_policies_recompute_what_they_say(blocks):
     assert work(blocks, "none") == (24, 14)
     # The six kernels again; what biases and norms were spread out to is kept.
     assert work(blocks, "weights") == (24, 14 + 6)
-    # The two products of attention again, and all weights but the last bias, which no gradient needs.
+    # The two products of attention again, and all weights but the last bias: no gradient needs it.
     assert work(blocks, "dots") == (24 + 2, 14 + 13)
     # Also the products with weights, but for the last.
     assert work(blocks, "full") == (24 + 7, 14 + 13)
@@ -140,7 +140,8 @@ def run(layer: Any, params: Tree, x: Any, execution: Execution, **options: Any) 
     """Run a stack of fake blocks over the parameter `w`, whose axes are ("layers", "embed")."""
     inputs, key = options.get("inputs", [None]), options.get("dropout_key")
     axes = {"w": ("layers", "embed")}
-    return run_stack(FakeBlock(layer), inputs, params, axes, x, key, execution)  # type: ignore[arg-type]
+    block: Any = FakeBlock(layer)
+    return run_stack(block, inputs, params, axes, x, key, execution)
 
 
 @pytest.mark.parametrize("blocks", WAYS)

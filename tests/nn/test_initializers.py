@@ -128,7 +128,7 @@ def test_table(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter(name):
-    """Each with the role and the number of inputs that it has; layers and keys start differently."""
+    """Each has its own role and number of inputs; layers and keys start differently."""
     fields, roles = FAMILIES[name]
     roles = dict(roles)
     sizes: dict[str, Any] = {
