@@ -71,14 +71,14 @@ class MultiHeadAttention(nn.Module):
     def attend(
         self,
         q_BLHK: jax.Array,
-        k_BSGK: jax.Array,
-        v_BSGK: jax.Array,
+        key_values: KeyValues,
         mask: Mask,
         bias: jax.Array | None,
         dropout_key: jax.Array | None,
     ) -> jax.Array:
         """Return the heads' outputs [B, L, H, K]: softmax(q k^T) v with the model's options."""
         config = self.config
+        k_BSGK, v_BSGK = key_values.to_projections()
         y_BLHK = attend(
             q_BLHK,
             k_BSGK,
@@ -140,12 +140,12 @@ class SelfAttention(MultiHeadAttention):
             q_BLHK = rotate(q_BLHK, inputs.rotation)
             k_BLGK = rotate(k_BLGK, inputs.rotation)
 
-        k_BSGK, v_BSGK = k_BLGK, v_BLGK
+        key_values = KeyValues.from_projections(k_BLGK, v_BLGK)
         if cache is not None:
-            cache = cache.append(k_BLGK, v_BLGK)
-            k_BSGK, v_BSGK = cache.own.to_projections()
+            cache = cache.append(key_values)
+            key_values = cache.own
 
-        y_BLHK = self.attend(q_BLHK, k_BSGK, v_BSGK, inputs.mask, inputs.bias, dropout_key)
+        y_BLHK = self.attend(q_BLHK, key_values, inputs.mask, inputs.bias, dropout_key)
         return self.output(y_BLHK), cache
 
 
@@ -173,18 +173,18 @@ class CrossAttention(MultiHeadAttention):
             q_BLHK = HeadNorm(config, self.dtype, name="query_norm")(q_BLHK)
 
         if cache is not None and cache.cross is not None:
-            k_BSGK, v_BSGK = cache.cross.to_projections()
+            key_values = cache.cross
         else:
             assert encoder.states_BSD is not None
-            k_BSGK, v_BSGK = self.keys_and_values(encoder.states_BSD)
+            key_values = self.key_values(encoder.states_BSD)
             if cache is not None:
-                cache = cache._replace(cross=KeyValues.from_projections(k_BSGK, v_BSGK))
+                cache = cache._replace(cross=key_values)
 
-        y_BLHK = self.attend(q_BLHK, k_BSGK, v_BSGK, encoder.mask, None, dropout_key)
+        y_BLHK = self.attend(q_BLHK, key_values, encoder.mask, None, dropout_key)
         return self.output(y_BLHK), cache
 
-    def keys_and_values(self, states_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the keys and values [B, S, G, K] of the encoder's states."""
+    def key_values(self, states_BSD: jax.Array) -> KeyValues:
+        """Return the keys and values of the encoder's states."""
         config, constrain = self.config, self.execution.constrain
         key = self.projection("key", config.key_value_heads, "kv_heads")
         value = self.projection("value", config.key_value_heads, "kv_heads")
@@ -194,7 +194,7 @@ class CrossAttention(MultiHeadAttention):
         k_BSGK, v_BSGK = constrain(k_BSGK, KV_HEADS), constrain(v_BSGK, KV_HEADS)
         if config.query_key_norm:
             k_BSGK = HeadNorm(config, self.dtype, name="key_norm")(k_BSGK)
-        return k_BSGK, v_BSGK
+        return KeyValues.from_projections(k_BSGK, v_BSGK)
 
 
 def attention_kernel(

@@ -15,7 +15,9 @@ NO_TOKEN = -1  # position of a column that holds no token
 class KeyValues(NamedTuple):
     """Keys and values of one layer.
 
-    Heads stand before columns, so that attention is one contiguous product per head.
+    Heads stand before columns: attention reads them in this order, one product for each head.
+    Training too goes through this layout: the transposes cancel, and their results, in the compute
+    dtype, are what recomputation policies keep in place of the float32 values before.
     """
 
     keys_BGSK: Array
@@ -38,15 +40,14 @@ class LayerCache(NamedTuple):
     column: Array  # int32: where the chunk's first key is written
     cross: KeyValues | None = None  # of cross attention; None: still to be computed
 
-    def append(self, k_BLGK: Array, v_BLGK: Array) -> Self:
+    def append(self, chunk: KeyValues) -> Self:
         """Write the chunk's keys and values from `column` on, in the dtype of the cache."""
 
-        def write(cached: Array, chunk: Array) -> Array:
+        def write(cached_BGSK: Array, chunk_BGLK: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(
-                cached, chunk.astype(cached.dtype), self.column, axis=2
+                cached_BGSK, chunk_BGLK.astype(cached_BGSK.dtype), self.column, axis=2
             )
 
-        chunk = KeyValues.from_projections(k_BLGK, v_BLGK)
         return self._replace(own=jax.tree.map(write, self.own, chunk))
 
 

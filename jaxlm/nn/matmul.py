@@ -59,7 +59,7 @@ def backward(
     return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
-# The product with gradients of its own: the weight's has the weight's dtype. With float32 weights it
+# The product, whose weight gradient has the dtype of the weight. With float32 weights the gradient
 # is never rounded to bfloat16, and what several devices add up is float32.
 matmul = jax.custom_vjp(product, nondiff_argnums=(0, 3, 4))
 matmul.defvjp(forward, backward)
