@@ -128,10 +128,11 @@ def repeated(cache: Tree, rows: int, times: int) -> Tree:
     """The cache with each row so many times, what was read of an encoder too (which `take` leaves as it is)."""
     places = jnp.repeat(jnp.arange(rows), times)
     cache = cache.take(places)
-    if cache.memory is None:
+    if cache.cross_layers is None:
         return cache
-    memory, lengths = jax.tree.map(lambda x: x[places], (cache.memory, cache.memory_lengths_B))
-    return cache._replace(memory=memory, memory_lengths_B=lengths)
+    source = (cache.cross_layers, cache.source_lengths_B)
+    layers, lengths = jax.tree.map(lambda x: x[places], source)
+    return cache._replace(cross_layers=layers, source_lengths_B=lengths)
 
 
 def steps(
