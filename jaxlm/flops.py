@@ -16,26 +16,26 @@ def forward_flops(
     head = (length if predictions is None else predictions) * (
         model.token_width * model.vocabulary_size + model.width * transform
     )
-    products = stack(model, length) + head
+    products = stack_products(model, length) + head
     if model.embedding_width is not None:
         both_ends = length + source_length + (length if predictions is None else predictions)
         products += both_ends * model.width * model.embedding_width
     if source_length:
-        queries, keys = projections(model)
-        cross = queries * length + keys * source_length + pairs(model, length, source_length)
-        products += stack(model.encoder, source_length) + model.layers * cross
+        queries, keys = projection_products(model)
+        cross = queries * length + keys * source_length + score_products(model, length, source_length)
+        products += stack_products(model.encoder, source_length) + model.layers * cross
     return 2 * products
 
 
-def stack(model: config.ModelConfig, length: int) -> int:
+def stack_products(model: config.ModelConfig, length: int) -> int:
     """Multiplications in the blocks, without cross attention."""
     mlp = (3 if model.gated else 2) * model.width * model.hidden_width
     windows = (model.windows[layer % len(model.windows)] for layer in range(model.layers))
-    scores = sum(pairs(model, length, seen(model, length, window)) for window in windows)
-    return model.layers * (sum(projections(model)) + mlp) * length + scores
+    scores = sum(score_products(model, length, visible_positions(model, length, window)) for window in windows)
+    return model.layers * (sum(projection_products(model)) + mlp) * length + scores
 
 
-def seen(model: config.ModelConfig, length: int, window: int | None) -> int:
+def visible_positions(model: config.ModelConfig, length: int, window: int | None) -> int:
     """Positions that a query sees at most."""
     return (
         length
@@ -44,7 +44,7 @@ def seen(model: config.ModelConfig, length: int, window: int | None) -> int:
     )
 
 
-def projections(model: config.ModelConfig) -> tuple[int, int]:
+def projection_products(model: config.ModelConfig) -> tuple[int, int]:
     """Multiplications per position that asks (query, output) and per position that is read (key, value)."""
     return (
         2 * model.width * model.heads * model.width_per_head,
@@ -52,7 +52,7 @@ def projections(model: config.ModelConfig) -> tuple[int, int]:
     )
 
 
-def pairs(model: config.ModelConfig, queries: int, keys: int) -> int:
+def score_products(model: config.ModelConfig, queries: int, keys: int) -> int:
     """Multiplications of the scores and of the weighted sum."""
     return 2 * queries * keys * model.heads * model.width_per_head
 

@@ -138,7 +138,7 @@ class Placement(NamedTuple):
             self.mesh, weight_spec(self.mesh, names, shape.shape, split, jax.tree_util.keystr(path))
         )
 
-    def optimizer(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
+    def optimizer_state(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
         """NamedShardings of the optax state: moments as the stage says; counters, and what has another shape than its parameter, whole."""
         state = jax.eval_shape(optimizer.init, shapes)
         moments = self.tree("optimizer", shapes)
@@ -282,7 +282,7 @@ def build_execution(
     return plain if mesh.size == 1 else plain._replace(constrain=partial(constrain, mesh))
 
 
-def whole_beside(params: Tree) -> NamedSharding | None:
+def replicated_sharding(params: Tree) -> NamedSharding | None:
     """Where every process can read a result that is computed from `params`; None if they are on no mesh."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
@@ -329,7 +329,7 @@ def bytes_per_device(shapes: Tree, shardings: Tree) -> int:
     return sum(jax.tree.leaves(shard))
 
 
-def replicated(shapes: Tree, shardings: Tree) -> list[str]:
+def list_replicated(shapes: Tree, shardings: Tree) -> list[str]:
     """Paths of the weights that stay whole over fsdp, where they are more than 1% of the bytes of a tree that the stage splits; else []."""
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     whole = [

@@ -38,7 +38,7 @@ def state_shardings(
     return TrainState(
         placement.replicated(),
         placement.tree("parameters", abstract.params),
-        placement.optimizer(optimizer, abstract.params),
+        placement.optimizer_state(optimizer, abstract.params),
     )
 
 

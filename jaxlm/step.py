@@ -40,7 +40,7 @@ def batch_loss(
     )
 
 
-def gradients(
+def accumulate_gradients(
     model: Model,
     training: config.TrainingConfig,
     placement: Placement,
@@ -100,7 +100,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if dropped else None
-        sums, grads = gradients(model, training, placement, state.params, batch, key)
+        sums, grads = accumulate_gradients(model, training, placement, state.params, batch, key)
         norm = optax.tree.norm(grads)
         if "optimizer" in ZERO[placement.zero]:
             # Each device updates the part of the weights whose moments it holds.

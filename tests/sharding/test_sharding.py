@@ -34,7 +34,7 @@ MESHES = [
 def first_gradients(parts: tiny.Parts) -> dict[str, np.ndarray]:
     params = parts.start().params
     run = jax.jit(
-        lambda p, b: step.gradients(
+        lambda p, b: step.accumulate_gradients(
             parts.model, parts.config.training, parts.placement, p, b, None
         )[1]
     )
@@ -194,12 +194,12 @@ def test_a_width_that_does_not_divide_stays_whole_and_is_listed():
     settings = replace(tiny.CONFIG, model=replace(tiny.CONFIG.model, width=36, head_width=16))
     parts = tiny.parts(8, settings, zero=3)
     shapes = state.state_shapes(parts.model, parts.optimizer).params
-    listed = sharding.replicated(shapes, parts.placement.tree("parameters", shapes))
+    listed = sharding.list_replicated(shapes, parts.placement.tree("parameters", shapes))
     assert "embedding.tokens" in listed
     gpt2 = models.build(config.ModelConfig())
     shapes = jax.eval_shape(gpt2.init, jax.random.key(0))
     placement = sharding.Placement(parts.placement.mesh, gpt2.axes, zero=3)
-    assert sharding.replicated(shapes, placement.tree("parameters", shapes)) == []
+    assert sharding.list_replicated(shapes, placement.tree("parameters", shapes)) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
