@@ -39,8 +39,16 @@ def with_training(config=CONFIG, **fields):
 
 @pytest.fixture(scope="module")
 def params() -> Tree:
-    """Weights ten times as large as the initial ones, so that the softmax is far from uniform."""
-    return jax.tree.map(lambda w: 10 * w, tiny.initial_state(CONFIG).params)
+    """Larger weights than the initial ones, so that the softmax is not uniform.
+
+    Tables are of size 1: where the stream is small, its norm makes the loss too curved for a slope.
+    """
+    factors = {"kernel": 5, "tokens": 50, "positions": 50}
+
+    def scale(path: tuple, weight: np.ndarray) -> np.ndarray:
+        return weight * factors.get(path[-1].key.rpartition("_")[-1], 1)
+
+    return jax.tree_util.tree_map_with_path(scale, tiny.initial_state(CONFIG).params)
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +206,7 @@ def test_dropout_differs_by_step_microbatch_and_seed(twin_rows):
 def test_either_rate_alone_turns_dropout_on(field, batch):
     model = replace(CONFIG.model, **{field: 0.3})
     parts = tiny.parts(1, replace(CONFIG, model=model))
-    state = jax.eval_shape(lambda: tiny.initial_state(CONFIG))
-    jaxpr = jax.make_jaxpr(parts.step())(state, batch).jaxpr
+    jaxpr = jax.make_jaxpr(parts.step())(tiny.initial_state(CONFIG), batch).jaxpr
     assert "random_bits" in {e.primitive.name for e in tiny.equations(jaxpr)}
 
 
@@ -207,8 +214,8 @@ def test_either_rate_alone_turns_dropout_on(field, batch):
 def test_a_bfloat16_step_is_near_a_float32_step(family):
     """The default precision. In three steps on one batch the losses fall; weights stay float32.
 
-    bfloat16 has 8 bits: scores of about 1 are off by 2^-9 each, and their errors average out over
-    the targets. The losses differ by 6e-4 at worst here, and the first gradient's norm by 0.3%.
+    bfloat16 has 8 bits: scores of about 1 are off by 2^-9 each, and the errors of the targets
+    average out. The losses differ by 1.1e-3 at worst here, the first gradient's norm by 0.1%.
     """
     small = tiny.FAMILIES[family]
     small = replace(small, model=replace(small.model, layers=1, encoder_layers=None))
@@ -220,14 +227,14 @@ def test_a_bfloat16_step_is_near_a_float32_step(family):
         for _ in range(3):
             state, of_step = run(state, tiny.batch(0, small))
             metrics[compute].append(jax.device_get(of_step))
-        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.float32}
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
 
     expected, found = ([m.loss for m in metrics[c]] for c in ("float32", "bfloat16"))
     assert found[0] != expected[0]  # it did compute in bfloat16
     assert found[2] < found[1] < found[0]
     np.testing.assert_allclose(found, expected, atol=5e-3)
     np.testing.assert_allclose(
-        metrics["bfloat16"][0].grad_norm, metrics["float32"][0].grad_norm, rtol=0.02
+        metrics["bfloat16"][0].grad_norm, metrics["float32"][0].grad_norm, rtol=0.01
     )
 
 

@@ -1,6 +1,7 @@
 """Dropout at each of its places: the embeddings, every sublayer's output, the attention weights."""
 
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,15 +23,15 @@ BATCHES = {
 # The only parameters that are not zero, beside the norms' scales: what they add to the stream is
 # all there is to drop.
 SITES = {
-    "embedding": "embedding']['tokens",
-    "attention": "attention']['output_bias",
-    "cross attention": "cross_attention']['output_bias",
-    "MLP": "mlp']['down_bias",
+    "embedding": "'embedding']['tokens",
+    "attention": "'attention']['output_bias",
+    "cross attention": "'cross_attention']['output_bias",
+    "MLP": "'mlp']['down_bias",
 }
 
 
 @cache
-def features(family: str, **fields):
+def features(family: Any, **fields):
     """Build the jitted (params, dropout key or None) -> features [B, L, D], and the shapes."""
     config = ModelConfig(family=family, **SIZES, **fields, norm="rmsnorm", positions="none")
     model = models.build(config)
@@ -63,7 +64,7 @@ PLACES = [
 def test_each_site_drops_its_share(family, site):
     run, shapes = features(family, dropout=RATE)
     # The decoder of an encoder-decoder reads the token table of its encoder.
-    stack = "decoder']" if family == "encoder_decoder" and site != "embedding" else ""
+    stack = "'decoder']" if family == "encoder_decoder" and site != "embedding" else ""
     params = random_params(shapes, lambda name: SITES[site] in name and stack in name)
 
     plain, first, again, other = (
