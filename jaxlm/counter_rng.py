@@ -1,8 +1,9 @@
 """Random numbers without state: 64 bits from (seed, sample, stream, position).
 
-A number depends on nothing but its four coordinates, so a sample looks the same whatever the batch, the process or the order
-in which samples are made. The four are absorbed one after another by the finaliser of SplitMix64 (Steele, Lea and Flood,
-"Fast splittable pseudorandom number generators", 2014), a bijection of 64-bit words: two positions of one stream never collide.
+A number depends on nothing but its four coordinates. A sample is therefore the same whatever the
+batch, the process or the order in which samples are built. The finaliser of SplitMix64 (Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", 2014) absorbs the four coordinates one
+after another. It is a bijection of 64-bit words: two positions of one stream never collide.
 """
 
 from typing import Any
@@ -13,7 +14,8 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 WORD = (1 << 64) - 1
 
-# Streams: one number per use, so that uses don't share random bits. The low 32 bits are free for the number of a source.
+# Streams: one number per use, so that no two uses share random bits. The low 32 bits are free for
+# the number of a source.
 SHUFFLE = 1 << 32
 PHASE = 2 << 32
 PREFIX = 3 << 32
@@ -27,7 +29,10 @@ INFILLING_PLACE = 10 << 32
 
 
 def mix(words: Any) -> Any:
-    """SplitMix64's finaliser of uint64 words, elementwise: flipping one bit of the input flips about half of the output."""
+    """Apply SplitMix64's finaliser to uint64 words, elementwise.
+
+    Flipping one bit of the input flips about half of the bits of the output.
+    """
     words = words ^ (words >> np.uint64(30))
     words *= FIRST
     words ^= words >> np.uint64(27)
@@ -37,10 +42,12 @@ def mix(words: Any) -> Any:
 
 
 def random_bits(seed: int, sample: Any, stream: int, position: Any) -> Any:
-    """64 random bits per element of `sample` and `position` (integers or integer arrays, broadcast together), as uint64."""
-    with np.errstate(
-        over="ignore"
-    ):  # arithmetic modulo 2**64 is meant; numpy warns about it on scalars
+    """Return 64 random bits, as uint64, per element of `sample` and `position`.
+
+    Both are integers or integer arrays, and are broadcast together.
+    """
+    # Arithmetic modulo 2**64 is intended. numpy warns about it on scalars.
+    with np.errstate(over="ignore"):
         state = mix(np.uint64(seed & WORD) + GOLDEN)
         for coordinate in (stream, sample, position):
             state = state ^ np.asarray(coordinate).astype(np.uint64)

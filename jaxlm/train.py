@@ -274,7 +274,7 @@ def announce(run: Run, hosts: Sequence[str]) -> None:
             f"warning: optimizer.warmup_steps={settings.optimizer.warmup_steps} is cut to training.steps={settings.training.steps}"
         )
     whole = (
-        sharding.replicated(shapes.params, run.placement.tree("optimizer", shapes.params))
+        sharding.list_replicated(shapes.params, run.placement.tree("optimizer", shapes.params))
         if settings.parallel.zero
         else []
     )

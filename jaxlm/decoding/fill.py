@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.models import Model
-from jaxlm.sharding import whole_beside
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
 
 
@@ -16,7 +16,7 @@ def fill(model: Model, params: Tree, batch: Batch) -> np.ndarray:
     likeliest = lambda params, batch: jnp.argmax(model.apply(params, batch), axis=-1).astype(
         jnp.int32
     )  # noqa: E731
-    run = jax.jit(likeliest, out_shardings=whole_beside(params))
+    run = jax.jit(likeliest, out_shardings=replicated_sharding(params))
     return np.asarray(run(params, batch))
 
 
@@ -26,7 +26,7 @@ def write(model: Model, params: Tree, batch: Batch) -> np.ndarray:
     `batch.tokens` [B, L] gives the length and, in its first column, the token that the decoder starts from.
     """
     return np.asarray(
-        jax.jit(partial(targets, model), out_shardings=whole_beside(params))(params, batch)
+        jax.jit(partial(targets, model), out_shardings=replicated_sharding(params))(params, batch)
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.models import Model
-from jaxlm.sharding import whole_beside
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Batch, Tree
 
 
@@ -30,7 +30,7 @@ def sample(
     context = np.zeros((count, size), np.int32)
     context[:, : len(start)] = start
     run = jax.jit(
-        partial(continuations, model, new_tokens, temperature), out_shardings=whole_beside(params)
+        partial(continuations, model, new_tokens, temperature), out_shardings=replicated_sharding(params)
     )
     return np.asarray(run(params, context, np.int32(len(start)), jax.random.key(seed)))
 
