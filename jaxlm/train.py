@@ -65,13 +65,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
     settings = config.load(args.config, edits, args.data)
-    cluster = runtime.detect(settings.runtime)
+    cluster = runtime.detect_cluster(settings.runtime)
     runtime.configure(settings.runtime)
     with runtime.ProcessGroup(
         cluster, settings.runtime, Path(settings.run_directory or "runs/run")
     ) as group:
         return train(
-            dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)),
+            dataclasses.replace(settings, runtime=runtime.without_process_fields(settings.runtime)),
             group,
             again=command_line(argv),
         )
@@ -219,7 +219,7 @@ def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Ru
     example = objectives.example(
         settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels
     )
-    devices = runtime.devices(settings.runtime, hosts)
+    devices = runtime.select_devices(settings.runtime, hosts)
     mesh = sharding.make_mesh(settings.parallel, devices)
     sharding.check_mesh(
         mesh,

@@ -244,7 +244,7 @@ def test_processes_that_do_not_come_end_the_wait(tmp_path):
         where = "127.0.0.1:{multiprocess.free_port()}"
         asked = RuntimeConfig(platform="cpu", processes=2, process=0, coordinator=where, initialization_timeout_seconds=2)
         runtime.configure(asked)
-        with runtime.Group(runtime.detect(asked), asked, pathlib.Path({str(tmp_path / "run")!r})) as group:
+        with runtime.Group(runtime.detect_cluster(asked), asked, pathlib.Path({str(tmp_path / "run")!r})) as group:
             group.meet()
     runtime.run(main)
     """
@@ -277,7 +277,7 @@ def test_what_a_process_alone_decides_is_not_compared():
         processes=2, process=0, coordinator="127.0.0.1:1", coordinator_bind="0.0.0.0"
     )
     two = RuntimeConfig(processes=2, process=1, coordinator="localhost:1")
-    assert runtime.shared(one) == runtime.shared(two) == RuntimeConfig()
+    assert runtime.without_process_fields(one) == runtime.without_process_fields(two) == RuntimeConfig()
 
 
 def test_a_process_alone_needs_no_others(tmp_path):

@@ -123,7 +123,7 @@ from jaxlm import config, runtime, state, train
 from jaxlm.checkpoint import Checkpoints
 directory, step, *edits = sys.argv[1:]
 settings = config.load("tiny.py", edits)
-cluster = runtime.detect(settings.runtime)
+cluster = runtime.detect_cluster(settings.runtime)
 runtime.configure(settings.runtime)
 with runtime.Group(cluster, settings.runtime, Path("runs/restored")) as group:
     group.meet()
@@ -214,7 +214,7 @@ from jaxlm import config, runtime, sharding
 from jaxlm.types import Batch
 whole = Batch(tokens=np.arange(48).reshape(16, 3), lengths=np.arange(16))
 for sizes in (dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=1, tensor=8)):
-    mesh = sharding.make_mesh(config.ParallelConfig(**sizes), runtime.devices(config.RuntimeConfig(), ("a", "b")))
+    mesh = sharding.make_mesh(config.ParallelConfig(**sizes), runtime.select_devices(config.RuntimeConfig(), ("a", "b")))
     placement = sharding.Placement(mesh, {}, 0)
     start, stop = placement.rows(16)
     made = placement.put(jax.tree.map(lambda a: a[start:stop], whole))

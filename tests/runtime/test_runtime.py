@@ -53,9 +53,9 @@ def test_devices_are_emulated_and_the_cache_is_private(tmp_path):
 used = RuntimeConfig(platform="cpu", devices=3, compilation_cache={str(cache)!r})
 runtime.configure(used)
 assert "jax" not in sys.modules
-found = runtime.devices(used)
+found = runtime.select_devices(used)
 import jax
-print(runtime.describe_devices(found).replace(" ", "_"), jax.config.jax_compilation_cache_dir, len(runtime.devices(RuntimeConfig(devices=2))))
+print(runtime.describe_devices(found).replace(" ", "_"), jax.config.jax_compilation_cache_dir, len(runtime.select_devices(RuntimeConfig(devices=2))))
 """
     )
     assert output(program) == ["3_x_cpu", str(cache), "2"]
@@ -104,7 +104,7 @@ except ConfigError as error:
 
 def test_too_few_devices_name_the_key():
     with pytest.raises(ConfigError, match=r"^runtime\.devices: 4096 devices asked for, \d+ x "):
-        runtime.devices(RuntimeConfig(devices=4096))
+        runtime.select_devices(RuntimeConfig(devices=4096))
 
 
 def test_a_platform_that_is_not_there_names_the_key():
@@ -114,7 +114,7 @@ def test_a_platform_that_is_not_there_names_the_key():
 used = RuntimeConfig(platform="cuda")
 def main(argv):
     runtime.configure(used)
-    runtime.devices(used)
+    runtime.select_devices(used)
 runtime.run(main)
 """
     )
@@ -288,14 +288,14 @@ def test_a_second_process_is_told_who_trains(tmp_path):
         pytest.raises(
             UserError, match=rf"^another process \(pid {holder.pid}\) trains in {directory}"
         ),
-        runtime.lock(directory),
+        runtime.lock_run_directory(directory),
     ):
         pass
     holder.kill()  # the lock of a killed process is free
     holder.wait()
-    with runtime.lock(directory):
+    with runtime.lock_run_directory(directory):
         assert (directory / ".lock").read_text() == str(os.getpid())
-    with runtime.lock(directory):
+    with runtime.lock_run_directory(directory):
         pass
 
 
@@ -305,7 +305,7 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path):
         pytest.raises(
             UserError, match=r"^run_directory: can't write to .*/file/run: Not a directory"
         ),
-        runtime.lock(tmp_path / "file" / "run"),
+        runtime.lock_run_directory(tmp_path / "file" / "run"),
     ):
         pass
 
