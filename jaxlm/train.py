@@ -106,12 +106,12 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
     from jaxlm import card, checkpoint, data, monitor, state
 
     directory = group.run_directory
-    store = None if group.alone else meet(settings, group)
+    store = None if group.is_single else meet(settings, group)
     with checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep) as saved:
         # A mistake in the config is said before hours of data preparation.
         newest = saved.latest()
         first_step = newest or 0
-        group.agree("step", {"the newest checkpoint": str(newest)})
+        group.require_equal("step", {"the newest checkpoint": str(newest)})
         if newest is not None:
             settings, changes = checkpoint.resume_config(directory, settings, first_step)
             log(
@@ -145,7 +145,7 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
             start = state.state_from_params(run.model, run.optimizer, run.placement, weights)
         else:
             start = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
-        if not group.leads:
+        if not group.is_leader:
             return loop(
                 run,
                 store,
@@ -180,22 +180,22 @@ def meet(settings: Config, group: runtime.ProcessGroup) -> "Store":
     from jaxlm import checkpoint, data
 
     what, needs = store_arguments(settings), settings.objective.needs
-    if group.leads:
+    if group.is_leader:
         folder = data.prepare(*what, needs=needs).path
     else:
         folder = data.await_store(
             *what,
-            ready=group.answers,
+            ready=group.leader_is_listening,
             seconds=settings.runtime.preparation_timeout_seconds,
             needs=needs,
         )
-    group.meet()
+    group.initialize()
     facts = checkpoint.flat(config.to_dict(settings))
     facts |= {
         "the prepared data": folder.name,
         "jaxlm's code": runtime.code_version(),
     } | runtime.versions()
-    group.agree("config", {key: str(value) for key, value in facts.items()})
+    group.require_equal("config", {key: str(value) for key, value in facts.items()})
     return data.open_store(folder)
 
 
@@ -311,7 +311,7 @@ def loop(
     train_step = step.train_step(
         run.model, run.optimizer, settings.training, run.placement, settings.seed
     )
-    evaluate = Evaluation(run, store, stream, state.params, group.leads)
+    evaluate = Evaluation(run, store, stream, state.params, group.is_leader)
     clock = Throughput(
         settings,
         list(run.placement.mesh.devices.flat),

@@ -245,7 +245,7 @@ def test_processes_that_do_not_come_end_the_wait(tmp_path):
         asked = RuntimeConfig(platform="cpu", processes=2, process=0, coordinator=where, initialization_timeout_seconds=2)
         runtime.configure(asked)
         with runtime.Group(runtime.detect_cluster(asked), asked, pathlib.Path({str(tmp_path / "run")!r})) as group:
-            group.meet()
+            group.initialize()
     runtime.run(main)
     """
     arguments = [sys.executable, "-c", textwrap.dedent(program)]

@@ -126,14 +126,14 @@ settings = config.load("tiny.py", edits)
 cluster = runtime.detect_cluster(settings.runtime)
 runtime.configure(settings.runtime)
 with runtime.Group(cluster, settings.runtime, Path("runs/restored")) as group:
-    group.meet()
+    group.initialize()
     import jax
     from jax.experimental.multihost_utils import process_allgather
     run = train.assemble(settings, 0, group.hosts)
     with Checkpoints(Path(directory) / "checkpoints", 2) as saved:
         found = saved.restore(int(step), state.abstract(run.model, run.optimizer, run.placement))
     assert len(jax.tree.leaves(found)[0].sharding.device_set) == settings.runtime.devices * cluster.processes
-    if not group.alone:
+    if not group.is_single:
         found = process_allgather(found, tiled=True)
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(found)):
         print(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.dtype, hashlib.sha256(leaf.tobytes()).hexdigest())
