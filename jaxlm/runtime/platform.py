@@ -12,12 +12,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlm.config import ConfigError, RuntimeConfig
-
-if TYPE_CHECKING:
-    import jax
 
 PACKAGES = (
     "jaxlm",
@@ -129,8 +126,8 @@ def emulate_devices(count: int) -> None:
             raise ConfigError("runtime.devices", reason) from error
 
 
-def select_devices(runtime: RuntimeConfig, hosts: Sequence[str] = ()) -> list["jax.Device"]:
-    """Return the devices of the run: `runtime.devices` of each process, or all.
+def select_devices(runtime: RuntimeConfig, hosts: Sequence[str] = ()) -> list[Any]:
+    """Return the jax devices of the run: `runtime.devices` of each process, or all.
 
     Starts jax's backend. `hosts` are those of the processes: devices of one host are put next to
     each other, so that the inner axes of a mesh are on fast links. Raises ConfigError on
@@ -174,7 +171,7 @@ def order_devices(devices: Sequence[Any], count: int | None, hosts: Sequence[str
     return ordered
 
 
-def describe_devices(devices: Sequence["jax.Device"]) -> str:
+def describe_devices(devices: Sequence[Any]) -> str:
     """Return '8 x NVIDIA H100 80GB HBM3' or '2 x cpu'."""
     return f"{len(devices)} x {devices[0].device_kind}"
 

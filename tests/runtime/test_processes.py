@@ -14,7 +14,6 @@ import pytest
 from jax.tree_util import tree_leaves_with_path as tree_leaves
 from support import multiprocess, tiny_run
 from support.multiprocess import Peers, listening, local, losses
-from launch.test_launch import cluster  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 campaign = [pytest.mark.campaign]
@@ -84,7 +83,7 @@ def test_local_sh_trains_what_one_process_does(folder, family, zero):
 
 
 @pytest.mark.parametrize(("family", "zero"), cells(("encoder_decoder", 0)))
-def test_slurm_trains_what_one_process_does(folder, cluster, family, zero):  # noqa: F811
+def test_slurm_trains_what_one_process_does(folder, cluster, family, zero):
     edits = (*tiny_run.FAMILIES[family], f"parallel.zero={zero}", "training.steps=20")
     alone(*edits, directory="runs/one")
     options = [
