@@ -57,7 +57,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 
 def test_among_several_processes_ctrl_c_is_a_sigterm_once(monkeypatch):
-    """jax's runtime handles the SIGTERM: all processes stop after the same step."""
+    # jax's runtime handles the SIGTERM, so that all processes stop after the same step.
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     before = signal.getsignal(signal.SIGINT)
