@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from jax._src import distributed as jax_distributed
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # type: ignore[attr-defined]
 from support import multiprocess
 
 from jaxlm.config import ConfigError, LostError, RuntimeConfig, UserError

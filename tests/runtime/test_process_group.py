@@ -74,8 +74,8 @@ def join(store, fake_time, tmp_path):
             assert fake_time.now < 1000, "nobody was lost"
             return group._done.is_set()
 
-        def exit_without(lost, reason):
-            raise Lost(f"process {lost} {reason}")
+        def exit_without(process, reason):
+            raise Lost(f"process {process} {reason}")
 
         group._wait_for_end, group._exit_without = wait_for_end, exit_without
         return group

@@ -135,8 +135,9 @@ def hashes(directory: str, step: int) -> set[str]:
     """Return the same of a checkpoint on the disk, read without the trainer and on no devices."""
     path = (Path(directory) / "checkpoints" / str(step) / "state").absolute()
     reader = ocp.PyTreeCheckpointer()
-    tree = reader.metadata(path).item_metadata.tree
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    metadata = reader.metadata(path).item_metadata
+    assert metadata is not None
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
 
     lines = set()
     for keys, leaf in tree_leaves_with_path(reader.restore(path, restore_args=as_numpy)):
