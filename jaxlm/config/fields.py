@@ -137,7 +137,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def describe_choices(choices: tuple) -> str:
-    """Return "one of 'a', 'b'", or the one choice."""
+    """Return "one of 'a', 'b'", or the only choice."""
     return ("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices))
 
 

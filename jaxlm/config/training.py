@@ -102,7 +102,7 @@ class TrainingConfig:
 
     steps: Positive = 1000
     batch_size: Positive = 32  # sequences per optimizer step, over all devices and microbatches
-    # (step, sequences): from that step on, the batch has so many sequences.
+    # (step, sequences): the batch size from that step on
     batch_schedule: tuple[tuple[Positive, Positive], ...] = ()
     microbatches: Positive = 1  # gradient accumulation: parts of a batch, computed in turn
     z_loss: NonNegative = 0.0  # weight of the mean squared log-sum-exp (PaLM, 2204.02311: 1e-4)

@@ -199,7 +199,7 @@ def test_a_wrong_edit_names_its_key_once(edit, message):
     assert str(edit_mistake(edit)).partition(" (did you mean 'layernorm'")[0] == message
 
 
-def test_a_contradiction_shows_the_edits_behind_it():
+def test_a_contradiction_shows_the_edits():
     assert str(edit_mistake("model.heads=7", "seed=1")).endswith("(with model.heads=7 seed=1)")
     assert "with" not in str(edit_mistake("model.width=7"))
 

@@ -151,6 +151,19 @@ def test_versions_name_every_library():
     assert {"jaxlm", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"} < set(versions)
 
 
-def test_the_code_has_a_version():
+def test_the_version_of_the_code_changes_with_it(tmp_path, monkeypatch):
+    for folder in ("runtime", "nn"):
+        (tmp_path / folder).mkdir()
+    module = tmp_path / "nn" / "block.py"
+    module.write_text("x = 1")
+    monkeypatch.setattr(platform, "__file__", str(tmp_path / "runtime" / "platform.py"))
     version = runtime.code_version()
     assert len(version) == 16 and version == runtime.code_version()
+
+    (tmp_path / "nn" / "notes.txt").write_text("not code")
+    assert runtime.code_version() == version
+    module.write_text("x = 2")
+    assert runtime.code_version() != version
+    module.write_text("x = 1")
+    module.rename(tmp_path / "nn" / "stack.py")
+    assert runtime.code_version() != version
