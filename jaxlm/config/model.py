@@ -74,7 +74,7 @@ class ModelConfig:
     rotary_theta: PositiveFloat = 10000.0
     # rotary: theta of the layers with a sliding window (ModernBERT). None: rotary_theta
     rotary_theta_sliding: PositiveFloat | None = None
-    rotary_share: Share = 1.0  # of the channels of a head, the first ones, rotate (GPT-NeoX 0.25)
+    rotary_share: Share = 1.0  # of the channels of a head, from the first on (GPT-NeoX 0.25)
     rotary_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     rotary_scaling_factor: PositiveFloat = 1.0
     # llama3, yarn: channels with fewer turns within the original length than the low factor are
@@ -85,10 +85,11 @@ class ModelConfig:
     # yarn: factor of the cosines and sines. None: 0.1 ln(rotary_scaling_factor) + 1
     rotary_attention_factor: PositiveFloat | None = None
 
-    # MLP, biases and head
+    # MLP
     activation: Activation = "gelu_tanh"
     gated: bool = False  # act(gate(x)) * up(x): SwiGLU, GEGLU, ...
 
+    # Biases and head
     attention_bias: bool = True  # on the query, key and value projections
     attention_output_bias: bool = True
     mlp_bias: bool = True
@@ -108,11 +109,11 @@ class ModelConfig:
     sliding_window: Positive | None = None
     # Repeated over the layers. (): every layer has the sliding window, if there is one
     attention_pattern: tuple[Literal["full", "sliding"], ...] = ()
-    tied_head: bool = True  # the head is the token embedding, transposed
 
+    # Tying, dropout and initial values
+    tied_head: bool = True  # the head is the token embedding, transposed
     dropout: ShareBelowOne = 0.0  # on the embeddings and on the output of each sublayer
     attention_dropout: ShareBelowOne = 0.0  # on the attention weights; rules out cuDNN attention
-
     # The table of initializers is in jaxlm/nn/initializers.py.
     initializer: Literal["gpt2", "normal", "fan_in", "t5"] = "gpt2"
     initializer_std: PositiveFloat = 0.02  # gpt2 and normal

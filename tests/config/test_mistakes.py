@@ -13,7 +13,8 @@ import jax
 import pytest
 
 import jaxlm
-from jaxlm import runtime, train
+from jaxlm import runtime, state, train
+from jaxlm.config import UserError
 
 RECIPE = """
 from jaxlm.config import *
@@ -201,17 +202,25 @@ def test_a_tokenizer_larger_than_the_model(folder, capsys):
     )
 
 
-def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys):
+def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys, monkeypatch):
     # This mistake shows last: all data is prepared when no window fits. It must not block a retry.
     shutil.copy("short.txt", "mine.txt")
-    argv = ["--config", "recipe.py", "--data", "mine.txt", "--devices", "1"]
+    argv = ["--config", "recipe.py", "--data", "mine.txt"]
     assert command(*argv) == 2
     line = only_line(capsys.readouterr().err)
     assert line.startswith(
         "data.sequence_length: a window takes 17 tokens, but the training split of "
     )
+
+    # With more data it comes as far as the state, which would take seconds to compile.
+    def create_state(*_, **__):
+        raise UserError("the data is ready")
+
+    trainer = sys.modules.get("jaxlm.trainer", state)
+    monkeypatch.setattr(trainer, "create_state", create_state)
     shutil.copy("text.txt", "mine.txt")
-    assert command(*argv) == 0, capsys.readouterr().err
+    assert command(*argv) == 2
+    assert only_line(capsys.readouterr().err) == "the data is ready"
 
 
 ITSELF = [
