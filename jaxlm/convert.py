@@ -144,7 +144,7 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
         reason = f"has {inner.size} ids, more than the vocabulary of the model in config.json ({model.vocabulary_size})"
         raise UserError(f"{directory / tokenizer.FILE}: {reason}")
     _, params = interop.load(directory)
-    with runtime.lock(run):
+    with runtime.lock_run_directory(run):
         check_empty(run)  # again: another process may have been quicker
         with undone(run):
             inner.save(run / tokenizer.FILE)
@@ -208,7 +208,7 @@ def run_config(
             ),  # has enough to hold out, however few the documents are
         ),
     )
-    settings = config.edited(made, edits)
+    settings = config.apply_edits(made, edits)
     if (settings.run_directory, settings.tokenizer.path) != (
         made.run_directory,
         made.tokenizer.path,

@@ -106,7 +106,7 @@ def placed(
     model_config: config.ModelConfig, precision: config.PrecisionConfig, devices: int
 ) -> tuple[models.Model, Tree]:
     """The model, split over so many devices, and where each of its parameters goes."""
-    found = runtime.devices(config.RuntimeConfig(devices=devices))[:devices]
+    found = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, found)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())

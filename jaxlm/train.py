@@ -65,13 +65,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     edits = args.edits + ([f"runtime.devices={args.devices}"] if args.devices else [])
     settings = config.load(args.config, edits, args.data)
-    cluster = runtime.detect(settings.runtime)
+    cluster = runtime.detect_cluster(settings.runtime)
     runtime.configure(settings.runtime)
     with runtime.ProcessGroup(
         cluster, settings.runtime, Path(settings.run_directory or "runs/run")
     ) as group:
         return train(
-            dataclasses.replace(settings, runtime=runtime.shared(settings.runtime)),
+            dataclasses.replace(settings, runtime=runtime.without_process_fields(settings.runtime)),
             group,
             again=command_line(argv),
         )
@@ -106,12 +106,12 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
     from jaxlm import card, checkpoint, data, monitor, state
 
     directory = group.run_directory
-    store = None if group.alone else meet(settings, group)
+    store = None if group.is_single else meet(settings, group)
     with checkpoint.Checkpoints(directory / "checkpoints", settings.checkpoint.keep) as saved:
         # A mistake in the config is said before hours of data preparation.
         newest = saved.latest()
         first_step = newest or 0
-        group.agree("step", {"the newest checkpoint": str(newest)})
+        group.require_equal("step", {"the newest checkpoint": str(newest)})
         if newest is not None:
             settings, changes = checkpoint.resume_config(directory, settings, first_step)
             log(
@@ -145,7 +145,7 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
             start = state.state_from_params(run.model, run.optimizer, run.placement, weights)
         else:
             start = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
-        if not group.leads:
+        if not group.is_leader:
             return loop(
                 run,
                 store,
@@ -180,22 +180,22 @@ def meet(settings: Config, group: runtime.ProcessGroup) -> "Store":
     from jaxlm import checkpoint, data
 
     what, needs = store_arguments(settings), settings.objective.needs
-    if group.leads:
+    if group.is_leader:
         folder = data.prepare(*what, needs=needs).path
     else:
         folder = data.await_store(
             *what,
-            ready=group.answers,
+            ready=group.leader_is_listening,
             seconds=settings.runtime.preparation_timeout_seconds,
             needs=needs,
         )
-    group.meet()
+    group.initialize()
     facts = checkpoint.flat(config.to_dict(settings))
     facts |= {
         "the prepared data": folder.name,
         "jaxlm's code": runtime.code_version(),
     } | runtime.versions()
-    group.agree("config", {key: str(value) for key, value in facts.items()})
+    group.require_equal("config", {key: str(value) for key, value in facts.items()})
     return data.open_store(folder)
 
 
@@ -219,7 +219,7 @@ def assemble(settings: Config, first_step: int, hosts: Sequence[str] = ()) -> Ru
     example = objectives.example(
         settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels
     )
-    devices = runtime.devices(settings.runtime, hosts)
+    devices = runtime.select_devices(settings.runtime, hosts)
     mesh = sharding.make_mesh(settings.parallel, devices)
     sharding.check_mesh(
         mesh,
@@ -311,7 +311,7 @@ def loop(
     train_step = step.train_step(
         run.model, run.optimizer, settings.training, run.placement, settings.seed
     )
-    evaluate = Evaluation(run, store, stream, state.params, group.leads)
+    evaluate = Evaluation(run, store, stream, state.params, group.is_leader)
     clock = Throughput(
         settings,
         list(run.placement.mesh.devices.flat),

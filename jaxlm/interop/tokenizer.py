@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from jaxlm import config
 from jaxlm.config import UserError
-from jaxlm.config.schema import TRAINED_BY
+from jaxlm.config.objective import TRAINED_BY
 from jaxlm.interop import generation_config, hf_config
 from jaxlm.interop.hf_config import HFConfig, shown
 

@@ -206,7 +206,7 @@ def test_samples_of_sources_at_any_size():
 )
 def test_lengths_are_those_of_the_real_vocabulary(kind):
     name = "masked" if kind == "framed" else kind
-    base = tiny.FAMILIES[config.schema.TRAINED_BY[name]]
+    base = tiny.FAMILIES[config.objective.TRAINED_BY[name]]
     begin = "<s>" if kind in ("framed", "infilling") else None
     source = config.SourceConfig(
         name="text", path="text.txt", format="pairs" if kind == "pairs" else "text"
@@ -411,7 +411,7 @@ def test_settings_that_differ_make_the_run_again(made):
         f"data.sources={json.dumps(sources)}" if edit.startswith("data.sources=") else edit
         for edit in edits
     ]
-    again = config.edited(
+    again = config.apply_edits(
         config.Config(data=config.DataConfig(store=settings.data.store)),
         [*edits, "run_directory=runs/lark"],
     )
