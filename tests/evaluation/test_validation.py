@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError
-from jaxlm.data.loader import Share
+from jaxlm.data.loader import LocalBatches
 from jaxlm.data.shards import TokenArray, TokenWriter
 from jaxlm.evaluation.validation import EvaluationWindows, unigram_entropy
 from jaxlm.objectives import Objective, Vocabulary
@@ -35,7 +35,7 @@ def build(kind: str, length: int) -> Objective:
 def hiding(window: int) -> Objective:
     """Batches that say which tokens, sample numbers and seed the objective was given; every second token is a target."""
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         weights = np.tile(np.arange(window) % 2, (len(windows), 1)).astype(np.float32)
         return Batch(
             tokens=windows,
@@ -45,7 +45,14 @@ def hiding(window: int) -> Objective:
             segments=np.full(windows.shape, seed),
         )
 
-    return Objective(window, window, window, 0, window, make)
+    return Objective(
+        window=window,
+        stride=window,
+        length=window,
+        source_length=0,
+        predictions=window,
+        make_batch=make_batch,
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -204,7 +211,7 @@ def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
     """Also of the last one, which is filled up."""
     windows = EvaluationWindows([numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
     shares = [
-        Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)
+        LocalBatches(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)
     ]
     for index, whole in enumerate(windows):
         parts = [share[index] for share in shares]
