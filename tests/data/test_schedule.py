@@ -86,8 +86,8 @@ def test_permutation_of_mixed_epochs_and_huge_sizes():
 
 
 def test_permutation_is_uniform():
-    # Element 0 of 7 lands in each place Binomial(7000, 1/7) times, 1000 +- 29. Bounds are 6 standard
-    # deviations.
+    # Element 0 of 7 lands in each place Binomial(7000, 1/7) times, 1000 +- 29. The bound is 6
+    # standard deviations.
     landed = permute(np.zeros(7000, np.int64), 7, 0, 0, np.arange(7000))
     assert abs(np.bincount(landed, minlength=7) - 1000).max() < 6 * 29
     # Neighbours end up far apart: the mean distance of two random elements of 10,000 is 3,333, with
