@@ -1,9 +1,9 @@
-"""Random numbers without state: 64 bits from (seed, sample, stream, position).
+"""Stateless random numbers: 64 bits from (seed, sample, stream, position).
 
-A number depends on nothing but its four coordinates. A sample is therefore the same whatever the
-batch, the process or the order in which samples are built. The finaliser of SplitMix64 (Steele, Lea
-and Flood, "Fast splittable pseudorandom number generators", 2014) absorbs the four coordinates one
-after another. It is a bijection of 64-bit words: two positions of one stream never collide.
+A number depends on its four coordinates alone, so a sample looks the same whatever the batch, the
+process or the order in which samples are made. The finaliser of SplitMix64 (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", 2014) absorbs one coordinate after another. It is
+a bijection of 64-bit words: two positions of one stream never collide.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 WORD = (1 << 64) - 1
 
-# Streams: one number per use, so that no two uses share random bits. The low 32 bits are free for
-# the number of a source.
+# One stream per use, so that no two uses share random bits. The numbers decide the data of every
+# run and must not change. The low 32 bits are free for the number of a source.
 SHUFFLE = 1 << 32
 PHASE = 2 << 32
 PREFIX = 3 << 32
@@ -28,25 +28,12 @@ INFILLING_LENGTH = 9 << 32
 INFILLING_PLACE = 10 << 32
 
 
-def mix(words: Any) -> Any:
-    """Apply SplitMix64's finaliser to uint64 words, elementwise.
-
-    Flipping one bit of the input flips about half of the bits of the output.
-    """
-    words = words ^ (words >> np.uint64(30))
-    words *= FIRST
-    words ^= words >> np.uint64(27)
-    words *= SECOND
-    words ^= words >> np.uint64(31)
-    return words
-
-
 def random_bits(seed: int, sample: Any, stream: int, position: Any) -> Any:
-    """Return 64 random bits, as uint64, per element of `sample` and `position`.
+    """Return 64 random bits, as uint64, for each element of `sample` and `position`.
 
-    Both are integers or integer arrays, and are broadcast together.
+    Both are integers or integer arrays and are broadcast together.
     """
-    # Arithmetic modulo 2**64 is intended. numpy warns about it on scalars.
+    # The arithmetic is modulo 2**64. NumPy would warn about the overflow of scalars.
     with np.errstate(over="ignore"):
         state = mix(np.uint64(seed & WORD) + GOLDEN)
         for coordinate in (stream, sample, position):
@@ -54,3 +41,16 @@ def random_bits(seed: int, sample: Any, stream: int, position: Any) -> Any:
             state += GOLDEN
             state = mix(state)
         return state
+
+
+def mix(words: Any) -> Any:
+    """Apply the finaliser of SplitMix64 to uint64 words, elementwise.
+
+    Flipping one bit of the input flips about half of the bits of the output.
+    """
+    words = words ^ (words >> np.uint64(30))
+    words *= MULTIPLIERS[0]
+    words ^= words >> np.uint64(27)
+    words *= MULTIPLIERS[1]
+    words ^= words >> np.uint64(31)
+    return words

@@ -318,7 +318,7 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
     """The token store that a run was trained on: as it was left, or built again of the same text."""
     from jaxlm import data
     from jaxlm.checkpoint import run
-    from jaxlm.data.store import identify
+    from jaxlm.data import identify_store
 
     _, known = run.read_run_config(directory)
     if known is None:  # as an import leaves it
@@ -332,7 +332,7 @@ def own_store(directory: Path, settings: config.Config) -> "Store":
         (settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size),
         settings.objective.needs,
     )
-    found = identify(*what, needs)[0].name
+    found = identify_store(*what, needs).folder.name
     if found != known:
         raise UserError(
             f"{directory}: its text is not what it was trained on (prepared data: {known} -> {found}); say --data PATH"
@@ -480,7 +480,7 @@ def rewritten(
     except ConfigError as error:
         raise UserError(f"--context {asked.context}: {error.reason} ({error.path})") from error
     found = samples(trained, asked, source, objective)
-    if not found.places(objective):
+    if not found.start_count(objective):
         raise UserError(
             f"--data {source.name}: a window takes {objective.window:,} tokens, but there are {len(found):,}; lower --context"
         )
@@ -523,10 +523,10 @@ def objective_of(trained: "LoadedModel") -> config.ObjectiveConfig:
 
 def documents(source: config.SourceConfig) -> Iterable["Document"]:
     """The documents of `--data`; UserError names the argument at fault."""
-    from jaxlm.data.sources import documents
+    from jaxlm.data.sources import read_documents
 
     try:
-        yield from documents(source, "--data")
+        yield from read_documents(source, "--data")
     except ConfigError:
         raise
     except UserError as error:

@@ -305,7 +305,7 @@ def loop(
 ) -> int:
     """The steps from `first_step` on: each a step, then what is due after it. `note` is told the step and seconds of each save."""
     from jaxlm import step
-    from jaxlm.data.loader import Share, batches
+    from jaxlm.data.loader import LocalBatches, prefetch_batches
 
     settings, steps = run.config, run.config.training.steps
     train_step = step.train_step(
@@ -320,9 +320,13 @@ def loop(
         run.in_flight,
     )
     best = saved.best_loss()
-    share = Share(stream, run.placement.rows)
-    ahead = batches(
-        share, first_step, steps, settings.data.prefetch_threads, settings.data.prefetch_batches
+    share = LocalBatches(stream, run.placement.rows)
+    ahead = prefetch_batches(
+        share,
+        first_step,
+        steps,
+        threads=settings.data.prefetch_threads,
+        buffer=settings.data.prefetch_batches,
     )
 
     with group.stop_signal() as stop:
@@ -386,7 +390,14 @@ def make_stream(settings: Config, store: "Store") -> "Stream":
     objective = objectives.build(
         settings.objective, settings.data.sequence_length, store.tokenizer.vocabulary
     )
-    return Stream(store.train, weights, names, objective, batch_schedule(settings), settings.seed)
+    return Stream(
+        store.train,
+        weights=weights,
+        names=names,
+        objective=objective,
+        schedule=batch_schedule(settings),
+        seed=settings.seed,
+    )
 
 
 class Evaluation:
@@ -394,7 +405,7 @@ class Evaluation:
 
     def __init__(self, run: Run, store: "Store", stream: "Stream", params: Any, leads: bool):
         from jaxlm import step
-        from jaxlm.data.loader import Share
+        from jaxlm.data.loader import LocalBatches
         from jaxlm.evaluation.validation import EvaluationWindows
 
         settings = run.config
@@ -405,7 +416,7 @@ class Evaluation:
         self.windows = EvaluationWindows(
             store.validation, stream.objective, size, settings.evaluation.draws, settings.seed
         )
-        self.share = Share(self.windows, run.placement.rows)
+        self.share = LocalBatches(self.windows, run.placement.rows)
         self.step = step.eval_step(run.model, settings.training, run.placement, params)
         self.run, self.store, self.leads = run, store, leads
 

@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
-    def pieces(self, text: str) -> Iterator[str]: ...
+    def split_text(self, text: str) -> Iterator[str]: ...
 
 
 class Size(NamedTuple):
@@ -60,11 +60,11 @@ class Tokens(NamedTuple):
     def token_count(self) -> int:
         return len(self.ids)
 
-    def places(self, objective: Objective) -> int:
+    def start_count(self, objective: Objective) -> int:
         """Where a sample can begin."""
         return max(len(self) - objective.window + 1, 0)
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """int32 [n, window]: the samples that begin at `starts` (int64 [n]); behind the end of the text is 0."""
         columns = starts[:, None] + np.arange(objective.window)
         return np.where(
@@ -87,12 +87,12 @@ class Pairs(NamedTuple):
     def token_count(self) -> int:
         return sum(len(source) + len(target) for source, target in self.rows)
 
-    def places(self, objective: Objective) -> int:
+    def start_count(self, objective: Objective) -> int:
         """A sample is a pair."""
         del objective
         return len(self)
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """int32 [n, S + T]: sources and targets, padded; one that was cut to fit still ends with end_of_text."""
         widths = (objective.source_length, objective.length)
         return np.stack(
@@ -176,7 +176,7 @@ def read_pairs(documents: Iterable[Document], tokenizer: Tokenizer, most: int | 
 def tokenised(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
     """Each text with its tokens; some megabytes are encoded at once, on all cores."""
     for group in grouped(texts):
-        pieces = [list(tokenizer.pieces(text)) for text in group]
+        pieces = [list(tokenizer.split_text(text)) for text in group]
         found = iter(tokenizer.encode_batch([piece for parts in pieces for piece in parts]))
         for text, parts in zip(group, pieces, strict=True):
             yield text, np.concatenate(list(islice(found, len(parts))))
@@ -197,7 +197,7 @@ def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def encoded(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """int32 [n]."""
-    return np.concatenate(tokenizer.encode_batch(list(tokenizer.pieces(text))))
+    return np.concatenate(tokenizer.encode_batch(list(tokenizer.split_text(text))))
 
 
 def longest(text: str, encode: Callable[[str], np.ndarray], tokens: int) -> str:

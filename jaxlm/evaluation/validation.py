@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxlm.config.errors import ConfigError
-from jaxlm.data.samples import Samples, read, window_count
+from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch, Batches
 
@@ -21,7 +21,7 @@ class EvaluationWindows:
 
     def __init__(
         self,
-        arrays: Sequence[Samples],
+        arrays: Sequence[SampleArray],
         objective: Objective,
         batch_size: int,
         draws: int,
@@ -69,7 +69,7 @@ class EvaluationWindows:
         inside = numbers < self.draws * self.windows
         numbers = np.where(inside, numbers, first)
         rows, lengths = self.read(numbers % self.windows)
-        batch = self.objective.make(rows, numbers, self.seed)
+        batch = self.objective.make_batch(rows, numbers, self.seed)
         weights = np.asarray(batch.weights) * inside[:, None]
         if self.pads:
             weights *= np.arange(1, self.objective.window) < lengths[:, None]
@@ -83,7 +83,7 @@ class EvaluationWindows:
         which = np.searchsorted(self.ends, numbers, side="right")
         starts = (numbers - np.concatenate([[0], self.ends])[which]) * self.objective.stride
         left = np.array([len(array) for array in self.arrays])[which] - starts
-        return read(self.arrays, which, starts, self.objective), left
+        return gather_samples(self.arrays, which, starts, self.objective), left
 
 
 def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:

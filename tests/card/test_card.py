@@ -169,8 +169,15 @@ def test_tokens_of_each_source(made):
     run, settings, store = made
     facts = card.gather_facts(run, settings, 12345)
     objective = objectives.build(settings.objective, 32, store.tokenizer.vocabulary)
-    stream = Stream(store.train, (3.0, 1.0), ("books", "forum"), objective, facts.schedule, seed=0)
-    counts = np.bincount(stream.places(0)[0][: 10 * 8 + 30 * 16], minlength=2)
+    stream = Stream(
+        store.train,
+        weights=(3.0, 1.0),
+        names=("books", "forum"),
+        objective=objective,
+        schedule=facts.schedule,
+        seed=0,
+    )
+    counts = np.bincount(stream.locate_block(0)[0][: 10 * 8 + 30 * 16], minlength=2)
     books, forum = facts.sources
     assert [books.samples, forum.samples] == counts.tolist() and books.share == 0.75
     for source, array, text in zip(facts.sources, store.train, (TEXT, TEXT * 2), strict=True):
@@ -222,7 +229,9 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
     real = objectives.build(
         settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary
     )
-    assert card.facts.sample_lengths(settings)._replace(make=None) == real._replace(make=None)
+    assert card.facts.sample_lengths(settings)._replace(make_batch=None) == real._replace(
+        make_batch=None
+    )
 
 
 def test_results_and_yardsticks(made):

@@ -51,11 +51,9 @@ def write_recipe(folder: Path) -> None:
     (folder / "tiny.py").write_text(RECIPE)
 
 
-def run(*edits: str, directory: str = "runs/tiny") -> int:
+def run(*edits: str, directory: str = "runs/tiny", recipe: str = "tiny.py") -> int:
     """The command's exit code, in the working directory that has the recipe."""
-    return runtime.command(
-        train.main, ["--config", "tiny.py", f"run_directory={directory}", *edits]
-    )
+    return runtime.command(train.main, ["--config", recipe, f"run_directory={directory}", *edits])
 
 
 def rows(directory: str = "runs/tiny") -> dict[str, list]:
