@@ -165,7 +165,16 @@ def xla_attention(
         q, k, v = q_BLHK[:, queries], k_BSGK[:, keys], v_BSGK[:, keys]
         parts.append(
             block_attention(
-                q, k, v, visible_BLS(mask, rows, columns), scale, block_bias, softcap, dropout, key
+                q,
+                k,
+                v,
+                visible_BLS(mask, rows, columns),
+                scale,
+                block_bias,
+                softcap,
+                dropout,
+                key,
+                cached=mask.positions is not None,
             )
         )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -185,7 +194,16 @@ def visible_blocks(mask: Mask, queries: int, keys: int) -> list[tuple[range, ran
 
 
 def block_attention(
-    q_BLHK, k_BSGK, v_BSGK, visible, scale: float, bias, softcap, dropout: float, dropout_key
+    q_BLHK,
+    k_BSGK,
+    v_BSGK,
+    visible,
+    scale: float,
+    bias,
+    softcap,
+    dropout: float,
+    dropout_key,
+    cached: bool = False,
 ) -> jax.Array:
     """The definition: scores and softmax in float32, L x S in memory. `visible` is bool [B or 1, L, S] or None."""
     B, L, H, K = q_BLHK.shape
@@ -202,6 +220,12 @@ def block_attention(
     if dropout > 0:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
+    if cached:
+        # The keys and values of a cache lie in memory head by head. XLA's CPU backend turns the
+        # product below into one in bfloat16 that it can't run then ("Unsupported element type for
+        # DotThunk"), so the result is brought into the order of the heads after the product.
+        y_BGRLK = matmul("BGRLS,BSGK->BGRLK", weights, v_BSGK, name=SCORES)
+        return jnp.moveaxis(y_BGRLK, 3, 1).reshape(B, L, H, K)
     return matmul("BGRLS,BSGK->BLGRK", weights, v_BSGK, name=SCORES).reshape(B, L, H, K)
 
 
