@@ -75,6 +75,11 @@ def test_rows_end_with_a_stop_token_or_at_their_limits():
     # No stop token comes before its time.
     late = with_stop(engine, *ids, min_new_tokens=8).generate(starts, [24] * 4)
     assert all(len(row) >= 9 and not set(row[:8].tolist()) & set(ids) for row in late)
+    # The first token after the least length may be a stop token.
+    text = next(text for text in longest if text[8] not in text[:8])
+    start = starts[longest.index(text)]
+    (row,) = with_stop(engine, text[8], min_new_tokens=8).generate([start], [24])
+    assert row.tolist() == text[:9]
 
 
 def test_long_prompts_are_read_in_chunks(monkeypatch):
