@@ -19,7 +19,7 @@ from jaxlm.config import UserError
 from jaxlm.evaluation.progress import Progress
 
 if TYPE_CHECKING:
-    from jaxlm.decoding.generation import GenerationSettings
+    from jaxlm.decoding.generation import DecodingConfig
 
 NAME = "jaxlm"
 ARGUMENTS = ("step", "compute", "max_length", "devices")  # of a model, beside its path
@@ -237,24 +237,27 @@ class Answers:
 
     def written(self, contexts: Sequence[list[int]], asked: dict[str, Any]) -> Iterator[str]:
         """The texts that follow token ids; of a context that is too long the last tokens are read."""
-        from jaxlm.decoding.generation import Generator, Row
+        from jaxlm.decoding.generation import GenerationRequest, TextGenerator
 
         settings = generation_settings(asked, self.batch_size)
-        left = self.max_length - settings.new_tokens
+        left = self.max_length - settings.max_new_tokens
         if left < 1:
-            reason = f"a task wants {settings.new_tokens} new tokens, but {self.max_length} are all that the model reads"
+            reason = f"a task wants {settings.max_new_tokens} new tokens, but {self.max_length} are all that the model reads"
             raise UserError(f"{reason}: say fewer with --gen_kwargs max_gen_toks=N")
         load_model = self.trained
-        generator = Generator(
+        generator = TextGenerator(
             load_model.model, self.unstacked, load_model.tokenizer, load_model.special, settings
         )
         first = [self.prefix_token_id]
         ids = [np.array(context[-left:] or first, np.int32) for context in contexts]
-        rows = [Row(number, 0, row, row, settings.new_tokens) for number, row in enumerate(ids)]
+        rows = [
+            GenerationRequest(number, 0, row, row, settings.max_new_tokens)
+            for number, row in enumerate(ids)
+        ]
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]
             yield from (
-                found.output for found in generator.batch(part, start, self.batch_size, None)
+                found.output for found in generator.complete_batch(part, start, self.batch_size)
             )
 
     @cached_property
@@ -265,9 +268,9 @@ class Answers:
         return models.unstacked(self.trained.params)
 
 
-def generation_settings(asked: dict[str, Any], batch_size: int) -> "GenerationSettings":
+def generation_settings(asked: dict[str, Any], batch_size: int) -> "DecodingConfig":
     """The `generation_kwargs` of a task. UserError for one that would be left out in silence."""
-    from jaxlm.decoding.generation import GenerationSettings
+    from jaxlm.decoding.generation import DecodingConfig
     from jaxlm.decoding.sampling import SamplingConfig
 
     asked = dict(asked)
@@ -292,10 +295,10 @@ def generation_settings(asked: dict[str, Any], batch_size: int) -> "GenerationSe
         raise UserError(
             f"generation_kwargs: {', '.join(map(repr, asked))} is not supported with --model {NAME}"
         )
-    return GenerationSettings(
-        choice=choice,
-        new_tokens=new_tokens,
-        stops=tuple([until] if isinstance(until, str) else until),
+    return DecodingConfig(
+        sampling=choice,
+        max_new_tokens=new_tokens,
+        stop_strings=tuple([until] if isinstance(until, str) else until),
         batch_size=batch_size,
     )
 

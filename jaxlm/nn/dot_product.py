@@ -212,6 +212,7 @@ def xla_attention(
             softcap=softcap,
             dropout=dropout,
             dropout_key=key,
+            cached=mask.positions is not None,
         )
         parts.append(part)
 
@@ -244,6 +245,7 @@ def block_attention(
     softcap: float | None,
     dropout: float,
     dropout_key: jax.Array | None,
+    cached: bool = False,
 ) -> jax.Array:
     """Compute attention by its definition, with L x S float32 scores in memory.
 
@@ -265,6 +267,13 @@ def block_attention(
     if dropout > 0 and dropout_key is not None:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
+
+    if cached:
+        # The keys and values of a cache lie in memory head by head. XLA's CPU backend turns the
+        # product below into one in bfloat16 that it can't run then ("Unsupported element type for
+        # DotThunk"), so the result is brought into the order of the heads after the product.
+        y_BGRLK = matmul("BGRLS,BSGK->BGRLK", weights, v_BSGK, name=SCORES)
+        return jnp.moveaxis(y_BGRLK, 3, 1).reshape(B, L, H, K)
 
     y_BLGRK = matmul("BGRLS,BSGK->BLGRK", weights, v_BSGK, name=SCORES)
     return y_BLGRK.reshape(B, L, H, K)
