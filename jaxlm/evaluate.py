@@ -316,11 +316,10 @@ def own_split(trained: "LoadedModel", scorer: Scorer) -> tuple[str, list["Row"],
 
 def own_store(directory: Path, settings: config.Config) -> "Store":
     """The token store that a run was trained on: as it was left, or built again of the same text."""
-    from jaxlm import data
-    from jaxlm.checkpoint import run
+    from jaxlm import checkpoint, data
     from jaxlm.data.store import identify
 
-    _, known = run.read_run_config(directory)
+    _, known = checkpoint.read_run_config(directory)
     if known is None:  # as an import leaves it
         raise UserError(
             f"{directory}: has no validation split yet, since it was not trained here: say --data PATH"
