@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import absl.logging
 import jax
 import pytest
 
-from jaxlm import runtime, state, train
+from jaxlm import runtime, train, trainer
 
 RECIPE = """
 from jaxlm.config import Config, DataConfig, EvaluationConfig, ModelConfig, PrecisionConfig, SourceConfig, TokenizerConfig, TrainingConfig, ValidationConfig
@@ -195,9 +196,9 @@ def test_a_tokenizer_larger_than_the_model(folder, capsys):
 
 def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys, monkeypatch):
     """The mistake that shows last: all has been prepared when no window fits. What it leaves must not stand in the way."""
-    monkeypatch.setattr(
-        state, "create", lambda *_: None
-    )  # takes seconds to compile, and no step is reached
+    # Takes seconds to compile, and no step is reached.
+    monkeypatch.setattr(trainer, "build_state", lambda *_: SimpleNamespace(params=None))
+    monkeypatch.setattr(trainer, "Evaluator", lambda *_, **__: None)
     shutil.copy("short.txt", "mine.txt")
     argv = ["--config", "recipe.py", "--data", "mine.txt"]
     assert command(*argv) == 2
@@ -206,8 +207,8 @@ def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys
         "data.sequence_length: a window takes 17 tokens, but the training split of "
     )
     shutil.copy("text.txt", "mine.txt")
-    monkeypatch.setattr(train, "loop", lambda *_: 0)
-    assert command(*argv) == 0, capsys.readouterr().err
+    monkeypatch.setattr(trainer, "run_steps", lambda *_: (None, True))
+    assert command(*argv) == trainer.STOPPED, capsys.readouterr().err
 
 
 ITSELF = [

@@ -119,7 +119,8 @@ def test_slurm_trains_what_one_process_does(folder, cluster, family, zero):  # n
 RESTORE = """
 import hashlib, sys
 from pathlib import Path
-from jaxlm import config, runtime, state, train
+from jaxlm import config, runtime, state
+from jaxlm.run import build_run
 from jaxlm.checkpoint import Checkpoints
 directory, step, *edits = sys.argv[1:]
 settings = config.load("tiny.py", edits)
@@ -129,7 +130,7 @@ with runtime.Group(cluster, settings.runtime, Path("runs/restored")) as group:
     group.meet()
     import jax
     from jax.experimental.multihost_utils import process_allgather
-    run = train.assemble(settings, 0, group.hosts)
+    run = build_run(settings, 0, group.hosts)
     with Checkpoints(Path(directory) / "checkpoints", 2) as saved:
         found = saved.restore(int(step), state.abstract(run.model, run.optimizer, run.placement))
     assert len(jax.tree.leaves(found)[0].sharding.device_set) == settings.runtime.devices * cluster.processes
@@ -294,7 +295,7 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(folder, process
     resumed = Peers(f"training.steps={saved + 2}", directory="runs/tiny")
     (code, out, err), (other, *_) = resumed.finish()
     assert (code, other) == (0, 0), err
-    assert f"goes on after step {saved}" in out
+    assert f"resumes after step {saved}" in out
     assert max(losses("runs/tiny")) == saved + 2
 
 
@@ -366,9 +367,9 @@ def test_a_mistake_in_one_process_ends_the_other(folder):
     """What only process 1 runs into, after they have met."""
     program = """
     import sys
-    from jaxlm import runtime, train
+    from jaxlm import runtime, train, trainer
     def fail(*_): raise KeyError("of process 1")
-    train.check_vocabulary = fail
+    trainer.check_vocabulary = fail
     runtime.run(train.main)
     """
     port = multiprocess.free_port()
