@@ -187,7 +187,9 @@ class Placement(NamedTuple):
 
             return jax.make_array_from_callback((size, *rows.shape[1:]), self.batch(), local)
 
-        return jax.tree.map(whole, part)
+        # jax counts the transfers of make_array_from_callback as implicit ones.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(whole, part)
 
 
 def weight_spec(mesh: Mesh, names: Axes, shape: tuple[int, ...], split: bool, path: str) -> P:
