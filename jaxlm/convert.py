@@ -150,7 +150,7 @@ def bring(directory: Path, run: Path, edits: Sequence[str]) -> None:
             inner.save(run / tokenizer.FILE)
             with checkpoint.Checkpoints(run / "checkpoints", settings.checkpoint.keep) as saved:
                 saved.save_params(params)
-            card.imported(run, architecture.model_type)
+            card.record_import(run, architecture.model_type)
             checkpoint.write_run_config(
                 run, settings, None, runtime.versions()
             )  # last: it makes a run of the folder
@@ -286,9 +286,9 @@ def take(
         tokenizer.write(folder, text, special, length, token_types=settings.model.token_types > 1)
         if settings.model.family != "encoder":
             generation_config.write(folder, tokens, length)
-        card.write(
+        card.write_card(
             folder,
-            card.gather(
+            card.gather_facts(
                 run,
                 settings,
                 model.model.parameter_count(),

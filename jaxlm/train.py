@@ -1,7 +1,7 @@
 """python -m jaxlm.train --config FILE [key=value ...]: train a language model, or resume a run.
 
-This is the command alone; `trainer.py` does the work. It is imported once the platform is set up, since
-environment variables and options must be set before jax is loaded.
+This is the command alone; `trainer.py` does the work. It is imported once the platform is set up,
+since environment variables and options must be set before jax is loaded.
 """
 
 import dataclasses

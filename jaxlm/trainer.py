@@ -94,8 +94,10 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
             store.tokenizer.save(directory / "tokenizer.json")
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
-            card_start = card.start(start.step, run.devices, len(group.hosts))
-            record_save = partial(card.record, directory, card_start, manifest=store.manifest)
+            card_start = card.new_start(start.step, run.devices, len(group.hosts))
+            record_save = partial(
+                card.record_progress, directory, card_start, manifest=store.manifest
+            )
         else:
             monitor = NullMonitor()
             record_save = ignore_save
@@ -125,7 +127,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
 
             show_samples(run, store, evaluator, state, monitor)
             if group.leads:
-                write_card(directory, run, monitor)
+                write_model_card(directory, run, monitor)
             return 0
 
 
@@ -369,10 +371,10 @@ def show_samples(
         monitor.text(config.training.steps, f"sample/{number}", f"```\n{text}\n```")
 
 
-def write_card(directory: Path, run: Run, monitor: Monitor | NullMonitor) -> None:
+def write_model_card(directory: Path, run: Run, monitor: Monitor | NullMonitor) -> None:
     """Write the model card. A card of the user's that can't be replaced must not fail the run."""
     try:
-        facts = card.gather(directory, run.config, run.model.parameter_count())
-        monitor.line(f"model card: {card.write(directory, facts)}")
+        facts = card.gather_facts(directory, run.config, run.model.parameter_count())
+        monitor.line(f"model card: {card.write_card(directory, facts)}")
     except UserError as error:
         monitor.line(f"warning: no model card: {error}")
