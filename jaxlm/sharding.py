@@ -214,7 +214,9 @@ class Placement(NamedTuple):
             shape = (size, *host_rows.shape[1:])
             return jax.make_array_from_callback(shape, self.batch(), device_rows)
 
-        return jax.tree.map(put_array, part)
+        # jax counts the transfers of make_array_from_callback as implicit ones.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(put_array, part)
 
 
 def weight_spec(mesh: Mesh, axes: Axes, shape: tuple[int, ...], split: bool, path: str) -> P:

@@ -15,10 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import config, data, objectives, runtime, state, step, train
+from jaxlm import config, data, objectives, runtime, state, step, train, trainer
 from jaxlm.config import SourceConfig
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import Stream
+from jaxlm.run import build_run
+from jaxlm.throughput import Throughput
 from jaxlm.types import Batch
 
 pytestmark = pytest.mark.campaign
@@ -99,7 +101,7 @@ def test_gathering_masked_positions(capfd):
         precision=config.PrecisionConfig(compute="float32"),
         runtime=config.RuntimeConfig(devices=2),
     )
-    run = train.assemble(settings, 0)
+    run = build_run(settings, 0)
 
     # Both batches predict the same 19 positions of each row.
     random = np.random.default_rng(0)
@@ -129,7 +131,7 @@ def test_gathering_masked_positions(capfd):
     for _ in range(8):  # in turn, so that both see the same machine
         for name, batch in batches.items():
             started = time.perf_counter()
-            states[name], metrics = jax.block_until_ready(step_of(states[name], run.put(batch)))
+            states[name], metrics = jax.block_until_ready(step_of(states[name], run.placement.put(batch)))
             times[name].append(time.perf_counter() - started)
             losses[name] = float(metrics.loss)
 
@@ -235,28 +237,28 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
     steps = {"steps": 300, "batch_size": 1}
     quiet = replace(settings.evaluation, every_steps=0, steps=1, samples=0)
     settings = replace(settings, training=replace(settings.training, **steps), evaluation=quiet)
-    ticks, alone, marks = train.Throughput.tick, [], []
+    ticks, alone, marks = Throughput.wait, [], []
 
     def tick(clock, done, metrics):
         marks.append(time.perf_counter())
         ticks(clock, done, metrics)
 
-    monkeypatch.setattr(train.Throughput, "tick", tick)
+    monkeypatch.setattr(Throughput, "wait", tick)
     with runtime.ProcessGroup(
         runtime.Cluster(), settings.runtime, Path(settings.run_directory)
     ) as group:
-        assert train.train(settings, group, again="") == 0
+        assert trainer.train(settings, group, resume_command="") == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
-    run = train.assemble(settings, 0)
+    run = build_run(settings, 0)
     current = state.create_state(run.model, run.optimizer, run.placement, 0)
     train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, 0)
     store = data.prepare(
         settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None
     )
-    stream = train.make_stream(settings, store)
+    stream = trainer.build_stream(run, store)
     for number in range(250):
-        batch = jax.block_until_ready(run.put(stream[number]))
+        batch = jax.block_until_ready(run.placement.put(stream[number]))
         started = time.perf_counter()
         current, _ = jax.block_until_ready(train_step(current, batch))
         alone.append(time.perf_counter() - started)

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import absl.logging
 import jax
 import pytest
 
 import jaxlm
-from jaxlm import runtime, state, train
+from jaxlm import runtime, train, trainer
 from jaxlm.config import UserError
 
 RECIPE = """
@@ -216,8 +217,7 @@ def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys
     def create_state(*_, **__):
         raise UserError("the data is ready")
 
-    trainer = sys.modules.get("jaxlm.trainer", state)
-    monkeypatch.setattr(trainer, "create_state", create_state)
+    monkeypatch.setattr(trainer, "build_state", create_state)
     shutil.copy("text.txt", "mine.txt")
     assert command(*argv) == 2
     assert only_line(capsys.readouterr().err) == "the data is ready"

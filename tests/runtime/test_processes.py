@@ -85,7 +85,8 @@ def test_slurm_trains_what_one_process_does(folder, family, zero):
 RESTORE = """
 import hashlib, sys
 from pathlib import Path
-from jaxlm import config, runtime, state, train
+from jaxlm import config, runtime, state
+from jaxlm.run import build_run
 from jaxlm.checkpoint import Checkpoints
 
 directory, step, *edits = sys.argv[1:]
@@ -97,7 +98,7 @@ with runtime.ProcessGroup(cluster, cfg.runtime, Path("runs/restored")) as group:
     import jax
     from jax.experimental.multihost_utils import process_allgather
 
-    run = train.assemble(cfg, 0, group.hosts)
+    run = build_run(cfg, 0, group.hosts)
     shapes = state.abstract_state(run.model, run.optimizer, run.placement)
     with Checkpoints(Path(directory) / "checkpoints", 2) as checkpoints:
         restored = checkpoints.restore(int(step), shapes)
@@ -259,7 +260,7 @@ def test_when_one_is_killed_the_other_ends_and_a_restart_goes_on(folder, process
     resumed = Peers(f"training.steps={saved + 2}", directory="runs/tiny")
     (code, out, err), (other, *_) = resumed.finish()
     assert (code, other) == (0, 0), err
-    assert f"goes on after step {saved}" in out
+    assert f"resumes after step {saved}" in out
     assert max(losses("runs/tiny")) == saved + 2
 
 
@@ -311,12 +312,12 @@ def test_text_that_differs_is_noticed(folder):
 
 
 FAIL = """
-from jaxlm import runtime, train
+from jaxlm import runtime, train, trainer
 
 def fail(*_):
     raise KeyError("of process 1")
 
-train.check_vocabulary = fail
+trainer.check_vocabulary = fail
 runtime.run(train.main)
 """
 
