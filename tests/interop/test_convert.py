@@ -95,12 +95,12 @@ def hf_directory(folder: Path, name: str) -> Path:
     )
     needs = special_tokens(made, goal.needs)
     own = byte_tokenizer(needs) if name == "llama" else train_bpe([TEXT], 400, needs)
-    special = tokenizer.of_run(made, goal, own.inner)
+    special = tokenizer.run_tokenizer_frame(made, goal, own.inner)
     architecture = interop.match_architecture(model)[0]
     assert architecture.model_type == name
     ids = convert.token_ids(special, architecture)
     interop.save(folder, model, random_params(model), tokens=ids)
-    tokenizer.write(folder, own.inner.to_str(), special, model.context_length)
+    tokenizer.write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
     return folder
 
 
@@ -151,7 +151,7 @@ def test_there_and_back_is_the_same(name, imported, tmp_path):
     assert json.loads((directory / "config.json").read_text()) == json.loads(
         (out / "config.json").read_text()
     )
-    assert tokenizer.read(directory)[1] == tokenizer.read(out)[1]
+    assert tokenizer.read_tokenizer(directory)[1] == tokenizer.read_tokenizer(out)[1]
     assert (out / "generation_config.json").exists() == (kind != "masked")
     assert (out / "README.md").read_text().startswith("---\n")
     assert not list(tmp_path.glob(".*"))
@@ -196,7 +196,7 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
         )
         assert len(filled) == 5 and all("of times." in found["sequence"] for found in filled)
     else:
-        special = tokenizer.read(folder)[1]
+        special = tokenizer.read_tokenizer(folder)[1]
         assert theirs.generation_config.eos_token_id == special.eos_ids[0]
         assert theirs.generation_config.decoder_start_token_id == special.decoder_start_id
         written = theirs.generate(**encoded, max_new_tokens=4)
@@ -285,7 +285,7 @@ def pickled(directory):
 
 
 def larger_tokenizer(directory):
-    inner = tokenizer.load(directory / "tokenizer.json")
+    inner = tokenizer.load_tokenizer_json(directory / "tokenizer.json")
     inner.add_tokens([f"word{number}" for number in range(300)])
     inner.save(str(directory / "tokenizer.json"))
 
@@ -505,4 +505,4 @@ def test_the_files_say_that_a_run_is_no_hugging_face_directory(imported):
     _, run = imported("gpt2")
     with pytest.raises(config.UserError, match="model_type"):
         interop.read_config(run)
-    assert "run_directory" in hf_config.read(run)
+    assert "run_directory" in hf_config.read_hf_config(run)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm import config, interop, models
 from jaxlm.config import UserError
-from jaxlm.interop.match_architecture import TRAINING, differences, shapes_of
+from jaxlm.interop.match_architecture import TRAINING_FIELDS, differences, parameter_shapes
 from jaxlm.losses import loss_sums
 
 NO_BIASES: dict[str, Any] = {
@@ -132,7 +132,7 @@ def random_params(model: config.ModelConfig) -> Any:
             np.moveaxis(array, axis, 0)[model.vocabulary_size :] = 0
         return array
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes_of(model))
+    return jax.tree_util.tree_map_with_path(leaf, parameter_shapes(model))
 
 
 def exported(name: str, directory: Path) -> tuple[config.ModelConfig, Any]:
@@ -144,7 +144,7 @@ def exported(name: str, directory: Path) -> tuple[config.ModelConfig, Any]:
 
 def assert_same(one: Any, other: Any) -> None:
     """Equal up to how parameters begin."""
-    plain: dict[str, Any] = {field: getattr(one[0], field) for field in TRAINING}
+    plain: dict[str, Any] = {field: getattr(one[0], field) for field in TRAINING_FIELDS}
     assert replace(other[0], **plain) == one[0]
     assert all(
         jax.tree.leaves(

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm.config import UserError
 from jaxlm.interop import files, hf_config, writer
-from jaxlm.interop.files import INDEX, SINGLE, Tensor
+from jaxlm.interop.files import INDEX_FILE, WEIGHTS_FILE, TensorSpec
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -108,21 +108,24 @@ BROKEN = {
         "behind the end of the file",
     ),
     "bytes left": (raw(GOOD, bytes(35)), "its last 3 bytes are no tensor's"),
-    "metadata is a number": (raw({"__metadata__": 3, **GOOD}), SINGLE),  # found by the library
-    "metadata of numbers": (raw({"__metadata__": {"format": 3}, **GOOD}), SINGLE),
+    "metadata is a number": (
+        raw({"__metadata__": 3, **GOOD}),
+        WEIGHTS_FILE,
+    ),  # found by the library
+    "metadata of numbers": (raw({"__metadata__": {"format": 3}, **GOOD}), WEIGHTS_FILE),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_file_is_refused_in_one_line(tmp_path, case):
     content, expected = BROKEN[case]
-    (tmp_path / SINGLE).write_bytes(content)
+    (tmp_path / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(UserError) as refused:
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
     message = str(refused.value)
     assert (
         expected in message
-        and message.startswith(str(tmp_path / SINGLE))
+        and message.startswith(str(tmp_path / WEIGHTS_FILE))
         and "\n" not in message
         and len(message) < 600
     )
@@ -130,12 +133,12 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, case):
 
 def test_an_absurd_header_is_refused_before_it_is_read(tmp_path):
     """The file is sparse: 4 GB by its length, nothing on the disk."""
-    with (tmp_path / SINGLE).open("wb") as file:
+    with (tmp_path / WEIGHTS_FILE).open("wb") as file:
         file.write((3 << 30).to_bytes(8, "little"))
         file.truncate(4 << 30)
     tracemalloc.start()
     with pytest.raises(UserError, match="can't hold a header of 3,221,225,472 bytes"):
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -150,10 +153,10 @@ def test_a_good_file_is_read_as_safetensors_reads_it(tmp_path):
         "none": np.zeros((0, 2), np.float32),
         "number": np.array(2.5, np.float32),
     }
-    save_file(tensors | {"ids": np.arange(3), "mask": np.ones(5, bool)}, tmp_path / SINGLE)
-    source, entries = files.listing(tmp_path)
-    assert source == tmp_path / SINGLE and entries.keys() == {*tensors, "ids", "mask"}
-    with files.Reader(max(entry.size for entry in entries.values())) as reader:
+    save_file(tensors | {"ids": np.arange(3), "mask": np.ones(5, bool)}, tmp_path / WEIGHTS_FILE)
+    source, entries = files.read_tensor_index(tmp_path)
+    assert source == tmp_path / WEIGHTS_FILE and entries.keys() == {*tensors, "ids", "mask"}
+    with files.TensorReader(max(entry.size for entry in entries.values())) as reader:
         address = reader.buffer.ctypes.data
         for name, expected in tensors.items():
             got = reader.read(entries[name])
@@ -166,11 +169,11 @@ def test_a_good_file_is_read_as_safetensors_reads_it(tmp_path):
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
-    (tmp_path / SINGLE).write_bytes(raw(GOOD))
-    entries = files.listing(tmp_path).entries
-    os.truncate(tmp_path / SINGLE, 40)
+    (tmp_path / WEIGHTS_FILE).write_bytes(raw(GOOD))
+    entries = files.read_tensor_index(tmp_path).entries
+    os.truncate(tmp_path / WEIGHTS_FILE, 40)
     with (
-        files.Reader(32) as reader,
+        files.TensorReader(32) as reader,
         pytest.raises(UserError, match=r"model\.safetensors: a: the file ends before it"),
     ):
         reader.read(entries["a"])
@@ -189,14 +192,14 @@ def sharded(directory, weight_map, **shards):
         if isinstance(weight_map, str)
         else json.dumps({"metadata": {"total_size": 20}, "weight_map": weight_map})
     )
-    (directory / INDEX).write_text(text)
+    (directory / INDEX_FILE).write_text(text)
     return directory
 
 
 def test_shards_by_an_index(tmp_path):
     sharded(tmp_path, {"a": "one.safetensors", "b": "other.safetensors"}, one=ONE, other=OTHER)
-    source, entries = files.listing(tmp_path)
-    assert source == tmp_path / INDEX
+    source, entries = files.read_tensor_index(tmp_path)
+    assert source == tmp_path / INDEX_FILE
     assert {name: entry.path.name for name, entry in entries.items()} == {
         "a": "one.safetensors",
         "b": "other.safetensors",
@@ -234,7 +237,7 @@ def test_an_index_names_files_of_its_directory_alone(tmp_path, name):
         UserError,
         match=r"index\.json: weight_map: a: must be the name of a \.safetensors file in the same directory",
     ):
-        files.listing(directory)
+        files.read_tensor_index(directory)
 
 
 def test_the_links_of_hugging_face_s_cache_are_followed(tmp_path):
@@ -243,10 +246,10 @@ def test_the_links_of_hugging_face_s_cache_are_followed(tmp_path):
     blobs.mkdir()
     snapshot.mkdir(parents=True)
     sharded(tmp_path, {"a": "one.safetensors", "b": "other.safetensors"}, one=ONE, other=OTHER)
-    for number, name in enumerate((INDEX, "one.safetensors", "other.safetensors")):
+    for number, name in enumerate((INDEX_FILE, "one.safetensors", "other.safetensors")):
         (tmp_path / name).rename(blobs / str(number))
         (snapshot / name).symlink_to(f"../../blobs/{number}")
-    assert files.listing(snapshot).entries.keys() == {"a", "b"}
+    assert files.read_tensor_index(snapshot).entries.keys() == {"a", "b"}
 
 
 BOTH = {"a": "one.safetensors", "b": "other.safetensors"}
@@ -295,7 +298,7 @@ def test_a_broken_index(tmp_path, case):
     sharded(tmp_path, weight_map, one=ONE, other=other)
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(UserError, match=expected) as refused:
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
     assert str(refused.value).startswith(str(tmp_path)) and "\n" not in str(refused.value)
 
 
@@ -306,20 +309,20 @@ def test_pickles_are_refused(tmp_path, name):
         UserError,
         match=rf"only weights that may run code when read \({name}\); convert them to safetensors",
     ):
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
 
 
 def test_no_weights(tmp_path):
     with pytest.raises(
         UserError, match=r"has no model\.safetensors and no model\.safetensors\.index\.json"
     ):
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / SINGLE)
+    os.mkfifo(tmp_path / WEIGHTS_FILE)
     with pytest.raises(UserError, match="is not a file"):
-        files.listing(tmp_path)
+        files.read_tensor_index(tmp_path)
 
 
 CONFIGS = {
@@ -328,7 +331,7 @@ CONFIGS = {
     "not UTF-8": (b"\xff\xfe", "is not UTF-8"),
     "a list": (b"[1]", "must be a JSON object"),
     "twice": (b'{"a": 1, "a": 1}', '"a" appears twice'),
-    "large": (b"[" + b" " * hf_config.LARGEST + b"]", "is larger than 10 MiB"),
+    "large": (b"[" + b" " * hf_config.MAX_CONFIG_BYTES + b"]", "is larger than 10 MiB"),
     "code": (
         b'{"auto_map": {"AutoModel": "modeling.Model"}}',
         "auto_map: names code that comes with the checkpoint",
@@ -342,7 +345,7 @@ def test_a_config_that_is_refused(tmp_path, case):
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=expected) as refused:
-        hf_config.read(tmp_path)
+        hf_config.read_hf_config(tmp_path)
     assert str(refused.value).startswith(str(tmp_path / "config.json")) and "\n" not in str(
         refused.value
     )
@@ -355,7 +358,7 @@ def test_a_config_that_is_refused(tmp_path, case):
 def test_no_directory(tmp_path, name, expected):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=expected):
-        hf_config.read(tmp_path / name)
+        hf_config.read_hf_config(tmp_path / name)
 
 
 def values(**keys):
@@ -369,28 +372,28 @@ def test_values_of_a_config():
     assert (
         "one" in at and "two" not in at and at.get("two", 2) == 2 and at.get("nothing", 2) is None
     )
-    at.fixed({"one": (0, 1), "yes": True, "nothing": False, "absent": 3})
+    at.require({"one": (0, 1), "yes": True, "nothing": False, "absent": 3})
     assert (
         at.choice("text", {"gelu": "g", "relu": "r"}, "relu") == "g"
         and at.choice("absent", {"gelu": "g"}, "gelu") == "g"
     )
     assert (
-        at.number("one", 5) == 1
-        and at.number("absent", 5) == 5
-        and at.number("share", 1, float) == 0.5
+        at.scalar("one", 5) == 1
+        and at.scalar("absent", 5) == 5
+        and at.scalar("share", 1, float) == 0.5
     )
     assert (
-        at.number("yes", False, bool) is True
-        and at.number("nothing", None) is None
-        and at.number("nothing", 3, null=True) is None
+        at.scalar("yes", False, bool) is True
+        and at.scalar("nothing", None) is None
+        and at.scalar("nothing", 3, null=True) is None
     )
     assert (
-        isinstance(at.number("one", 1.0, float), float)
-        and at.words("names") == ("a", "b")
-        and at.words("nothing") is None
+        isinstance(at.scalar("one", 1.0, float), float)
+        and at.strings("names") == ("a", "b")
+        and at.strings("nothing") is None
     )
-    inner = at.section("inner")
-    assert inner is not None and inner.number("theta", 0) == 1 and at.section("absent") is None
+    inner = at.nested("inner")
+    assert inner is not None and inner.scalar("theta", 0) == 1 and at.nested("absent") is None
 
 
 REFUSED = {
@@ -465,7 +468,8 @@ def write(directory, dtype="F32", shard_bytes=1 << 30, broken_at=None):
     """Random tensors; the arrays break off before `broken_at`."""
     rng = np.random.default_rng(0)
     arrays = {
-        name: rng.normal(size=shape).astype(files.FLOATS[dtype]) for name, shape in SHAPES.items()
+        name: rng.normal(size=shape).astype(files.FLOAT_DTYPES[dtype])
+        for name, shape in SHAPES.items()
     }
 
     def stream():
@@ -474,14 +478,14 @@ def write(directory, dtype="F32", shard_bytes=1 << 30, broken_at=None):
                 raise KeyboardInterrupt
             yield array
 
-    with writer.staged(directory) as staged:
-        writer.write(
+    with writer.staged_files(directory) as staged:
+        writer.write_safetensors(
             staged,
-            [Tensor(name, dtype, shape) for name, shape in SHAPES.items()],
+            [TensorSpec(name, dtype, shape) for name, shape in SHAPES.items()],
             stream(),
             shard_bytes,
         )
-        staged.json("config.json", {"text": "é"})
+        staged.write_json("config.json", {"text": "é"})
     return arrays
 
 
@@ -498,14 +502,14 @@ def test_written_files_are_those_of_safetensors(tmp_path, dtype, shard_bytes):
             and read[name].shape == array.shape
             and read[name].tobytes() == array.tobytes()
         )
-    assert files.listing(tmp_path / "out").entries.keys() == arrays.keys()
+    assert files.read_tensor_index(tmp_path / "out").entries.keys() == arrays.keys()
     assert len(written) == {1 << 30: 1, 60: 3 if dtype == "F32" else 2, 1: len(SHAPES)}[shard_bytes]
     if len(written) == 1:
-        assert [path.name for path in written] == [SINGLE] and not (
-            tmp_path / "out" / INDEX
+        assert [path.name for path in written] == [WEIGHTS_FILE] and not (
+            tmp_path / "out" / INDEX_FILE
         ).exists()
         return
-    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    index = json.loads((tmp_path / "out" / INDEX_FILE).read_text())
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
     assert set(index["weight_map"].values()) == {
         f"model-{i:05}-of-{len(written):05}.safetensors" for i in range(1, len(written) + 1)
@@ -521,14 +525,15 @@ def test_the_shards_of_an_earlier_export_go_and_other_files_stay(tmp_path):
     (tmp_path / "notes.safetensors").write_text("mine")
     arrays = write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        SINGLE,
+        WEIGHTS_FILE,
         "config.json",
         "tokenizer.json",
         "notes.safetensors",
     }
     write(tmp_path, shard_bytes=60)
     assert (
-        not (tmp_path / SINGLE).exists() and files.listing(tmp_path).entries.keys() == arrays.keys()
+        not (tmp_path / WEIGHTS_FILE).exists()
+        and files.read_tensor_index(tmp_path).entries.keys() == arrays.keys()
     )
 
 
@@ -549,7 +554,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match=r"file/out: can't be made"),
-        writer.staged(tmp_path / "file" / "out"),
+        writer.staged_files(tmp_path / "file" / "out"),
     ):
         pass
 
@@ -557,7 +562,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path):
     with (
         pytest.raises(UserError, match=r"out: can't be written: No space left on device"),
-        writer.staged(tmp_path / "out") as staged,
+        writer.staged_files(tmp_path / "out") as staged,
     ):
         staged.path("model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -568,7 +573,9 @@ def test_arrays_that_are_not_what_was_announced(tmp_path):
     for array in (np.zeros((4, 5)), np.zeros((5, 4), np.float32)):
         with (
             pytest.raises(ValueError, match=r"a: .* instead of F32"),
-            writer.staged(tmp_path / "out") as staged,
+            writer.staged_files(tmp_path / "out") as staged,
         ):
-            writer.write(staged, [Tensor("a", "F32", (4, 5))], iter([array]), 1 << 30)
+            writer.write_safetensors(
+                staged, [TensorSpec("a", "F32", (4, 5))], iter([array]), 1 << 30
+            )
     assert not (tmp_path / "out").exists()

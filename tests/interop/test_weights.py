@@ -18,7 +18,7 @@ from jaxlm import config, interop, models, sharding
 from jaxlm.config import UserError
 from jaxlm.interop import files, layout, weights, writer
 from jaxlm.interop.mapping import Architecture, Rule
-from jaxlm.interop.match_architecture import canonical, shapes_of
+from jaxlm.interop.match_architecture import canonical_fields, parameter_shapes
 
 D, H, K, F, V, PADDED, LAYERS = 6, 2, 3, 5, 100, 128, 3
 
@@ -62,10 +62,10 @@ def test_layouts_are_what_numpy_makes_of_them(case):
     shape = tuple(SIZES[letter] for letter in dims)
     ours = [random(shape, seed) for seed in range(count)]
     rule = Rule("theirs", text, tuple(f"ours_{number}" for number in range(count)), dims)
-    sizes = layout.sizes(rule, [shape] * count, V)
+    sizes = layout.dimension_sizes(rule, [shape] * count, V)
     expected = np.ascontiguousarray(reference(*ours))
-    assert layout.shape(rule, sizes) == expected.shape
-    for view, values in zip(layout.views(rule, expected, sizes), ours, strict=True):
+    assert layout.tensor_shape(rule, sizes) == expected.shape
+    for view, values in zip(layout.parameter_views(rule, expected, sizes), ours, strict=True):
         assert np.shares_memory(view, expected)
         assert np.array_equal(view, values[tuple(slice(size) for size in view.shape)])
 
@@ -80,9 +80,9 @@ def test_layouts_are_what_numpy_makes_of_them(case):
 )
 def test_a_wrong_layout_is_our_own_mistake(rule):
     with pytest.raises((ValueError, KeyError)):
-        layout.views(rule, np.zeros((4, 6)), {"d": 4, "f": 6, "h": 2, "k": 3})
+        layout.parameter_views(rule, np.zeros((4, 6)), {"d": 4, "f": 6, "h": 2, "k": 3})
     with pytest.raises(ValueError, match="can't describe"):
-        layout.sizes(rule, [(1, 2, 3)] * len(rule.ours), V)
+        layout.dimension_sizes(rule, [(1, 2, 3)] * len(rule.ours), V)
 
 
 # A table with a row of each kind, on a tree of shapes: no model is needed for it.
@@ -159,16 +159,21 @@ def filled(shapes, model=MODEL, seed=0):
 
 def write(directory, params, architecture=TABLE, dtype="F32", shard_bytes=1 << 30, model=MODEL):
     shapes = jax.eval_shape(lambda: params)
-    rows = weights.rows(architecture, model, shapes)
-    with writer.staged(directory) as staged:
-        writer.write(
-            staged, weights.written(rows, dtype), weights.arrays(rows, params, dtype), shard_bytes
+    rows = weights.map_tensors(architecture, model, shapes)
+    with writer.staged_files(directory) as staged:
+        writer.write_safetensors(
+            staged,
+            weights.tensor_specs(rows, dtype),
+            weights.iterate_tensors(rows, params, dtype),
+            shard_bytes,
         )
     return shapes
 
 
 def read(directory, shapes, architecture=TABLE, model=MODEL, shardings=None, dtype=np.float32):
-    return weights.read(architecture, model, files.listing(directory), shapes, shardings, dtype)
+    return weights.read_weights(
+        architecture, model, files.read_tensor_index(directory), shapes, shardings, dtype
+    )
 
 
 def assert_same(one, other):
@@ -412,7 +417,7 @@ def test_what_is_missing_from_shards_names_the_index(tmp_path):
 )
 def test_a_table_covers_each_parameter_once(rules, expected):
     with pytest.raises(ValueError, match=expected) as mistake:
-        weights.rows(TABLE._replace(rules=rules), MODEL, tree())
+        weights.map_tensors(TABLE._replace(rules=rules), MODEL, tree())
     assert not isinstance(mistake.value, UserError)
 
 
@@ -422,7 +427,9 @@ def test_dtypes(tmp_path, stored, wanted):
     params = filled(tree())
     shapes = write(tmp_path, params, dtype=stored)
     got = read(tmp_path, shapes, dtype=wanted)
-    assert_same(got, jax.tree.map(lambda x: x.astype(files.FLOATS[stored]).astype(wanted), params))
+    assert_same(
+        got, jax.tree.map(lambda x: x.astype(files.FLOAT_DTYPES[stored]).astype(wanted), params)
+    )
 
 
 def test_numbers_are_rounded_to_the_nearest_bfloat16(tmp_path):
@@ -479,7 +486,7 @@ def random_params(model):
     padded = -(-model.vocabulary_size // 128) * 128
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(model)
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), parameter_shapes(model)
     )
     for leaf in jax.tree.leaves(params):
         for axis in np.flatnonzero(np.array(leaf.shape) == padded):
@@ -499,7 +506,7 @@ def test_round_trip(tmp_path, name, max_shard_bytes):
     assert interop.save(tmp_path, model, params, max_shard_bytes=max_shard_bytes).model_type == name
     assert (tmp_path / "model.safetensors").exists() == (max_shard_bytes > 50_000)
     again, loaded = interop.load(tmp_path)
-    assert canonical(again) == canonical(model)
+    assert canonical_fields(again) == canonical_fields(model)
     assert_same(loaded, params)
     assert all(
         isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
@@ -520,7 +527,7 @@ def test_shards_hold_what_the_whole_has(tmp_path, name, parallel):
     """Loaded in shards and saved from them."""
     model, params = MODELS[name], random_params(MODELS[name])
     interop.save(tmp_path / "one", model, params)
-    shardings = placement(model, **parallel).tree("parameters", shapes_of(model))
+    shardings = placement(model, **parallel).tree("parameters", parameter_shapes(model))
     _, loaded = interop.load(tmp_path / "one", shardings=shardings)
     assert_same(loaded, params)
     assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == shardings
@@ -536,10 +543,10 @@ def test_shards_hold_what_the_whole_has(tmp_path, name, parallel):
 def test_layers_are_fetched_one_by_one_from_devices_without_host_memory(tmp_path, monkeypatch):
     params = random_params(GPT2)
     shardings = placement(GPT2, zero=3, data=2, fsdp=2, tensor=2).tree(
-        "parameters", shapes_of(GPT2)
+        "parameters", parameter_shapes(GPT2)
     )
     interop.save(tmp_path / "one", GPT2, params)
-    fetched, one_layer = [], weights.one_layer
+    fetched, one_layer = [], weights.slice_layer
     monkeypatch.setattr(weights, "on_host", lambda shard: False)
     monkeypatch.setattr(
         weights, "one_layer", lambda stack, layer: fetched.append(layer) or one_layer(stack, layer)
@@ -555,7 +562,7 @@ def test_a_step_may_overwrite_what_was_loaded(tmp_path):
     """Devices with the same shard share their memory on a CPU; donating it must not let one write what another one reads."""
     params = random_params(GPT2)
     interop.save(tmp_path, GPT2, params)
-    shardings = placement(GPT2, zero=0, data=8, fsdp=1).tree("parameters", shapes_of(GPT2))
+    shardings = placement(GPT2, zero=0, data=8, fsdp=1).tree("parameters", parameter_shapes(GPT2))
     _, loaded = interop.load(tmp_path, shardings=shardings)
     step = jax.jit(
         lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0, out_shardings=shardings
@@ -617,7 +624,7 @@ def test_config_of_a_directory(tmp_path):
         tmp_path, GPT2, random_params(GPT2), tokens={"eos_token_id": 7, "bos_token_id": None}
     )
     architecture, model = interop.read_config(tmp_path)
-    assert architecture.model_type == "gpt2" and canonical(model) == canonical(GPT2)
+    assert architecture.model_type == "gpt2" and canonical_fields(model) == canonical_fields(GPT2)
     values = json.loads((tmp_path / "config.json").read_text())
     assert (
         values["architectures"] == ["GPT2LMHeadModel"]
@@ -754,13 +761,13 @@ UNEQUAL = {
 @pytest.mark.parametrize("case", EQUAL)
 def test_fields_that_change_nothing_are_equal(case):
     model, fields = EQUAL[case]
-    assert canonical(model) == canonical(replace(model, **fields))
+    assert canonical_fields(model) == canonical_fields(replace(model, **fields))
 
 
 @pytest.mark.parametrize("case", UNEQUAL)
 def test_fields_that_change_the_function_are_not(case):
     model, fields = UNEQUAL[case]
-    assert canonical(model) != canonical(replace(model, **fields))
+    assert canonical_fields(model) != canonical_fields(replace(model, **fields))
 
 
 def test_parameters_of_another_model_are_our_own_mistake(tmp_path):
@@ -800,7 +807,9 @@ def test_memory_is_the_shards_and_one_tensor(tmp_path, how, dtype):
     model = config.ModelConfig(
         vocabulary_size=50257, layers=6, width=384, heads=6, context_length=32
     )
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes_of(model))
+    params = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, 0.5, np.float32), parameter_shapes(model)
+    )
     interop.save(tmp_path, model, params, dtype=dtype)
     largest = model.vocabulary_size * model.width * (4 if dtype == "float32" else 2)
     shards = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
