@@ -9,26 +9,23 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax  # noqa: E402 (after the libraries that may be missing)
 import numpy as np  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from support.interop_references import (
+from support.hf_directories import assert_same_model, change_config, read_values  # noqa: E402
+from support.interop_references import (  # noqa: E402
     LENGTH,
     PAD,
     SOURCE,
     check,
-    edited,
     first_of_each,
     made,
     real,
     samples,
     their_logits,
-)  # noqa: E402
+)
 
 from jaxlm import interop, models  # noqa: E402
 from jaxlm.config import UserError  # noqa: E402
-from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.hf_config import HFConfig  # noqa: E402
 from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
 
 # One layer in the encoder, two in the decoder.
@@ -131,14 +128,7 @@ def test_untied_head(model_type, tmp_path):
     )
     here = real(batch.lengths, LENGTH)
     assert np.abs(np.asarray(ours)[here] - theirs[here]).max() <= 2e-5
-    assert_same(interop.load(tmp_path / "ours"), (model_config, params))
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert one[0] == other[0]
-    assert all(
-        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1]))
-    )
+    assert_same_model(interop.load(tmp_path / "ours"), (model_config, params))
 
 
 OLD = {
@@ -169,7 +159,7 @@ def test_older_files(model_type, tmp_path):
     peer = peer_of(model_type, False)
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
-    edited(
+    change_config(
         tmp_path,
         {
             "architectures": [
@@ -192,7 +182,7 @@ def test_older_files(model_type, tmp_path):
             for stack in ("encoder", "decoder")
         }
     save_file(tensors | again, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert_same(interop.load(tmp_path), expected)
+    assert_same_model(interop.load(tmp_path), expected)
 
 
 def test_a_head_of_its_own_beside_tied_own_tables(tmp_path):
@@ -202,30 +192,16 @@ def test_a_head_of_its_own_beside_tied_own_tables(tmp_path):
     assert "lm_head.weight" not in tensors and "model.shared.weight" not in tensors
     other = {"lm_head.weight": tensors["model.decoder.embed_tokens.weight"] + 1}
     save_file(tensors | other, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lm_head\.weight: is no tensor of a marian model"):
+    with pytest.raises(UserError, match=r"lm_head\.weight: is not a tensor of a marian model"):
         interop.load(tmp_path)
-
-
-class Nothing:
-    """No tensors."""
-
-    def __contains__(self, name: object) -> bool:
-        return False
-
-    def any(self, name: str) -> bool:
-        return False
-
-
-def read(model_type: str, values: dict[str, Any]) -> Any:
-    return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_defaults(model_type):
     """What a config.json leaves out is what `transformers` takes."""
     defaults = transformers.AutoConfig.for_model(model_type).to_dict()
-    assert read(model_type, {}) == read(model_type, defaults)
-    assert read(model_type, {"vocab_size": 99}) != read(model_type, {})
+    assert read_values(model_type, {}) == read_values(model_type, defaults)
+    assert read_values(model_type, {"vocab_size": 99}) != read_values(model_type, {})
 
 
 @pytest.mark.parametrize(
@@ -251,12 +227,12 @@ def test_defaults(model_type):
 )
 def test_refused(model_type, values):
     with pytest.raises(UserError, match=rf"^config\.json: {next(iter(values))}:"):
-        read(model_type, values)
+        read_values(model_type, values)
 
 
 def changed(model_type: str, **fields) -> Any:
     """The model of an architecture's default config, with other fields."""
-    return dataclasses.replace(read(model_type, {}), **fields)
+    return dataclasses.replace(read_values(model_type, {}), **fields)
 
 
 @pytest.mark.parametrize(
@@ -280,9 +256,9 @@ def changed(model_type: str, **fields) -> Any:
     ],
 )
 def test_expressed_as(model, expected):
-    """Models go out as the architecture that is the same function, or not at all."""
+    """A model is written as an architecture that computes the same function, or not at all."""
     if expected is None:
-        with pytest.raises(UserError, match="no architecture of transformers"):
+        with pytest.raises(UserError, match="no supported architecture of transformers"):
             match_architecture(model)
     else:
         architecture, values = match_architecture(model)

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support import tiny, tiny_run
+from support.hf_directories import random_weights
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
+from jaxlm.conversion import export_run, import_model
 from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop import hf_config, tokenizer
+from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
@@ -77,15 +80,6 @@ MADE = {
 }
 
 
-def random_params(model: config.ModelConfig):
-    """Numbers in every parameter, norms and biases too."""
-    shapes = jax.eval_shape(models.build(model).init, jax.random.key(0))
-    random = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda shape: 0.25 * random.standard_normal(shape.shape).astype(np.float32), shapes
-    )
-
-
 def hf_directory(folder: Path, name: str) -> Path:
     """A Hugging Face directory of random weights with the tokenizer of a run."""
     kind, begin, model = MADE[name]
@@ -98,9 +92,9 @@ def hf_directory(folder: Path, name: str) -> Path:
     special = tokenizer.run_tokenizer_frame(made, goal, own.inner)
     architecture = interop.match_architecture(model)[0]
     assert architecture.model_type == name
-    ids = convert.token_ids(special, architecture)
-    interop.save(folder, model, random_params(model), tokens=ids)
-    tokenizer.write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
+    ids = export_run.token_ids(special, architecture)
+    interop.save(folder, model, random_weights(model), tokens=ids)
+    write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
     return folder
 
 
@@ -241,7 +235,7 @@ def test_bfloat16_and_shards(imported, tmp_path):
     ],
 )
 def test_sizes(text, expected):
-    assert convert.size(text) == expected
+    assert convert.parse_size(text) == expected
 
 
 def test_edits_of_the_run(imported, tmp_path):
@@ -397,7 +391,7 @@ def test_an_import_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeyp
     def full(*_, **__):
         raise config.UserError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write_run_config", full)
     assert converted("import", imported("gpt2")[0], tmp_path / "run") == 2
     assert_one_line(capsys, ["No space left"])
     assert not list(tmp_path.iterdir())
@@ -417,9 +411,9 @@ def test_a_padding_that_the_position_table_contradicts(imported, tmp_path, capsy
 
 
 def test_samples_have_no_more_spans_than_sentinels():
-    assert convert.sample_length(config.ObjectiveConfig(kind="span"), 1024, 100) == 1024
-    assert convert.sample_length(config.ObjectiveConfig(kind="span"), 1024, 8) == 128
-    assert convert.sample_length(config.ObjectiveConfig(), 1024, 8) == 1024
+    assert import_model.sample_length(config.ObjectiveConfig(kind="span"), 1024, 100) == 1024
+    assert import_model.sample_length(config.ObjectiveConfig(kind="span"), 1024, 8) == 128
+    assert import_model.sample_length(config.ObjectiveConfig(), 1024, 8) == 1024
 
 
 def test_an_export_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeypatch):
@@ -428,7 +422,7 @@ def test_an_export_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenizer, "write", full)
+    monkeypatch.setattr(export_run, "write_tokenizer", full)
     assert converted("export", run, tmp_path / "out") == 2
     assert_one_line(capsys, ["out", "No space left"])
     assert not list(tmp_path.iterdir())

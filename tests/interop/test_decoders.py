@@ -1,26 +1,23 @@
 """Decoders of `transformers` in and out: the same numbers, the same tensors, and settings that are refused where they'd be lost."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from support import interop_references  # noqa: E402 (needs torch)
 from safetensors.numpy import load_file, save_file  # noqa: E402
+from support import interop_references  # noqa: E402 (needs torch)
+from support.hf_directories import assert_same_model, read_values  # noqa: E402
 
 from jaxlm import config, interop  # noqa: E402
 from jaxlm.config import ConfigError, UserError  # noqa: E402
 from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.hf_config import HFConfig  # noqa: E402
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "bloom", "gpt_neox", "opt")
-PATH = Path("config.json")
 LENGTH = {"max_position_embeddings": 22}
 
 GPT2 = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_inner": 50, "n_positions": 22}
@@ -187,10 +184,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(model_type: str, values: dict[str, Any]) -> config.ModelConfig:
-    return ARCHITECTURES[model_type].read(HFConfig(PATH, values), {})
-
-
 def plain(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     """What `transformers` writes into config.json after it has read these values."""
     return json.loads(cls(**values).to_json_string(use_diff=False))
@@ -216,7 +209,9 @@ def test_against_transformers(name, tmp_path):
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_what_a_file_leaves_out_is_the_default_of_the_class(model_type):
-    assert read(model_type, {}) == read(model_type, plain(config_class(model_type), {}))
+    assert read_values(model_type, {}) == read_values(
+        model_type, plain(config_class(model_type), {})
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -225,7 +220,7 @@ def test_a_written_config_is_read_the_same(name):
     cls, fields = VARIANTS[name]
     settings_class = getattr(transformers, cls).config_class
     model_type = settings_class.model_type
-    model = read(model_type, plain(settings_class, fields))
+    model = read_values(model_type, plain(settings_class, fields))
     written = ARCHITECTURES[model_type].write(model)
     assert json.loads(json.dumps(written)) == written
     forms = (
@@ -235,8 +230,8 @@ def test_a_written_config_is_read_the_same(name):
     )
     for without in forms:
         values = {key: value for key, value in written.items() if key not in without}
-        assert read(model_type, values) == model, without
-        assert read(model_type, plain(settings_class, values)) == model, without
+        assert read_values(model_type, values) == model, without
+        assert read_values(model_type, plain(settings_class, values)) == model, without
 
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -359,9 +354,9 @@ SAME_AS_DEFAULT = ("qwen2, window that isn't used", "mistral, layers that all ha
 @pytest.mark.parametrize("name", OLD)
 def test_older_forms_mean_what_transformers_makes_of_them(name):
     model_type, values = OLD[name]
-    model = read(model_type, values)
-    assert model == read(model_type, plain(config_class(model_type), values))
-    assert (model == read(model_type, {})) == (name in SAME_AS_DEFAULT)
+    model = read_values(model_type, values)
+    assert model == read_values(model_type, plain(config_class(model_type), values))
+    assert (model == read_values(model_type, {})) == (name in SAME_AS_DEFAULT)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -463,7 +458,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope by layer": (
         "gemma2",
         {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
-        "by the kind of layer",
+        "per layer type",
     ),
     "mistral's layers": ("mistral", {"layer_types": ["full_attention"] * 32}, "layer_types"),
     "chunks": (
@@ -506,7 +501,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_would_be_lost_is_refused(name):
     model_type, values, reason = REFUSED[name]
     with pytest.raises(UserError, match=f"^config.json: .*{reason}") as error:
-        read(model_type, values)
+        read_values(model_type, values)
     assert "\n" not in str(error.value)
 
 
@@ -521,7 +516,7 @@ def test_what_would_be_lost_is_refused(name):
 )
 def test_impossible_sizes_are_refused(model_type, values):
     with pytest.raises((ConfigError, UserError)):
-        read(model_type, values)
+        read_values(model_type, values)
 
 
 PREFIXES = {
@@ -549,7 +544,7 @@ def test_base_models_with_buffers(name, tmp_path):
         }
         tensors |= masks | {"lm_head.weight": tensors["wte.weight"]}
     save_file(tensors, path)
-    assert_same(interop.load(tmp_path), (model, params))
+    assert_same_model(interop.load(tmp_path), (model, params))
 
 
 BUFFERS = {
@@ -569,12 +564,7 @@ def test_buffers_are_left_aside(name, tmp_path):
         | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)},
         path,
     )
-    assert_same(interop.load(tmp_path), expected)
-
-
-def assert_same(one: tuple, other: tuple) -> None:
-    assert one[0] == other[0]
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), one[1], other[1])))
+    assert_same_model(interop.load(tmp_path), expected)
 
 
 GATED_MODEL = {

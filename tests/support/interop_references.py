@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from jaxlm import config, interop, models
 from jaxlm.losses import loss_sums
 from jaxlm.types import Batch, Tree
+from support.hf_directories import assert_same, change_config
 
 VOCABULARY, BATCH, LENGTH, SOURCE = 97, 3, 17, 20
 PAD = 1  # no real token is it: RoBERTa derives positions from it
@@ -55,18 +56,6 @@ def randomise(peer: Any, seed: int = 1) -> None:
         if tensor.is_floating_point():
             start = tensor.clone() if tensor.ndim == 1 and name.endswith("weight") else 0.0
             tensor.copy_(0.25 * torch.randn(tensor.shape, generator=generator) + start)
-
-
-def edited(directory: Path, changes: dict[str, Any]) -> Path:
-    """The directory, with changes to its config.json; None removes a key."""
-    path = directory / "config.json"
-    values = json.loads(path.read_text()) | changes
-    path.write_text(
-        json.dumps(
-            {key: value for key, value in values.items() if not (key in changes and value is None)}
-        )
-    )
-    return directory
 
 
 def real(lengths: Any, length: int) -> np.ndarray:
@@ -202,8 +191,7 @@ def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, direct
         assert theirs[name].dtype == tensor.dtype and torch.equal(theirs[name], tensor), name
     config_again, params_again = interop.load(directory)
     assert config_again == model_config
-    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), params, params_again)
-    assert all(jax.tree.leaves(same)), same
+    assert_same(params, params_again)
 
 
 def check(
@@ -211,7 +199,7 @@ def check(
 ) -> tuple[config.ModelConfig, Differences]:
     """Saves the peer, with `changes` to its config.json, loads it, compares both, and goes back to `transformers` and to us again."""
     peer.save_pretrained(directory / "theirs")
-    edited(directory / "theirs", changes or {})
+    change_config(directory / "theirs", changes or {})
     model_config, params = interop.load(directory / "theirs")
     differences = compared(peer, model_config, params, directory / "gradients")
     round_trip(peer, model_config, params, directory / "ours")
