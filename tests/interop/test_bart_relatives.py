@@ -1,4 +1,4 @@
-"""Blenderbot, mBART and Marian against `transformers`: config both ways, weights both ways, logits, losses and gradients."""
+"""Blenderbot, mBART and Marian against `transformers`: config, weights, logits, gradients."""
 
 import dataclasses
 from pathlib import Path
@@ -49,7 +49,10 @@ OWN_TABLES: dict[str, Any] = {"share_encoder_decoder_embeddings": False}
 
 
 def peer_of(model_type: str, bias: bool = True, **fields) -> Any:
-    """Random numbers in every tensor but what nothing trains: tables of sines, and the bias of the logits unless `bias`."""
+    """Return a model with random numbers in every tensor that can be trained.
+
+    Marian's tables of sines stay, and the bias of the logits is zeros unless `bias`.
+    """
     peer = made(CLASSES[model_type], **(SIZES | fields))
     if not bias:
         peer.final_logits_bias.zero_()
@@ -102,7 +105,7 @@ def test_as_transformers(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_untied_head(model_type, tmp_path):
-    """transformers 5 has three tables then, which differ where it began with them, and which we write as one."""
+    """transformers 5 then has three tables, which may differ; jaxlm writes one three times."""
     peer = peer_of(model_type, tie_word_embeddings=False)
     peer.save_pretrained(tmp_path / "three")
     with pytest.raises(
@@ -155,7 +158,7 @@ OLD = {
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_older_files(model_type, tmp_path):
-    """Every table under each of its names, Marian's computed ones too, the base model's names, settings that were dropped since."""
+    """Tables under each of their names, names of the base model, keys that were dropped since."""
     peer = peer_of(model_type, False)
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
@@ -177,9 +180,9 @@ def test_older_files(model_type, tmp_path):
         for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     }
     if model_type == "marian":
+        positions = peer.model.encoder.embed_positions.weight.data
         again |= {
-            f"{stack}.embed_positions.weight": peer.model.encoder.embed_positions.weight.data.clone()
-            for stack in ("encoder", "decoder")
+            f"{stack}.embed_positions.weight": positions.clone() for stack in ("encoder", "decoder")
         }
     save_file(tensors | again, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_same_model(interop.load(tmp_path), expected)

@@ -1,4 +1,7 @@
-"""jaxlm.convert: a model goes to `transformers` and comes back with every number, and what can't is refused in one line."""
+"""jaxlm.convert: export to `transformers` and import again keep every number.
+
+Mistakes are refused in one line.
+"""
 
 import contextlib
 import json
@@ -145,7 +148,9 @@ def test_there_and_back_is_the_same(name, imported, tmp_path):
     assert json.loads((directory / "config.json").read_text()) == json.loads(
         (out / "config.json").read_text()
     )
-    assert tokenizer.read_tokenizer(directory)[1] == tokenizer.read_tokenizer(out)[1]
+    frame = tokenizer.read_tokenizer(out)[1]
+    assert tokenizer.read_tokenizer(directory)[1] == frame
+    assert frame.forced_eos_id == (frame.eos_ids[0] if name == "bart" else None)
     assert (out / "generation_config.json").exists() == (kind != "masked")
     assert (out / "README.md").read_text().startswith("---\n")
     assert not list(tmp_path.glob(".*"))
@@ -164,7 +169,7 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     _, run = imported(name)
     kind, _, model = MADE[name]
     assert converted("export", run, tmp_path / "out", "--archive") == 0
-    # As SageMaker's containers do: the archive is opened somewhere, and its files are at the root of that folder.
+    # As SageMaker's containers do: the archive's files are at the root of some folder.
     with tarfile.open(tmp_path / "out" / "model.tar.gz") as archive:
         archive.extractall(tmp_path / "opened", filter="data")
     folder = tmp_path / "opened"
@@ -395,6 +400,33 @@ def test_an_import_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeyp
     assert converted("import", imported("gpt2")[0], tmp_path / "run") == 2
     assert_one_line(capsys, ["No space left"])
     assert not list(tmp_path.iterdir())
+
+
+def test_config_json_is_the_last_file_of_an_import(imported, tmp_path, monkeypatch):
+    """Without it a folder is no run: an import that was killed is not trained."""
+    save_params, run = checkpoint.Checkpoints.save_params, tmp_path / "run"
+
+    def save_and_look(self, params):
+        save_params(self, params)
+        assert (run / "tokenizer.json").exists() and not (run / "config.json").exists()
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save_params", save_and_look)
+    assert converted("import", imported("gpt2")[0], run) == 0
+
+
+def test_a_run_that_appears_while_an_import_waits_is_kept(imported, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+
+    @contextlib.contextmanager
+    def other_process(path):
+        path.mkdir()
+        (path / "config.json").write_text("other")
+        yield
+
+    monkeypatch.setattr(runtime, "lock", other_process)
+    assert converted("import", imported("gpt2")[0], run) == 2
+    assert_one_line(capsys, ["run", "not empty"])
+    assert (run / "config.json").read_text() == "other"
 
 
 def test_a_padding_that_the_position_table_contradicts(imported, tmp_path, capsys):

@@ -1,4 +1,7 @@
-"""Decoders of `transformers` in and out: the same numbers, the same tensors, and settings that are refused where they'd be lost."""
+"""Decoders against `transformers`: config, weights, logits, gradients.
+
+Keys that would be lost are refused.
+"""
 
 import json
 from typing import Any
@@ -216,7 +219,7 @@ def test_what_a_file_leaves_out_is_the_default_of_the_class(model_type):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_written_config_is_read_the_same(name):
-    """By us as it is, with the rotary keys of either form alone, and after `transformers` has read it and written its own."""
+    """As it is, with either form of the rotary keys alone, and rewritten by `transformers`."""
     cls, fields = VARIANTS[name]
     settings_class = getattr(transformers, cls).config_class
     model_type = settings_class.model_type

@@ -1,4 +1,4 @@
-"""T5 and BART against `transformers`: config both ways, weights both ways, logits, losses and gradients."""
+"""T5 and BART against `transformers`: config, weights, logits, gradients."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from jaxlm import interop  # noqa: E402
 from jaxlm.config import UserError  # noqa: E402
 from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
 
-# One layer in the encoder, two in the decoder; so few buckets that their last ones are used; narrow heads.
+# One layer in the encoder, two in the decoder, narrow heads; few buckets: the last are used.
 T5: dict[str, Any] = {
     "d_model": 36,
     "d_kv": 10,
@@ -52,7 +52,7 @@ BART: dict[str, Any] = {
 
 
 def t5(own_head: bool = False, **fields) -> Any:
-    """transformers 5 ties the head of every T5 that it builds, and unties it where a checkpoint has one."""
+    """Return a T5. transformers 5 ties the head unless a checkpoint has one."""
     peer = made("T5ForConditionalGeneration", **(T5 | fields))
     if own_head:
         peer.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 36))
@@ -112,7 +112,7 @@ def test_t5(name: str, tmp_path: Path):
     ],
 )
 def test_t5_as_transformers_4_writes_it(own_head, fields, changes, tmp_path):
-    """`tie_word_embeddings` says there whether the head is scaled too; 5 has `scale_decoder_outputs` and always ties, on paper."""
+    """There `tie_word_embeddings` says too whether the head is scaled; 5 has a key for it."""
     peer = t5(own_head, **fields)
     peer.save_pretrained(tmp_path)
     new = interop.read_config(tmp_path)[1]
@@ -124,7 +124,7 @@ def test_t5_as_transformers_4_writes_it(own_head, fields, changes, tmp_path):
 
 
 def test_untied_t5_is_written_for_both_versions(tmp_path):
-    """`tie_word_embeddings` unties in transformers 4; in 5 the tensor does, and the setting turns scaling off."""
+    """`tie_word_embeddings` unties the head in transformers 4; in 5 it only turns scaling off."""
     t5(True, **GELU).save_pretrained(tmp_path / "theirs")
     model_config, params = interop.load(tmp_path / "theirs")
     interop.save(tmp_path / "ours", model_config, params)
@@ -205,7 +205,7 @@ def test_bart(bias: bool, fields: dict[str, Any], tmp_path: Path):
 
 
 def test_older_bart(tmp_path):
-    """The first files: the base model's names and settings that were dropped since; no bias of the logits, but every table."""
+    """The first files: names of the base model, dropped keys, every table, no logits bias."""
     peer = bart(False)
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, DistilBERT and ModernBERT against `transformers`: config both ways, weights both ways, logits, losses and gradients."""
+"""BERT and its relatives against `transformers`: config, weights, logits, gradients."""
 
 import dataclasses
 from pathlib import Path
@@ -47,7 +47,7 @@ DISTILBERT: dict[str, Any] = {
     "hidden_dim": 50,
     "max_position_embeddings": SOURCE,
 }
-# Windows of 7 tokens, so that most of the 17 are out of sight; 4 layers are a period of the pattern and one layer more.
+# Windows of 7 of the 17 tokens; 4 layers are a period of the pattern and one more.
 MODERNBERT: dict[str, Any] = {
     "hidden_size": 36,
     "num_hidden_layers": 4,
@@ -137,7 +137,7 @@ def test_as_transformers(name: str, tmp_path: Path):
     ("cls", "fields", "head"), [("Bert", BERT, "cls.predictions"), ("Roberta", ROBERTA, "lm_head")]
 )
 def test_untied_head(cls, fields, head, tmp_path):
-    """`transformers` 5 has the bias twice and adds the decoder's, in 4 both names are one tensor: a directory of ours serves both."""
+    """transformers 5 has two biases and adds the decoder's; in 4 both names are one tensor."""
     peer = made(f"{cls}ForMaskedLM", **fields, tie_word_embeddings=False)
     peer.save_pretrained(tmp_path / "theirs")  # with two different biases
     model_config, params = interop.load(tmp_path / "theirs")
@@ -224,7 +224,7 @@ def test_older_forms(cls, fields, changes, tmp_path):
 
 
 def test_bert_for_pretraining(tmp_path):
-    """What the authors released: a head for sentence pairs, poolers, norms called gamma and beta, buffers, repeated tensors."""
+    """The released files: a second head, poolers, norms called gamma and beta, repeated tensors."""
     peer = made("BertForPreTraining", **BERT)
     peer.save_pretrained(tmp_path / "pretraining")
     transformers.BertForMaskedLM.from_pretrained(tmp_path / "pretraining").save_pretrained(
@@ -322,10 +322,8 @@ def test_defaults(cls):
 )
 def test_refused(model_type, key, value):
     values = {"n_layers": 6} if key == "num_hidden_layers" else {}
-    with pytest.raises(
-        UserError,
-        match=rf"^config\.json: (rope_parameters\.\w+\.)?{key if key != 'rope_parameters' else 'rope_'}",
-    ):
+    named = "rope_" if key == "rope_parameters" else key
+    with pytest.raises(UserError, match=rf"^config\.json: (rope_parameters\.\w+\.)?{named}"):
         read_values(model_type, values | {key: value})
 
 
@@ -333,7 +331,8 @@ def test_two_forms_that_contradict():
     parameters = {"sliding_attention": {"rope_theta": 70.0}}
     with pytest.raises(
         UserError,
-        match=r"local_rope_theta: 80.0 contradicts rope_parameters.sliding_attention.rope_theta \(70.0\)",
+        match=r"local_rope_theta: 80.0 contradicts "
+        r"rope_parameters.sliding_attention.rope_theta \(70.0\)",
     ):
         read_values("modernbert", {"rope_parameters": parameters, "local_rope_theta": 80.0})
     assert (

@@ -1,4 +1,4 @@
-"""Models that an architecture of `transformers` computes without having words for them: the section "jaxlm" of config.json."""
+"""The section "jaxlm" of config.json: models that lack something of their architecture."""
 
 import json
 from dataclasses import replace
@@ -183,7 +183,7 @@ OF_RECIPES = ("nanogpt_shakespeare", "quickstart", "quickstart_encoder_decoder")
     ],
 )
 def test_as_transformers(name, tmp_path):
-    """Logits, loss and gradients, which several of their tensors share where each repeats one of ours; and what they write of it."""
+    """Logits, loss and gradients; several of their tensors may share a gradient of ours."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from support import interop_references

@@ -101,6 +101,10 @@ EQUAL = {
         replace(GPT2, **LLAMA, rotary_scaling="linear"),
         dict(rotary_original_length=7),
     ),
+    "yarn's factor of attention": (
+        replace(GPT2, **LLAMA, rotary_scaling="yarn", rotary_scaling_factor=4.0),
+        dict(rotary_attention_factor=1.138629436111989),  # 0.1 ln 4 + 1
+    ),
     "encoder": (T5, dict(encoder_heads=4, encoder_mlp_width=40)),
 }
 UNEQUAL = {

@@ -1,4 +1,4 @@
-"""Reading directories that others made: every claim of theirs is checked, and nothing outside is opened. And writing whole ones."""
+"""Reading directories that others made: every claim is checked, nothing outside is opened."""
 
 import json
 import os
@@ -10,10 +10,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxlm.config import UserError
+from jaxlm.interop import safetensors_reader
 from jaxlm.interop.safetensors_reader import (
     INDEX_FILE,
     WEIGHTS_FILE,
     TensorReader,
+    equal_tensors,
+    has_nonzero,
     read_tensor_index,
 )
 
@@ -25,7 +28,7 @@ GOOD = {
 
 
 def raw(header, data=bytes(32), length=None):
-    """A safetensors file of a header (text or values), some numbers, and a length of the header that may be a lie."""
+    """Return a safetensors file of a header (text or values); `length` may be a lie."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
@@ -239,7 +242,7 @@ def test_an_index_names_files_of_its_directory_alone(tmp_path, name):
         sharded(directory, {"a": str(tmp_path / "outside.safetensors")})
     with pytest.raises(
         UserError,
-        match=r"index\.json: weight_map: a: must be the name of a \.safetensors file in the same directory",
+        match=r"index\.json: weight_map: a: must be the name of a \.safetensors file",
     ):
         read_tensor_index(directory)
 
@@ -327,3 +330,17 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / WEIGHTS_FILE)
     with pytest.raises(UserError, match="is not a file"):
         read_tensor_index(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_tensors_are_scanned_and_compared_to_their_end(tmp_path, monkeypatch, place):
+    """Chunk by chunk: a value that differs may be in any of them."""
+    monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", 16)
+    value = np.zeros(10, np.float32)
+    value[place] = 1e-30
+    tensors = {"zeros": np.zeros(10, np.float32), "same": np.zeros(10, np.float32), "value": value}
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+    entries = read_tensor_index(tmp_path).entries
+    assert has_nonzero(entries["value"]) and not has_nonzero(entries["zeros"])
+    assert equal_tensors(entries["zeros"], entries["same"])
+    assert not equal_tensors(entries["zeros"], entries["value"])

@@ -1,4 +1,4 @@
-"""Tables of tensors, run in both directions: layouts, what may be missing or left over, shards, memory."""
+"""Tables of tensors, run in both directions: layouts, what may be missing or left over."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 
 D, H, K, F, V, PADDED, LAYERS = 6, 2, 3, 5, 100, 128, 3
 
-# layout, dims, and theirs made of ours by what numpy calls it; ours are written [d, h, k], [f, d] and so on.
+# Layout, dims, and how numpy makes the tensor of parameters [d, h, k], [f, d] and so on.
 LAYOUTS = {
     "torch's query": ("hk d", "dhk", lambda q: q.reshape(D, H * K).T),
     "torch's output": ("d hk", "hkd", lambda o: o.reshape(H * K, D).T),
@@ -146,7 +146,7 @@ def tree(**more):
 
 
 def filled(shapes, model=MODEL, seed=0):
-    """Random parameters; rows that only pad the vocabulary are zeros, and so on: what reading gives for what isn't in files."""
+    """Return random parameters, with what reading gives where a file has no number."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     for leaf in jax.tree.leaves(params):

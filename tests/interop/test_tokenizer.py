@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face directories, both ways: roles and ids are those of `transformers`, and so is every token of a text."""
+"""Tokenizers, read and written: roles, ids and every token of a text are as in `transformers`."""
 
 import json
 import tarfile
@@ -82,7 +82,7 @@ def test_generation_config_holds_before_config(tmp_path):
 
 
 def test_ids_of_the_class_that_no_token_has_are_left_out(tmp_path):
-    """`transformers` writes 50256 of GPT-2's class beside any tokenizer; the end of text counts all the same."""
+    """`transformers` writes GPT-2's 50256 beside any tokenizer; the end of text still counts."""
     directory = tokenizer_files.write(tmp_path, "gpt2")
     put(
         directory,

@@ -1,6 +1,7 @@
-"""A `transformers` model of random weights, held against ours by way of Hugging Face directories, forwards and backwards.
+"""Compare jaxlm with `transformers` models of random weights, by way of their directories.
 
-Both sides compute in float32 and add up in different orders, so the tolerances are those of tests/models/test_parity.py.
+Both sides compute in float32 and add up in different orders, so the tolerances are those of
+tests/models/test_parity.py.
 """
 
 import json
@@ -27,7 +28,7 @@ LOGITS_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE, GRADIENT_FLOOR = 2e-5, 5e-
 
 
 class Differences(NamedTuple):
-    """The largest of the logits, of the loss, and of the gradients' tensors relative to their norms."""
+    """The largest differences; those of gradients are relative to the norm of a tensor."""
 
     logits: float
     loss: float
@@ -35,7 +36,10 @@ class Differences(NamedTuple):
 
 
 def made(name: str, **fields) -> Any:
-    """A `transformers` model of the class `name` with `fields` in its config and random numbers in every tensor."""
+    """Return a `transformers` model of the class `name` with random numbers in every tensor.
+
+    `fields` are those of its config.
+    """
     plain = {
         "vocab_size": VOCABULARY,
         "bos_token_id": 0,
@@ -50,7 +54,10 @@ def made(name: str, **fields) -> Any:
 
 
 def randomise(peer: Any, seed: int = 1) -> None:
-    """Norms, biases and buffers of floats too, so that none can be left out or swapped unseen. Norms stay around what they start at."""
+    """Fill norms, biases and buffers too, so that none can be left out or swapped unseen.
+
+    Norms stay around their initial values.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in peer.state_dict().items():  # shares its memory with the model
         if tensor.is_floating_point():
@@ -59,12 +66,12 @@ def randomise(peer: Any, seed: int = 1) -> None:
 
 
 def real(lengths: Any, length: int) -> np.ndarray:
-    """bool [B, L]: the positions that are not padding."""
+    """Return the positions that are not padding: bool [B, L]."""
     return np.arange(length) < lengths[:, None]
 
 
 def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
-    """Random tokens, padded to the right, with targets and 0/1 weights (0 at the padding)."""
+    """Return random tokens, padded to the right, with targets and weights 0 or 1 (0 at padding)."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(PAD + 1, model.vocabulary_size, (BATCH, LENGTH + 1), np.int32)
     here = real(LENGTHS, LENGTH)
@@ -88,7 +95,7 @@ def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
 
 
 def their_logits(peer: Any, batch: Batch) -> Any:
-    """torch [B, L, V], with gradients."""
+    """Return the logits of a `transformers` model: torch [B, L, V], with gradients."""
     inputs = {"input_ids": batch.tokens, "attention_mask": real(batch.lengths, LENGTH)}
     if batch.token_types is not None:
         inputs["token_type_ids"] = batch.token_types
@@ -112,10 +119,11 @@ def their_loss(logits: Any, batch: Batch) -> Any:
 def compared(
     peer: Any, model_config: config.ModelConfig, params: Tree, scratch: Path
 ) -> Differences:
-    """Logits at the positions that are not padding, the loss, and its gradient for every parameter of theirs.
+    """Compare logits outside of padding, the loss, and the gradient of every tensor.
 
-    Our gradients get their names and layout by being saved like weights. Key biases have no true gradient (a softmax ignores what
-    it adds to all scores): tensors below a thousandth of the global norm are compared at that scale.
+    Our gradients get names and layout of `transformers` by being saved like weights. Key biases
+    have no true gradient (a softmax ignores what it adds to all scores): tensors below a thousandth
+    of the global norm are compared at that scale.
     """
     batch, model = samples(model_config), models.build(model_config)
 
@@ -150,7 +158,7 @@ def compared(
 
 
 def largest_gradient_difference(peer: Any, scratch: Path, ours: dict[str, np.ndarray]) -> float:
-    """Over their tensors, by the names that they have in files: theirs are saved like weights too."""
+    """Return the largest difference over all tensors of a file of gradients."""
     weights = {parameter: parameter.data for parameter in peer.parameters()}
     for parameter in weights:
         parameter.data = (
@@ -176,7 +184,7 @@ def largest_gradient_difference(peer: Any, scratch: Path, ours: dict[str, np.nda
 
 
 def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, directory: Path) -> None:
-    """Saved by us: `transformers` loads it bit for bit and misses nothing, and so do we."""
+    """Save the model and load it with `transformers` and with jaxlm: every bit is the same."""
     interop.save(directory, model_config, params)
     written = json.loads((directory / "config.json").read_text())["architectures"][
         0
@@ -197,7 +205,7 @@ def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, direct
 def check(
     peer: Any, directory: Path, changes: dict[str, Any] | None = None
 ) -> tuple[config.ModelConfig, Differences]:
-    """Saves the peer, with `changes` to its config.json, loads it, compares both, and goes back to `transformers` and to us again."""
+    """Load what `transformers` saves, with `changes` to its config.json; compare; save it again."""
     peer.save_pretrained(directory / "theirs")
     change_config(directory / "theirs", changes or {})
     model_config, params = interop.load(directory / "theirs")
@@ -211,9 +219,9 @@ def first_of_each(
     kind: Callable[[str], str] = lambda name: name.partition(",")[0],
     also: tuple[str, ...] = (),
 ) -> list[Any]:
-    """Parameters for pytest: the first variant of each kind is always tested, and those that alone have something (`also`).
+    """Return parameters for pytest: the first variant of each kind, and those of `also`.
 
-    Each of the others takes seconds, and together minutes, so that they are campaign tests.
+    Each of the others takes seconds, and together minutes, so they are campaign tests.
     """
     kinds: set[str] = set()
     found = []
