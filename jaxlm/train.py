@@ -165,8 +165,8 @@ def train(settings: Config, group: runtime.ProcessGroup, again: str) -> int:
             watch.text(
                 first_step, "config", f"```json\n{(directory / 'config.json').read_text()}\n```"
             )
-            began = card.start(first_step, list(run.placement.mesh.devices.flat), len(group.hosts))
-            note = partial(card.record, directory, began, manifest=store.manifest)
+            began = card.new_start(first_step, list(run.placement.mesh.devices.flat), len(group.hosts))
+            note = partial(card.record_progress, directory, began, manifest=store.manifest)
             code = loop(run, store, stream, start, first_step, saved, watch, note, group)
             if code == STOPPED:
                 watch.line(f"go on with\n  {again}")
@@ -466,7 +466,7 @@ def write_card(directory: Path, settings: Config, run: Run, watch: "Monitor | Nu
     from jaxlm import card
 
     try:
-        path = card.write(directory, card.gather(directory, settings, run.model.parameter_count()))
+        path = card.write_card(directory, card.gather_facts(directory, settings, run.model.parameter_count()))
         watch.line(f"model card: {path}")
     except config.UserError as error:
         watch.line(f"warning: no model card: {error}")

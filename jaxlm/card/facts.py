@@ -1,4 +1,4 @@
-"""What a card says, gathered from a run directory: config.json, metrics.jsonl, training.json."""
+"""The facts of a card, gathered from a run's config.json, metrics.jsonl and training.json."""
 
 import json
 import math
@@ -9,18 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm import config, flops, objectives
-from jaxlm.card import record
-from jaxlm.card.record import Start
+from jaxlm import flops, objectives
+from jaxlm.card.training_record import (
+    TrainingStart,
+    data_counts,
+    read_record,
+    recorded_starts,
+)
+from jaxlm.config import Config, SourceConfig
 from jaxlm.data.mixture import PERIOD, Mixture
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.objectives import Objective, Vocabulary
 
-LIBRARIES = ("jaxlm", "transformers")  # that a card is made for
+LIBRARIES = ("jaxlm", "transformers")  # of a run directory's card, of an export's
+COMPRESSORS = {"gzip -9": "gzip_bytes", "xz -9": "xz_bytes"}  # name -> key of the manifest
 
 
 class SourceFacts(NamedTuple):
-    """One corpus of the training split; None is what is not known."""
+    """One source of the training split; None is what is not known."""
 
     name: str
     format: str
@@ -29,31 +35,29 @@ class SourceFacts(NamedTuple):
     pairs: int | None
     tokens: int | None
     bytes: int | None
-    samples: int  # of it, so far
-    seen: float | None  # times that all of it was read so far
+    samples: int  # read from it so far
+    epochs: float | None  # how often all of it was read so far
 
 
-class Held(NamedTuple):
+class ValidationFacts(NamedTuple):
     """The validation split."""
 
     documents: int | None
     tokens: int
     bytes: int
-    packed: dict[str, float]  # compressor -> bits per byte that it makes of the text
+    compressed: dict[str, float]  # compressor -> bits per byte of the text
 
 
 class Facts(NamedTuple):
-    """All that a card says. None, "" and {} are what is not known."""
+    """Everything a card says. None, "" and {} are what is not known."""
 
     name: str
     run_directory: Path
-    config: config.Config
+    config: Config
     parameters: int
     step: int
-    curves: dict[
-        str, dict[int, float]
-    ]  # tag -> step -> value, in order of steps; finite values alone
-    starts: tuple[Start, ...]
+    curves: dict[str, dict[int, float]]  # tag -> step -> value, in order of steps; finite only
+    starts: tuple[TrainingStart, ...]
     data: Mapping[str, Any]  # training.json's
     store: str  # hash
     versions: dict[str, str]
@@ -76,76 +80,78 @@ class Facts(NamedTuple):
     @property
     def objective(self) -> Objective:
         """The lengths of its samples; it makes no batches of text."""
-        return sizes(self.config)
+        return sample_lengths(self.config)
 
     def samples(self, step: int) -> int:
         return self.schedule.first_sample(step)
 
     def tokens(self, step: int) -> int:
-        """Tokens that the model has read up to a step, both stacks together; what train/tokens says."""
+        """Return the tokens read up to a step, both stacks together: what train/tokens says."""
         return self.samples(step) * self.objective.tokens
 
     @property
     def flops_per_sample(self) -> int:
-        of = self.objective
-        return flops.training_flops(self.config.model, of.length, of.source_length, of.predictions)
+        lengths = self.objective
+        return flops.training_flops(
+            self.config.model, lengths.length, lengths.source_length, lengths.predictions
+        )
 
     @property
     def compute(self) -> int:
-        """FLOPs of the training so far."""
+        """The FLOPs of the training so far."""
         return self.flops_per_sample * self.samples(self.step)
 
     @property
     def sources(self) -> list[SourceFacts]:
         """The sources of the config, with what the store counted."""
-        found = self.config.data.sources
-        mixture = Mixture([source.weight for source in found])
-        counts = samples_of_sources(mixture, self.samples(self.step))
+        sources = self.config.data.sources
+        mixture = Mixture([source.weight for source in sources])
+        counts = samples_by_source(mixture, self.samples(self.step))
+
         # By place: a store that runs share has the names of the run that built it.
         entries = self.data.get("splits", {}).get("train", [])
-        entries = entries if len(entries) == len(found) else [{}] * len(found)
-        parts = zip(found, mixture.slots.tolist(), counts, entries, strict=True)
+        entries = entries if len(entries) == len(sources) else [{}] * len(sources)
+
         return [
-            described(source, slots / PERIOD, samples, entry, self.objective)
-            for source, slots, samples, entry in parts
+            source_facts(source, slots / PERIOD, samples, entry, self.objective)
+            for source, slots, samples, entry in zip(
+                sources, mixture.slots.tolist(), counts, entries, strict=True
+            )
         ]
 
     @property
-    def held(self) -> Held | None:
+    def validation(self) -> ValidationFacts | None:
         """The validation split, if it is known."""
-        found = self.data.get("validation")
-        if not found or not found.get("bytes"):
+        counts = self.data.get("validation")
+        if not counts or not counts.get("bytes"):
             return None
-        packed = {
-            name: found.get(key) for name, key in (("gzip -9", "gzip_bytes"), ("xz -9", "xz_bytes"))
-        }
-        documents = [
-            entry.get("documents") for entry in self.data.get("splits", {}).get("validation", [])
-        ]
-        whole = sum(documents) if documents and None not in documents else None
-        return Held(
-            whole,
-            found["tokens"],
-            found["bytes"],
-            {name: 8 * size / found["bytes"] for name, size in packed.items() if size is not None},
+
+        entries = self.data.get("splits", {}).get("validation", [])
+        documents = [entry.get("documents") for entry in entries]
+        return ValidationFacts(
+            documents=sum(documents) if documents and None not in documents else None,
+            tokens=counts["tokens"],
+            bytes=counts["bytes"],
+            compressed={
+                name: 8 * counts[key] / counts["bytes"]
+                for name, key in COMPRESSORS.items()
+                if counts.get(key) is not None
+            },
         )
 
     @property
-    def evaluated(self) -> list[int]:
-        """Steps with an evaluation, in order."""
+    def evaluated_steps(self) -> list[int]:
+        """The steps with an evaluation, in order."""
         return list(self.curves.get("eval/loss", {}))
 
     @property
-    def best(self) -> int | None:
+    def best_step(self) -> int | None:
         """The step of the lowest eval/loss."""
-        return (
-            min(self.evaluated, key=self.curves["eval/loss"].__getitem__, default=None)
-            if self.evaluated
-            else None
-        )
+        losses = self.curves.get("eval/loss", {})
+        return min(losses, key=losses.__getitem__) if losses else None
 
     def scores(self, step: int) -> dict[str, float]:
-        """tag -> value of the evaluation at a step."""
+        """Return tag -> value of the evaluation at a step."""
         return {
             tag: values[step]
             for tag, values in self.curves.items()
@@ -156,92 +162,100 @@ class Facts(NamedTuple):
         return statistics.median(self.curves[tag].values()) if self.curves.get(tag) else None
 
 
-def gather(
+def gather_facts(
     run_directory: Path,
-    settings: config.Config,
+    config: Config,
     parameters: int,
     step: int | None = None,
     exported: str = "",
 ) -> Facts:
-    """The facts of the model with so many `parameters` after `step` (None: the last one that was recorded).
+    """Gather what is known of the model after `step` (None: the last step on record).
 
-    `exported` is the `model_type` of the Hugging Face directory that the card is for. What is missing or damaged in the run directory
-    is left out of the card.
+    `parameters` is their number. `exported` is the `model_type` of the Hugging Face directory that
+    the card is for. What is missing or damaged in the run directory is left out of the card.
     """
-    document, saved = record.read(run_directory), saved_config(run_directory)
+    record, saved = read_record(run_directory), read_saved_config(run_directory)
     store = (saved.get("store") or {}).get("hash") or ""
+    starts = recorded_starts(record)
     curves = read_metrics(run_directory / "metrics.jsonl")
-    starts = tuple(record.starts(document))
-    newest = max(
-        [0, *(start.step for start in starts), *(at for values in curves.values() for at in values)]
-    )
-    last = newest if step is None else step
+
+    if step is None:
+        recorded = [start.step for start in starts]
+        recorded += [row_step for values in curves.values() for row_step in values]
+        step = max(recorded, default=0)
+
+    kept = {}
+    for tag, values in curves.items():
+        rows = {row_step: values[row_step] for row_step in sorted(values) if row_step <= step}
+        if rows:
+            kept[tag] = rows
+
     return Facts(
         name=run_directory.absolute().name,
         run_directory=run_directory,
-        config=settings,
+        config=config,
         parameters=parameters,
-        step=last,
-        curves={
-            tag: kept
-            for tag, values in curves.items()
-            if (kept := {at: values[at] for at in sorted(values) if at <= last})
-        },
-        starts=tuple(start for start in starts if start.first_step < last),
-        data=counted(document.get("data")) or counted(stored(settings, store)),
+        step=step,
+        curves=kept,
+        starts=tuple(start for start in starts if start.first_step < step),
+        data=counts_or_nothing(record.get("data"))
+        or counts_or_nothing(read_store_manifest(config, store)),
         store=store,
         versions=saved.get("versions") or {},
-        imported=document.get("imported") or "",
+        imported=record.get("imported") or "",
         exported=exported,
     )
 
 
-def saved_config(run_directory: Path) -> dict[str, Any]:
-    """What config.json holds beside the config."""
+def read_saved_config(run_directory: Path) -> dict[str, Any]:
+    """Return config.json, with what it holds beside the config; {} if it is missing or damaged."""
     try:
-        found = json.loads((run_directory / "config.json").read_text())
+        document = json.loads((run_directory / "config.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-def stored(settings: config.Config, store: str) -> Any:
-    """The manifest of the store itself, for a run that recorded none; None if the store is gone."""
+def read_store_manifest(config: Config, store: str) -> Any:
+    """Return the manifest of the store itself, for a run that recorded none; None if it is gone."""
+    if not store:
+        return None
     try:
-        return (
-            json.loads(
-                (Path(settings.data.store).expanduser() / store / "manifest.json").read_text()
-            )
-            if store
-            else None
-        )
+        folder = Path(config.data.store).expanduser() / store
+        return json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return None
 
 
-def counted(manifest: Any) -> dict[str, Any]:
-    """Its counts; {} if it is no manifest."""
+def counts_or_nothing(manifest: Any) -> dict[str, Any]:
+    """Return the counts of a manifest; {} if it is none."""
     try:
-        return record.digest(manifest)
+        return data_counts(manifest)
     except (LookupError, TypeError, ValueError, AttributeError):
         return {}
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """tag -> step -> value. Of a step that was run again the later row counts; damaged rows and what is not finite are left out."""
+    """Return tag -> step -> value.
+
+    Where a step was run again the later row counts. Damaged rows and values that are not finite
+    are left out.
+    """
     curves: dict[str, dict[int, float]] = {}
+
     try:
         with path.open("rb") as lines:
-            for row in map(parsed, lines):
-                for tag, value in finite(row):
+            for row in map(parse_row, lines):
+                for tag, value in finite_values(row):
                     curves.setdefault(tag, {})[row["step"]] = value
     except OSError:
         return {}
+
     return curves
 
 
-def parsed(line: bytes) -> dict[str, Any]:
-    """A row; {} for one that is damaged, such as the last of a killed process."""
+def parse_row(line: bytes) -> dict[str, Any]:
+    """Return a row; {} for a damaged one, such as the last row of a killed process."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -249,34 +263,35 @@ def parsed(line: bytes) -> dict[str, Any]:
     return row if isinstance(row, dict) and type(row.get("step")) is int else {}
 
 
-def finite(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def finite_values(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for tag, value in row.items():
-        if (
-            tag != "step"
-            and isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-        ):
+        if tag == "step" or isinstance(value, bool):
+            continue
+        if isinstance(value, (int, float)) and math.isfinite(value):
             yield tag, value
 
 
-def sizes(settings: config.Config) -> Objective:
-    """The objective, built for a vocabulary of special tokens alone: the lengths of its samples depend on nothing else."""
-    count = settings.tokenizer.sentinels
+def sample_lengths(config: Config) -> Objective:
+    """Build the objective for a vocabulary of special tokens alone.
+
+    The lengths of its samples depend on nothing else.
+    """
+    count = config.tokenizer.sentinels
     vocabulary = Vocabulary(
         size=count + 4,
         end_of_text=0,
         special=np.ones(count + 4, bool),
-        begin_of_text=None if settings.tokenizer.begin_of_text is None else 3,
+        begin_of_text=None if config.tokenizer.begin_of_text is None else 3,
         pad=1,
         mask=2,
         sentinels=np.arange(4, count + 4, dtype=np.int32),
     )
-    return objectives.build(settings.objective, settings.data.sequence_length, vocabulary)
+
+    return objectives.build(config.objective, config.data.sequence_length, vocabulary)
 
 
-def samples_of_sources(mixture: Mixture, samples: int) -> list[int]:
-    """How many of the first `samples` came from each source, exactly."""
+def samples_by_source(mixture: Mixture, samples: int) -> list[int]:
+    """Return how many of the first `samples` came from each source, exactly."""
     periods, slot = divmod(samples, PERIOD)
     return [
         periods * int(slots) + int(before)
@@ -284,26 +299,28 @@ def samples_of_sources(mixture: Mixture, samples: int) -> list[int]:
     ]
 
 
-def described(
-    source: config.SourceConfig,
+def source_facts(
+    source: SourceConfig,
     share: float,
     samples: int,
     entry: Mapping[str, Any],
     objective: Objective,
 ) -> SourceFacts:
-    documents, pairs, tokens = entry.get("documents"), entry.get("pairs"), entry.get("tokens")
-    read, whole = (
-        (samples, pairs) if source.format == "pairs" else (samples * objective.stride, tokens)
-    )
-    seen = read / whole if whole else None
+    """Put together what the config and the store's `entry` say of a source."""
+    pairs, tokens = entry.get("pairs"), entry.get("tokens")
+    if source.format == "pairs":
+        epochs = samples / pairs if pairs else None
+    else:
+        epochs = samples * objective.stride / tokens if tokens else None
+
     return SourceFacts(
-        source.name,
-        source.format,
-        share,
-        documents,
-        pairs,
-        tokens,
-        entry.get("bytes"),
-        samples,
-        seen,
+        name=source.name,
+        format=source.format,
+        share=share,
+        documents=entry.get("documents"),
+        pairs=pairs,
+        tokens=tokens,
+        bytes=entry.get("bytes"),
+        samples=samples,
+        epochs=epochs,
     )

@@ -1,4 +1,7 @@
-"""Markdown and numbers as words. What comes from outside (names of sources, of devices) is escaped, so that it stays plain text."""
+"""Markdown, and numbers in words.
+
+Foreign text (names of sources, of devices) is escaped, so that it stays plain text.
+"""
 
 import re
 import unicodedata
@@ -6,15 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
-BARE = re.compile(
-    r"[\w ,./%=-]*"
-)  # read as it is in the middle of a line, underscores within words included
+# Markdown reads this as it is in the middle of a line, underscores within words included.
+BARE = re.compile(r"[\w ,./%=-]*")
 SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"))
 PETAFLOP_DAYS = 10**15 * 86_400  # FLOPs of a petaFLOP/s-day
 
 
 def one_line(value: Any) -> str:
-    """Without control characters, and with single spaces."""
+    """Remove control characters and repeated spaces."""
     text = "".join(
         " " if unicodedata.category(character)[0] in "CZ" else character for character in str(value)
     )
@@ -22,7 +24,7 @@ def one_line(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A text that Markdown, HTML and the cells of a table show as it is."""
+    """Escape a text so that Markdown, HTML and the cells of a table show it as it is."""
     text = one_line(value)
     if BARE.fullmatch(text) and "--" not in text and not re.search(r"(^|\W)_|_(\W|$)|www\.", text):
         return text
@@ -31,18 +33,18 @@ def plain(value: Any) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Cells are Markdown already."""
+    """Return a table; its cells are Markdown already."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def properties(rows: Iterable[tuple[str, Any]]) -> str:
-    """A table of two columns, without the rows that have no value."""
+    """Return a table of two columns, without the rows that have no value."""
     return table(("", ""), [(name, value) for name, value in rows if value not in (None, "")])
 
 
 def code(text: str, language: str) -> str:
-    """A fenced block, which no line of the text ends."""
+    """Return a fenced block that no line of the text can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
@@ -52,14 +54,14 @@ def count(value: int | None) -> str:
 
 
 def about(value: int) -> str:
-    """124439808 -> '124 million'."""
+    """Return 124439808 as '124 million'."""
     return next(
         (f"{value / size:.3g} {word}" for size, word in SCALES if value >= size), f"{value:,}"
     )
 
 
 def number(value: float, digits: int = 4) -> str:
-    """With so many digits at least; whole parts are not cut."""
+    """Return the number with at least `digits` digits; the whole part is never cut."""
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e12 else f"{value:,.{digits}g}"
 
 
@@ -68,7 +70,7 @@ def percent(share: float) -> str:
 
 
 def scientific(value: int) -> str:
-    """236000000000 -> '2.36 x 10<sup>11</sup>'."""
+    """Return 236000000000 as '2.36 x 10<sup>11</sup>'."""
     if value < 10**6:
         return f"{value:,}"
     digits, power = f"{value:.2e}".split("e")

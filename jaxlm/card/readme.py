@@ -1,28 +1,48 @@
-"""README.md: the generated parts stand between comments, and all else is the authors'.
+"""README.md: generated parts stand between comments, and everything else is the authors'.
 
-Written again, a card keeps what authors wrote outside the generated parts; a generated part that they changed (its comment holds a
-hash of what was generated) is theirs from then on, and one that they removed stays away. In the metadata what they set stays.
+Written again, a card keeps what authors wrote outside the generated parts. A generated part that
+they changed (its comment holds a hash of what was generated) is theirs from then on, and one that
+they removed stays away. In the metadata, what they set stays.
 """
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from jaxlm.card import loss_plot, record
+from jaxlm.card import loss_plot, model_sections, training_sections
 from jaxlm.card.facts import LIBRARIES, Facts
 from jaxlm.card.markdown import one_line, plain
-from jaxlm.card.sections import PARTS
-from jaxlm.card.template import TEMPLATE
-from jaxlm.card.usage import TASKS
+from jaxlm.card.model_sections import TASKS
+from jaxlm.card.training_record import write_card_file
 from jaxlm.config import UserError
 
-FILE, PICTURE = "README.md", "loss.svg"
-PART = re.compile(r"<!-- jaxlm:begin (\w+) (\w*) -->\n(.*?)<!-- jaxlm:end \1 -->", re.DOTALL)
-PLACE = re.compile(r"\{\{(\w+)\}\}")
+CARD_FILE, PLOT_FILE = "README.md", "loss.svg"
+GENERATED_PART = re.compile(
+    r"<!-- jaxlm:begin (\w+) (\w*) -->\n(.*?)<!-- jaxlm:end \1 -->", re.DOTALL
+)
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+PARTS: dict[str, Callable[[Facts], str]] = {
+    "summary": model_sections.summary,
+    "description": model_sections.description,
+    "usage": model_sections.usage,
+    "architecture": model_sections.architecture,
+    "data": training_sections.data,
+    "tokenizer": training_sections.tokenizer,
+    "hyperparameters": training_sections.hyperparameters,
+    "speed": training_sections.speed,
+    "testing": training_sections.testing,
+    "results": training_sections.results,
+    "curves": training_sections.curves,
+    "hardware": training_sections.hardware,
+    "software": training_sections.software,
+    "reproducing": training_sections.reproducing,
+}
 
 # tag of an evaluation -> (metric's type, its name) in the metadata
 METRICS = {
@@ -31,153 +51,290 @@ METRICS = {
     "eval/bits_per_byte": ("bits_per_byte", "Bits per byte"),
     "eval/masked_accuracy": ("accuracy", "Masked accuracy"),
 }
-DATASET_TYPE = "text"  # the loader of `datasets` for texts in files: the data has no name that others could look up
+DATASET_TYPE = "text"  # the loader of `datasets` for text files: the data has no public name
 
 
-def write(directory: Path, facts: Facts) -> Path:
-    """Writes README.md, and loss.svg where there are losses, into `directory`; returns the card's path.
+def write_card(directory: Path, facts: Facts) -> Path:
+    """Write README.md, and loss.svg where there are losses; return the path of the card.
 
-    What authors wrote into the card that is there, or else into that of the run directory, stays. UserError if its metadata is no YAML
-    (the card is left as it is then) or if a file can't be written.
+    What authors wrote into the present card, or else into that of the run directory, stays. Raises
+    UserError if its metadata is no YAML (the card is left as it is then) or if a file can't be
+    written.
     """
-    path = directory / FILE
-    earlier = next((found for found in (path, facts.run_directory / FILE) if found.is_file()), None)
+    path = directory / CARD_FILE
+    candidates = (path, facts.run_directory / CARD_FILE)
+    previous = next((file for file in candidates if file.is_file()), None)
     try:
-        old = earlier.read_text(encoding="utf-8-sig") if earlier else ""
+        text = previous.read_text(encoding="utf-8-sig") if previous else ""
     except (OSError, ValueError) as error:
-        raise UserError(f"{earlier}: can't be read: {error}") from error
-    body = REGEX_YAML_BLOCK.sub("", old, count=1)
-    whole = ModelCard(
-        f"---\n{merged(read_metadata(earlier, old), metadata(facts)).to_yaml()}\n---\n{renewed(body, facts)}"
-    )
-    curves = loss_curves(facts)
-    if curves:
-        record.replace(directory / PICTURE, curves)
-    record.replace(path, str(whole))
+        raise UserError(f"{previous}: can't be read: {error}") from error
+
+    metadata = merge_metadata(read_metadata(previous, text), generate_metadata(facts))
+    body = update_body(REGEX_YAML_BLOCK.sub("", text, count=1), facts)
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n{body}")
+
+    if plot := plot_losses(facts):
+        write_card_file(directory / PLOT_FILE, plot)
+    write_card_file(path, str(card))
     return path
 
 
 # The text
 
 
-def renewed(body: str, facts: Facts) -> str:
-    """The text of a card with its generated parts as the facts have them now; a new card for an empty one."""
-    if not PART.search(body):
-        new = TEMPLATE.replace("{{name}}", plain(facts.name))
-        fresh = PLACE.sub(lambda place: part(place[1], facts), new)
-        # A text without our parts is an author's own: it stays, before what is generated.
-        return f"{body.rstrip()}\n\n{fresh}" if body.strip() else f"\n{fresh}"
-    return PART.sub(lambda found: renewed_part(found, facts), body)
+def update_body(body: str, facts: Facts) -> str:
+    """Return the text with its generated parts made anew; a new card for an empty text."""
+    if GENERATED_PART.search(body):
+        return GENERATED_PART.sub(lambda match: update_part(match, facts), body)
+
+    template = TEMPLATE.replace("{{name}}", plain(facts.name))
+    new = PLACEHOLDER.sub(lambda place: generate_part(place[1], facts), template)
+    # A text without our parts is an author's own: it stays, before what is generated.
+    return f"{body.rstrip()}\n\n{new}" if body.strip() else f"\n{new}"
 
 
-def renewed_part(found: re.Match[str], facts: Facts) -> str:
-    name, mark, text = found.groups()
-    untouched = not text.strip() or mark == digest(text)
-    return part(name, facts) if untouched and name in PARTS else found[0]
+def update_part(match: re.Match[str], facts: Facts) -> str:
+    name, recorded_hash, text = match.groups()
+    untouched = not text.strip() or recorded_hash == text_hash(text)
+    return generate_part(name, facts) if untouched and name in PARTS else match[0]
 
 
-def part(name: str, facts: Facts) -> str:
-    # What comes from outside stands in blocks of code as it is, but must not end a part.
+def generate_part(name: str, facts: Facts) -> str:
+    # Foreign text stands in blocks of code as it is, but must not end a part.
     text = PARTS[name](facts).replace("<!--", "<!- -")
-    return f"<!-- jaxlm:begin {name} {digest(text)} -->\n\n{text}\n\n<!-- jaxlm:end {name} -->"
+    return f"<!-- jaxlm:begin {name} {text_hash(text)} -->\n\n{text}\n\n<!-- jaxlm:end {name} -->"
 
 
-def digest(text: str) -> str:
-    """Of the words alone: an editor that wraps lines or aligns tables leaves a part as it is."""
+def text_hash(text: str) -> str:
+    """Hash the words alone: an editor that wraps lines or aligns tables leaves a part as it is."""
     return hashlib.sha256(re.sub(r"\s|-{3,}", "", text).encode()).hexdigest()[:12]
 
 
-def loss_curves(facts: Facts) -> str:
-    """The picture; over tokens, exact by the schedule of the batches."""
+def plot_losses(facts: Facts) -> str:
+    """Return the SVG of losses over tokens, which the batch schedule gives exactly; "" if none."""
     if not facts.trained:
         return ""
     train, validation = (
         [(facts.tokens(step), loss) for step, loss in facts.curves.get(tag, {}).items()]
         for tag in ("train/loss", "eval/loss")
     )
-    return loss_plot.loss_curves(train, validation, "tokens")
+    return loss_plot.draw_loss_curves(train, validation, "tokens")
 
 
 # The metadata
 
 
-def metadata(facts: Facts) -> ModelCardData:
-    results = evaluation(facts)
-    names = {"model_name": index_name(facts), "eval_results": results} if results else {}
+def generate_metadata(facts: Facts) -> ModelCardData:
+    results = evaluation_results(facts)
+    index = {"model_name": index_name(facts), "eval_results": results} if results else {}
+    types = {result.metric_type for result in results}
     return ModelCardData(
         library_name=facts.library,
         pipeline_tag=TASKS[facts.config.model.family],
         tags=["jaxlm", "jax", "pretraining", *([facts.exported] if facts.exported else [])],
-        metrics=[
-            kind
-            for kind in ("perplexity", "accuracy")
-            if kind in {result.metric_type for result in results}
-        ]
-        or None,
-        **names,
+        metrics=[metric for metric in ("perplexity", "accuracy") if metric in types] or None,
+        **index,
     )
 
 
 def index_name(facts: Facts) -> str:
-    """A name that no YAML parser takes for a number: 1e5 is a text in YAML 1.1 and a number in 1.2."""
+    """Return a name that no YAML parser takes for a number: 1e5 is one in YAML 1.2, not in 1.1."""
     name = one_line(facts.name)
     return f"model-{name}" if re.fullmatch(r"[\d.e+x_-]*", name, re.IGNORECASE) else name
 
 
-def evaluation(facts: Facts) -> list[EvalResult]:
-    """The last evaluation, for the `model-index`."""
-    if not facts.evaluated:
+def evaluation_results(facts: Facts) -> list[EvalResult]:
+    """Return the last evaluation, for the `model-index`."""
+    if not facts.evaluated_steps:
         return []
-    scores, task = facts.scores(facts.evaluated[-1]), TASKS[facts.config.model.family]
-    names = ", ".join(one_line(source.name) for source in facts.config.data.sources)
+
+    scores = facts.scores(facts.evaluated_steps[-1])
+    sources = ", ".join(one_line(source.name) for source in facts.config.data.sources)
     return [
         EvalResult(
-            task_type=task,
+            task_type=TASKS[facts.config.model.family],
             dataset_type=DATASET_TYPE,
-            dataset_name=f"{names} (held out)",
+            dataset_name=f"{sources} (held out)",
             dataset_split="validation",
             dataset_revision=f"store-{facts.store}" if facts.store else None,
-            metric_type=kind,
+            metric_type=metric,
             metric_name=name,
             metric_value=float(f"{scores[tag]:.7g}"),
         )
-        for tag, (kind, name) in METRICS.items()
+        for tag, (metric, name) in METRICS.items()
         if tag in scores
     ]
 
 
 def read_metadata(path: Path | None, text: str) -> ModelCardData:
-    """The metadata of a card. UserError where it can't be read."""
+    """Read the metadata of a card. Raises UserError where that can't be done."""
     block = REGEX_YAML_BLOCK.search(text)
     if block is None:
         return ModelCardData()
     try:
-        found = yaml.safe_load(block[2])
-        return ModelCardData(**(found or {}))
+        return ModelCardData(**(yaml.safe_load(block[2]) or {}))
     except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: the metadata between the lines --- can't be read: {one_line(error)}"
-        ) from error
+        reason = f"the metadata between the lines --- can't be read: {one_line(error)}"
+        raise UserError(f"{path}: {reason}") from error
 
 
-def merged(old: ModelCardData, new: ModelCardData) -> ModelCardData:
-    """What authors set, and what is generated where they set nothing; their own evaluations beside ours."""
+def merge_metadata(old: ModelCardData, new: ModelCardData) -> ModelCardData:
+    """Keep what authors set, and fill in what they did not; their evaluations stand beside ours."""
+
+    def dataset(result: EvalResult) -> tuple:
+        return result.dataset_type, result.dataset_name, result.dataset_split
+
     ours = new.eval_results or []
-    mine = {(result.dataset_type, result.dataset_name, result.dataset_split) for result in ours}
-    theirs = [
-        r
-        for r in old.eval_results or []
-        if (r.dataset_type, r.dataset_name, r.dataset_split) not in mine
-    ]
-    fields = {
-        **new.__dict__,
-        **{key: value for key, value in old.__dict__.items() if value is not None},
-    }
+    our_datasets = {dataset(result) for result in ours}
+    theirs = [result for result in old.eval_results or [] if dataset(result) not in our_datasets]
+
+    fields = dict(new.__dict__)
+    fields |= {key: value for key, value in old.__dict__.items() if value is not None}
     if old.library_name in LIBRARIES:
         fields["library_name"] = new.library_name
-    fields["tags"] = [*dict.fromkeys([*(old.tags or []), *(new.tags or [])])]
-    fields["metrics"] = [*dict.fromkeys([*(old.metrics or []), *(new.metrics or [])])] or None
+    fields["tags"] = list(dict.fromkeys([*(old.tags or []), *(new.tags or [])]))
+    fields["metrics"] = list(dict.fromkeys([*(old.metrics or []), *(new.metrics or [])])) or None
     fields["eval_results"] = [*ours, *theirs] or None
     if fields["eval_results"] is None:
         fields["model_name"] = None
     return ModelCardData(**fields)
+
+
+# A new card: the headings of Hugging Face's template, generated parts as {{name}}, and what the
+# authors have to write marked as such.
+
+TO_FILL_IN = "**To be filled in by the authors:**"
+
+TEMPLATE = f"""<!--
+The parts between "jaxlm:begin" and "jaxlm:end" are generated, and renewed when the card is
+written again. All else is yours and stays,
+the metadata at the top too. A generated part that you change is yours from then on; empty it to
+have it generated again.
+-->
+
+# Model Card for {{{{name}}}}
+
+{{{{summary}}}}
+
+## Model Details
+
+### Model Description
+
+{{{{description}}}}
+
+- **Developed by:** {TO_FILL_IN} names, organisation
+- **Language(s) (NLP):** {TO_FILL_IN} the languages of the training data (and as `language:` in the
+  metadata at the top)
+- **License:** {TO_FILL_IN} the license of the weights (and as `license:` in the metadata at the
+  top)
+
+### Model Sources
+
+- **Repository:** {TO_FILL_IN} if there is one
+- **Paper:** {TO_FILL_IN} if there is one
+
+## Uses
+
+### Direct Use
+
+{TO_FILL_IN} what the model was made for, and for whom. As it is, a pretrained model continues,
+fills in
+or encodes text like that of its
+training data.
+
+### Downstream Use
+
+{TO_FILL_IN} what it may be fine-tuned for. Fine-tuned, it needs an evaluation of its own on
+that task.
+
+### Out-of-Scope Use
+
+{TO_FILL_IN} uses that you advise against. It was not made for decisions about people, for advice in
+medicine, law or finance, or as a source of
+facts: nothing here checks that what it writes is true.
+
+## Bias, Risks, and Limitations
+
+- It reproduces what its training data holds: errors, stereotypes and insults included, in the
+  proportions of its sources.
+- It may repeat passages of the training data word for word, names and personal data among them.
+- What it writes or predicts may be fluent and wrong. Its loss says how well it predicts text like
+  its validation split, no more.
+- Languages, subjects and forms of text that the sources hold little of are served badly.
+
+{TO_FILL_IN} what is known about the data, and what was tested.
+
+### Recommendations
+
+Users should be made aware of these risks. Before the model is put to use, test it on that use,
+with those that it will affect in mind.
+
+## How to Get Started with the Model
+
+{{{{usage}}}}
+
+## Training Details
+
+### Training Data
+
+{{{{data}}}}
+
+{TO_FILL_IN} where the sources come from, who wrote them, their licenses, and what was removed
+from them.
+
+### Training Procedure
+
+#### Preprocessing
+
+{{{{tokenizer}}}}
+
+#### Training Hyperparameters
+
+{{{{hyperparameters}}}}
+
+#### Speeds, Sizes, Times
+
+{{{{speed}}}}
+
+## Evaluation
+
+### Testing Data, Factors & Metrics
+
+{{{{testing}}}}
+
+### Results
+
+{{{{results}}}}
+
+{{{{curves}}}}
+
+## Environmental Impact
+
+{{{{hardware}}}}
+
+- **Cloud Provider and Compute Region:** {TO_FILL_IN} where it was trained
+- **Carbon Emitted:** {TO_FILL_IN} such as by [Lacoste et al.
+  (2019)](https://arxiv.org/abs/1910.09700)
+
+## Technical Specifications
+
+### Model Architecture and Objective
+
+{{{{architecture}}}}
+
+### Software
+
+{{{{software}}}}
+
+### Reproducing
+
+{{{{reproducing}}}}
+
+## Citation
+
+{TO_FILL_IN} how to cite the model
+
+## Model Card Contact
+
+{TO_FILL_IN} whom to write to
+"""

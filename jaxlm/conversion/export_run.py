@@ -80,10 +80,10 @@ def export_run(
         )
         if model_config.family != "encoder":
             write_generation_config(folder, tokens, model_config.context_length)
-        facts = card.gather(
+        facts = card.gather_facts(
             run, run_config, parameter_count, loaded.step, exported=architecture.model_type
         )
-        card.write(folder, facts)
+        card.write_card(folder, facts)
         if archive:
             write_archive(folder)
     return ExportedModel(architecture.model_type, loaded.step, parameter_count)

@@ -57,7 +57,7 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
                 checkpoints.save_params(params)
-            card.imported(run, architecture.model_type)
+            card.record_import(run, architecture.model_type)
             # The last file: it turns the folder into a run.
             checkpoint.write_run_config(run, run_config, None, runtime.versions())
     return ImportedRun(architecture.model_type, run_config, notes)

@@ -17,7 +17,7 @@ from support import tiny
 
 from jaxlm import card, checkpoint, config, data, objectives
 from jaxlm.card import loss_plot, markdown, readme
-from jaxlm.card.similar_models import similar_models
+from jaxlm.card.model_sections import similar_model
 from jaxlm.config import UserError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.stream import Stream
@@ -86,10 +86,10 @@ def a_run(folder, settings, rows=tuple(ROWS), recorded=True):
     checkpoint.write_run_config(run, settings, store.hash, {"python": "3.11.7", "jax": "0.10.2"})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if recorded:
-        first = card.start(0, [Device()] * 4, 2)
-        card.record(run, first, 5, 100.0, store.manifest)
-        card.record(run, first, 10, 1800.0, store.manifest)
-        card.record(
+        first = card.new_start(0, [Device()] * 4, 2)
+        card.record_progress(run, first, 5, 100.0, store.manifest)
+        card.record_progress(run, first, 10, 1800.0, store.manifest)
+        card.record_progress(
             run,
             first._replace(began="2026-11-21T12:00:00Z", first_step=10),
             40,
@@ -117,7 +117,7 @@ def cell(text: str, name: str) -> list[str]:
 
 def test_the_metadata_is_read_back(made):
     run, settings, store = made
-    path = card.write(run, card.gather(run, settings, 12345))
+    path = card.write_card(run, card.gather_facts(run, settings, 12345))
     found = metadata_load(path)
     assert (
         found["library_name"] == "jaxlm"
@@ -149,7 +149,7 @@ def test_the_metadata_is_read_back(made):
 
 def test_flops_are_the_closed_form(made):
     run, settings, _ = made
-    facts = card.gather(run, settings, 12345)
+    facts = card.gather_facts(run, settings, 12345)
     layers, width, length, vocabulary = 2, 32, 32, 300
     products = (
         layers * (12 * width**2 * length + 2 * length**2 * width) + length * width * vocabulary
@@ -167,7 +167,7 @@ def test_flops_are_the_closed_form(made):
 
 def test_tokens_of_each_source(made):
     run, settings, store = made
-    facts = card.gather(run, settings, 12345)
+    facts = card.gather_facts(run, settings, 12345)
     objective = objectives.build(settings.objective, 32, store.tokenizer.vocabulary)
     stream = Stream(store.train, (3.0, 1.0), ("books", "forum"), objective, facts.schedule, seed=0)
     counts = np.bincount(stream.places(0)[0][: 10 * 8 + 30 * 16], minlength=2)
@@ -175,7 +175,7 @@ def test_tokens_of_each_source(made):
     assert [books.samples, forum.samples] == counts.tolist() and books.share == 0.75
     for source, array, text in zip(facts.sources, store.train, (TEXT, TEXT * 2), strict=True):
         assert source.tokens == len(array) and source.documents == 1
-        assert source.bytes == int(len(text) * 0.9) and source.seen == source.samples * 32 / len(
+        assert source.bytes == int(len(text) * 0.9) and source.epochs == source.samples * 32 / len(
             array
         )
     row = cell(readme.PARTS["data"](facts), "books")
@@ -186,7 +186,7 @@ def test_tokens_of_each_source(made):
         f"{books.tokens:,}",
         f"{books.bytes:,}",
         f"{books.samples * 32:,}",
-        f"{books.seen:.3g}",
+        f"{books.epochs:.3g}",
     ]
 
 
@@ -195,10 +195,10 @@ def test_samples_of_sources_at_any_size():
     for samples in (0, 1, 4095, 4096, 10_000):
         chosen = mixture(np.arange(samples))[0]
         assert (
-            card.facts.samples_of_sources(mixture, samples)
+            card.facts.samples_by_source(mixture, samples)
             == np.bincount(chosen, minlength=3).tolist()
         )
-    assert sum(card.facts.samples_of_sources(mixture, 10**15 + 7)) == 10**15 + 7
+    assert sum(card.facts.samples_by_source(mixture, 10**15 + 7)) == 10**15 + 7
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
     real = objectives.build(
         settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary
     )
-    assert card.facts.sizes(settings)._replace(make=None) == real._replace(make=None)
+    assert card.facts.sample_lengths(settings)._replace(make=None) == real._replace(make=None)
 
 
 def test_results_and_yardsticks(made):
     run, settings, store = made
-    facts = card.gather(run, settings, 12345)
+    facts = card.gather_facts(run, settings, 12345)
     text = readme.PARTS["results"](facts)
     assert "step 40 (last)" in text and "step 20 (lowest loss)" in text
     assert cell(text, "loss, nats per target") == ["2.75", "2.5"]
@@ -246,16 +246,16 @@ def test_starts_are_recorded_and_counted(made):
         (0, 10),
         (10, 40),
     ]
-    text = readme.PARTS["hardware"](card.gather(run, settings, 1))
+    text = readme.PARTS["hardware"](card.gather_facts(run, settings, 1))
     assert (
         "4 x NVIDIA H100 80GB HBM3" in text
         and "In all 6 device hours" in text
         and "not on record" not in text
     )
-    earlier = readme.PARTS["hardware"](card.gather(run, settings, 1, step=25))
+    earlier = readme.PARTS["hardware"](card.gather_facts(run, settings, 1, step=25))
     assert "11-25" in earlier and "In all 4 device hours" in earlier  # half of the second start
     (run / "training.json").write_text("{")
-    assert card.gather(run, settings, 1).starts == ()
+    assert card.gather_facts(run, settings, 1).starts == ()
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_starts_are_recorded_and_counted(made):
 )
 def test_steps_of_no_known_time_are_told(made, ran, missing):
     run, settings, _ = made
-    start = card.start(0, [Device()], 1)
-    facts = card.gather(run, settings, 1)._replace(
+    start = card.new_start(0, [Device()], 1)
+    facts = card.gather_facts(run, settings, 1)._replace(
         starts=tuple(start._replace(first_step=a, step=b, seconds=60.0) for a, b in ran)
     )
     text = readme.PARTS["hardware"](facts)
@@ -283,25 +283,27 @@ def test_steps_of_no_known_time_are_told(made, ran, missing):
 
 def test_a_card_of_an_earlier_step(made):
     run, settings, _ = made
-    facts = card.gather(run, settings, 1, step=20)
+    facts = card.gather_facts(run, settings, 1, step=20)
     assert (
         facts.samples(20) == 10 * 8 + 10 * 16
-        and facts.evaluated == [10, 20]
+        and facts.evaluated_steps == [10, 20]
         and max(facts.curves["train/loss"]) == 20
     )
-    _, results = model_index_to_eval_results(metadata_load(card.write(run, facts))["model-index"])
+    _, results = model_index_to_eval_results(
+        metadata_load(card.write_card(run, facts))["model-index"]
+    )
     assert {r.metric_type: r.metric_value for r in results}["loss"] == 2.5
 
 
 def test_without_a_record_the_store_is_asked_and_without_a_store_the_card_says_so(tmp_path):
     settings = settings_of(tmp_path)
     run, store = a_run(tmp_path, settings, recorded=False)
-    assert card.gather(run, settings, 1).sources[0].tokens == len(store.train[0])
+    assert card.gather_facts(run, settings, 1).sources[0].tokens == len(store.train[0])
     (store.path / "manifest.json").unlink()
-    facts = card.gather(run, settings, 1)
+    facts = card.gather_facts(run, settings, 1)
     assert cell(readme.PARTS["data"](facts), "books")[2:5] == ["unknown"] * 3
     assert "not on record" in readme.PARTS["hardware"](facts)
-    card.write(run, facts)
+    card.write_card(run, facts)
 
 
 def test_a_store_that_was_built_under_other_names(tmp_path):
@@ -313,8 +315,8 @@ def test_a_store_that_was_built_under_other_names(tmp_path):
     run, store = a_run(other, settings)
     assert store.manifest["splits"]["train"][0]["source"] == "books"
     assert (
-        "novels" in readme.PARTS["data"](card.gather(run, settings, 1))
-        and "books" not in (card.write(run, card.gather(run, settings, 1))).read_text()
+        "novels" in readme.PARTS["data"](card.gather_facts(run, settings, 1))
+        and "books" not in (card.write_card(run, card.gather_facts(run, settings, 1))).read_text()
     )
 
 
@@ -323,8 +325,8 @@ def test_an_imported_model(tmp_path):
     run.mkdir()
     settings = replace(tiny.CONFIG, run_directory=None)
     checkpoint.write_run_config(run, settings, None, {"jax": "0.10.2"})
-    card.imported(run, "llama")
-    path = card.write(run, card.gather(run, settings, 1_234_567))
+    card.record_import(run, "llama")
+    path = card.write_card(run, card.gather_facts(run, settings, 1_234_567))
     text = path.read_text()
     assert "1.23 million parameters" in text and "No training is on record here" in text
     assert "python_stdlib" not in text  # the config's default source, which nobody trained on
@@ -332,7 +334,7 @@ def test_an_imported_model(tmp_path):
     (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "train/loss": 2.0}) + "\n")
     assert (
         "imported from another model (llama)"
-        in card.write(run, card.gather(run, settings, 1_234_567)).read_text()
+        in card.write_card(run, card.gather_facts(run, settings, 1_234_567)).read_text()
     )
 
 
@@ -353,12 +355,12 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
     (run / "metrics.jsonl").write_text(
         json.dumps({"step": 3, "eval/loss": 2.0, "eval/masked_accuracy": 0.5}) + "\n"
     )
-    path = card.write(run, card.gather(run, settings, 1))
+    path = card.write_card(run, card.gather_facts(run, settings, 1))
     assert "python -m jaxlm.generate" in path.read_text()
     path.write_text(
         path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nSigned, the authors.\n"
     )
-    found = card.write(out, card.gather(run, settings, 1, exported="somebert"))
+    found = card.write_card(out, card.gather_facts(run, settings, 1, exported="somebert"))
     text, meta = found.read_text(), metadata_load(found)
     assert found == out / "README.md" and (out / "loss.svg").exists()
     assert (
@@ -369,7 +371,7 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
     assert (
         "somebert" in meta["tags"]
         and "Signed, the authors." in text
-        and markdown in text
+        and words in text
         and "jaxlm.generate" not in text
     )
     (snippet,) = [block.split("```")[0] for block in text.split("```python\n")[1:]]
@@ -388,14 +390,16 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
 )
 def test_names_stay_texts_in_yaml(made, name, shown):
     run, settings, _ = made
-    path = card.write(run, card.gather(run, settings, 1)._replace(name=name))
+    path = card.write_card(run, card.gather_facts(run, settings, 1)._replace(name=name))
     assert metadata_load(path)["model-index"][0]["name"] == shown
 
 
 def test_settings_that_differ_make_the_run_again(made):
     run, settings, _ = made
     edits = (
-        readme.PARTS["reproducing"](card.gather(run, settings, 1)).split("```")[1].splitlines()[1:]
+        readme.PARTS["reproducing"](card.gather_facts(run, settings, 1))
+        .split("```")[1]
+        .splitlines()[1:]
     )
     (sources,) = [
         json.loads(edit.partition("=")[2]) for edit in edits if edit.startswith("data.sources=")
@@ -429,7 +433,7 @@ def test_settings_that_differ_make_the_run_again(made):
 )
 def test_the_shapes_of_the_recipes_are_known(recipe, kin):
     settings = config.load(Path(__file__).parents[2] / "configs" / f"{recipe}.py")
-    assert similar_models(settings.model) == kin
+    assert similar_model(settings.model) == kin
 
 
 # --- what authors write ---
@@ -437,7 +441,7 @@ def test_the_shapes_of_the_recipes_are_known(recipe, kin):
 
 def test_what_authors_wrote_stays(made):
     run, settings, _ = made
-    path = card.write(run, card.gather(run, settings, 1, step=20))
+    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
     text = path.read_text()
     text = text.replace(
         "**Developed by:** **To be filled in by the authors:** names, organisation",
@@ -448,7 +452,7 @@ def test_what_authors_wrote_stays(made):
     )
     text = text.replace("\ntags:\n", "\nlicense: mit\nlanguage:\n- en\n- de\ntags:\n- poetry\n")
     path.write_text(text)
-    again = card.write(run, card.gather(run, settings, 1)).read_text()
+    again = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
     meta = metadata_load(path)
     assert (
         "**Developed by:** Ada" in again
@@ -461,12 +465,12 @@ def test_what_authors_wrote_stays(made):
         and {"poetry", "jaxlm"} <= set(meta["tags"])
     )
     assert "step 40 (last)" in again and "step 20 (last)" not in again  # the rest is renewed
-    assert card.write(run, card.gather(run, settings, 1)).read_text() == again
+    assert card.write_card(run, card.gather_facts(run, settings, 1)).read_text() == again
 
 
 def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     run, settings, _ = made
-    path = card.write(run, card.gather(run, settings, 1, step=20))
+    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
     text = path.read_text()
     begin, end = text.index("<!-- jaxlm:begin software"), text.index("<!-- jaxlm:end software -->")
     text = text[:begin] + text[end + len("<!-- jaxlm:end software -->") :]
@@ -474,7 +478,7 @@ def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     table = next(line for line in text.splitlines() if line.startswith("| loss, nats"))
     text = text.replace(table, table.replace("|", " | "))  # as an editor aligns tables
     path.write_text(text)
-    again = card.write(run, card.gather(run, settings, 1)).read_text()
+    again = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
     assert (
         "(a trial)" in again and "jaxlm:begin software" not in again and "step 40 (last)" in again
     )
@@ -482,21 +486,24 @@ def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     begin = again.index("-->", again.index("<!-- jaxlm:begin hyperparameters")) + 4
     end = again.index("<!-- jaxlm:end hyperparameters")
     path.write_text(again[:begin] + again[end:])
-    assert "| steps | 40 of 40 |" in card.write(run, card.gather(run, settings, 1)).read_text()
+    assert (
+        "| steps | 40 of 40 |"
+        in card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    )
 
 
 def test_a_readme_of_the_authors_own_stays_whole(made):
     run, settings, _ = made
     own = "# My notes\n\n---\n\nDon't lose them.\r\n"
     (run / "README.md").write_text(own)
-    text = card.write(run, card.gather(run, settings, 1)).read_text()
+    text = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
     assert "# My notes\n\n---\n\nDon't lose them." in text and "# Model Card for lark" in text
-    assert card.write(run, card.gather(run, settings, 1)).read_text() == text
+    assert card.write_card(run, card.gather_facts(run, settings, 1)).read_text() == text
 
 
 def test_evaluations_of_others_stay_beside_ours(made):
     run, settings, _ = made
-    path = card.write(run, card.gather(run, settings, 1, step=20))
+    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
     meta = metadata_load(path)
     theirs = {
         "task": {"type": "text-generation"},
@@ -506,7 +513,7 @@ def test_evaluations_of_others_stay_beside_ours(made):
     meta["model-index"][0]["results"].append(theirs)
     path.write_text(f"---\n{yaml.dump(meta)}---\n{ModelCard.load(path).text}")
     _, results = model_index_to_eval_results(
-        metadata_load(card.write(run, card.gather(run, settings, 1)))["model-index"]
+        metadata_load(card.write_card(run, card.gather_facts(run, settings, 1)))["model-index"]
     )
     assert [r.metric_value for r in results if r.dataset_type == "ai2_arc"] == [0.25]
     assert [r.metric_value for r in results if r.metric_type == "loss"] == [2.75]
@@ -518,16 +525,20 @@ def test_broken_metadata_is_named_and_the_card_left_alone(made, block):
     text = f"---\n{block}\n---\n# Mine\n"
     (run / "README.md").write_text(text)
     with pytest.raises(UserError, match=r"README\.md: the metadata") as error:
-        card.write(run, card.gather(run, settings, 1))
+        card.write_card(run, card.gather_facts(run, settings, 1))
     assert "\n" not in str(error.value) and (run / "README.md").read_text() == text
 
 
 def test_what_cannot_be_written_is_named(made, tmp_path):
     run, settings, store = made
     with pytest.raises(UserError, match=r"README\.md: can't be written"):
-        card.write(tmp_path / "nowhere", card.gather(run, settings, 1)._replace(curves={}))
+        card.write_card(
+            tmp_path / "nowhere", card.gather_facts(run, settings, 1)._replace(curves={})
+        )
     with pytest.raises(UserError, match=r"training\.json: can't be written"):
-        card.record(tmp_path / "nowhere", card.start(0, [Device()], 1), 1, 1.0, store.manifest)
+        card.record_progress(
+            tmp_path / "nowhere", card.new_start(0, [Device()], 1), 1, 1.0, store.manifest
+        )
 
 
 # --- odd runs ---
@@ -560,11 +571,11 @@ def test_what_cannot_be_written_is_named(made, tmp_path):
 def test_odd_metrics(made, rows, step, losses):
     run, settings, _ = made
     (run / "metrics.jsonl").write_bytes(rows.encode("latin-1"))
-    facts = card.gather(run, settings, 1)
+    facts = card.gather_facts(run, settings, 1)
     assert facts.step == step and len(facts.curves.get("train/loss", {})) == losses
     if losses == 2:
         assert facts.curves["train/loss"] == {5: 4.0, 6: 8.0}
-    path = card.write(run, facts)
+    path = card.write_card(run, facts)
     text = path.read_text()
     assert (
         "No evaluation is on record." in text
@@ -592,7 +603,7 @@ HOSTILE = [
 def test_hostile_names_stay_text(tmp_path, name):
     settings = settings_of(tmp_path, names=(name, "plain"))
     run, _ = a_run(tmp_path, settings)
-    path = card.write(run, card.gather(run, settings, 1))
+    path = card.write_card(run, card.gather_facts(run, settings, 1))
     text, meta = path.read_text(), metadata_load(path)
     shown = " ".join("".join(" " if c in "\n\u202e" else c for c in name).split())
     assert (
@@ -620,21 +631,23 @@ def test_hostile_names_stay_text(tmp_path, name):
 def test_hostile_names_do_not_keep_a_card_from_being_renewed(tmp_path):
     settings = settings_of(tmp_path, names=HOSTILE)
     run, _ = a_run(tmp_path, settings)
-    card.write(run, card.gather(run, settings, 1, step=20))
-    path = card.write(run, card.gather(run, settings, 1))
+    card.write_card(run, card.gather_facts(run, settings, 1, step=20))
+    path = card.write_card(run, card.gather_facts(run, settings, 1))
     assert "Up to step 40" in path.read_text() and "Up to step 20" not in path.read_text()
     assert path.read_text() == readme_of_a_new_run(run, settings)
 
 
 def readme_of_a_new_run(run, settings) -> str:
     (run / "README.md").unlink()
-    return card.write(run, card.gather(run, settings, 1)).read_text()
+    return card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
 
 
 def test_no_path_of_the_machine_is_told(tmp_path):
     settings = replace(settings_of(tmp_path), run_directory=str(tmp_path / "runs" / "lark"))
     run, _ = a_run(tmp_path, settings)
-    assert str(tmp_path) not in card.write(run, card.gather(run, settings, 1)).read_text()
+    assert (
+        str(tmp_path) not in card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    )
 
 
 # --- the picture ---
@@ -654,7 +667,7 @@ def points(svg: str, name: str) -> list[tuple[float, float]]:
 
 def test_the_picture_has_both_curves(made):
     run, settings, _ = made
-    card.write(run, card.gather(run, settings, 1))
+    card.write_card(run, card.gather_facts(run, settings, 1))
     svg = (run / "loss.svg").read_text()
     train, validation = points(svg, "train"), points(svg, "validation")
     assert len(train) == len(validation) == 3
@@ -685,20 +698,20 @@ def test_the_picture_has_both_curves(made):
 
 def test_pictures_of_odd_losses():
     assert (
-        loss_plot.loss_curves([], [], "tokens")
+        loss_plot.draw_loss_curves([], [], "tokens")
         == ""
-        == loss_plot.loss_curves([(1, math.nan)], [(0, 1.0)], "tokens")
+        == loss_plot.draw_loss_curves([(1, math.nan)], [(0, 1.0)], "tokens")
     )
-    one = loss_plot.loss_curves([], [(5, 1.0)], "tokens")
+    one = loss_plot.draw_loss_curves([], [(5, 1.0)], "tokens")
     assert len(points(one, "validation")) == 1 and 'id="train"' not in one
-    flat = loss_plot.loss_curves([(1, 2.0), (2, 2.0)], [], "tokens")
+    flat = loss_plot.draw_loss_curves([(1, 2.0), (2, 2.0)], [], "tokens")
     assert len(points(flat, "train")) == 2
-    spike = loss_plot.loss_curves(
+    spike = loss_plot.draw_loss_curves(
         [(n, 1e300 if n == 50 else 5 / n) for n in range(1, 101)], [], "tokens"
     )
     heights = [y for _, y in points(spike, "train")]
     assert (
         -loss_plot.HEIGHT <= min(heights) < 0 and sorted(heights)[5] > 40
     )  # the spike leaves the picture, the others don't
-    long = loss_plot.loss_curves([(n, 5 / n) for n in range(1, 50_000)], [], "tokens")
+    long = loss_plot.draw_loss_curves([(n, 5 / n) for n in range(1, 50_000)], [], "tokens")
     assert len(points(long, "train")) < 700 and "nan" not in long

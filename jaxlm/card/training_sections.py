@@ -1,0 +1,302 @@
+"""The parts of a card about training: data, hyperparameters, speed, hardware, results."""
+
+from typing import Any
+
+from jaxlm.card.facts import Facts, SourceFacts
+from jaxlm.card.markdown import (
+    PETAFLOP_DAYS,
+    code,
+    count,
+    hours,
+    number,
+    percent,
+    plain,
+    properties,
+    scientific,
+    table,
+)
+from jaxlm.card.model_sections import NOT_TRAINED, config_edits
+
+PRECISIONS = {
+    "bfloat16": "bf16 mixed precision",
+    "float16": "fp16 mixed precision",
+    "float32": "fp32",
+}
+TOKENIZERS = {
+    "bytes": "bytes",
+    "bpe": "byte-level BPE, trained on the training split",
+    "file": "from a tokenizer.json",
+}
+VALIDATION_METHODS = {
+    "hash": "documents chosen by a hash of their text",
+    "tail": "the end of each source",
+    "source": "files of its own",
+}
+SCORES = {  # tag -> (name, digits)
+    "eval/loss": ("loss, nats per target", 5),
+    "eval/perplexity": ("perplexity", 5),
+    "eval/bits_per_byte": ("bits per byte", 5),
+    "eval/masked_accuracy": ("masked accuracy", 4),
+    "eval/unigram_entropy": ("unigram entropy of the targets, nats", 5),
+    "eval/targets": ("targets", 7),
+}
+
+
+def tokenizer(facts: Facts) -> str:
+    config, needs = facts.config.tokenizer, facts.config.objective.needs
+    ids = facts.data.get("tokenizer", {}).get("size")
+
+    special = [f"end of text {plain(config.end_of_text)}"]
+    if config.begin_of_text:
+        special.append(f"begin of text {plain(config.begin_of_text)}")
+    if "pad" in needs:
+        special.append(f"pad {plain(config.pad)}")
+    if "mask" in needs:
+        special.append(f"mask {plain(config.mask)}")
+    if "sentinels" in needs:
+        special.append(f"up to {config.sentinels} sentinels &lt;extra\\_id\\_0&gt; ...")
+
+    rows = [
+        ("kind", TOKENIZERS[config.kind]),
+        ("ids", count(ids) if ids else None),
+        ("special tokens", ", ".join(special)),
+    ]
+    note = "In text that is read, the names of special tokens are text like any other."
+    return f"{properties(rows)}\n\n{note}"
+
+
+def data(facts: Facts) -> str:
+    if not facts.trained:
+        return NOT_TRAINED
+
+    has_pairs = any(source.pairs is not None for source in facts.sources)
+    heads = (
+        "source",
+        "format",
+        "share of samples",
+        "pairs" if has_pairs else "documents",
+        "tokens",
+        "bytes",
+        "tokens of it read",
+        "times seen",
+    )
+    stride = None if has_pairs else facts.objective.stride
+    rows = [source_row(source, stride) for source in facts.sources]
+    if split := facts.validation:
+        counts = map(count, (split.documents, split.tokens, split.bytes))
+        rows.append(("*held out for validation*", "", "", *counts, "", ""))
+
+    validation = facts.config.data.validation
+    held_out = VALIDATION_METHODS[validation.method]
+    if validation.method != "source":
+        held_out += f", share {validation.share:g}"
+    note = f"Counts are of the training split. Held out: {held_out}. Up to step {facts.step:,}."
+    return f"{table(heads, rows)}\n\n{note}"
+
+
+def source_row(source: SourceFacts, stride: int | None) -> tuple[str, ...]:
+    """Return the cells of a source; without a `stride` its samples are pairs."""
+    return (
+        plain(source.name),
+        source.format.replace("_", " "),
+        percent(source.share),
+        count(source.documents if source.pairs is None else source.pairs),
+        count(source.tokens),
+        count(source.bytes),
+        "" if stride is None else count(source.samples * stride),
+        "unknown" if source.epochs is None else number(source.epochs, 3),
+    )
+
+
+def hyperparameters(facts: Facts) -> str:
+    if not facts.trained:
+        return NOT_TRAINED
+
+    config = facts.config
+    optimizer, training, precision = config.optimizer, config.training, config.precision
+    adam = (
+        f"AdamW, beta1 {optimizer.beta1:g}, beta2 {optimizer.beta2:g}, "
+        f"epsilon {optimizer.epsilon:g}"
+    )
+    rows = [
+        ("optimizer", adam if optimizer.kind == "adamw" else "Adafactor"),
+        ("learning rate, peak", f"{optimizer.learning_rate:g}"),
+        ("schedule", describe_schedule(facts)),
+        ("weight decay", f"{optimizer.weight_decay:g}"),
+        (
+            "gradient clipping, global norm",
+            optimizer.gradient_clip and f"{optimizer.gradient_clip:g}",
+        ),
+        ("batch", describe_batches(facts)),
+        ("microbatches", training.microbatches if training.microbatches > 1 else None),
+        ("tokens of a sample", count(facts.objective.tokens)),
+        ("steps", f"{facts.step:,} of {training.steps:,}"),
+        ("tokens seen by the model", count(facts.tokens(facts.step))),
+        ("dropout", f"{config.model.dropout:g}" if config.model.dropout else None),
+        ("z-loss", f"{training.z_loss:g}" if training.z_loss else None),
+        ("seed", str(config.seed)),
+        ("sharding", describe_sharding(facts)),
+    ]
+    regime = (
+        f"{PRECISIONS[precision.compute]} (weights {precision.params}, "
+        f"compute {precision.compute}, gradients {precision.gradients})"
+    )
+    return f"- **Training regime:** {regime}\n\n{properties(rows)}"
+
+
+def describe_schedule(facts: Facts) -> str:
+    """Describe the schedule of the learning rate."""
+    optimizer, steps = facts.config.optimizer, facts.config.training.steps
+    end = f" to {optimizer.final_learning_rate_ratio:g} of the peak"
+    decays = {
+        "cosine": f"cosine{end} at step {optimizer.decay_steps or steps:,}",
+        "linear": f"linear{end} at step {optimizer.decay_steps or steps:,}",
+        "wsd": f"constant, then linear{end} over the last {optimizer.decay_share:.0%}",
+    }
+    text = decays.get(optimizer.schedule, optimizer.schedule.replace("_", " "))
+
+    warmup = min(optimizer.warmup_steps, steps)
+    if warmup:
+        text += f"; linear warmup over {warmup:,} steps"
+        if optimizer.warmup_start_ratio:
+            text += f" from {optimizer.warmup_start_ratio:g} of the peak"
+    return text
+
+
+def describe_batches(facts: Facts) -> str:
+    """Describe the batch size in sequences and tokens, with its changes up to the step."""
+    training, tokens = facts.config.training, facts.objective.tokens
+    text = f"{training.batch_size:,} sequences, {training.batch_size * tokens:,} tokens"
+    for start, size in training.batch_schedule:
+        if start < facts.step:
+            text += f"; from step {start:,} on {size:,} sequences, {size * tokens:,} tokens"
+    return text
+
+
+def describe_sharding(facts: Facts) -> str:
+    mesh = facts.config.parallel
+    parts, rest = [f"ZeRO {mesh.zero}"], []
+    for axis in ("data", "fsdp", "tensor"):
+        size = getattr(mesh, axis)
+        if size == -1:
+            rest.append(f"{axis}: the rest")
+        elif size != 1:
+            parts.append(f"{axis} {size}")
+    return ", ".join([*parts, *rest[:1]])
+
+
+def speed(facts: Facts) -> str:
+    if not facts.trained:
+        return NOT_TRAINED
+
+    tokens_per_second, mfu = facts.median("train/tokens_per_second"), facts.median("train/mfu")
+    rows = [
+        ("tokens per second, median", tokens_per_second and number(tokens_per_second)),
+        ("MFU, median", mfu and percent(mfu)),
+        ("compute, FLOPs", f"{scientific(facts.compute)} ({facts.compute:,})"),
+        ("compute, petaFLOP/s-days", number(facts.compute / PETAFLOP_DAYS, 3)),
+        ("FLOPs of a sample, forward and backward", f"{facts.flops_per_sample:,}"),
+    ]
+    note = (
+        "FLOPs are those of the matrix products, forward and backward, without recomputation. "
+        "One petaFLOP/s-day is 8.64e19 FLOPs."
+    )
+    return f"{properties(rows)}\n\n{note}"
+
+
+def hardware(facts: Facts) -> str:
+    if not facts.starts:
+        return "The hardware and the time are not on record."
+
+    rows, device_seconds = [], 0.0
+    for start in facts.starts:
+        # The card of a step before the last one takes its share of the time.
+        steps = max(1, start.step - start.first_step)
+        seconds = start.seconds * min(1.0, (facts.step - start.first_step) / steps)
+        device_seconds += seconds * start.devices
+        rows.append(
+            (
+                start.began[:10],
+                f"{start.first_step + 1:,}-{min(start.step, facts.step):,}",
+                f"{start.devices:,} x {plain(start.device_kind)}",
+                count(start.processes),
+                hours(seconds),
+            )
+        )
+
+    note = (
+        f"In all {device_seconds / 3600:,.3g} device hours up to the last save of each start, "
+        "with compilation and evaluation."
+    )
+    if missing := facts.step - recorded_steps(facts):
+        note += f" Of {missing:,} steps the time is not on record."
+    return f"{table(('began (UTC)', 'steps', 'devices', 'processes', 'time'), rows)}\n\n{note}"
+
+
+def recorded_steps(facts: Facts) -> int:
+    """Return how many steps some start has run, each counted once."""
+    done = reached = 0
+    for start in sorted(facts.starts, key=lambda start: start.first_step):
+        end = min(start.step, facts.step)
+        done += max(0, end - max(start.first_step, reached))
+        reached = max(reached, end)
+    return done
+
+
+def results(facts: Facts) -> str:
+    """Return the table of the last evaluation and of the best, beside compressors of the text."""
+    if not facts.evaluated_steps:
+        return "No evaluation is on record."
+
+    last, best = facts.evaluated_steps[-1], facts.best_step
+    columns = {f"step {last:,} (last)": facts.scores(last)}
+    if best is not None and best != last:
+        columns[f"step {best:,} (lowest loss)"] = facts.scores(best)
+
+    rows: list[tuple[Any, ...]] = []
+    for tag, (name, digits) in SCORES.items():
+        values = [scores.get(tag) for scores in columns.values()]
+        if any(value is not None for value in values):
+            shown = ["" if value is None else number(value, digits) for value in values]
+            rows.append((name, *shown))
+
+    if facts.validation and any("eval/bits_per_byte" in scores for scores in columns.values()):
+        for name, bits in facts.validation.compressed.items():
+            shown = [number(bits, 5)] * len(columns)
+            rows.append((f"{name}, bits per byte of the validation text", *shown))
+    return table(("", *columns), rows)
+
+
+def curves(facts: Facts) -> str:
+    if not any(facts.curves.get(tag) for tag in ("train/loss", "eval/loss")):
+        return "No losses are on record."
+    return "![Training and validation loss](loss.svg)"
+
+
+def testing(facts: Facts) -> str:
+    split = facts.validation
+    amount = f": {split.tokens:,} tokens, {split.bytes:,} bytes" if split else ""
+    return (
+        f"The validation split that was held out of the training data{amount}. "
+        "It comes from the same sources, the same windows each time."
+    )
+
+
+def software(facts: Facts) -> str:
+    versions = [f"{plain(name)} {plain(version)}" for name, version in facts.versions.items()]
+    return ", ".join(versions) or "The versions are not on record."
+
+
+def reproducing(facts: Facts) -> str:
+    if not facts.trained:
+        return NOT_TRAINED
+
+    introduction = (
+        "A run is a function of its config, data and devices. Settings that differ from jaxlm's "
+        "defaults (where files lie is left out):"
+    )
+    edits = code("\n".join(config_edits(facts.config)), "text")
+    seed = f"Seed {facts.config.seed}."
+    if facts.store:
+        seed += f" The prepared data has the hash {plain(facts.store)}."
+    return f"{introduction}\n\n{edits}\n\n{seed}"

@@ -1,0 +1,214 @@
+"""cuDNN's attention against the XLA path: outputs and gradients, with bfloat16 inputs.
+
+Each case is one program that computes three versions: cuDNN in bfloat16, the XLA path in bfloat16,
+and the XLA path in float32 on the same values, which is the reference.
+"""
+
+import re
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.nn.dot_product import Case as KernelCase
+from jaxlm.nn.dot_product import Mask, attend, choose_kernel
+from jaxlm.nn.execution import Execution
+
+pytestmark = pytest.mark.gpu
+
+ROWS = 3
+
+# Bounds on ||cudnn - reference|| / ||reference||. bfloat16 keeps 8 bits, so a value is rounded by
+# at most u = 2**-9 = 0.2% of itself and 0.11% in the mean square. The output carries two such
+# roundings (the softmax weights before they meet v, and the output itself), a gradient up to four
+# (the weights, their gradient, the output from which the softmax's gradient is formed, and the
+# result). The bounds are 5 u and 10 u: a few times what roundings give, and far below the error of
+# one wrong mask column or of a scale that is off by 2%.
+OUTPUT_BOUND = 5 * 2**-9
+GRADIENT_BOUND = 10 * 2**-9
+
+
+class Case(NamedTuple):
+    """One kind of attention. Lengths are those of the rows, None where every position is real."""
+
+    queries: int
+    keys: int
+    heads: int = 4
+    groups: int = 4
+    channels: int = 64
+    causal: bool = False
+    window: int | None = None
+    lengths: tuple[int, ...] | None = None
+    query_lengths: tuple[int, ...] | None = None
+    bias: bool = False
+    scale: float | None = None
+
+    def mask(self) -> Mask:
+        """Return the mask as the layers describe it."""
+        lengths = None if self.lengths is None else jnp.asarray(self.lengths, jnp.int32)
+        queries = None if self.query_lengths is None else jnp.asarray(self.query_lengths, jnp.int32)
+        return Mask(self.causal, self.window, lengths, queries)
+
+    def real(self, name: str) -> np.ndarray:
+        """Return bool [ROWS, positions] of an array: True where the position is no padding."""
+        is_query = name in ("output", "q")
+        size = self.queries if is_query else self.keys
+        lengths = self.query_lengths if is_query else self.lengths
+        return np.arange(size)[None] < np.asarray(lengths or (size,) * ROWS)[:, None]
+
+
+CASES = {
+    "causal": Case(256, 256, causal=True),
+    "causal, odd length": Case(203, 203, causal=True),
+    "causal, heads of 128": Case(256, 256, heads=2, groups=2, channels=128, causal=True),
+    "grouped heads": Case(256, 256, heads=8, groups=2, causal=True),
+    "sliding window": Case(384, 384, causal=True, window=100),
+    "bidirectional with lengths": Case(
+        256, 256, lengths=(256, 131, 64), query_lengths=(256, 131, 64)
+    ),
+    "bidirectional, odd lengths": Case(
+        197, 197, lengths=(197, 131, 1), query_lengths=(197, 131, 1)
+    ),
+    "cross": Case(114, 256, lengths=(256, 200, 77), query_lengths=(114, 91, 114)),
+    "T5 bias": Case(256, 256, bias=True, scale=1.0),
+    "T5 bias, causal, odd length": Case(114, 114, causal=True, bias=True, scale=1.0),
+    "T5 bias with lengths": Case(
+        200, 200, lengths=(200, 131, 70), query_lengths=(200, 131, 70), bias=True, scale=1.0
+    ),
+}
+
+
+class Result(NamedTuple):
+    """Arrays by version ("cudnn", "xla", "reference") and name ("output", "q", "k", ...)."""
+
+    text: str  # of the compiled program
+    arrays: dict[str, dict[str, np.ndarray]]
+
+    def error(self, case: Case, version: str, name: str) -> float:
+        """Return ||version - reference|| / ||reference|| over the positions that are no padding."""
+        found, expected = (
+            self.arrays[key][name].astype(np.float64) for key in (version, "reference")
+        )
+        if name != "bias":
+            found, expected = found[case.real(name)], expected[case.real(name)]
+        return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def inputs(case: Case) -> dict[str, jax.Array]:
+    """Return random q, k, v, the output's cotangent and the bias, all in bfloat16."""
+    shapes = {
+        "q": (ROWS, case.queries, case.heads, case.channels),
+        "k": (ROWS, case.keys, case.groups, case.channels),
+        "v": (ROWS, case.keys, case.groups, case.channels),
+        "cotangent": (ROWS, case.queries, case.heads, case.channels),
+    }
+    if case.bias:
+        shapes["bias"] = (1, case.heads, case.queries, case.keys)
+    random = np.random.default_rng(sum(map(ord, repr(case))))
+    arrays = {name: random.normal(size=shape) for name, shape in shapes.items()}
+
+    # Without the scale that other models have, T5 starts from queries smaller by as much.
+    arrays["q"] *= 1.0 if case.scale is None else case.channels**-0.5
+    # Nothing reads the output at padded queries, so nothing flows back from there.
+    arrays["cotangent"] *= case.real("output")[:, :, None, None]
+    return {name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays.items()}
+
+
+def forward_and_backward(
+    case: Case, execution: Execution, dtype: Any, values: dict[str, jax.Array]
+):
+    """Return the output and the gradient of every input in `dtype`; the bias is always float32."""
+    operands = {name: x.astype(dtype) for name, x in values.items() if name != "cotangent"}
+    if case.bias:
+        operands["bias"] = operands["bias"].astype(jnp.float32)
+    scale = case.scale or case.channels**-0.5
+
+    def attention(operands: dict[str, jax.Array]) -> jax.Array:
+        q, k, v = (operands[name] for name in "qkv")
+        return attend(q, k, v, case.mask(), execution, scale=scale, bias=operands.get("bias"))
+
+    output, backward = jax.vjp(attention, operands)
+    return {"output": output} | backward(values["cotangent"].astype(dtype))[0]
+
+
+def program(case: Case, gpu: Execution):
+    """Return a function of `inputs` that computes the three versions."""
+
+    def versions(values: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+        run = partial(forward_and_backward, case)
+        found = {
+            "cudnn": run(gpu._replace(attention="cudnn"), jnp.bfloat16, values),
+            "xla": run(gpu._replace(attention="xla"), jnp.bfloat16, values),
+        }
+        # Left to itself the GPU would multiply float32 in 10 bits (TF32).
+        with jax.default_matmul_precision("highest"):
+            found["reference"] = run(gpu._replace(attention="xla"), jnp.float32, values)
+        return found
+
+    return versions
+
+
+def gpu_execution(device: Any) -> Execution:
+    """Return the execution that a run on this device would have."""
+    return Execution(platform=device.platform, compute_capability=float(device.compute_capability))
+
+
+def flash_kernels(text: str) -> set[str]:
+    """Return the names of cuDNN's attention kernels in a compiled program."""
+    return set(re.findall(r"__cudnn\$fmha\w+", text))
+
+
+@cache
+def result(name: str, device: Any) -> Result:
+    """Compile and run a case, once for all tests."""
+    case = CASES[name]
+    values = jax.device_put(inputs(case), device)
+    compiled = jax.jit(program(case, gpu_execution(device))).lower(values).compile()
+
+    # What a kernel leaves unwritten is to show: the memory that it gets held NaN before.
+    poison = jax.device_put(jnp.full(2**26, jnp.nan, jnp.float32), device)
+    jax.block_until_ready(poison)
+    poison.delete()
+
+    arrays = jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), compiled(values))
+    return Result(compiled.as_text() or "", arrays)
+
+
+@pytest.fixture(params=CASES)
+def name(request) -> str:
+    return request.param
+
+
+def test_the_flash_kernels_are_chosen(gpu, name):
+    case = CASES[name]
+    kernel_case = KernelCase("bfloat16", case.queries, case.keys, case.channels, case.mask())
+    assert choose_kernel(gpu_execution(gpu), kernel_case) == ("cudnn", "supported")
+
+    kernels = flash_kernels(result(name, gpu).text)
+    backward = {kernel for kernel in kernels if "Backward" in kernel}
+    assert backward and kernels - backward
+    assert all(("Bias" in kernel) == case.bias for kernel in kernels)
+
+
+def test_output_and_gradients_are_those_of_the_xla_path(gpu, name, record):
+    case, found = CASES[name], result(name, gpu)
+    names = list(found.arrays["cudnn"])
+    errors = {key: found.error(case, "cudnn", key) for key in names}
+    record(cudnn=errors, xla={key: found.error(case, "xla", key) for key in names})
+
+    assert errors.keys() >= {"output", "q", "k", "v"} and ("bias" in errors) == case.bias
+    bounds = {key: OUTPUT_BOUND if key == "output" else GRADIENT_BOUND for key in errors}
+    # The comparison is written so that NaN fails.
+    assert {key: error for key, error in errors.items() if not error <= bounds[key]} == {}
+
+
+def test_nothing_at_padded_positions_reaches_the_others(gpu, name):
+    """Outputs are finite, since the next layer reads them with a weight of 0; gradients are 0."""
+    case, found = CASES[name], result(name, gpu).arrays["cudnn"]
+    assert [key for key, array in found.items() if not np.isfinite(array).all()] == []
+
+    padding = {key: found[key][~case.real(key)] for key in "qkv"}
+    assert [key for key, array in padding.items() if array.any()] == []

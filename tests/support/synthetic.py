@@ -1,0 +1,52 @@
+"""Batches of random text, cut by a config's own objective, for runs without a tokenizer."""
+
+import numpy as np
+
+from jaxlm import config, objectives
+from jaxlm.types import Batch
+
+
+def vocabulary(settings: config.Config) -> objectives.Vocabulary:
+    """Return a vocabulary of the model's size whose first ids are the special tokens."""
+    size, sentinels = settings.model.vocabulary_size, settings.tokenizer.sentinels
+    first_text = first_text_id(settings)
+    return objectives.Vocabulary(
+        size=size,
+        end_of_text=0,
+        special=np.arange(size) < first_text,
+        begin_of_text=1,
+        pad=2,
+        mask=3,
+        sentinels=np.arange(first_text - sentinels, first_text, dtype=np.int32),
+        first=np.zeros(size, np.int8),
+        last=np.zeros(size, np.int8),
+        ends_sentence=np.zeros(size, bool),
+    )
+
+
+def first_text_id(settings: config.Config) -> int:
+    """Return the number of special tokens, which have the first ids."""
+    return 4 + settings.tokenizer.sentinels
+
+
+def objective(settings: config.Config) -> objectives.Objective:
+    """Return the config's objective over that vocabulary."""
+    length = settings.data.sequence_length
+    return objectives.build(settings.objective, length, vocabulary(settings))
+
+
+def batch(settings: config.Config, number: int) -> Batch:
+    """Return batch `number` of independent tokens, in which the n-th has a share of 1 / n.
+
+    A model learns these frequencies within a few dozen steps, so a loss curve over them falls.
+    """
+    built = objective(settings)
+    rows = settings.training.batch_size
+    first = first_text_id(settings)
+    count = settings.model.vocabulary_size - first
+
+    random = np.random.default_rng(number)
+    cumulative = np.cumsum(1 / np.arange(1, count + 1))
+    drawn = np.searchsorted(cumulative, random.random((rows, built.window)) * cumulative[-1])
+    windows = (first + np.minimum(drawn, count - 1)).astype(np.int32)
+    return built.make(windows, np.arange(rows, dtype=np.int64) + rows * number, settings.seed)
