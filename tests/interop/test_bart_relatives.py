@@ -9,24 +9,26 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import numpy as np  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from support.hf_directories import assert_same_model, change_config, read_values  # noqa: E402
-from support.interop_references import (  # noqa: E402
+import numpy as np
+from safetensors.torch import load_file, save_file
+from support.hf_directories import assert_same_model, change_config, read_values
+from support.interop_references import (
+    check,
+    first_of_each,
+)
+from support.parity import (
     LENGTH,
     PAD,
     SOURCE,
-    check,
-    first_of_each,
-    made,
-    real,
+    build_reference,
+    real_positions,
+    reference_logits,
     samples,
-    their_logits,
 )
 
-from jaxlm import interop, models  # noqa: E402
-from jaxlm.config import UserError  # noqa: E402
-from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
+from jaxlm import interop, models
+from jaxlm.config import UserError
+from jaxlm.interop.match_architecture import match_architecture
 
 # One layer in the encoder, two in the decoder.
 SIZES: dict[str, Any] = {
@@ -53,7 +55,7 @@ def peer_of(model_type: str, bias: bool = True, **fields) -> Any:
 
     Marian's tables of sines stay, and the bias of the logits is zeros unless `bias`.
     """
-    peer = made(CLASSES[model_type], **(SIZES | fields))
+    peer = build_reference(CLASSES[model_type], **(SIZES | fields))
     if not bias:
         peer.final_logits_bias.zero_()
     if model_type == "marian":
@@ -127,9 +129,9 @@ def test_untied_head(model_type, tmp_path):
     batch = samples(model_config)
     ours, theirs = (
         models.build(model_config).apply(params, batch),
-        their_logits(again, batch).detach().numpy(),
+        reference_logits(again, batch).detach().numpy(),
     )
-    here = real(batch.lengths, LENGTH)
+    here = real_positions(batch.lengths, LENGTH)
     assert np.abs(np.asarray(ours)[here] - theirs[here]).max() <= 2e-5
     assert_same_model(interop.load(tmp_path / "ours"), (model_config, params))
 

@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from safetensors.numpy import load_file, save_file  # noqa: E402
-from support import interop_references  # noqa: E402 (needs torch)
-from support.hf_directories import assert_same_model, read_values  # noqa: E402
+from safetensors.numpy import load_file, save_file
+from support import interop_references
+from support.hf_directories import assert_same_model, read_values
+from support.parity import build_reference
 
-from jaxlm import config, interop  # noqa: E402
-from jaxlm.config import ConfigError, UserError  # noqa: E402
-from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
+from jaxlm import config, interop
+from jaxlm.config import ConfigError, UserError
+from jaxlm.interop.architectures import ARCHITECTURES
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "bloom", "gpt_neox", "opt")
 LENGTH = {"max_position_embeddings": 22}
@@ -207,7 +208,7 @@ ONLY_HERE = (
 @pytest.mark.parametrize("name", interop_references.first_of_each(VARIANTS, also=ONLY_HERE))
 def test_against_transformers(name, tmp_path):
     cls, fields = VARIANTS[name]
-    interop_references.check(interop_references.made(cls, **fields), tmp_path)
+    interop_references.check(build_reference(cls, **fields), tmp_path)
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -533,7 +534,7 @@ PREFIXES = {
 def test_base_models_with_buffers(name, tmp_path):
     """The first releases' files: no prefix, masks among the tensors, the tied head once more."""
     cls, fields = VARIANTS[name]
-    peer = interop_references.made(cls, **fields)
+    peer = build_reference(cls, **fields)
     peer.save_pretrained(tmp_path)
     model, params = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -559,7 +560,7 @@ BUFFERS = {
 @pytest.mark.parametrize("name", BUFFERS)
 def test_buffers_are_left_aside(name, tmp_path):
     cls, fields = VARIANTS[name]
-    interop_references.made(cls, **fields).save_pretrained(tmp_path)
+    build_reference(cls, **fields).save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(

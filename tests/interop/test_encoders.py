@@ -10,22 +10,26 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from safetensors.numpy import load_file  # noqa: E402
-from support import interop_references  # noqa: E402
-from support.hf_directories import assert_same, change_config, change_tensors, read_values  # noqa: E402
-from support.interop_references import (  # noqa: E402
-    SOURCE,
+from safetensors.numpy import load_file
+from support.hf_directories import change_config, change_tensors, read_values
+from support.interop_references import (
     check,
-    compared,
+    compare,
     first_of_each,
-    made,
     round_trip,
 )
+from support.parity import (
+    SOURCE,
+    build_reference,
+    reference_logits,
+    samples,
+)
+from support.trees import assert_same
 
-from jaxlm import interop  # noqa: E402
-from jaxlm.config import UserError  # noqa: E402
-from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
+from jaxlm import interop
+from jaxlm.config import UserError
+from jaxlm.interop.architectures import ARCHITECTURES
+from jaxlm.interop.match_architecture import match_architecture
 
 BERT: dict[str, Any] = {
     "hidden_size": 36,
@@ -129,7 +133,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", first_of_each(VARIANTS))
 def test_as_transformers(name: str, tmp_path: Path):
     cls, fields = VARIANTS[name]
-    peer = made(cls, **fields)
+    peer = build_reference(cls, **fields)
     check(peer, tmp_path)
 
 
@@ -138,7 +142,7 @@ def test_as_transformers(name: str, tmp_path: Path):
 )
 def test_untied_head(cls, fields, head, tmp_path):
     """transformers 5 has two biases and adds the decoder's; in 4 both names are one tensor."""
-    peer = made(f"{cls}ForMaskedLM", **fields, tie_word_embeddings=False)
+    peer = build_reference(f"{cls}ForMaskedLM", **fields, tie_word_embeddings=False)
     peer.save_pretrained(tmp_path / "theirs")  # with two different biases
     model_config, params = interop.load(tmp_path / "theirs")
     assert not model_config.tied_head
@@ -147,12 +151,12 @@ def test_untied_head(cls, fields, head, tmp_path):
         module.bias.copy_(module.decoder.bias)
     round_trip(peer, model_config, params, tmp_path / "ours")
     del module.bias  # has no gradient there
-    compared(peer, model_config, params, tmp_path / "gradients")
+    compare(peer, model_config, params, tmp_path / "gradients")
 
 
 def test_tied_bias_is_written_under_both_names(tmp_path):
     """Releases of transformers 4 that find one of them alone replace RoBERTa's by zeros."""
-    made("RobertaForMaskedLM", **ROBERTA).save_pretrained(tmp_path / "theirs")
+    build_reference("RobertaForMaskedLM", **ROBERTA).save_pretrained(tmp_path / "theirs")
     interop.save(tmp_path / "ours", *interop.load(tmp_path / "theirs"))
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
     assert (
@@ -210,22 +214,20 @@ def test_tied_bias_is_written_under_both_names(tmp_path):
 )
 def test_older_forms(cls, fields, changes, tmp_path):
     """config.json as earlier releases write it reads the same."""
-    peer = made(cls, **fields)
+    peer = build_reference(cls, **fields)
     peer.save_pretrained(tmp_path / "new")
     new = interop.read_config(tmp_path / "new")[1]
     peer.save_pretrained(tmp_path / "old")
     change_config(tmp_path / "old", changes)
     assert interop.read_config(tmp_path / "old")[1] == new
     again = type(peer).from_pretrained(tmp_path / "old", attn_implementation="eager")
-    batch = interop_references.samples(new)
-    assert torch.equal(
-        interop_references.their_logits(again, batch), interop_references.their_logits(peer, batch)
-    )
+    batch = samples(new)
+    assert torch.equal(reference_logits(again, batch), reference_logits(peer, batch))
 
 
 def test_bert_for_pretraining(tmp_path):
     """The released files: a second head, poolers, norms called gamma and beta, repeated tensors."""
-    peer = made("BertForPreTraining", **BERT)
+    peer = build_reference("BertForPreTraining", **BERT)
     peer.save_pretrained(tmp_path / "pretraining")
     transformers.BertForMaskedLM.from_pretrained(tmp_path / "pretraining").save_pretrained(
         tmp_path / "masked"
@@ -258,7 +260,7 @@ def test_bert_for_pretraining(tmp_path):
 
 
 def test_repeated_tensor_that_differs(tmp_path):
-    made("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
+    build_reference("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
     change_tensors(
         tmp_path,
         lambda tensors: (

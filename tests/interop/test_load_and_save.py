@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support import multiprocess
-from support.hf_directories import assert_same, random_weights
+from support.hf_directories import random_weights
+from support.trees import assert_same
 
 from jaxlm import config, interop, models, sharding
 from jaxlm.config import UserError

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.hf_directories import assert_same, change_tensors
+from support.hf_directories import change_tensors
+from support.trees import assert_same
 
 from jaxlm import config
 from jaxlm.config import UserError

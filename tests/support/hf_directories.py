@@ -5,15 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from jaxlm import models
 from jaxlm.config import ModelConfig
 from jaxlm.interop.architectures import ARCHITECTURES
 from jaxlm.interop.hf_config import HFConfig
-from jaxlm.interop.match_architecture import parameter_shapes
 from jaxlm.types import Tree
+from support.trees import assert_same, random_params
 
 
 class NoTensors:
@@ -32,30 +32,9 @@ def read_values(model_type: str, values: dict[str, Any]) -> ModelConfig:
 
 
 def random_weights(model: ModelConfig) -> Tree:
-    """Return random numbers, around 1 in the scales of norms.
-
-    Rows that pad the vocabulary are zeros: what reading gives for them.
-    """
-    rng = np.random.default_rng(0)
-    padded = -(-model.vocabulary_size // 128) * 128
-
-    def random_leaf(path: Any, shape: Any) -> np.ndarray:
-        is_scale = path[-1].key == "scale"
-        leaf = (0.25 * rng.normal(size=shape.shape) + is_scale).astype(np.float32)
-        for axis in np.flatnonzero(np.array(leaf.shape) == padded):
-            np.moveaxis(leaf, axis, 0)[model.vocabulary_size :] = 0
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(random_leaf, parameter_shapes(model))
-
-
-def assert_same(one: Tree, other: Tree) -> None:
-    """Fail unless two trees have the same leaves, bit by bit."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    leaves = zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)
-    for (path, a), b in leaves:
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), path
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+    """Return random parameters as they are read: rows that pad the vocabulary are zeros."""
+    built = models.build(model)
+    return random_params(built, 0, std=0.25, scales_near_one=True, zero_padding=True)
 
 
 def assert_same_model(one: tuple[ModelConfig, Tree], other: tuple[ModelConfig, Tree]) -> None:
