@@ -48,7 +48,7 @@ def export_run(
     `archive` adds model.tar.gz. UserError where `transformers` has no such model or `out` is not
     empty, NoCheckpointError where the run has no such checkpoint; then there is no `out`.
     """
-    run_config = read_run_config(run)
+    run_config = load_run_config(run)
     check_is_empty(out)
     model_config = run_config.model
 
@@ -89,7 +89,7 @@ def export_run(
     return ExportedModel(architecture.model_type, loaded.step, parameter_count)
 
 
-def read_run_config(run: Path) -> Config:
+def load_run_config(run: Path) -> Config:
     """Return the config of a run directory with checkpoints, or say what it lacks."""
     path = run / "config.json"
     if not run.is_dir():

@@ -203,7 +203,7 @@ def test_a_head_of_its_own_beside_tied_own_tables(tmp_path):
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_defaults(model_type):
-    """What a config.json leaves out is what `transformers` takes."""
+    """Keys that a config.json leaves out have the defaults of `transformers`."""
     defaults = transformers.AutoConfig.for_model(model_type).to_dict()
     assert read_values(model_type, {}) == read_values(model_type, defaults)
     assert read_values(model_type, {"vocab_size": 99}) != read_values(model_type, {})

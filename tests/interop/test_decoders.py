@@ -189,7 +189,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def plain(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """What `transformers` writes into config.json after it has read these values."""
+    """Return the config.json that `transformers` writes after it has read these values."""
     return json.loads(cls(**values).to_json_string(use_diff=False))
 
 
@@ -220,7 +220,7 @@ def test_what_a_file_leaves_out_is_the_default_of_the_class(model_type):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_written_config_is_read_the_same(name):
-    """As it is, with either form of the rotary keys alone, and rewritten by `transformers`."""
+    """Unchanged, with either form of the rotary keys alone, and rewritten by `transformers`."""
     cls, fields = VARIANTS[name]
     settings_class = getattr(transformers, cls).config_class
     model_type = settings_class.model_type

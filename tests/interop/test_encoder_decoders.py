@@ -255,7 +255,7 @@ def test_older_bart(tmp_path):
 
 @pytest.mark.parametrize("cls", ["T5Config", "BartConfig"])
 def test_defaults(cls):
-    """What a config.json leaves out is what `transformers` takes."""
+    """Keys that a config.json leaves out have the defaults of `transformers`."""
     defaults = getattr(transformers, cls)().to_dict()
     model_type = defaults["model_type"]
     assert read_values(model_type, {}) == read_values(model_type, defaults)

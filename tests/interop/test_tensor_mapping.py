@@ -125,7 +125,7 @@ MODEL = config.ModelConfig(vocabulary_size=V, layers=LAYERS, width=D, heads=H, m
 
 
 def tree(**more):
-    """Shapes of the parameters."""
+    """Return the shapes of the parameters."""
     blocks = {
         "attention_norm": {"scale": (D,), "bias": (D,)},
         "attention": {f"{name}_kernel": (D, H, K) for name in ("query", "key", "value")},

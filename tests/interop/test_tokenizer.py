@@ -190,7 +190,7 @@ OWN = [
 
 @pytest.mark.parametrize("kind, objective, begin", OWN)
 def test_special_tokens_of_a_run(kind, objective, begin):
-    """What is written around a text is what the objective's samples have there."""
+    """The tokens around a text are those of the objective's samples."""
     tokenizer_config, goal, made = run_tokenizer(kind, objective, begin)
     special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, made.inner)
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
@@ -207,7 +207,7 @@ def test_special_tokens_of_a_run(kind, objective, begin):
 
 
 def read_back(directory, text: str, special: TokenizerFrame, model_type: str):
-    """What `transformers` loads from an exported tokenizer."""
+    """Return what `transformers` loads from an exported tokenizer."""
     transformers = pytest.importorskip("transformers")
     put(directory, "config.json", {"model_type": model_type, "vocab_size": 400})
     write_tokenizer(directory, text, special, 64)
@@ -215,7 +215,7 @@ def read_back(directory, text: str, special: TokenizerFrame, model_type: str):
 
 
 def check_same(theirs, ours, inner: Tokenizer, special: TokenizerFrame) -> None:
-    """Ids and texts of transformers' tokenizer, of a run's and of its tokenizer.json."""
+    """Compare ids and texts of transformers' tokenizer, a run's and its tokenizer.json."""
     for line in LINES:
         ids = ours.encode(line).tolist()
         assert (
