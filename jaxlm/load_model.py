@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, ready to be used: from a run directory or from a Hugging Face directory."""
+"""Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
 from pathlib import Path
@@ -7,133 +7,156 @@ from typing import NamedTuple
 import jax
 
 from jaxlm import checkpoint, config, data, interop, models, runtime, sharding
-from jaxlm.config import Config, NoCheckpointError, UserError
-from jaxlm.interop import tokenizer as special_tokens
-from jaxlm.interop.tokenizer import TokenizerFrame
+from jaxlm.config import (
+    Config,
+    ModelConfig,
+    NoCheckpointError,
+    PrecisionConfig,
+    TokenizerConfig,
+    UserError,
+)
+from jaxlm.interop.tokenizer import (
+    TOKENIZER_FILE,
+    TokenizerFrame,
+    load_tokenizer_json,
+    read_tokenizer,
+    run_tokenizer_frame,
+)
 from jaxlm.precision import cast_for_gather
 from jaxlm.types import Tree, is_axes
 
 
 class LoadedModel(NamedTuple):
-    """What generation and evaluation need."""
+    """A model for generation and evaluation."""
 
     path: Path
     model: models.Model
     params: Tree  # on the devices, matrices in the dtype of the computation
     tokenizer: data.Tokenizer
     special: TokenizerFrame
-    config: Config | None  # of a run
-    step: int | None  # of a run: the checkpoint's
+    config: Config | None  # None for a Hugging Face directory
+    step: int | None  # of the checkpoint; None for a Hugging Face directory
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory holds a run, or at least what is left of one."""
+    """Return whether a directory holds a run, even one without a config or a sound checkpoint."""
     return (path / "checkpoints").is_dir()
 
 
 def load_model(
     path: str | Path, *, step: int | None = None, compute: str | None = "float32", devices: int = 1
 ) -> LoadedModel:
-    """The model of a run (of its newest checkpoint unless a `step` is given) or of a Hugging Face directory.
+    """Return the model of a run or of a Hugging Face directory.
 
-    `compute` None is as the run was trained, float32 for the others. With several `devices` heads, MLP and vocabulary are split over
-    them. UserError where the directory can't be read, NoCheckpointError where a run has no such checkpoint.
+    A run's newest checkpoint is taken unless `step` is given. `compute` is the dtype of the
+    computation; None is that of the training for a run and float32 for others. With several
+    `devices` heads, MLP and vocabulary are split over them.
+
+    Raises UserError where the directory can't be read, NoCheckpointError where a run has no such
+    checkpoint.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: there is no such directory")
     if is_run(path):
-        return load_run(path, step, compute, devices)
+        return load_run_model(path, step, compute, devices)
     if step is not None:
         raise UserError(
             f"{path}: step {step}: only a run has steps, and this directory has no checkpoints"
         )
+
     _, model_config = interop.read_config(path)
-    model, where = placed(model_config, precision(compute or "float32"), devices)
-    _, params = interop.load(path, shardings=where)
-    settings, special = special_tokens.read(path)
+    model, shardings = place_model(model_config, inference_precision(compute or "float32"), devices)
+    _, params = interop.load(path, shardings=shardings)
+    tokenizer_config, special = read_tokenizer(path)
     return LoadedModel(
         path,
         model,
-        computed(model, params, compute),
-        tokenizer(settings, special),
+        cast_params(model, params, compute),
+        load_run_tokenizer(tokenizer_config, special),
         special,
-        None,
-        None,
+        config=None,
+        step=None,
     )
 
 
-def load_run(path: Path, step: int | None, compute: str | None, devices: int) -> LoadedModel:
-    settings = config.load(path / "config.json")
-    dtype = compute or settings.precision.compute
-    model, where = placed(settings.model, precision(dtype, settings.precision.params), devices)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    abstract = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        where,
+def load_run_model(path: Path, step: int | None, compute: str | None, devices: int) -> LoadedModel:
+    """Return the model of a run directory; the parameters are as in `load_model`."""
+    run_config = config.load(path / "config.json")
+    compute = compute or run_config.precision.compute
+    precision = inference_precision(compute, run_config.precision.params)
+    model, shardings = place_model(run_config.model, precision, devices)
+
+    # The checkpoint is restored to where the parameters belong, shard by shard.
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(model.init, jax.random.key(0)),
+        shardings,
     )
-    with checkpoint.Checkpoints(path / "checkpoints", settings.checkpoint.keep) as saved:
-        step = saved.latest() if step is None else step
+    with checkpoint.Checkpoints(path / "checkpoints", run_config.checkpoint.keep) as checkpoints:
+        step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        params = saved.restore_params(step, abstract)
-    file = path / special_tokens.FILE
-    made = dataclasses.replace(
-        settings.tokenizer, kind="file", path=str(file), vocabulary_size=None
+        params = checkpoints.restore_params(step, target)
+
+    tokenizer_file = path / TOKENIZER_FILE
+    special = run_tokenizer_frame(
+        run_config.tokenizer, run_config.objective, load_tokenizer_json(tokenizer_file)
     )
-    special = special_tokens.of_run(
-        settings.tokenizer, settings.objective, special_tokens.load(file)
+    tokenizer_config = dataclasses.replace(
+        run_config.tokenizer, kind="file", path=str(tokenizer_file), vocabulary_size=None
     )
     return LoadedModel(
         path,
         model,
-        computed(model, params, dtype),
-        tokenizer(made, special),
+        cast_params(model, params, compute),
+        load_run_tokenizer(tokenizer_config, special),
         special,
-        settings,
+        run_config,
         step,
     )
 
 
-def precision(compute: str, params: str = "float32") -> config.PrecisionConfig:
-    """That of inference: weights are used in the dtype of the computation."""
+def inference_precision(compute: str, params: str = "float32") -> PrecisionConfig:
+    """Return the precision of inference: weights are used in the dtype of the computation."""
     weights = "float32" if compute == "float32" else "bfloat16"
-    return config.PrecisionConfig(compute=compute, params=params, gradients=weights)  # type: ignore[arg-type]
+    return PrecisionConfig(compute=compute, params=params, gradients=weights)  # type: ignore[arg-type]
 
 
-def placed(
-    model_config: config.ModelConfig, precision: config.PrecisionConfig, devices: int
+def place_model(
+    model_config: ModelConfig, precision: PrecisionConfig, devices: int
 ) -> tuple[models.Model, Tree]:
-    """The model, split over so many devices, and where each of its parameters goes."""
-    found = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
+    """Return the model, split over `devices` devices, and the sharding of each parameter."""
+    mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
-    mesh = sharding.make_mesh(parallel, found)
+    mesh = sharding.make_mesh(parallel, mesh_devices)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())
-    model = models.build(
-        model_config, precision, sharding.build_execution(mesh, parallel, precision, "auto")
-    )
+
+    execution = sharding.build_execution(mesh, parallel, precision, "auto")
+    model = models.build(model_config, precision, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, sharding.Placement(mesh, model.axes, parallel.zero).tree("parameters", shapes)
 
 
-def computed(model: models.Model, params: Tree, compute: str | None) -> Tree:
-    """The weights in the dtype of the computation, once instead of at every use."""
+def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:
+    """Return the weights in the dtype of the computation: cast once, not at every use."""
     if compute in (None, "float32"):
         return params
-    policy = precision(compute)
+    precision = inference_precision(compute)
     return jax.tree.map(
-        lambda names, weight: cast_for_gather(names, weight, policy),
+        lambda axes, weight: cast_for_gather(axes, weight, precision),
         model.axes,
         params,
         is_leaf=is_axes,
     )
 
 
-def tokenizer(settings: config.TokenizerConfig, special: TokenizerFrame) -> data.Tokenizer:
-    """Of a tokenizer.json, with the special tokens that it has."""
+def load_run_tokenizer(
+    tokenizer_config: TokenizerConfig, special: TokenizerFrame
+) -> data.Tokenizer:
+    """Return the tokenizer.json of a config of kind "file", with its special tokens."""
     roles = data.SpecialTokens(
         special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
     )
-    assert settings.path is not None
-    return data.load_tokenizer(Path(settings.path), roles)
+    assert tokenizer_config.path is not None
+    return data.load_tokenizer(Path(tokenizer_config.path), roles)

@@ -1,137 +1,174 @@
-"""Models in and out of Hugging Face directories: `model_config, params = load(HF_DIR)`, `save(OUT_DIR, model_config, params)`.
+"""Read and write models of Hugging Face `transformers`.
 
-Models are known by the `model_type` of their config.json; only safetensors are read and no code that comes with a checkpoint is run.
+    model_config, params = load(HF_DIR)
+    save(OUT_DIR, model_config, params)
+
+The `model_type` of a config.json says which architecture it is. Only safetensors are read, and code
+that comes with a checkpoint is never run.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxlm import config
-from jaxlm.config import ConfigError, UserError
+from jaxlm.config import ConfigError, ModelConfig, UserError
 from jaxlm.config.fields import suggestion
-from jaxlm.interop import extension, files, hf_config, weights, writer
 from jaxlm.interop.architectures import ARCHITECTURES
-from jaxlm.interop.files import Listing
+from jaxlm.interop.extension import apply_extension
+from jaxlm.interop.hf_config import format_json, read_hf_config
 from jaxlm.interop.mapping import Architecture
-from jaxlm.interop.match_architecture import fit, shapes_of
+from jaxlm.interop.match_architecture import find_match, parameter_shapes
 from jaxlm.interop.match_architecture import match_architecture as match_architecture
+from jaxlm.interop.read_weights import DirectoryTensors, read_weights
+from jaxlm.interop.safetensors_reader import TensorIndex, read_tensor_index
+from jaxlm.interop.safetensors_writer import staged_files, write_safetensors
+from jaxlm.interop.tensor_mapping import check_params, map_tensors
+from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 from jaxlm.types import Tree
 
-SHARD_BYTES = 5_000_000_000
-WRITTEN = {"float32": "F32", "bfloat16": "BF16"}  # float16 has no room for large weights
+DEFAULT_SHARD_BYTES = 5_000_000_000
+EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # the range of float16 is too small
+
+
+class HFDirectory(NamedTuple):
+    """A Hugging Face directory whose config.json and headers have been read."""
+
+    architecture: Architecture
+    model: ModelConfig
+    base: ModelConfig  # what config.json says without its section "jaxlm"
+    index: TensorIndex
 
 
 def load(
     path: str | Path, *, dtype: str = "float32", shardings: Tree | None = None
-) -> tuple[config.ModelConfig, Tree]:
-    """The model of a Hugging Face directory and its parameters.
+) -> tuple[ModelConfig, Tree]:
+    """Return the model of a Hugging Face directory and its parameters.
 
-    `shardings` are those of the parameters; without them all is on the default device.
+    `shardings` has a sharding for each parameter; without it all are on the default device.
+    UserError, with file and key or tensor, where the directory can't be read.
     """
-    architecture, model, whole, listing = opened(Path(path))
-    return model, weights.read(
-        architecture,
-        model,
-        listing,
-        shapes_of(model),
-        shardings,
-        jnp.dtype(dtype),
-        shapes_of(whole),
+    directory = open_directory(Path(path))
+    params = read_weights(
+        directory.architecture,
+        directory.model,
+        directory.index,
+        shapes=parameter_shapes(directory.model),
+        base_shapes=parameter_shapes(directory.base),
+        shardings=shardings,
+        dtype=jnp.dtype(dtype),
     )
 
-
-def read_config(path: str | Path) -> tuple[Architecture, config.ModelConfig]:
-    """What a Hugging Face directory says of itself; its weights are not read, but for what config.json leaves open."""
-    return opened(Path(path))[:2]
+    return directory.model, params
 
 
-def opened(directory: Path) -> tuple[Architecture, config.ModelConfig, config.ModelConfig, Listing]:
-    """(architecture, the model, what it is without our section, tensors)."""
-    values = hf_config.read(directory)
-    model_type = values.get("model_type")
+def read_config(path: str | Path) -> tuple[Architecture, ModelConfig]:
+    """Return the architecture and the model of a Hugging Face directory.
+
+    Of its weights only the headers are read, and the tensors that the config depends on.
+    """
+    directory = open_directory(Path(path))
+    return directory.architecture, directory.model
+
+
+def open_directory(path: Path) -> HFDirectory:
+    """Read config.json and the headers of the weights; UserError for what is not supported."""
+    hf_config = read_hf_config(path)
+    model_type = hf_config.get("model_type")
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         near = suggestion(model_type, ARCHITECTURES) if isinstance(model_type, str) else ""
-        values.refuse(
-            "model_type",
-            f"{hf_config.shown(model_type)} is not supported{near}; known: {', '.join(ARCHITECTURES)}",
+        known = ", ".join(ARCHITECTURES)
+        hf_config.refuse(
+            "model_type", f"{format_json(model_type)} is not supported{near}; known: {known}"
         )
-    classes = values.words("architectures")
+    classes = hf_config.strings("architectures")
     if classes and not set(classes) & set(architecture.classes):
-        values.refuse(
-            "architectures",
-            f"{', '.join(classes)} is not supported, only {' or '.join(architecture.classes)}",
-        )
-    listing = files.listing(directory)
+        known = " or ".join(architecture.classes)
+        hf_config.refuse("architectures", f"{', '.join(classes)} is not supported, only {known}")
+
+    index = read_tensor_index(path)
     try:
-        whole = architecture.read(values, weights.Tensors(architecture, listing))
-        return architecture, extension.read(values, whole), whole, listing
-    except ConfigError as error:  # names our field; the file that it comes from is theirs
-        raise UserError(f"{values.path}: gives a model that can't be: {error}") from None
+        base = architecture.read(hf_config, DirectoryTensors(architecture, index))
+        return HFDirectory(architecture, apply_extension(hf_config, base), base, index)
+    except ConfigError as error:  # names a field of jaxlm; the user needs the file
+        raise UserError(f"{hf_config.path}: describes an impossible model: {error}") from None
 
 
 def save(
     path: str | Path,
-    model: config.ModelConfig,
+    model: ModelConfig,
     params: Tree,
     *,
     dtype: str = "float32",
-    max_shard_bytes: int = SHARD_BYTES,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     tokens: Mapping[str, Any] | None = None,
 ) -> Architecture:
-    """Writes config.json and the weights such that `transformers` loads them. UserError where no architecture of theirs is this model.
+    """Write config.json and the weights of a model so that `transformers` loads them.
 
-    `tokens` are ids for config.json: {"eos_token_id": 0, "pad_token_id": 1}; None says that there is no such token.
+    `tokens` are ids for config.json: {"eos_token_id": 0, "pad_token_id": 1}; None means that there
+    is no such token. Returns the architecture. UserError where `transformers` has none for the
+    model.
     """
-    if dtype not in WRITTEN:
-        raise UserError(f"dtype: {dtype!r} is not supported; known: {', '.join(WRITTEN)}")
-    architecture, values, whole = fit(model)
-    shapes = shapes_of(model)
-    weights.check_tree(shapes, params)
-    rows = weights.rows(architecture, model, shapes, shapes_of(whole))
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not supported; known: {', '.join(EXPORT_DTYPES)}")
+
+    architecture, values, base = find_match(model)
+    shapes = parameter_shapes(model)
+    check_params(shapes, params)
+    mapped = map_tensors(architecture, model, shapes, parameter_shapes(base))
     config_values = {
         "architectures": [architecture.classes[0]],
         "model_type": architecture.model_type,
-        **with_tokens(architecture, model, values, tokens or {}),
+        **add_token_ids(architecture, model, values, tokens or {}),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 5
     }
-    with writer.staged(Path(path)) as staged:
-        code = WRITTEN[dtype]
-        writer.write(
-            staged, weights.written(rows, code), weights.arrays(rows, params, code), max_shard_bytes
+
+    file_dtype = EXPORT_DTYPES[dtype]
+    with staged_files(Path(path)) as files:
+        write_safetensors(
+            files,
+            tensor_specs(mapped, file_dtype),
+            iterate_tensors(mapped, params, file_dtype),
+            max_shard_bytes,
         )
-        staged.json("config.json", config_values)
+        files.write_json("config.json", config_values)
     return architecture
 
 
-def with_tokens(
+def add_token_ids(
     architecture: Architecture,
-    model: config.ModelConfig,
+    model: ModelConfig,
     values: dict[str, Any],
     tokens: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The values of config.json with the ids of special tokens, some of which the model's own sizes may settle."""
-    for name, ids in tokens.items():
-        for number in ids if isinstance(ids, (list, tuple)) else [ids]:
+    """Return the values of config.json with the ids of special tokens.
+
+    UserError for an id outside of the vocabulary, or another one than the model's sizes imply.
+    """
+    for name, token_ids in tokens.items():
+        for number in token_ids if isinstance(token_ids, (list, tuple)) else [token_ids]:
             if number is not None and not 0 <= number < model.vocabulary_size:
-                raise UserError(
-                    f"{name}: {number} is not in the vocabulary (0 to {model.vocabulary_size - 1})"
+                last = model.vocabulary_size - 1
+                raise UserError(f"{name}: {number} is not in the vocabulary (0 to {last})")
+
+        implied = values.get(name)
+        if implied is not None and token_ids is not None and implied != token_ids:
+            reason = ""
+            if name == "pad_token_id":
+                reason = (
+                    f"; its model.position_offset ({model.position_offset}) is pad_token_id + 1"
                 )
-        settled = values.get(name)
-        if settled is not None and ids is not None and settled != ids:
-            settled_by = (
-                f"; model.position_offset ({model.position_offset}) is pad_token_id + 1 in it"
-                if name == "pad_token_id"
-                else ""
-            )
             raise UserError(
-                f"{name}: {ids} can't be written: a {architecture.model_type} of this shape has {settled}{settled_by}"
+                f"{name}: {token_ids} can't be written: a {architecture.model_type} "
+                f"of this shape has {implied}{reason}"
             )
-    # A token that is said not to be is null: the class of transformers would have an id of its own.
+
+    # None is written as null, or the class of transformers would fill in an id of its own.
     return values | {
-        name: ids for name, ids in tokens.items() if ids is not None or values.get(name) is None
+        name: token_ids
+        for name, token_ids in tokens.items()
+        if token_ids is not None or values.get(name) is None
     }

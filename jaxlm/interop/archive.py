@@ -1,53 +1,48 @@
-"""model.tar.gz: an exported directory in the form that the Hugging Face containers of SageMaker read."""
+"""model.tar.gz: an exported directory as the Hugging Face containers of SageMaker read it."""
 
-import contextlib
 import gzip
 import os
 import tarfile
 from pathlib import Path
 
 from jaxlm.config import UserError
+from jaxlm.files import atomic_writer
 
-FILE = "model.tar.gz"
-FASTEST = 1  # of gzip: numbers of weights hardly shrink
+ARCHIVE_FILE = "model.tar.gz"
+FASTEST_GZIP = 1  # weights hardly shrink at higher levels
 
 
-def pack(directory: Path) -> Path:
-    """Writes the directory's files, without hidden ones, into its model.tar.gz: all at the root of the archive, sorted by name.
+def write_archive(directory: Path) -> Path:
+    """Write the directory's files, without hidden ones, into its model.tar.gz; return its path.
 
-    The same files give the same bytes: times are 0 and the owner is root. The archive appears under its name when it is whole.
+    All files are at the root of the archive, sorted by name. The same files give the same bytes:
+    times are 0 and the owner is root. UserError where it can't be written.
     """
-    target = directory / FILE
-    partial = directory / f".{FILE}.{os.getpid()}"
+    target = directory / ARCHIVE_FILE
     files = sorted(
         path
         for path in directory.iterdir()
         if path.is_file() and path != target and not path.name.startswith(".")
     )
     try:
-        with partial.open("wb") as raw:
-            with (
-                gzip.GzipFile("", "wb", FASTEST, raw, mtime=0) as packed,
-                tarfile.open(fileobj=packed, mode="w|") as archive,
-            ):
-                for path in files:
-                    with path.open("rb") as content:
-                        archive.addfile(
-                            entry(path.name, os.fstat(content.fileno()).st_size), content
-                        )
-            raw.flush()
-            os.fsync(raw.fileno())
-        partial.replace(target)
+        with (
+            atomic_writer(target) as raw,
+            gzip.GzipFile("", "wb", FASTEST_GZIP, raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w|") as archive,
+        ):
+            for path in files:
+                with path.open("rb") as content:
+                    size = os.fstat(content.fileno()).st_size
+                    archive.addfile(archive_entry(path.name, size), content)
     except OSError as error:
         raise UserError(f"{target}: can't be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+
     return target
 
 
-def entry(name: str, size: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
-    info.uid, info.gid, info.uname, info.gname = 0, 0, "root", "root"
-    return info
+def archive_entry(name: str, size: int) -> tarfile.TarInfo:
+    """Return the header of a file without anything that depends on the machine."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, 0o644, 0
+    entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, "root", "root"
+    return entry

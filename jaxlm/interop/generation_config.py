@@ -1,6 +1,6 @@
-"""generation_config.json: the ids with which texts begin and end, and what else it asks of generation.
+"""generation_config.json: the token ids that begin and end texts, and options of generation.
 
-What it lacks is taken from config.json, where older checkpoints keep it.
+Ids that it lacks are taken from config.json, where older checkpoints keep them.
 """
 
 import json
@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.interop import hf_config
-from jaxlm.interop.hf_config import HFConfig, shown
+from jaxlm.interop.hf_config import HFConfig, format_json, read_json
 
-FILE = "generation_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 # Entries that change no text, beside the ids below.
-HARMLESS = {
+IGNORED_KEYS = {
     "_from_model_config",
     "transformers_version",
     "use_cache",
@@ -29,8 +28,9 @@ HARMLESS = {
     "num_return_sequences",
 }
 
-# Entries that jaxlm.generate has an option for, with the value that means "off"; the option decides, not the file.
-OPTIONS = {
+# Entries that jaxlm.generate has an option for, with the value that means "off". The option
+# decides, not the file.
+OPTION_DEFAULTS = {
     "do_sample": False,
     "temperature": 1.0,
     "top_k": 50,
@@ -43,21 +43,22 @@ OPTIONS = {
     "stop_strings": None,
 }
 
-IDS = (
+TOKEN_ID_KEYS = (
     "bos_token_id",
     "pad_token_id",
     "decoder_start_token_id",
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
-DEFAULTS = {
+# Ids that the config classes of `transformers` have by default.
+CLASS_TOKEN_IDS = {
     "bart": {"decoder_start_token_id": 2, "forced_eos_token_id": 2},
     "t5": {"decoder_start_token_id": 0},
-}  # of the class
+}
 
 
 class GenerationConfig(NamedTuple):
-    """The ids, None where nothing says them, and what jaxlm.generate doesn't do by itself."""
+    """The ids, None where no file has them, and the entries that jaxlm.generate doesn't follow."""
 
     eos_ids: tuple[int, ...]
     bos_id: int | None
@@ -65,78 +66,97 @@ class GenerationConfig(NamedTuple):
     decoder_start_id: int | None
     forced_bos_id: int | None
     forced_eos_id: int | None
-    suggested: dict[str, Any]  # entries that are options of jaxlm.generate: {"num_beams": 4}
-    unfollowed: dict[
-        str, Any
-    ]  # entries that change the text and that it has no option for: {"no_repeat_ngram_size": 3}
+    # Entries that are options of jaxlm.generate: {"num_beams": 4}
+    suggested: dict[str, Any]
+    # Entries that change the text and that it has no option for: {"no_repeat_ngram_size": 3}
+    unsupported: dict[str, Any]
 
     @property
     def warnings(self) -> list[str]:
-        """A line per kind of entry that jaxlm.generate does not follow."""
+        """Return a line for the options and one for what jaxlm.generate can't do."""
         lines = []
         if self.suggested:
             lines.append(
-                f"{FILE} asks for {listed(self.suggested)}: options of jaxlm.generate, which doesn't read them from there"
+                f"{GENERATION_CONFIG_FILE} asks for {format_entries(self.suggested)}; "
+                "pass these to jaxlm.generate as options, it doesn't read them from the file"
             )
-        if self.unfollowed:
+        if self.unsupported:
             lines.append(
-                f"{FILE} asks for {listed(self.unfollowed)}, which jaxlm.generate does not do"
+                f"{GENERATION_CONFIG_FILE} asks for {format_entries(self.unsupported)}, "
+                "which jaxlm.generate does not do"
             )
         return lines
 
 
-def listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={shown(value)}" for key, value in values.items())
+def format_entries(values: Mapping[str, Any]) -> str:
+    """Return entries as "num_beams=4, top_p=0.9"."""
+    return ", ".join(f"{key}={format_json(value)}" for key, value in values.items())
 
 
-def read(directory: Path, config: HFConfig) -> GenerationConfig:
-    """From generation_config.json, if there is one, and `config`, the directory's config.json."""
-    path = directory / FILE
-    found = hf_config.read_json(path) if path.exists() else {}
-    if not isinstance(found, dict):
-        hf_config.HFConfig(path, {}).refuse("", "must be a JSON object")
-    own = HFConfig(path, found)
-    defaults = HFConfig(config.path, DEFAULTS.get(str(config.get("model_type")), {}))
-    eos = next((given for source in (own, config) if (given := ids(source, "eos_token_id"))), ())
-    one = {
-        key: next(
-            (given[0] for source in (own, config, defaults) if (given := ids(source, key))), None
-        )
-        for key in IDS
-    }
-    others = {
-        key: value
-        for key, value in found.items()
-        if key not in (*IDS, *HARMLESS, *OPTIONS, "eos_token_id")
-    }
+def read_generation_config(directory: Path, hf_config: HFConfig) -> GenerationConfig:
+    """Return generation_config.json, completed from `hf_config`, the directory's config.json."""
+    path = directory / GENERATION_CONFIG_FILE
+    values = read_json(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        HFConfig(path, {}).refuse("", "must be a JSON object")
+
+    files = [HFConfig(path, values), hf_config]
+    defaults = HFConfig(hf_config.path, CLASS_TOKEN_IDS.get(str(hf_config.get("model_type")), {}))
+    eos_ids = first_token_ids(files, "eos_token_id")
+    token_ids = []
+    for key in TOKEN_ID_KEYS:
+        candidates = first_token_ids([*files, defaults], key)
+        token_ids.append(candidates[0] if candidates else None)
+
+    known = {*TOKEN_ID_KEYS, *IGNORED_KEYS, *OPTION_DEFAULTS, "eos_token_id"}
     return GenerationConfig(
-        eos,
-        *(one[key] for key in IDS),
+        eos_ids,
+        *token_ids,
         suggested={
-            key: found[key] for key, off in OPTIONS.items() if found.get(key) not in (None, off)
+            key: values[key]
+            for key, default in OPTION_DEFAULTS.items()
+            if values.get(key) not in (None, default)
         },
-        unfollowed={key: value for key, value in others.items() if says_something(value)},
+        unsupported={
+            key: value for key, value in values.items() if key not in known and is_set(value)
+        },
     )
 
 
-def ids(source: HFConfig, key: str) -> tuple[int, ...]:
-    """The id or the list of ids at `key`; () where there is none."""
+def first_token_ids(sources: list[HFConfig], key: str) -> tuple[int, ...]:
+    """Return the ids at `key` in the first source that has any, or ()."""
+    for source in sources:
+        token_ids = read_token_ids(source, key)
+        if token_ids:
+            return token_ids
+    return ()
+
+
+def read_token_ids(source: HFConfig, key: str) -> tuple[int, ...]:
+    """Return the id or the list of ids at `key`; () where there is none."""
     value = source.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in values):
-        source.refuse(key, f"must be the id of a token, got {shown(value)}")
+        source.refuse(key, f"must be the id of a token, got {format_json(value)}")
     return tuple(token for token in values if token >= 0)  # -1 is an old way to say none
 
 
-def says_something(value: Any) -> bool:
-    """Not one of the values with which `transformers` says that an entry is off."""
+def is_set(value: Any) -> bool:
+    """Return whether an entry isn't one of the values that mean "off" in `transformers`."""
     return value not in (None, False, 0, 1, 1.0, "", [], {})
 
 
-def write(directory: Path, tokens: Mapping[str, int | None], max_length: int) -> None:
-    """A generation_config.json with the ids `tokens`, such as {"eos_token_id": 0}, and greedy decoding up to `max_length` tokens."""
+def write_generation_config(
+    directory: Path, tokens: Mapping[str, int | None], max_length: int
+) -> None:
+    """Write a generation_config.json for greedy decoding up to `max_length` tokens.
+
+    `tokens` are ids such as {"eos_token_id": 0}; those that are None are left out.
+    """
     values = {
         **{key: number for key, number in tokens.items() if number is not None},
         "max_length": max_length,
     }
-    (directory / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (directory / GENERATION_CONFIG_FILE).write_text(
+        json.dumps(values, indent=2) + "\n", encoding="utf-8"
+    )

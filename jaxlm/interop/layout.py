@@ -1,4 +1,4 @@
-"""One row of a table on arrays: the shape of a tensor of theirs, and ours as views into it."""
+"""Arrays of one rule: the shape of the tensor, and its parameters as views of it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,58 +7,76 @@ import numpy as np
 
 from jaxlm.interop.mapping import Rule
 
-Sizes = Mapping[str, int]  # of the letters
+DimensionSizes = Mapping[str, int]  # of the letters
 
 
-def atoms(layout: str) -> list[str]:
-    """The letters and the digit of a layout in order, whatever dimensions they are joined to."""
-    return [atom for atom in layout if atom != " "]
+def split_layout(layout: str) -> list[str]:
+    """Return the letters and digits of a layout in order: "d 3hk" gives d, 3, h, k."""
+    return [symbol for symbol in layout if symbol != " "]
 
 
-def sizes(rule: Rule, shapes: Sequence[tuple[int, ...]], vocabulary_size: int) -> dict[str, int]:
-    """What the letters stand for, from the shapes of ours without the layers; `v` is the logical size of the vocabulary."""
-    found: dict[str, int] = {}
-    for path, shape in zip(rule.ours, shapes, strict=True):
+def dimension_sizes(
+    rule: Rule, shapes: Sequence[tuple[int, ...]], vocabulary_size: int
+) -> dict[str, int]:
+    """Return what the letters stand for, from the parameters' shapes without the layers.
+
+    `v` is the logical size of the vocabulary, not the padded one. Raises ValueError where a shape
+    doesn't have the dimensions of the rule.
+    """
+    sizes: dict[str, int] = {}
+    for path, shape in zip(rule.parameters, shapes, strict=True):
         if len(rule.dims) != len(shape):
             raise ValueError(f"{path}: {rule.dims!r} can't describe the shape {shape}")
         for letter, size in zip(rule.dims, shape, strict=True):
-            if found.setdefault(letter, size) != size:
-                raise ValueError(f"{path}: {letter!r} is {size} and {found[letter]} in {rule}")
-    return found | ({"v": vocabulary_size} if "v" in found else {})
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(f"{path}: {letter!r} is {size} and {sizes[letter]} in {rule}")
+
+    if "v" in sizes:
+        sizes["v"] = vocabulary_size
+    return sizes
 
 
-def shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
-    """The shape of theirs."""
+def tensor_shape(rule: Rule, sizes: DimensionSizes) -> tuple[int, ...]:
+    """Return the shape of the rule's tensor."""
     return tuple(
-        math.prod(size(atom, sizes) for atom in dimension) for dimension in rule.layout.split()
+        math.prod(symbol_size(symbol, sizes) for symbol in dimension)
+        for dimension in rule.layout.split()
     )
 
 
-def views(rule: Rule, theirs: np.ndarray, sizes: Sizes) -> list[np.ndarray]:
-    """Each of ours as a view of `theirs`, which is contiguous; what is written there is written to theirs."""
-    names = atoms(rule.layout)
-    whole = theirs.reshape([size(atom, sizes) for atom in names])
-    parts = [whole]
-    for axis, atom in enumerate(names):
-        if atom.isdigit():
-            parts = [whole[(slice(None),) * axis + (index,)] for index in range(int(atom))]
-    letters = [atom for atom in names if not atom.isdigit()]
-    single = tuple(
-        0 if letter == "o" and "o" not in rule.dims else slice(None) for letter in letters
-    )
-    letters = [letter for letter, index in zip(letters, single, strict=True) if index != 0]
-    if (
-        sorted(letters) != sorted(set(rule.dims))
-        or len(rule.dims) != len(letters)
-        or len(parts) != len(rule.ours)
-    ):
+def parameter_views(rule: Rule, tensor: np.ndarray, sizes: DimensionSizes) -> list[np.ndarray]:
+    """Return each parameter of the rule as a view of `tensor`, which is contiguous.
+
+    Writing to a view writes to the tensor. Raises ValueError where layout and dims differ.
+    """
+    symbols = split_layout(rule.layout)
+    unfolded = tensor.reshape([symbol_size(symbol, sizes) for symbol in symbols])
+
+    # A digit is the axis along which the parameters lie.
+    parts = [unfolded]
+    for axis, symbol in enumerate(symbols):
+        if symbol.isdigit():
+            before = (slice(None),) * axis
+            parts = [unfolded[(*before, number)] for number in range(int(symbol))]
+    letters = [symbol for symbol in symbols if not symbol.isdigit()]
+
+    # The one of "o" is dropped unless the parameter has it too.
+    dropped = "o" if "o" not in rule.dims else ""
+    index = tuple(0 if letter == dropped else slice(None) for letter in letters)
+    letters = [letter for letter in letters if letter != dropped]
+
+    same_letters = sorted(letters) == sorted(set(rule.dims)) and len(letters) == len(rule.dims)
+    if not same_letters or len(parts) != len(rule.parameters):
         raise ValueError(
-            f"{rule.layout!r} and {len(rule.ours)} x {rule.dims!r} don't hold the same dimensions"
+            f"{rule.layout!r} and {len(rule.parameters)} x {rule.dims!r} "
+            "don't hold the same dimensions"
         )
-    return [
-        part[single].transpose([letters.index(letter) for letter in rule.dims]) for part in parts
-    ]
+    order = [letters.index(letter) for letter in rule.dims]
+    return [part[index].transpose(order) for part in parts]
 
 
-def size(atom: str, sizes: Sizes) -> int:
-    return int(atom) if atom.isdigit() else sizes.get(atom, 1) if atom == "o" else sizes[atom]
+def symbol_size(symbol: str, sizes: DimensionSizes) -> int:
+    """Return the size of one letter or digit; "o" is 1 unless `sizes` has it."""
+    if symbol.isdigit():
+        return int(symbol)
+    return sizes.get("o", 1) if symbol == "o" else sizes[symbol]

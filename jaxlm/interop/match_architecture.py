@@ -1,4 +1,4 @@
-"""Which architecture of `transformers` a model is: the one whose config, read back, is the model again."""
+"""Find the architecture of `transformers` whose config, read back, is the model again."""
 
 import math
 import re
@@ -9,165 +9,193 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlm import config, models
-from jaxlm.config import UserError
-from jaxlm.interop import extension, weights
+from jaxlm import models
+from jaxlm.config import ModelConfig, UserError
 from jaxlm.interop.architectures import ARCHITECTURES
+from jaxlm.interop.extension import (
+    EXTENSION_KEY,
+    apply_extension,
+    build_extension,
+    equivalent_models,
+)
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture
+from jaxlm.interop.tensor_mapping import leaves_by_path, map_tensors, rule_applies
 from jaxlm.types import Tree
 
-TRAINING = (
-    "initializer",
-    "initializer_std",
-    "dropout",
-    "attention_dropout",
-)  # neither the function nor the tree depends on them
-SHOWN = 4  # fields in a message
-FACTORS = ("rotary_low_frequency_factor", "rotary_high_frequency_factor", "rotary_original_length")
-SCALING = {
+# Neither the function nor the tree of parameters depends on these fields.
+TRAINING_FIELDS = ("initializer", "initializer_std", "dropout", "attention_dropout")
+MAX_FIELDS_SHOWN = 4  # in a message
+FREQUENCY_FIELDS = (
+    "rotary_low_frequency_factor",
+    "rotary_high_frequency_factor",
+    "rotary_original_length",
+)
+SCALING_FIELDS = {
     "none": (),
     "linear": ("rotary_scaling_factor",),
-    "llama3": ("rotary_scaling_factor", *FACTORS),
-    "yarn": ("rotary_scaling_factor", *FACTORS, "rotary_attention_factor"),
+    "llama3": ("rotary_scaling_factor", *FREQUENCY_FIELDS),
+    "yarn": ("rotary_scaling_factor", *FREQUENCY_FIELDS, "rotary_attention_factor"),
 }
-ROTARY = (
+ROTARY_FIELDS = (
     "rotary_theta",
     "rotary_theta_sliding",
     "rotary_share",
     "rotary_scaling",
-    *SCALING["yarn"],
+    *SCALING_FIELDS["yarn"],
 )
-DEFAULTS = {field.name: field.default for field in fields(config.ModelConfig)}
+MODEL_DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 
 
-class Written:
-    """The tensors that an export would have, for `Architecture.read`; also where the architecture's table has no place for some of ours."""
+class ExportedTensors:
+    """The tensors that an export would have, for `Architecture.read`.
+
+    The architecture's table need not have a place for every parameter.
+    """
 
     def __init__(self, architecture: Architecture, shapes: Tree):
-        paths = weights.by_path(shapes)
-        self.names: dict[str, bool] = {}  # patterns, and whether they hold numbers
+        paths = leaves_by_path(shapes)
+        self.patterns: dict[str, bool] = {}  # of names -> whether the tensor holds a parameter
         for rule in architecture.rules:
-            present = any(path in paths for path in rule.ours)
-            if weights.holds(rule, paths) and (present or rule.zeros):
-                self.names[re.escape(rule.theirs).replace(re.escape("{}"), r"\d+")] = present
+            present = any(path in paths for path in rule.parameters)
+            if rule_applies(rule, paths) and (present or rule.zeros):
+                pattern = re.escape(rule.tensor).replace(re.escape("{}"), r"\d+")
+                self.patterns[pattern] = present
 
     def __contains__(self, name: object) -> bool:
-        return any(re.fullmatch(pattern, str(name)) for pattern in self.names)
+        return any(re.fullmatch(pattern, str(name)) for pattern in self.patterns)
 
     def any(self, name: str) -> bool:
+        """Return whether the tensor exists and holds a parameter, and so not only zeros."""
         return any(
-            present and re.fullmatch(pattern, name) for pattern, present in self.names.items()
+            present and re.fullmatch(pattern, name) for pattern, present in self.patterns.items()
         )
+
+
+class ArchitectureMatch(NamedTuple):
+    """An architecture that computes a model."""
+
+    architecture: Architecture
+    values: dict[str, Any]  # of its config.json
+    base: ModelConfig  # the model that those values are without the section "jaxlm"
 
 
 @lru_cache(maxsize=8)
-def shapes_of(model: config.ModelConfig) -> Tree:
-    """The parameters' shapes. Not to be changed: the next call gives the same tree."""
+def parameter_shapes(model: ModelConfig) -> Tree:
+    """Return the shapes of the parameters. The tree is cached: don't change it."""
     return jax.eval_shape(models.build(model).init, jax.random.key(0))
 
 
-class Fit(NamedTuple):
-    """An architecture that is a model: the values of its config.json, and the model that they are without our section."""
+def match_architecture(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture of a model and the values of its config.json.
 
-    architecture: Architecture
-    values: dict[str, Any]
-    whole: config.ModelConfig
-
-
-def match_architecture(model: config.ModelConfig) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture and the values of its config.json. UserError saying what none of them can express."""
-    return fit(model)[:2]
+    UserError, with the fields that differ from the closest architecture, where there is none.
+    """
+    return find_match(model)[:2]
 
 
-def fit(model: config.ModelConfig) -> Fit:
-    """The first architecture that has words for all of the model, else the one that needs the fewest of our section."""
-    reasons: list[tuple[int, str]] = []
-    fits: list[Fit] = []
+def find_match(model: ModelConfig) -> ArchitectureMatch:
+    """Return the first architecture whose config says all of the model.
+
+    If there is none, return the one with the shortest section "jaxlm".
+    """
+    extended: list[ArchitectureMatch] = []
+    mismatches: list[tuple[int, str]] = []  # (fields that differ, message)
     for architecture in ARCHITECTURES.values():
         if architecture.family != model.family:
             continue
-        for stand_in in extension.stand_ins(model):
+        for equivalent in equivalent_models(model):
             try:
-                found, differing = attempt(architecture, model, stand_in)
+                match, differing = try_architecture(architecture, model, equivalent)
             except UserError as error:
-                reasons.append((len(DEFAULTS), f"{architecture.model_type} can't: {error}"))
+                reason = f"{architecture.model_type} can't: {error}"
+                mismatches.append((len(MODEL_DEFAULTS), reason))
                 continue
-            if not differing and extension.KEY not in found.values:
-                return found
+
+            if not differing and EXTENSION_KEY not in match.values:
+                return match
             if not differing:
-                fits.append(found)
-            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            reasons.append(
-                (
-                    len(differing),
-                    f"{architecture.model_type}, the nearest, has {', '.join(differing[:SHOWN])}{more}",
-                )
-            )
-    if fits:
-        return min(fits, key=lambda found: len(found.values[extension.KEY]))
-    if not reasons:
-        raise UserError(
-            f"no architecture of transformers that is known here is of family {model.family!r}"
-        )
-    raise UserError(
-        f"no architecture of transformers that is known here is this model: {min(reasons, key=lambda reason: reason[0])[1]}"
-    )
+                extended.append(match)
+            shown = ", ".join(differing[:MAX_FIELDS_SHOWN])
+            if len(differing) > MAX_FIELDS_SHOWN:
+                shown += f" and {len(differing) - MAX_FIELDS_SHOWN} more"
+            reason = f"the closest, {architecture.model_type}, has {shown}"
+            mismatches.append((len(differing), reason))
+
+    if extended:
+        return min(extended, key=lambda match: len(match.values[EXTENSION_KEY]))
+    if not mismatches:
+        raise UserError(f"no supported architecture of transformers is of family {model.family!r}")
+    _, reason = min(mismatches, key=lambda mismatch: mismatch[0])
+    raise UserError(f"no supported architecture of transformers fits this model: {reason}")
 
 
-def attempt(
-    architecture: Architecture, model: config.ModelConfig, stand_in: config.ModelConfig
-) -> tuple[Fit, list[str]]:
-    """What the architecture makes of the model, in the words of another that computes the same, and where that differs."""
-    shapes, path = shapes_of(model), Path("config.json")
-    values = architecture.write(stand_in)
-    whole = architecture.read(HFConfig(path, values), Written(architecture, shapes))
-    lacking = extension.write(model, whole)
-    if lacking:
-        values = values | {extension.KEY: lacking}
-    differing = differences(model, extension.read(HFConfig(path, values), whole))
-    if lacking and not differing:
-        weights.rows(
-            architecture, model, shapes, shapes_of(whole)
-        )  # not every table can do without what is lacking
-    return Fit(architecture, values, whole), differing
+def try_architecture(
+    architecture: Architecture, model: ModelConfig, equivalent: ModelConfig
+) -> tuple[ArchitectureMatch, list[str]]:
+    """Return the architecture's config of a model, and the fields in which it differs.
+
+    The config is written from `equivalent`, which computes the same function as `model`. UserError
+    where the architecture's tensors can't do without what the model lacks.
+    """
+    shapes, path = parameter_shapes(model), Path("config.json")
+    values = architecture.write(equivalent)
+    base = architecture.read(HFConfig(path, values), ExportedTensors(architecture, shapes))
+    section = build_extension(model, base)
+    if section:
+        values = values | {EXTENSION_KEY: section}
+
+    differing = differences(model, apply_extension(HFConfig(path, values), base))
+    if section and not differing:
+        map_tensors(architecture, model, shapes, parameter_shapes(base))
+    return ArchitectureMatch(architecture, values, base), differing
 
 
-def differences(model: config.ModelConfig, read: config.ModelConfig) -> list[str]:
-    """'model.norm = "rmsnorm" (here "layernorm")' for each field in which two models compute different functions."""
-    ours, theirs = canonical(model), canonical(read)
+# --- when two configs are the same function ---
+
+
+def differences(model: ModelConfig, other: ModelConfig) -> list[str]:
+    """Return 'model.norm = "rmsnorm" (here "layernorm")' for each field that differs.
+
+    "here" is the value of `model`. Fields that don't change the function are left out.
+    """
+    ours, theirs = canonical_fields(model), canonical_fields(other)
     return [
         f"model.{name} = {theirs[name]!r} (here {ours[name]!r})"
         for name in ours
-        if not same(ours[name], theirs[name])
+        if not equal_fields(ours[name], theirs[name])
     ]
 
 
-def same(one: Any, other: Any) -> bool:
+def equal_fields(one: Any, other: Any) -> bool:
+    """Return whether two values are equal, floats up to rounding."""
+    # A config.json may have another power of a number: x ** -2 and back.
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(
-            one, other, rel_tol=1e-9
-        )  # a config.json may have another power of it: x ** -2 and back
+        return math.isclose(one, other, rel_tol=1e-9)
     return one == other
 
 
-def canonical(model: config.ModelConfig) -> dict[str, Any]:
-    """The fields with what None stands for, and with the default where a field is not used."""
-    values = {name: value for name, value in asdict(model).items() if name not in TRAINING}
+def canonical_fields(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields with what None stands for, and the default where a field is not used."""
+    values = {name: value for name, value in asdict(model).items() if name not in TRAINING_FIELDS}
     values |= {
         "kv_heads": model.key_value_heads,
         "mlp_width": model.hidden_width,
         "head_width": model.width_per_head,
+        "attention_scale": model.attention_scale or model.width_per_head**-0.5,
     }
-    values["attention_scale"] = model.attention_scale or model.width_per_head**-0.5
-    values |= pattern(model) | rotary(model)
+    values |= canonical_windows(model) | canonical_rotary(model)
     if model.family == "encoder_decoder":
         encoder = model.encoder
-        values |= {"encoder_layers": encoder.layers, "encoder_heads": encoder.heads}
         values |= {
+            "encoder_layers": encoder.layers,
+            "encoder_heads": encoder.heads,
             "encoder_kv_heads": encoder.key_value_heads,
             "encoder_mlp_width": encoder.hidden_width,
         }
+    if model.head_transform:
+        values["head_activation"] = model.head_activation or model.activation
+
     unused = []
     if model.positions != "learned":
         unused.append("context_length")  # no table has its rows
@@ -177,36 +205,37 @@ def canonical(model: config.ModelConfig) -> dict[str, Any]:
         unused.append("norm_bias")
     if not model.head_transform:
         unused += ["head_transform_bias", "head_activation"]
-    else:
-        values["head_activation"] = model.head_activation or model.activation
-    return values | {name: DEFAULTS[name] for name in unused}
+    return values | {name: MODEL_DEFAULTS[name] for name in unused}
 
 
-def kinds(model: config.ModelConfig) -> tuple[str, ...]:
-    """ "full" or "sliding" for each layer in turn."""
+def layer_window_types(model: ModelConfig) -> tuple[str, ...]:
+    """Return "full" or "sliding" for each layer in turn."""
     windows = [model.windows[layer % len(model.windows)] for layer in range(model.layers)]
     return tuple("full" if window is None else "sliding" for window in windows)
 
 
-def pattern(model: config.ModelConfig) -> dict[str, Any]:
-    each = kinds(model)
+def canonical_windows(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields of windows, with the pattern written out for each layer."""
+    layer_types = layer_window_types(model)
     return {
-        "attention_pattern": each,
-        "sliding_window": model.sliding_window if "sliding" in each else None,
+        "attention_pattern": layer_types,
+        "sliding_window": model.sliding_window if "sliding" in layer_types else None,
     }
 
 
-def rotary(model: config.ModelConfig) -> dict[str, Any]:
-    """What the angles depend on."""
-    values = {name: DEFAULTS[name] for name in ROTARY}
+def canonical_rotary(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields that the angles of rotary positions depend on."""
+    values = {name: MODEL_DEFAULTS[name] for name in ROTARY_FIELDS}
     if model.positions != "rotary":
         return values
-    sliding = model.rotary_theta_sliding or model.rotary_theta
-    each = kinds(model)
-    values["rotary_theta"] = model.rotary_theta if "full" in each else sliding
-    values["rotary_theta_sliding"] = sliding if "sliding" in each else None
+
+    layer_types = layer_window_types(model)
+    sliding_theta = model.rotary_theta_sliding or model.rotary_theta
+    values["rotary_theta"] = model.rotary_theta if "full" in layer_types else sliding_theta
+    values["rotary_theta_sliding"] = sliding_theta if "sliding" in layer_types else None
     values["rotary_share"] = model.rotary_width / model.width_per_head
-    used = SCALING[model.rotary_scaling]
+
+    used = SCALING_FIELDS[model.rotary_scaling]
     values |= {name: getattr(model, name) for name in ("rotary_scaling", *used)}
     if model.rotary_scaling == "yarn":
         factor = 0.1 * math.log(max(model.rotary_scaling_factor, 1.0)) + 1.0

@@ -111,7 +111,7 @@ def directory(tmp_path_factory):
             *loaded_plain(family),
             tokens={name: number for name, number in ids.items() if number is not None},
         )
-        special_tokens.write(folder, TOKENIZER.inner.to_str(), special, 64)
+        special_tokens.write_tokenizer(folder, TOKENIZER.inner.to_str(), special, 64)
         return str(folder)
 
     return make

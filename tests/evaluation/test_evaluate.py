@@ -63,7 +63,7 @@ def from_memory(monkeypatch, request):
 
 def untrained(settings, devices=1):
     """A model of a run before its first step, as jaxlm.load_model gives it, with the tokenizer of bytes."""
-    model, where = load_model.placed(settings.model, settings.precision, devices)
+    model, where = load_model.place_model(settings.model, settings.precision, devices)
     params = jax.jit(model.init, out_shardings=where)(jax.random.key(0))
     return load_model.LoadedModel(Path("model"), model, params, BYTES, SPECIAL, settings, None)
 

@@ -1,4 +1,4 @@
-"""Blenderbot, mBART and Marian against `transformers`: config both ways, weights both ways, logits, losses and gradients."""
+"""Blenderbot, mBART and Marian against `transformers`: config, weights, logits, gradients."""
 
 import dataclasses
 from pathlib import Path
@@ -9,27 +9,26 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax  # noqa: E402 (after the libraries that may be missing)
-import numpy as np  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import numpy as np
+from safetensors.torch import load_file, save_file
+from support.hf_directories import assert_same_model, change_config, read_values
 from support.interop_references import (
+    check,
+    first_of_each,
+)
+from support.parity import (
     LENGTH,
     PAD,
     SOURCE,
-    check,
-    edited,
-    first_of_each,
-    made,
-    real,
+    build_reference,
+    real_positions,
+    reference_logits,
     samples,
-    their_logits,
-)  # noqa: E402
+)
 
-from jaxlm import interop, models  # noqa: E402
-from jaxlm.config import UserError  # noqa: E402
-from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.hf_config import HFConfig  # noqa: E402
-from jaxlm.interop.match_architecture import match_architecture  # noqa: E402
+from jaxlm import interop, models
+from jaxlm.config import UserError
+from jaxlm.interop.match_architecture import match_architecture
 
 # One layer in the encoder, two in the decoder.
 SIZES: dict[str, Any] = {
@@ -52,8 +51,11 @@ OWN_TABLES: dict[str, Any] = {"share_encoder_decoder_embeddings": False}
 
 
 def peer_of(model_type: str, bias: bool = True, **fields) -> Any:
-    """Random numbers in every tensor but what nothing trains: tables of sines, and the bias of the logits unless `bias`."""
-    peer = made(CLASSES[model_type], **(SIZES | fields))
+    """Return a model with random numbers in every tensor that can be trained.
+
+    Marian's tables of sines stay, and the bias of the logits is zeros unless `bias`.
+    """
+    peer = build_reference(CLASSES[model_type], **(SIZES | fields))
     if not bias:
         peer.final_logits_bias.zero_()
     if model_type == "marian":
@@ -105,7 +107,7 @@ def test_as_transformers(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_untied_head(model_type, tmp_path):
-    """transformers 5 has three tables then, which differ where it began with them, and which we write as one."""
+    """transformers 5 then has three tables, which may differ; jaxlm writes one three times."""
     peer = peer_of(model_type, tie_word_embeddings=False)
     peer.save_pretrained(tmp_path / "three")
     with pytest.raises(
@@ -127,18 +129,11 @@ def test_untied_head(model_type, tmp_path):
     batch = samples(model_config)
     ours, theirs = (
         models.build(model_config).apply(params, batch),
-        their_logits(again, batch).detach().numpy(),
+        reference_logits(again, batch).detach().numpy(),
     )
-    here = real(batch.lengths, LENGTH)
+    here = real_positions(batch.lengths, LENGTH)
     assert np.abs(np.asarray(ours)[here] - theirs[here]).max() <= 2e-5
-    assert_same(interop.load(tmp_path / "ours"), (model_config, params))
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert one[0] == other[0]
-    assert all(
-        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[1], other[1]))
-    )
+    assert_same_model(interop.load(tmp_path / "ours"), (model_config, params))
 
 
 OLD = {
@@ -165,11 +160,11 @@ OLD = {
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_older_files(model_type, tmp_path):
-    """Every table under each of its names, Marian's computed ones too, the base model's names, settings that were dropped since."""
+    """Tables under each of their names, names of the base model, keys that were dropped since."""
     peer = peer_of(model_type, False)
     peer.save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
-    edited(
+    change_config(
         tmp_path,
         {
             "architectures": [
@@ -187,12 +182,12 @@ def test_older_files(model_type, tmp_path):
         for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     }
     if model_type == "marian":
+        positions = peer.model.encoder.embed_positions.weight.data
         again |= {
-            f"{stack}.embed_positions.weight": peer.model.encoder.embed_positions.weight.data.clone()
-            for stack in ("encoder", "decoder")
+            f"{stack}.embed_positions.weight": positions.clone() for stack in ("encoder", "decoder")
         }
     save_file(tensors | again, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert_same(interop.load(tmp_path), expected)
+    assert_same_model(interop.load(tmp_path), expected)
 
 
 def test_a_head_of_its_own_beside_tied_own_tables(tmp_path):
@@ -202,30 +197,16 @@ def test_a_head_of_its_own_beside_tied_own_tables(tmp_path):
     assert "lm_head.weight" not in tensors and "model.shared.weight" not in tensors
     other = {"lm_head.weight": tensors["model.decoder.embed_tokens.weight"] + 1}
     save_file(tensors | other, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lm_head\.weight: is no tensor of a marian model"):
+    with pytest.raises(UserError, match=r"lm_head\.weight: is not a tensor of a marian model"):
         interop.load(tmp_path)
-
-
-class Nothing:
-    """No tensors."""
-
-    def __contains__(self, name: object) -> bool:
-        return False
-
-    def any(self, name: str) -> bool:
-        return False
-
-
-def read(model_type: str, values: dict[str, Any]) -> Any:
-    return ARCHITECTURES[model_type].read(HFConfig(Path("config.json"), values), Nothing())
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_defaults(model_type):
-    """What a config.json leaves out is what `transformers` takes."""
+    """Keys that a config.json leaves out have the defaults of `transformers`."""
     defaults = transformers.AutoConfig.for_model(model_type).to_dict()
-    assert read(model_type, {}) == read(model_type, defaults)
-    assert read(model_type, {"vocab_size": 99}) != read(model_type, {})
+    assert read_values(model_type, {}) == read_values(model_type, defaults)
+    assert read_values(model_type, {"vocab_size": 99}) != read_values(model_type, {})
 
 
 @pytest.mark.parametrize(
@@ -251,12 +232,12 @@ def test_defaults(model_type):
 )
 def test_refused(model_type, values):
     with pytest.raises(UserError, match=rf"^config\.json: {next(iter(values))}:"):
-        read(model_type, values)
+        read_values(model_type, values)
 
 
 def changed(model_type: str, **fields) -> Any:
     """The model of an architecture's default config, with other fields."""
-    return dataclasses.replace(read(model_type, {}), **fields)
+    return dataclasses.replace(read_values(model_type, {}), **fields)
 
 
 @pytest.mark.parametrize(
@@ -280,9 +261,9 @@ def changed(model_type: str, **fields) -> Any:
     ],
 )
 def test_expressed_as(model, expected):
-    """Models go out as the architecture that is the same function, or not at all."""
+    """A model is written as an architecture that computes the same function, or not at all."""
     if expected is None:
-        with pytest.raises(UserError, match="no architecture of transformers"):
+        with pytest.raises(UserError, match="no supported architecture of transformers"):
             match_architecture(model)
     else:
         architecture, values = match_architecture(model)

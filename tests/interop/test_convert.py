@@ -1,4 +1,7 @@
-"""jaxlm.convert: a model goes to `transformers` and comes back with every number, and what can't is refused in one line."""
+"""jaxlm.convert: export to `transformers` and import again keep every number.
+
+Mistakes are refused in one line.
+"""
 
 import contextlib
 import json
@@ -12,11 +15,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support import tiny, tiny_run
+from support.hf_directories import random_weights
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
+from jaxlm.conversion import export_run, import_model
 from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop import hf_config, tokenizer
+from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
 
 TEXT = "It was the best of times, it was the worst of times. " * 20
@@ -77,15 +83,6 @@ MADE = {
 }
 
 
-def random_params(model: config.ModelConfig):
-    """Numbers in every parameter, norms and biases too."""
-    shapes = jax.eval_shape(models.build(model).init, jax.random.key(0))
-    random = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda shape: 0.25 * random.standard_normal(shape.shape).astype(np.float32), shapes
-    )
-
-
 def hf_directory(folder: Path, name: str) -> Path:
     """A Hugging Face directory of random weights with the tokenizer of a run."""
     kind, begin, model = MADE[name]
@@ -95,12 +92,12 @@ def hf_directory(folder: Path, name: str) -> Path:
     )
     needs = special_tokens(made, goal.needs)
     own = byte_tokenizer(needs) if name == "llama" else train_bpe([TEXT], 400, needs)
-    special = tokenizer.of_run(made, goal, own.inner)
+    special = tokenizer.run_tokenizer_frame(made, goal, own.inner)
     architecture = interop.match_architecture(model)[0]
     assert architecture.model_type == name
-    ids = convert.token_ids(special, architecture)
-    interop.save(folder, model, random_params(model), tokens=ids)
-    tokenizer.write(folder, own.inner.to_str(), special, model.context_length)
+    ids = export_run.token_ids(special, architecture)
+    interop.save(folder, model, random_weights(model), tokens=ids)
+    write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
     return folder
 
 
@@ -151,7 +148,9 @@ def test_there_and_back_is_the_same(name, imported, tmp_path):
     assert json.loads((directory / "config.json").read_text()) == json.loads(
         (out / "config.json").read_text()
     )
-    assert tokenizer.read(directory)[1] == tokenizer.read(out)[1]
+    frame = tokenizer.read_tokenizer(out)[1]
+    assert tokenizer.read_tokenizer(directory)[1] == frame
+    assert frame.forced_eos_id == (frame.eos_ids[0] if name == "bart" else None)
     assert (out / "generation_config.json").exists() == (kind != "masked")
     assert (out / "README.md").read_text().startswith("---\n")
     assert not list(tmp_path.glob(".*"))
@@ -170,7 +169,7 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     _, run = imported(name)
     kind, _, model = MADE[name]
     assert converted("export", run, tmp_path / "out", "--archive") == 0
-    # As SageMaker's containers do: the archive is opened somewhere, and its files are at the root of that folder.
+    # As SageMaker's containers do: the archive's files are at the root of some folder.
     with tarfile.open(tmp_path / "out" / "model.tar.gz") as archive:
         archive.extractall(tmp_path / "opened", filter="data")
     folder = tmp_path / "opened"
@@ -196,7 +195,7 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
         )
         assert len(filled) == 5 and all("of times." in found["sequence"] for found in filled)
     else:
-        special = tokenizer.read(folder)[1]
+        special = tokenizer.read_tokenizer(folder)[1]
         assert theirs.generation_config.eos_token_id == special.eos_ids[0]
         assert theirs.generation_config.decoder_start_token_id == special.decoder_start_id
         written = theirs.generate(**encoded, max_new_tokens=4)
@@ -241,7 +240,7 @@ def test_bfloat16_and_shards(imported, tmp_path):
     ],
 )
 def test_sizes(text, expected):
-    assert convert.size(text) == expected
+    assert convert.parse_size(text) == expected
 
 
 def test_edits_of_the_run(imported, tmp_path):
@@ -285,7 +284,7 @@ def pickled(directory):
 
 
 def larger_tokenizer(directory):
-    inner = tokenizer.load(directory / "tokenizer.json")
+    inner = tokenizer.load_tokenizer_json(directory / "tokenizer.json")
     inner.add_tokens([f"word{number}" for number in range(300)])
     inner.save(str(directory / "tokenizer.json"))
 
@@ -397,10 +396,37 @@ def test_an_import_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeyp
     def full(*_, **__):
         raise config.UserError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write_run_config", full)
     assert converted("import", imported("gpt2")[0], tmp_path / "run") == 2
     assert_one_line(capsys, ["No space left"])
     assert not list(tmp_path.iterdir())
+
+
+def test_config_json_is_the_last_file_of_an_import(imported, tmp_path, monkeypatch):
+    """Without it a folder is no run: an import that was killed is not trained."""
+    save_params, run = checkpoint.Checkpoints.save_params, tmp_path / "run"
+
+    def save_and_look(self, params):
+        save_params(self, params)
+        assert (run / "tokenizer.json").exists() and not (run / "config.json").exists()
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save_params", save_and_look)
+    assert converted("import", imported("gpt2")[0], run) == 0
+
+
+def test_a_run_that_appears_while_an_import_waits_is_kept(imported, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+
+    @contextlib.contextmanager
+    def other_process(path):
+        path.mkdir()
+        (path / "config.json").write_text("other")
+        yield
+
+    monkeypatch.setattr(runtime, "lock", other_process)
+    assert converted("import", imported("gpt2")[0], run) == 2
+    assert_one_line(capsys, ["run", "not empty"])
+    assert (run / "config.json").read_text() == "other"
 
 
 def test_a_padding_that_the_position_table_contradicts(imported, tmp_path, capsys):
@@ -417,9 +443,9 @@ def test_a_padding_that_the_position_table_contradicts(imported, tmp_path, capsy
 
 
 def test_samples_have_no_more_spans_than_sentinels():
-    assert convert.sample_length(config.ObjectiveConfig(kind="span"), 1024, 100) == 1024
-    assert convert.sample_length(config.ObjectiveConfig(kind="span"), 1024, 8) == 128
-    assert convert.sample_length(config.ObjectiveConfig(), 1024, 8) == 1024
+    assert import_model.sample_length(config.ObjectiveConfig(kind="span"), 1024, 100) == 1024
+    assert import_model.sample_length(config.ObjectiveConfig(kind="span"), 1024, 8) == 128
+    assert import_model.sample_length(config.ObjectiveConfig(), 1024, 8) == 1024
 
 
 def test_an_export_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeypatch):
@@ -428,7 +454,7 @@ def test_an_export_that_fails_leaves_nothing(imported, tmp_path, capsys, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenizer, "write", full)
+    monkeypatch.setattr(export_run, "write_tokenizer", full)
     assert converted("export", run, tmp_path / "out") == 2
     assert_one_line(capsys, ["out", "No space left"])
     assert not list(tmp_path.iterdir())
@@ -505,4 +531,4 @@ def test_the_files_say_that_a_run_is_no_hugging_face_directory(imported):
     _, run = imported("gpt2")
     with pytest.raises(config.UserError, match="model_type"):
         interop.read_config(run)
-    assert "run_directory" in hf_config.read(run)
+    assert "run_directory" in hf_config.read_hf_config(run)

@@ -1,26 +1,27 @@
-"""Decoders of `transformers` in and out: the same numbers, the same tensors, and settings that are refused where they'd be lost."""
+"""Decoders against `transformers`: config, weights, logits, gradients.
+
+Keys that would be lost are refused.
+"""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from support import interop_references  # noqa: E402 (needs torch)
-from safetensors.numpy import load_file, save_file  # noqa: E402
+from safetensors.numpy import load_file, save_file
+from support import interop_references
+from support.hf_directories import assert_same_model, read_values
+from support.parity import build_reference
 
-from jaxlm import config, interop  # noqa: E402
-from jaxlm.config import ConfigError, UserError  # noqa: E402
-from jaxlm.interop.architectures import ARCHITECTURES  # noqa: E402
-from jaxlm.interop.hf_config import HFConfig  # noqa: E402
+from jaxlm import config, interop
+from jaxlm.config import ConfigError, UserError
+from jaxlm.interop.architectures import ARCHITECTURES
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "bloom", "gpt_neox", "opt")
-PATH = Path("config.json")
 LENGTH = {"max_position_embeddings": 22}
 
 GPT2 = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_inner": 50, "n_positions": 22}
@@ -187,12 +188,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(model_type: str, values: dict[str, Any]) -> config.ModelConfig:
-    return ARCHITECTURES[model_type].read(HFConfig(PATH, values), {})
-
-
 def plain(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """What `transformers` writes into config.json after it has read these values."""
+    """Return the config.json that `transformers` writes after it has read these values."""
     return json.loads(cls(**values).to_json_string(use_diff=False))
 
 
@@ -211,21 +208,23 @@ ONLY_HERE = (
 @pytest.mark.parametrize("name", interop_references.first_of_each(VARIANTS, also=ONLY_HERE))
 def test_against_transformers(name, tmp_path):
     cls, fields = VARIANTS[name]
-    interop_references.check(interop_references.made(cls, **fields), tmp_path)
+    interop_references.check(build_reference(cls, **fields), tmp_path)
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_what_a_file_leaves_out_is_the_default_of_the_class(model_type):
-    assert read(model_type, {}) == read(model_type, plain(config_class(model_type), {}))
+    assert read_values(model_type, {}) == read_values(
+        model_type, plain(config_class(model_type), {})
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_written_config_is_read_the_same(name):
-    """By us as it is, with the rotary keys of either form alone, and after `transformers` has read it and written its own."""
+    """Unchanged, with either form of the rotary keys alone, and rewritten by `transformers`."""
     cls, fields = VARIANTS[name]
     settings_class = getattr(transformers, cls).config_class
     model_type = settings_class.model_type
-    model = read(model_type, plain(settings_class, fields))
+    model = read_values(model_type, plain(settings_class, fields))
     written = ARCHITECTURES[model_type].write(model)
     assert json.loads(json.dumps(written)) == written
     forms = (
@@ -235,8 +234,8 @@ def test_a_written_config_is_read_the_same(name):
     )
     for without in forms:
         values = {key: value for key, value in written.items() if key not in without}
-        assert read(model_type, values) == model, without
-        assert read(model_type, plain(settings_class, values)) == model, without
+        assert read_values(model_type, values) == model, without
+        assert read_values(model_type, plain(settings_class, values)) == model, without
 
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -359,9 +358,9 @@ SAME_AS_DEFAULT = ("qwen2, window that isn't used", "mistral, layers that all ha
 @pytest.mark.parametrize("name", OLD)
 def test_older_forms_mean_what_transformers_makes_of_them(name):
     model_type, values = OLD[name]
-    model = read(model_type, values)
-    assert model == read(model_type, plain(config_class(model_type), values))
-    assert (model == read(model_type, {})) == (name in SAME_AS_DEFAULT)
+    model = read_values(model_type, values)
+    assert model == read_values(model_type, plain(config_class(model_type), values))
+    assert (model == read_values(model_type, {})) == (name in SAME_AS_DEFAULT)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -463,7 +462,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope by layer": (
         "gemma2",
         {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
-        "by the kind of layer",
+        "per layer type",
     ),
     "mistral's layers": ("mistral", {"layer_types": ["full_attention"] * 32}, "layer_types"),
     "chunks": (
@@ -506,7 +505,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_what_would_be_lost_is_refused(name):
     model_type, values, reason = REFUSED[name]
     with pytest.raises(UserError, match=f"^config.json: .*{reason}") as error:
-        read(model_type, values)
+        read_values(model_type, values)
     assert "\n" not in str(error.value)
 
 
@@ -521,7 +520,7 @@ def test_what_would_be_lost_is_refused(name):
 )
 def test_impossible_sizes_are_refused(model_type, values):
     with pytest.raises((ConfigError, UserError)):
-        read(model_type, values)
+        read_values(model_type, values)
 
 
 PREFIXES = {
@@ -535,7 +534,7 @@ PREFIXES = {
 def test_base_models_with_buffers(name, tmp_path):
     """The first releases' files: no prefix, masks among the tensors, the tied head once more."""
     cls, fields = VARIANTS[name]
-    peer = interop_references.made(cls, **fields)
+    peer = build_reference(cls, **fields)
     peer.save_pretrained(tmp_path)
     model, params = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -549,7 +548,7 @@ def test_base_models_with_buffers(name, tmp_path):
         }
         tensors |= masks | {"lm_head.weight": tensors["wte.weight"]}
     save_file(tensors, path)
-    assert_same(interop.load(tmp_path), (model, params))
+    assert_same_model(interop.load(tmp_path), (model, params))
 
 
 BUFFERS = {
@@ -561,7 +560,7 @@ BUFFERS = {
 @pytest.mark.parametrize("name", BUFFERS)
 def test_buffers_are_left_aside(name, tmp_path):
     cls, fields = VARIANTS[name]
-    interop_references.made(cls, **fields).save_pretrained(tmp_path)
+    build_reference(cls, **fields).save_pretrained(tmp_path)
     expected = interop.load(tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(
@@ -569,12 +568,7 @@ def test_buffers_are_left_aside(name, tmp_path):
         | {BUFFERS[name].format(layer): np.ones(3, np.float32) for layer in range(2)},
         path,
     )
-    assert_same(interop.load(tmp_path), expected)
-
-
-def assert_same(one: tuple, other: tuple) -> None:
-    assert one[0] == other[0]
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, b), one[1], other[1])))
+    assert_same_model(interop.load(tmp_path), expected)
 
 
 GATED_MODEL = {

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face directories, both ways: roles and ids are those of `transformers`, and so is every token of a text."""
+"""Tokenizers, read and written: roles, ids and every token of a text are as in `transformers`."""
 
 import json
 import tarfile
@@ -12,8 +12,11 @@ from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import special_tokens
-from jaxlm.interop import archive, generation_config, hf_config, tokenizer
+from jaxlm.interop import generation_config, tokenizer
+from jaxlm.interop.archive import write_archive
+from jaxlm.interop.hf_config import read_hf_config
 from jaxlm.interop.tokenizer import TokenizerFrame
+from jaxlm.interop.write_tokenizer import write_tokenizer
 
 ROBERTA = TokenizerFrame(
     "</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,)
@@ -42,7 +45,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_roles_come_from_either_file_or_the_class(kind, names, tmp_path):
     directory = tokenizer_files.write(tmp_path, kind, names)
-    made, special = tokenizer.read(directory)
+    made, special = tokenizer.read_tokenizer(directory)
     assert special == EXPECTED[kind]
     assert (made.kind, made.path, made.end_of_text) == (
         "file",
@@ -64,7 +67,7 @@ def test_tokenizer_config_holds_before_the_older_file(tmp_path):
         "special_tokens_map.json",
         {"eos_token": "<unk>", "sep_token": "<unk>", "pad_token": {"content": "<unk>"}},
     )
-    assert tokenizer.read(directory)[1] == EXPECTED["roberta"]
+    assert tokenizer.read_tokenizer(directory)[1] == EXPECTED["roberta"]
 
 
 def test_generation_config_holds_before_config(tmp_path):
@@ -74,26 +77,26 @@ def test_generation_config_holds_before_config(tmp_path):
         "generation_config.json",
         {"eos_token_id": [5, 2], "bos_token_id": 1, "pad_token_id": 0, "forced_eos_token_id": [2]},
     )
-    special = tokenizer.read(directory)[1]
+    special = tokenizer.read_tokenizer(directory)[1]
     assert (special.eos_ids, special.pad_id, special.forced_eos_id) == ((2, 5), 0, 2)
 
 
 def test_ids_of_the_class_that_no_token_has_are_left_out(tmp_path):
-    """`transformers` writes 50256 of GPT-2's class beside any tokenizer; the end of text counts all the same."""
+    """`transformers` writes GPT-2's 50256 beside any tokenizer; the end of text still counts."""
     directory = tokenizer_files.write(tmp_path, "gpt2")
     put(
         directory,
         "config.json",
         {"model_type": "gpt2", "bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": -1},
     )
-    special = tokenizer.read(directory)[1]
+    special = tokenizer.read_tokenizer(directory)[1]
     assert (special.eos_ids, special.bos_id, special.pad_id) == ((0,), 0, None)
 
 
 def test_an_end_without_a_name_is_found_by_its_id(tmp_path):
     directory = tokenizer_files.write(tmp_path, "llama", None)
     put(directory, "config.json", {"model_type": "other", "eos_token_id": 2})
-    assert tokenizer.read(directory)[1].end_of_text == "</s>"
+    assert tokenizer.read_tokenizer(directory)[1].end_of_text == "</s>"
 
 
 MISTAKES = {
@@ -135,7 +138,7 @@ def test_mistakes_name_file_and_key(case, tmp_path):
     else:
         (directory / name).write_bytes(content)
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
-        tokenizer.read(directory)
+        tokenizer.read_tokenizer(directory)
     assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -147,14 +150,14 @@ def test_files_of_slow_tokenizers_alone_are_refused_with_a_way_out(files, tmp_pa
     with pytest.raises(
         UserError, match=f"{' and '.join(files)} alone can't be read; .*save_pretrained"
     ):
-        tokenizer.read(tmp_path)
+        tokenizer.read_tokenizer(tmp_path)
 
 
 def test_nothing_says_what_ends_a_text(tmp_path):
     directory = tokenizer_files.write(tmp_path, "llama", None)
     put(directory, "config.json", {"model_type": "other"})
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: nothing says"):
-        tokenizer.read(directory)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: eos_token: no file says"):
+        tokenizer.read_tokenizer(directory)
 
 
 def run_tokenizer(kind: str, objective: str, begin: str | None):
@@ -187,9 +190,9 @@ OWN = [
 
 @pytest.mark.parametrize("kind, objective, begin", OWN)
 def test_special_tokens_of_a_run(kind, objective, begin):
-    """What is written around a text is what the objective's samples have there."""
-    hf_config, goal, made = run_tokenizer(kind, objective, begin)
-    special = tokenizer.of_run(hf_config, goal, made.inner)
+    """The tokens around a text are those of the objective's samples."""
+    tokenizer_config, goal, made = run_tokenizer(kind, objective, begin)
+    special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, made.inner)
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
     assert special[:5] == tuple(made.special)
     assert special.eos_ids == (ids["end_of_text"],)
@@ -204,15 +207,15 @@ def test_special_tokens_of_a_run(kind, objective, begin):
 
 
 def read_back(directory, text: str, special: TokenizerFrame, model_type: str):
-    """What `transformers` loads from an exported tokenizer."""
+    """Return what `transformers` loads from an exported tokenizer."""
     transformers = pytest.importorskip("transformers")
     put(directory, "config.json", {"model_type": model_type, "vocab_size": 400})
-    tokenizer.write(directory, text, special, 64)
+    write_tokenizer(directory, text, special, 64)
     return transformers.AutoTokenizer.from_pretrained(directory)
 
 
 def check_same(theirs, ours, inner: Tokenizer, special: TokenizerFrame) -> None:
-    """Ids and texts of transformers' tokenizer, of a run's and of its tokenizer.json."""
+    """Compare ids and texts of transformers' tokenizer, a run's and its tokenizer.json."""
     for line in LINES:
         ids = ours.encode(line).tolist()
         assert (
@@ -253,16 +256,16 @@ MODEL_TYPES = {
 
 @pytest.mark.parametrize("kind, objective, begin", OWN)
 def test_a_tokenizer_made_here_in_transformers(kind, objective, begin, tmp_path):
-    hf_config, goal, ours = run_tokenizer(kind, objective, begin)
+    tokenizer_config, goal, ours = run_tokenizer(kind, objective, begin)
     ours.save(tmp_path / "run.json")
     inner = Tokenizer.from_file(str(tmp_path / "run.json"))
-    special = tokenizer.of_run(hf_config, goal, inner)
+    special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, inner)
     theirs = read_back(
         tmp_path, (tmp_path / "run.json").read_text(), special, MODEL_TYPES[objective]
     )
     check_same(theirs, ours, inner, special)
     # Read again it is the same, but for the ids that config.json would say.
-    read = tokenizer.read(tmp_path)[1]
+    read = tokenizer.read_tokenizer(tmp_path)[1]
     assert read._replace(decoder_start_id=None, forced_eos_id=None, eos_ids=()) == special._replace(
         decoder_start_id=None, eos_ids=()
     )
@@ -292,13 +295,15 @@ def of_class(kind: str):
 def test_from_transformers_and_back(kind, tmp_path):
     first, directory = of_class(kind), tokenizer_files.write(tmp_path / "theirs", kind, None)
     first.save_pretrained(directory)
-    hf_config, special = tokenizer.read(directory)
+    tokenizer_config, special = tokenizer.read_tokenizer(directory)
     assert special == EXPECTED[kind]
     goal = config.ObjectiveConfig(kind=OBJECTIVES[kind])
-    ours = load_tokenizer(directory / "tokenizer.json", special_tokens(hf_config, goal.needs))
+    ours = load_tokenizer(
+        directory / "tokenizer.json", special_tokens(tokenizer_config, goal.needs)
+    )
     ours.save(tmp_path / "tokenizer.json")
     inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    run = tokenizer.of_run(hf_config, goal, inner)
+    run = tokenizer.run_tokenizer_frame(tokenizer_config, goal, inner)
     assert run == special._replace(
         forced_bos_id=None, forced_eos_id=None
     )  # those are not the tokenizer's
@@ -314,8 +319,8 @@ def test_from_transformers_and_back(kind, tmp_path):
 
 def test_a_mask_stands_for_its_space_too(tmp_path):
     """In training the tokens that are hidden begin with the space before their word."""
-    hf_config, goal, ours = run_tokenizer("bpe", "masked", "<s>")
-    special = tokenizer.of_run(hf_config, goal, ours.inner)
+    tokenizer_config, goal, ours = run_tokenizer("bpe", "masked", "<s>")
+    special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, ours.inner)
     theirs = read_back(tmp_path, ours.inner.to_str(), special, "roberta")
     mask = theirs.mask_token_id
     before, after = ours.encode("the best").tolist(), ours.encode(" times").tolist()
@@ -328,8 +333,8 @@ def test_a_mask_stands_for_its_space_too(tmp_path):
 
 
 def test_pairs_of_texts_end_both(tmp_path):
-    hf_config, goal, ours = run_tokenizer("bytes", "masked", "<s>")
-    special = tokenizer.of_run(hf_config, goal, ours.inner)
+    tokenizer_config, goal, ours = run_tokenizer("bytes", "masked", "<s>")
+    special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, ours.inner)
     theirs = read_back(tmp_path, ours.inner.to_str(), special, "roberta")
     assert theirs("a", "b")["input_ids"] == [
         *special.before,
@@ -343,8 +348,8 @@ def test_pairs_of_texts_end_both(tmp_path):
 def test_token_types_are_inputs_of_models_that_have_them(tmp_path):
     transformers = pytest.importorskip("transformers")
     directory = tokenizer_files.write(tmp_path, "bert")
-    special = tokenizer.read(directory)[1]
-    tokenizer.write(
+    special = tokenizer.read_tokenizer(directory)[1]
+    write_tokenizer(
         directory, (directory / "tokenizer.json").read_text(), special, 64, token_types=True
     )
     read = transformers.AutoTokenizer.from_pretrained(directory)
@@ -356,7 +361,7 @@ def read_generation(directory, values, **about):
     put(directory, "config.json", {"model_type": "llama", **about})
     if values is not None:
         put(directory, "generation_config.json", values)
-    return generation_config.read(directory, hf_config.read(directory))
+    return generation_config.read_generation_config(directory, read_hf_config(directory))
 
 
 def test_what_generation_does_not_follow_is_said(tmp_path):
@@ -374,7 +379,7 @@ def test_what_generation_does_not_follow_is_said(tmp_path):
         values | {"no_repeat_ngram_size": 3, "suppress_tokens": [1], "bad_words_ids": None},
     )
     assert found.suggested == {"num_beams": 4, "temperature": 0.6}
-    assert found.unfollowed == {"no_repeat_ngram_size": 3, "suppress_tokens": [1]}
+    assert found.unsupported == {"no_repeat_ngram_size": 3, "suppress_tokens": [1]}
     assert [line.count("=") for line in found.warnings] == [2, 2]
     assert "no_repeat_ngram_size=3, suppress_tokens=[1]" in found.warnings[1]
 
@@ -385,7 +390,7 @@ def test_without_a_generation_config_the_ids_are_those_of_config(tmp_path):
 
 
 def test_a_generation_config_that_is_written_is_read_the_same(tmp_path):
-    generation_config.write(
+    generation_config.write_generation_config(
         tmp_path,
         {
             "eos_token_id": 3,
@@ -420,8 +425,8 @@ def test_an_archive_has_the_files_at_its_root_and_is_the_same_each_time(tmp_path
     first, second = (fill(tmp_path / name) for name in ("first", "second"))
     (second / "model.tar.gz").write_bytes(b"an older one")
     (second / "config.json").chmod(0o600)
-    packed = archive.pack(first).read_bytes()
-    assert packed == archive.pack(second).read_bytes() == archive.pack(first).read_bytes()
+    packed = write_archive(first).read_bytes()
+    assert packed == write_archive(second).read_bytes() == write_archive(first).read_bytes()
     with tarfile.open(first / "model.tar.gz") as opened:
         members = opened.getmembers()
         assert [member.name for member in members] == [
@@ -445,5 +450,5 @@ def test_an_archive_that_fails_leaves_nothing(tmp_path, monkeypatch):
         lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(UserError, match=r"model.tar.gz: can't be written: No space left on device"):
-        archive.pack(directory)
+        write_archive(directory)
     assert not [path for path in directory.iterdir() if "tar" in path.name]

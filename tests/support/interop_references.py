@@ -1,6 +1,6 @@
-"""A `transformers` model of random weights, held against ours by way of Hugging Face directories, forwards and backwards.
+"""Compare jaxlm with `transformers` models of random weights, by way of their directories.
 
-Both sides compute in float32 and add up in different orders, so the tolerances are those of tests/models/test_parity.py.
+What is compared, and how closely, is in parity.py.
 """
 
 import json
@@ -15,206 +15,106 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from jaxlm import config, interop, models
-from jaxlm.losses import loss_sums
-from jaxlm.types import Batch, Tree
-
-VOCABULARY, BATCH, LENGTH, SOURCE = 97, 3, 17, 20
-PAD = 1  # no real token is it: RoBERTa derives positions from it
-LENGTHS, SOURCE_LENGTHS = np.array([LENGTH, 6, 12], np.int32), np.array([11, SOURCE, 3], np.int32)
-LOGITS_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE, GRADIENT_FLOOR = 2e-5, 5e-6, 1e-4, 1e-3
+from jaxlm import interop, models
+from jaxlm.config import ModelConfig
+from jaxlm.types import Tree
+from support.hf_directories import change_config
+from support.parity import (
+    LOGITS_TOLERANCE,
+    LOSS_TOLERANCE,
+    gradient_difference,
+    logits_difference,
+    our_loss,
+    reference_logits,
+    reference_loss,
+    samples,
+)
+from support.trees import assert_same
 
 
 class Differences(NamedTuple):
-    """The largest of the logits, of the loss, and of the gradients' tensors relative to their norms."""
+    """The largest differences; those of gradients are relative to the norm of a tensor."""
 
     logits: float
     loss: float
     gradient: float
 
 
-def made(name: str, **fields) -> Any:
-    """A `transformers` model of the class `name` with `fields` in its config and random numbers in every tensor."""
-    plain = {
-        "vocab_size": VOCABULARY,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": PAD,
-        "attn_implementation": "eager",
-    }
-    cls = getattr(transformers, name)
-    peer = cls(cls.config_class(**(plain | {"use_cache": False} | fields))).eval()
-    randomise(peer)
-    return peer
+def compare(reference: Any, model_config: ModelConfig, params: Tree, scratch: Path) -> Differences:
+    """Compare logits outside of padding, the loss, and the gradient of every tensor.
 
-
-def randomise(peer: Any, seed: int = 1) -> None:
-    """Norms, biases and buffers of floats too, so that none can be left out or swapped unseen. Norms stay around what they start at."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in peer.state_dict().items():  # shares its memory with the model
-        if tensor.is_floating_point():
-            start = tensor.clone() if tensor.ndim == 1 and name.endswith("weight") else 0.0
-            tensor.copy_(0.25 * torch.randn(tensor.shape, generator=generator) + start)
-
-
-def edited(directory: Path, changes: dict[str, Any]) -> Path:
-    """The directory, with changes to its config.json; None removes a key."""
-    path = directory / "config.json"
-    values = json.loads(path.read_text()) | changes
-    path.write_text(
-        json.dumps(
-            {key: value for key, value in values.items() if not (key in changes and value is None)}
-        )
-    )
-    return directory
-
-
-def real(lengths: Any, length: int) -> np.ndarray:
-    """bool [B, L]: the positions that are not padding."""
-    return np.arange(length) < lengths[:, None]
-
-
-def samples(model: config.ModelConfig, seed: int = 0) -> Batch:
-    """Random tokens, padded to the right, with targets and 0/1 weights (0 at the padding)."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(PAD + 1, model.vocabulary_size, (BATCH, LENGTH + 1), np.int32)
-    here = real(LENGTHS, LENGTH)
-    weights = (rng.random((BATCH, LENGTH)) < 0.8) * here
-    batch = Batch(
-        np.where(here, tokens[:, :-1], PAD),
-        LENGTHS,
-        targets=tokens[:, 1:],
-        weights=weights.astype(np.float32),
-    )
-    if model.token_types > 1:
-        batch = batch._replace(
-            token_types=rng.integers(0, model.token_types, (BATCH, LENGTH), np.int32)
-        )
-    if model.family != "encoder_decoder":
-        return batch
-    source = rng.integers(PAD + 1, model.vocabulary_size, (BATCH, SOURCE), np.int32)
-    return batch._replace(
-        source=np.where(real(SOURCE_LENGTHS, SOURCE), source, PAD), source_lengths=SOURCE_LENGTHS
-    )
-
-
-def their_logits(peer: Any, batch: Batch) -> Any:
-    """torch [B, L, V], with gradients."""
-    inputs = {"input_ids": batch.tokens, "attention_mask": real(batch.lengths, LENGTH)}
-    if batch.token_types is not None:
-        inputs["token_type_ids"] = batch.token_types
-    if batch.source is not None:
-        inputs = {f"decoder_{name}": value for name, value in inputs.items()}
-        inputs |= {"input_ids": batch.source, "attention_mask": real(batch.source_lengths, SOURCE)}
-    return peer(
-        **{name: torch.from_numpy(np.asarray(value)).long() for name, value in inputs.items()}
-    ).logits
-
-
-def their_loss(logits: Any, batch: Batch) -> Any:
-    labels = torch.from_numpy(
-        np.where(np.asarray(batch.weights) > 0, np.asarray(batch.targets), -100)
-    ).long()
-    return torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    )
-
-
-def compared(
-    peer: Any, model_config: config.ModelConfig, params: Tree, scratch: Path
-) -> Differences:
-    """Logits at the positions that are not padding, the loss, and its gradient for every parameter of theirs.
-
-    Our gradients get their names and layout by being saved like weights. Key biases have no true gradient (a softmax ignores what
-    it adds to all scores): tensors below a thousandth of the global norm are compared at that scale.
+    Gradients of both sides get their names and layout by being saved like weights.
     """
+
+    def our_gradients() -> dict[str, np.ndarray]:
+        interop.save(scratch / "ours", model_config, gradients)
+        return load_file(scratch / "ours" / "model.safetensors")
+
     batch, model = samples(model_config), models.build(model_config)
-
-    def ours(params: Tree) -> Any:
-        logits = model.apply(params, batch)
-        sums = loss_sums(logits, batch.targets, batch.weights)
-        return sums.loss / sums.count, logits
-
     quick = {"xla_backend_optimization_level": 0}  # to compile takes much longer than to run
-    (loss, logits), gradients = jax.jit(
-        jax.value_and_grad(ours, has_aux=True), compiler_options=quick
-    )(params)
-    peer.zero_grad()
-    expected = their_logits(peer, batch)
-    expected_loss = their_loss(expected, batch)
+    loss_and_gradients = jax.jit(
+        jax.value_and_grad(lambda params: our_loss(model, params, batch), has_aux=True),
+        compiler_options=quick,
+    )
+    (loss, logits), gradients = loss_and_gradients(params)
+
+    reference.zero_grad()
+    expected = reference_logits(reference, batch)
+    expected_loss = reference_loss(expected, batch)
     expected_loss.backward()
-    here = real(batch.lengths, LENGTH)
-    logits_difference = np.abs(np.asarray(logits)[here] - expected.detach().numpy()[here]).max()
-    interop.save(scratch / "ours", model_config, gradients)
-    gradient_difference = largest_gradient_difference(
-        peer, scratch / "theirs", load_file(scratch / "ours" / "model.safetensors")
+    differences = Differences(
+        logits_difference(logits, expected, batch),
+        abs(float(loss) - expected_loss.item()),
+        gradient_difference(our_gradients(), save_gradients(reference, scratch / "theirs")),
     )
-    out = Differences(
-        float(logits_difference), abs(float(loss) - expected_loss.item()), gradient_difference
-    )
-    assert (
-        out.logits <= LOGITS_TOLERANCE
-        and out.loss <= LOSS_TOLERANCE
-        and out.gradient <= GRADIENT_TOLERANCE
-    ), out
-    return out
+    assert differences.logits <= LOGITS_TOLERANCE, differences
+    assert differences.loss <= LOSS_TOLERANCE, differences
+    return differences
 
 
-def largest_gradient_difference(peer: Any, scratch: Path, ours: dict[str, np.ndarray]) -> float:
-    """Over their tensors, by the names that they have in files: theirs are saved like weights too."""
-    weights = {parameter: parameter.data for parameter in peer.parameters()}
+def save_gradients(reference: Any, scratch: Path) -> dict[str, np.ndarray]:
+    """Return the reference's gradients by the names that its tensors have in files."""
+    weights = {parameter: parameter.data for parameter in reference.parameters()}
     for parameter in weights:
-        parameter.data = (
-            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
-        )
-    peer.save_pretrained(scratch)
+        gradient = parameter.grad
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient.clone()
+    reference.save_pretrained(scratch)
     for parameter, data in weights.items():
         parameter.data = data
-    buffers = {name for name, _ in peer.named_buffers()}
-    theirs = {
-        name: value
-        for name, value in load_file(scratch / "model.safetensors").items()
-        if name not in buffers
-    }
-    floor = GRADIENT_FLOOR * np.sqrt(sum(float(np.square(g).sum()) for g in theirs.values()))
-    errors = {
-        name: np.linalg.norm(ours[name] - g) / max(float(np.linalg.norm(g)), floor)
-        for name, g in theirs.items()
-    }
-    worst = max(errors, key=lambda name: errors[name])
-    assert errors[worst] <= GRADIENT_TOLERANCE, f"{worst}: {errors[worst]}"
-    return float(errors[worst])
+
+    buffers = {name for name, _ in reference.named_buffers()}
+    saved = load_file(scratch / "model.safetensors")
+    return {name: value for name, value in saved.items() if name not in buffers}
 
 
-def round_trip(peer: Any, model_config: config.ModelConfig, params: Tree, directory: Path) -> None:
-    """Saved by us: `transformers` loads it bit for bit and misses nothing, and so do we."""
+def round_trip(reference: Any, model_config: ModelConfig, params: Tree, directory: Path) -> None:
+    """Save the model and load it with `transformers` and with jaxlm: every bit is the same."""
     interop.save(directory, model_config, params)
-    written = json.loads((directory / "config.json").read_text())["architectures"][
-        0
-    ]  # another class may say the same
-    again, report = getattr(transformers, written).from_pretrained(
+    # Another class than the reference's may say the same.
+    written_class = json.loads((directory / "config.json").read_text())["architectures"][0]
+    again, report = getattr(transformers, written_class).from_pretrained(
         directory, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(report.values()), report
-    theirs, expected = again.state_dict(), peer.state_dict()
+
+    theirs, expected = again.state_dict(), reference.state_dict()
     assert theirs.keys() == expected.keys()
     for name, tensor in expected.items():
         assert theirs[name].dtype == tensor.dtype and torch.equal(theirs[name], tensor), name
     config_again, params_again = interop.load(directory)
     assert config_again == model_config
-    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), params, params_again)
-    assert all(jax.tree.leaves(same)), same
+    assert_same(params, jax.tree.map(np.asarray, params_again))
 
 
 def check(
-    peer: Any, directory: Path, changes: dict[str, Any] | None = None
-) -> tuple[config.ModelConfig, Differences]:
-    """Saves the peer, with `changes` to its config.json, loads it, compares both, and goes back to `transformers` and to us again."""
-    peer.save_pretrained(directory / "theirs")
-    edited(directory / "theirs", changes or {})
+    reference: Any, directory: Path, changes: dict[str, Any] | None = None
+) -> tuple[ModelConfig, Differences]:
+    """Load what `transformers` saves, with `changes` to its config.json; compare; save it again."""
+    reference.save_pretrained(directory / "theirs")
+    change_config(directory / "theirs", changes or {})
     model_config, params = interop.load(directory / "theirs")
-    differences = compared(peer, model_config, params, directory / "gradients")
-    round_trip(peer, model_config, params, directory / "ours")
+    differences = compare(reference, model_config, params, directory / "gradients")
+    round_trip(reference, model_config, params, directory / "ours")
     return model_config, differences
 
 
@@ -223,18 +123,15 @@ def first_of_each(
     kind: Callable[[str], str] = lambda name: name.partition(",")[0],
     also: tuple[str, ...] = (),
 ) -> list[Any]:
-    """Parameters for pytest: the first variant of each kind is always tested, and those that alone have something (`also`).
+    """Return parameters for pytest: the first variant of each kind, and those of `also`.
 
-    Each of the others takes seconds, and together minutes, so that they are campaign tests.
+    Each of the others takes seconds, and together minutes, so they are campaign tests.
     """
     kinds: set[str] = set()
-    found = []
+    parameters = []
     for name in variants:
-        found.append(
-            pytest.param(
-                name,
-                marks=[pytest.mark.campaign] if kind(name) in kinds and name not in also else [],
-            )
-        )
+        repeated = kind(name) in kinds and name not in also
+        marks = [pytest.mark.campaign] if repeated else []
+        parameters.append(pytest.param(name, marks=marks))
         kinds.add(kind(name))
-    return found
+    return parameters

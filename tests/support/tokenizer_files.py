@@ -1,4 +1,4 @@
-"""Tokenizers as the families have them, made here of a few words: tokenizer.json and the files beside it."""
+"""Small tokenizers of each family: tokenizer.json and the files beside it."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,8 @@ from tokenizers import (
 )
 
 LINES = [
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness,",
+    "It was the best of times, it was the worst of times, it was the age of wisdom, "
+    "it was the age of foolishness,",
     "  two spaces, a tab\tand\n\ntwo newlines; don't, won't .  , !",
     "Größe, naïve café, 漢字かな交じり文, עברית, e\u0301 and \U0001f642\u200d\U0001f4bb.",
     "def f(x: int) -> str:\n    return {'a': [x ** 2, 3.14]}[0]  # comment",

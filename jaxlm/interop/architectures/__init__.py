@@ -1,4 +1,7 @@
-"""Every `model_type` that is read and written. Where a model fits several of its family, the first one is written."""
+"""Every `model_type` that can be read and written.
+
+Where several architectures fit a model, the first one is written.
+"""
 
 from jaxlm.interop.architectures.bart import BART
 from jaxlm.interop.architectures.bert import BERT, DISTILBERT, ROBERTA

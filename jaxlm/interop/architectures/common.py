@@ -1,9 +1,9 @@
-"""What the architectures have in common: names of activations, other names of a key, windows of layers, settings that none can follow."""
+"""Parts that several architectures share: activations, aliases of a key, windows of layers."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.interop.hf_config import HFConfig
 
 ACTIVATIONS = {
@@ -19,81 +19,99 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-NAMES = {
+ACTIVATION_NAMES = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
     "relu_squared": "relu2",
     "silu": "silu",
 }
-KINDS = {"full_attention": "full", "sliding_attention": "sliding"}
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
 
 
-def refuse_extras(settings: HFConfig) -> None:
-    """Settings of any decoder that change its function or its tensors and that we have nothing for."""
-    if settings.get("quantization_config") is not None:
-        settings.refuse(
+def refuse_unsupported(hf_config: HFConfig) -> None:
+    """Refuse keys of any model that change its function or tensors in ways that jaxlm can't."""
+    if hf_config.get("quantization_config") is not None:
+        hf_config.refuse(
             "quantization_config",
-            "quantised weights are not read; convert the model to float32, float16 or bfloat16 first",
+            "quantised weights are not read; "
+            "convert the model to float32, float16 or bfloat16 first",
         )
     for key in ("per_layer_config", "pruned_heads"):
-        if settings.get(key):
-            settings.refuse(key, "layers of different shapes are not supported")
-    settings.fixed({"is_encoder_decoder": False, "add_cross_attention": False})
+        if hf_config.get(key):
+            hf_config.refuse(key, "layers of different shapes are not supported")
+    hf_config.require({"is_encoder_decoder": False, "add_cross_attention": False})
 
 
-def known(settings: HFConfig, keys: Sequence[str], default: int) -> int:
-    """A number that goes by several names. They must agree: which one counts is up to the version of `transformers`."""
-    found = {key: settings.number(key, default) for key in keys if settings.get(key) is not None}
-    for key, value in found.items():
-        if value != next(iter(found.values())):
-            settings.refuse(
-                key, f"{value} contradicts {next(iter(found))} ({next(iter(found.values()))})"
-            )
-    return next(iter(found.values()), default)
+def aliased_scalar(hf_config: HFConfig, keys: Sequence[str], default: int) -> int:
+    """Return a number that has several names.
+
+    Names that a file has must agree: which one counts depends on the version of `transformers`.
+    """
+    values = {key: hf_config.scalar(key, default) for key in keys if hf_config.get(key) is not None}
+    if not values:
+        return default
+
+    first = next(iter(values))
+    for key, value in values.items():
+        if value != values[first]:
+            hf_config.refuse(key, f"{value} contradicts {first} ({values[first]})")
+    return values[first]
 
 
-def unless(value: Any, default: Any) -> Any:
-    """None where the value is what None stands for."""
+def none_if(value: Any, default: Any) -> Any:
+    """Return None where the value is the default that None stands for."""
     return None if value == default else value
 
 
-def check_heads(settings: HFConfig, width: int, heads: int) -> None:
-    """Some classes refuse a width that their heads don't divide even where the heads' width is given."""
+def check_heads(hf_config: HFConfig, width: int, heads: int) -> None:
+    """Refuse a width that is not a multiple of the heads.
+
+    Some classes need this even where the width of a head is given.
+    """
     if heads > 0 and width % heads:
-        settings.refuse(
+        hf_config.refuse(
             "hidden_size",
-            f"{width} is not a multiple of num_attention_heads ({heads}), which this model_type needs",
+            f"{width} is not a multiple of num_attention_heads ({heads}), "
+            "which this model_type needs",
         )
 
 
 def read_windows(
-    settings: HFConfig, kinds: Sequence[str] | None, layers: int, window: int | None
+    hf_config: HFConfig, layer_types: Sequence[str] | None, layers: int, window: int | None
 ) -> dict[str, Any]:
-    """Our fields, from the kind of each layer ("full_attention" or "sliding_attention"; None: as the window says)."""
-    if kinds is None:
+    """Return the fields of ModelConfig for windows.
+
+    `layer_types` has "full_attention" or "sliding_attention" for each layer; None gives all layers
+    the window.
+    """
+    if layer_types is None:
         return {"sliding_window": window}
-    for kind in kinds:
-        if kind not in KINDS:
-            settings.refuse("layer_types", f"{kind!r} is not supported; known: {', '.join(KINDS)}")
-    if len(kinds) != layers:
-        settings.refuse("layer_types", f"has {len(kinds)} layers, the model {layers}")
-    if "sliding_attention" not in kinds:
+
+    for layer_type in layer_types:
+        if layer_type not in LAYER_TYPES:
+            known = ", ".join(LAYER_TYPES)
+            hf_config.refuse("layer_types", f"{layer_type!r} is not supported; known: {known}")
+    if len(layer_types) != layers:
+        hf_config.refuse("layer_types", f"has {len(layer_types)} layers, the model {layers}")
+    if "sliding_attention" not in layer_types:
         return {"sliding_window": None}
     if window is None:
-        settings.refuse("layer_types", "has sliding_attention, which needs sliding_window")
-    ours = [KINDS[kind] for kind in kinds]
-    period = next(
-        n for n in range(1, layers + 1) if all(kind == ours[i % n] for i, kind in enumerate(ours))
-    )
+        hf_config.refuse("layer_types", "has sliding_attention, which needs sliding_window")
+
+    # The pattern of ModelConfig is one period of the layers.
+    pattern = [LAYER_TYPES[layer_type] for layer_type in layer_types]
+    period = 1
+    while any(pattern[layer] != pattern[layer % period] for layer in range(layers)):
+        period += 1
     return {
         "sliding_window": window,
-        "attention_pattern": tuple(ours[:period]) if "full" in ours else (),
+        "attention_pattern": tuple(pattern[:period]) if "full" in pattern else (),
     }
 
 
-def layer_types(model: config.ModelConfig) -> list[str]:
-    """The kind of each layer, in their words."""
+def write_layer_types(model: ModelConfig) -> list[str]:
+    """Return the value of "layer_types" for each layer."""
     windows = model.windows
     return [
         "full_attention" if windows[i % len(windows)] is None else "sliding_attention"

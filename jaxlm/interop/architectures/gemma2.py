@@ -1,28 +1,31 @@
-"""Gemma 2: norms before and after each sublayer that multiply by 1 + weight, soft-caps, windows on every other layer."""
+"""Gemma 2: norms before and after each sublayer, soft-caps, windows on every other layer.
+
+Its norms multiply by 1 + weight.
+"""
 
 from typing import Any
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.interop.architectures.common import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
-    NAMES,
     check_heads,
-    layer_types,
     read_windows,
+    write_layer_types,
 )
 from jaxlm.interop.architectures.llama import (
-    ATTENTION_RULES,
-    BLOCK,
-    BUFFERS,
-    OTHER_RULES,
-    TIED,
-    read_gated,
-    write_gated,
+    LLAMA_ALIASES,
+    LLAMA_ATTENTION_RULES,
+    LLAMA_BLOCK,
+    LLAMA_BUFFERS,
+    LLAMA_COMMON_RULES,
+    read_llama_like,
+    write_llama_like,
 )
 from jaxlm.interop.hf_config import HFConfig
-from jaxlm.interop.mapping import Architecture, Rule, Weights
+from jaxlm.interop.mapping import Architecture, Rule, TensorPresence
 
-SIZES = {
+GEMMA2_DEFAULTS = {
     "vocabulary_size": 256000,
     "width": 2304,
     "mlp_width": 9216,
@@ -33,45 +36,53 @@ SIZES = {
 }
 
 
-def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
-    """`hidden_act`, which old files have too, is not read by the class."""
-    settings.fixed({"use_bidirectional_attention": False})
-    fields = read_gated(settings, 8192, SIZES)
+def read_gemma2(hf_config: HFConfig, tensors: TensorPresence) -> ModelConfig:
+    """Return the model of a Gemma 2 config.json.
+
+    Old files have `hidden_act` too, which the class does not read.
+    """
+    hf_config.require({"use_bidirectional_attention": False})
+    fields = read_llama_like(hf_config, 8192, GEMMA2_DEFAULTS)
     heads, width, layers = fields["heads"], fields["width"], fields["layers"]
-    check_heads(settings, width, heads)
-    kinds = settings.words("layer_types")
-    if kinds is None:
-        kinds = tuple(
+    check_heads(hf_config, width, heads)
+    layer_kinds = hf_config.strings("layer_types")
+    if layer_kinds is None:
+        layer_kinds = tuple(
             "full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)
         )
-    scalar = settings.number("query_pre_attn_scalar", 256, float)
+    scalar = hf_config.scalar("query_pre_attn_scalar", 256, float)
     if scalar <= 0:
-        settings.refuse("query_pre_attn_scalar", f"must be above 0, got {scalar}")
+        hf_config.refuse("query_pre_attn_scalar", f"must be above 0, got {scalar}")
     head_width = fields["head_width"] or width // max(heads, 1)
-    bias = settings.number("attention_bias", False, bool)
+    bias = hf_config.scalar("attention_bias", False, bool)
     fields |= read_windows(
-        settings, kinds, layers, settings.number("sliding_window", 4096, null=True)
+        hf_config, layer_kinds, layers, hf_config.scalar("sliding_window", 4096, allow_null=True)
     )
-    return config.ModelConfig(
+
+    return ModelConfig(
         **fields,
         norm_placement="both",
         norm_offset=True,
         embedding_scaling=True,
-        activation=settings.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
+        activation=hf_config.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
         attention_bias=bias,
         attention_output_bias=bias,
         attention_scale=None if scalar == head_width else scalar**-0.5,
-        attention_softcap=settings.number("attn_logit_softcapping", 50.0, float, null=True),
-        logit_softcap=settings.number("final_logit_softcapping", 30.0, float, null=True),
-        tied_head=settings.number("tie_word_embeddings", True, bool),
+        attention_softcap=hf_config.scalar("attn_logit_softcapping", 50.0, float, allow_null=True),
+        logit_softcap=hf_config.scalar("final_logit_softcapping", 30.0, float, allow_null=True),
+        tied_head=hf_config.scalar("tie_word_embeddings", True, bool),
     )
 
 
-def write(model: config.ModelConfig) -> dict[str, Any]:
-    """The scalar is a whole number in the class: a scale that has none is not the same when it is read again."""
-    return write_gated(model) | {
-        "hidden_activation": NAMES[model.activation],
-        "hidden_act": NAMES[model.activation],
+def write_gemma2(model: ModelConfig) -> dict[str, Any]:
+    """Return the values of config.json.
+
+    `query_pre_attn_scalar` is a whole number in the class. A scale that no whole number gives is
+    not the same when it is read again, which refuses the architecture.
+    """
+    return write_llama_like(model) | {
+        "hidden_activation": ACTIVATION_NAMES[model.activation],
+        "hidden_act": ACTIVATION_NAMES[model.activation],
         "attention_bias": model.attention_bias,
         "query_pre_attn_scalar": model.width_per_head
         if model.attention_scale is None
@@ -79,20 +90,36 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
         "attn_logit_softcapping": model.attention_softcap,
         "final_logit_softcapping": model.logit_softcap,
         "sliding_window": model.sliding_window,
-        "layer_types": layer_types(model),
+        "layer_types": write_layer_types(model),
     }
 
 
-RULES = (
-    *ATTENTION_RULES,
+GEMMA2_RULES = (
+    *LLAMA_ATTENTION_RULES,
     Rule(
-        f"{BLOCK}.post_attention_layernorm.weight", "d", ("blocks.attention_post_norm.scale",), "d"
+        f"{LLAMA_BLOCK}.post_attention_layernorm.weight",
+        "d",
+        ("blocks.attention_post_norm.scale",),
+        "d",
     ),
-    Rule(f"{BLOCK}.pre_feedforward_layernorm.weight", "d", ("blocks.mlp_norm.scale",), "d"),
-    Rule(f"{BLOCK}.post_feedforward_layernorm.weight", "d", ("blocks.mlp_post_norm.scale",), "d"),
-    *OTHER_RULES,
+    Rule(f"{LLAMA_BLOCK}.pre_feedforward_layernorm.weight", "d", ("blocks.mlp_norm.scale",), "d"),
+    Rule(
+        f"{LLAMA_BLOCK}.post_feedforward_layernorm.weight",
+        "d",
+        ("blocks.mlp_post_norm.scale",),
+        "d",
+    ),
+    *LLAMA_COMMON_RULES,
 )
 
 GEMMA2 = Architecture(
-    "gemma2", ("Gemma2ForCausalLM",), "decoder", read, write, RULES, "model.", BUFFERS, TIED
+    "gemma2",
+    ("Gemma2ForCausalLM",),
+    "decoder",
+    read_gemma2,
+    write_gemma2,
+    GEMMA2_RULES,
+    "model.",
+    LLAMA_BUFFERS,
+    LLAMA_ALIASES,
 )

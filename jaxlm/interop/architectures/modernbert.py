@@ -1,26 +1,29 @@
-"""ModernBERT (ModernBertForMaskedLM): pre-norm, rotary, gated, most layers with a window. The first layer's attention has no norm."""
+"""ModernBERT (ModernBertForMaskedLM): pre-norm, rotary, gated, most layers with a window.
+
+The attention of the first layer has no norm.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm import config
-from jaxlm.interop.architectures.bert import norm, transform
+from jaxlm.config import ModelConfig
+from jaxlm.interop.architectures.bert import head_transform_rules, norm_rules
 from jaxlm.interop.architectures.common import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
-    KINDS,
-    NAMES,
+    LAYER_TYPES,
     check_heads,
-    layer_types,
+    none_if,
     read_windows,
-    refuse_extras,
-    unless,
+    refuse_unsupported,
+    write_layer_types,
 )
 from jaxlm.interop.hf_config import HFConfig
-from jaxlm.interop.mapping import Architecture, Rule, Weights
+from jaxlm.interop.mapping import Architecture, Rule, TensorPresence
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-# Their defaults, which are refused where the vocabulary ends before.
-TOKENS = {
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+# Defaults of the class, which refuses them in a smaller vocabulary.
+MODERNBERT_TOKEN_IDS = {
     "pad_token_id": 50283,
     "eos_token_id": 50282,
     "bos_token_id": 50281,
@@ -29,109 +32,134 @@ TOKENS = {
 }
 
 
-def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
-    refuse_extras(settings)
-    settings.fixed({"is_decoder": False, "position_embedding_type": ("absolute", "sans_pos")})
-    width, heads = settings.number("hidden_size", 768), settings.number("num_attention_heads", 12)
-    check_heads(settings, width, heads)
-    settings.fixed({"head_dim": width // max(1, heads)})
-    activation = settings.choice("hidden_activation", ACTIVATIONS, "gelu")
-    return config.ModelConfig(
+def read_modernbert(hf_config: HFConfig, tensors: TensorPresence) -> ModelConfig:
+    refuse_unsupported(hf_config)
+    hf_config.require({"is_decoder": False, "position_embedding_type": ("absolute", "sans_pos")})
+    width = hf_config.scalar("hidden_size", 768)
+    heads = hf_config.scalar("num_attention_heads", 12)
+    check_heads(hf_config, width, heads)
+    hf_config.require({"head_dim": width // max(1, heads)})
+    activation = hf_config.choice("hidden_activation", ACTIVATIONS, "gelu")
+
+    return ModelConfig(
         family="encoder",
-        vocabulary_size=settings.number("vocab_size", 50368),
-        layers=settings.number("num_hidden_layers", 22),
+        vocabulary_size=hf_config.scalar("vocab_size", 50368),
+        layers=hf_config.scalar("num_hidden_layers", 22),
         heads=heads,
-        mlp_width=unless(settings.number("intermediate_size", 1152), 4 * width),
+        mlp_width=none_if(hf_config.scalar("intermediate_size", 1152), 4 * width),
         width=width,
-        context_length=settings.number("max_position_embeddings", 8192),
-        norm_epsilon=settings.number("norm_eps", 1e-5, float),
+        context_length=hf_config.scalar("max_position_embeddings", 8192),
+        norm_epsilon=hf_config.scalar("norm_eps", 1e-5, float),
         first_norm=False,
         embedding_norm=True,
-        **read_attention(settings),
+        **read_modernbert_attention(hf_config),
         activation=activation,
         gated=True,
-        attention_bias=settings.number("attention_bias", False, bool),
-        attention_output_bias=settings.number("attention_bias", False, bool),
-        mlp_bias=settings.number("mlp_bias", False, bool),
-        norm_bias=settings.number("norm_bias", False, bool),
-        head_bias=settings.number("decoder_bias", True, bool),
+        attention_bias=hf_config.scalar("attention_bias", False, bool),
+        attention_output_bias=hf_config.scalar("attention_bias", False, bool),
+        mlp_bias=hf_config.scalar("mlp_bias", False, bool),
+        norm_bias=hf_config.scalar("norm_bias", False, bool),
+        head_bias=hf_config.scalar("decoder_bias", True, bool),
         head_transform=True,
-        head_transform_bias=settings.number("classifier_bias", False, bool),
-        head_activation=unless(
-            settings.choice("classifier_activation", ACTIVATIONS, "gelu"), activation
+        head_transform_bias=hf_config.scalar("classifier_bias", False, bool),
+        head_activation=none_if(
+            hf_config.choice("classifier_activation", ACTIVATIONS, "gelu"), activation
         ),
-        tied_head=settings.number("tie_word_embeddings", True, bool),
-        dropout=settings.number("embedding_dropout", 0.0, float),
-        attention_dropout=settings.number("attention_dropout", 0.0, float),
+        tied_head=hf_config.scalar("tie_word_embeddings", True, bool),
+        dropout=hf_config.scalar("embedding_dropout", 0.0, float),
+        attention_dropout=hf_config.scalar("attention_dropout", 0.0, float),
         initializer="normal",
-        initializer_std=settings.number("initializer_range", 0.02, float),
+        initializer_std=hf_config.scalar("initializer_range", 0.02, float),
     )
 
 
-def read_attention(settings: HFConfig) -> dict[str, Any]:
-    """Windows and rotary positions. `local_attention` counts both sides, without the token itself."""
-    layers, half = (
-        settings.number("num_hidden_layers", 22),
-        settings.number("local_attention", 128) // 2,
-    )
-    settings.fixed({"sliding_window": half})
-    fields = read_windows(settings, read_kinds(settings, layers), layers, half + 1)
-    full, sliding = (
-        read_theta(settings, FULL, "global_rope_theta", 160000.0),
-        read_theta(settings, SLIDING, "local_rope_theta", 10000.0),
-    )
-    if (
-        fields["sliding_window"] is None
-        or "attention_pattern" not in fields
-        or not fields["attention_pattern"]
-    ):
-        thetas = {"rotary_theta": full if fields["sliding_window"] is None else sliding}
+def read_modernbert_attention(hf_config: HFConfig) -> dict[str, Any]:
+    """Return the fields of windows and rotary positions.
+
+    `local_attention` counts both sides, without the token itself.
+    """
+    layers = hf_config.scalar("num_hidden_layers", 22)
+    half = hf_config.scalar("local_attention", 128) // 2
+    hf_config.require({"sliding_window": half})
+    fields = read_windows(hf_config, read_layer_types(hf_config, layers), layers, half + 1)
+    full = read_modernbert_theta(hf_config, FULL_ATTENTION, "global_rope_theta", 160000.0)
+    sliding = read_modernbert_theta(hf_config, SLIDING_ATTENTION, "local_rope_theta", 10000.0)
+    if fields["sliding_window"] is None:
+        thetas = {"rotary_theta": full}
+    elif not fields.get("attention_pattern"):
+        thetas = {"rotary_theta": sliding}
     else:
-        thetas = {"rotary_theta": full, "rotary_theta_sliding": unless(sliding, full)}
+        thetas = {"rotary_theta": full, "rotary_theta_sliding": none_if(sliding, full)}
+
     return {"positions": "rotary"} | fields | thetas
 
 
-def read_kinds(settings: HFConfig, layers: int) -> Sequence[str]:
-    kinds, period = settings.words("layer_types"), settings.number("global_attn_every_n_layers", 3)
-    if kinds is not None:
-        return kinds
+def read_layer_types(hf_config: HFConfig, layers: int) -> Sequence[str]:
+    """Return the type of each layer, from either of the two keys."""
+    layer_types = hf_config.strings("layer_types")
+    period = hf_config.scalar("global_attn_every_n_layers", 3)
+    if layer_types is not None:
+        return layer_types
     if period < 1:
-        settings.refuse("global_attn_every_n_layers", f"must be at least 1, got {period}")
-    return every(period, layers)
+        hf_config.refuse("global_attn_every_n_layers", f"must be at least 1, got {period}")
+    return alternating_layer_types(period, layers)
 
 
-def every(period: int, layers: int) -> list[str]:
-    return [SLIDING if i % period else FULL for i in range(layers)]
+def alternating_layer_types(period: int, layers: int) -> list[str]:
+    """Return full attention for every `period`-th layer, beginning with the first."""
+    return [SLIDING_ATTENTION if i % period else FULL_ATTENTION for i in range(layers)]
 
 
-def read_theta(settings: HFConfig, kind: str, old: str, default: float) -> float:
-    """The base of a kind of layers, in the form of transformers 4 or 5. Both may be there, but must agree."""
-    settings.fixed({"rope_scaling": ({"rope_type": "default"}, {"type": "default"})})
-    parameters = settings.section("rope_parameters")
+def read_modernbert_theta(
+    hf_config: HFConfig, layer_type: str, old_key: str, default: float
+) -> float:
+    """Return the rotary base of a type of layers.
+
+    transformers 4 has it under `old_key`, 5 in `rope_parameters`. Where a file has both they must
+    agree.
+    """
+    hf_config.require({"rope_scaling": ({"rope_type": "default"}, {"type": "default"})})
+    parameters = hf_config.nested("rope_parameters")
     for key in parameters.values if parameters else ():
-        if key not in KINDS:
-            settings.refuse(
+        if key not in LAYER_TYPES:
+            hf_config.refuse(
                 "rope_parameters",
-                f"{key!r} is not supported; it has one object for each of {' and '.join(KINDS)}",
+                f"{key!r} is not supported; "
+                f"there must be one object for each of {' and '.join(LAYER_TYPES)}",
             )
-    section = parameters.section(kind) if parameters else None
+    section = parameters.nested(layer_type) if parameters else None
     new = None
     if section is not None:
-        section.fixed({"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0})
-        new = section.number("rope_theta", None, float)
-    theta = settings.number(old, default if new is None else new, float)
+        section.require({"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0})
+        new = section.scalar("rope_theta", None, float)
+    theta = hf_config.scalar(old_key, default if new is None else new, float)
     if new is not None and theta != new:
-        settings.refuse(old, f"{theta} contradicts rope_parameters.{kind}.rope_theta ({new})")
+        hf_config.refuse(
+            old_key, f"{theta} contradicts rope_parameters.{layer_type}.rope_theta ({new})"
+        )
+
     return theta
 
 
-def write(model: config.ModelConfig) -> dict[str, Any]:
-    kinds = layer_types(model)
+def write_modernbert(model: ModelConfig) -> dict[str, Any]:
+    layer_types = write_layer_types(model)
     sliding = model.rotary_theta_sliding or model.rotary_theta
     head_activation = model.head_activation or model.activation
-    # Where it doesn't say the pattern, transformers 4, which reads nothing else, stops at 0.
-    period = next((n for n in range(1, model.layers + 1) if every(n, model.layers) == kinds), 0)
-    tokens = {name: None for name, default in TOKENS.items() if default >= model.vocabulary_size}
+    # A period of 0 stops transformers 4, which reads only the period, where that isn't the pattern.
+    period = next(
+        (
+            n
+            for n in range(1, model.layers + 1)
+            if alternating_layer_types(n, model.layers) == layer_types
+        ),
+        0,
+    )
+    tokens = {
+        name: None
+        for name, default in MODERNBERT_TOKEN_IDS.items()
+        if default >= model.vocabulary_size
+    }
+
     return tokens | {
         "vocab_size": model.vocabulary_size,
         "hidden_size": model.width,
@@ -141,20 +169,20 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": model.context_length,
         "norm_eps": model.norm_epsilon,
         "norm_bias": model.norm_bias,
-        "hidden_activation": NAMES[model.activation],
+        "hidden_activation": ACTIVATION_NAMES[model.activation],
         "attention_bias": model.attention_bias,
         "mlp_bias": model.mlp_bias,
-        "layer_types": kinds,
+        "layer_types": layer_types,
         "global_attn_every_n_layers": period,
         "local_attention": 2 * ((model.sliding_window or 65) - 1),
         "rope_parameters": {
-            FULL: {"rope_type": "default", "rope_theta": model.rotary_theta},
-            SLIDING: {"rope_type": "default", "rope_theta": sliding},
+            FULL_ATTENTION: {"rope_type": "default", "rope_theta": model.rotary_theta},
+            SLIDING_ATTENTION: {"rope_type": "default", "rope_theta": sliding},
         },
         "global_rope_theta": model.rotary_theta,
         "local_rope_theta": sliding,
         "classifier_bias": model.head_transform_bias,
-        "classifier_activation": NAMES[head_activation],
+        "classifier_activation": ACTIVATION_NAMES[head_activation],
         "decoder_bias": model.head_bias,
         "tie_word_embeddings": model.tied_head,
         "embedding_dropout": model.dropout,
@@ -164,45 +192,64 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
     }
 
 
-LAYER = "model.layers.{}"
+MODERNBERT_LAYER = "model.layers.{}"
 QUERY_KEY_VALUE = ("query", "key", "value")
 MODERNBERT = Architecture(
     model_type="modernbert",
     classes=("ModernBertForMaskedLM",),
     family="encoder",
-    read=read,
-    write=write,
+    read=read_modernbert,
+    write=write_modernbert,
     rules=(
         Rule("model.embeddings.tok_embeddings.weight", "v d", ("embedding.tokens",), "vd"),
-        *norm("model.embeddings.norm", "embedding.norm"),
-        Rule(f"{LAYER}.attn_norm.weight", "d", ("blocks.attention_norm.scale",), "d", first=1),
-        Rule(f"{LAYER}.attn_norm.bias", "d", ("blocks.attention_norm.bias",), "d", first=1),
+        *norm_rules("model.embeddings.norm", "embedding.norm"),
         Rule(
-            f"{LAYER}.attn.Wqkv.weight",
+            f"{MODERNBERT_LAYER}.attn_norm.weight",
+            "d",
+            ("blocks.attention_norm.scale",),
+            "d",
+            first_layer=1,
+        ),
+        Rule(
+            f"{MODERNBERT_LAYER}.attn_norm.bias",
+            "d",
+            ("blocks.attention_norm.bias",),
+            "d",
+            first_layer=1,
+        ),
+        Rule(
+            f"{MODERNBERT_LAYER}.attn.Wqkv.weight",
             "3hk d",
             tuple(f"blocks.attention.{name}_kernel" for name in QUERY_KEY_VALUE),
             "dhk",
         ),
         Rule(
-            f"{LAYER}.attn.Wqkv.bias",
+            f"{MODERNBERT_LAYER}.attn.Wqkv.bias",
             "3hk",
             tuple(f"blocks.attention.{name}_bias" for name in QUERY_KEY_VALUE),
             "hk",
         ),
-        Rule(f"{LAYER}.attn.Wo.weight", "d hk", ("blocks.attention.output_kernel",), "hkd"),
-        Rule(f"{LAYER}.attn.Wo.bias", "d", ("blocks.attention.output_bias",), "d"),
-        *norm(f"{LAYER}.mlp_norm", "blocks.mlp_norm"),
         Rule(
-            f"{LAYER}.mlp.Wi.weight",
+            f"{MODERNBERT_LAYER}.attn.Wo.weight", "d hk", ("blocks.attention.output_kernel",), "hkd"
+        ),
+        Rule(f"{MODERNBERT_LAYER}.attn.Wo.bias", "d", ("blocks.attention.output_bias",), "d"),
+        *norm_rules(f"{MODERNBERT_LAYER}.mlp_norm", "blocks.mlp_norm"),
+        Rule(
+            f"{MODERNBERT_LAYER}.mlp.Wi.weight",
             "2f d",
             ("blocks.mlp.gate_kernel", "blocks.mlp.up_kernel"),
             "df",
         ),
-        Rule(f"{LAYER}.mlp.Wi.bias", "2f", ("blocks.mlp.gate_bias", "blocks.mlp.up_bias"), "f"),
-        Rule(f"{LAYER}.mlp.Wo.weight", "d f", ("blocks.mlp.down_kernel",), "fd"),
-        Rule(f"{LAYER}.mlp.Wo.bias", "d", ("blocks.mlp.down_bias",), "d"),
-        *norm("model.final_norm", "final_norm"),
-        *transform("head.dense", "head.norm"),
+        Rule(
+            f"{MODERNBERT_LAYER}.mlp.Wi.bias",
+            "2f",
+            ("blocks.mlp.gate_bias", "blocks.mlp.up_bias"),
+            "f",
+        ),
+        Rule(f"{MODERNBERT_LAYER}.mlp.Wo.weight", "d f", ("blocks.mlp.down_kernel",), "fd"),
+        Rule(f"{MODERNBERT_LAYER}.mlp.Wo.bias", "d", ("blocks.mlp.down_bias",), "d"),
+        *norm_rules("model.final_norm", "final_norm"),
+        *head_transform_rules("head.dense", "head.norm"),
         Rule("decoder.weight", "v d", ("head.kernel",), "dv"),
         Rule("decoder.bias", "v", ("head.bias",), "v"),
     ),

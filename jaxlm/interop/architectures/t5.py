@@ -3,69 +3,74 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.config.model import Activation
-from jaxlm.interop.architectures.common import ACTIVATIONS, NAMES, known, refuse_extras, unless
+from jaxlm.interop.architectures.common import (
+    ACTIVATION_NAMES,
+    ACTIVATIONS,
+    aliased_scalar,
+    none_if,
+    refuse_unsupported,
+)
 from jaxlm.interop.hf_config import HFConfig
-from jaxlm.interop.mapping import Architecture, Rule, Weights
+from jaxlm.interop.mapping import Architecture, Rule, TensorPresence
 
-# "gated-gelu" means the tanh form, "gelu" the exact one; another name of the exact one has it gated.
-FEED_FORWARD = {name: (ours, False) for name, ours in ACTIVATIONS.items()} | {
+# "gated-gelu" means the tanh form and "gelu" the exact one, which "gated-gelu_python" gates.
+T5_FEED_FORWARD = {name: (ours, False) for name, ours in ACTIVATIONS.items()} | {
     f"gated-{name}": ("gelu_tanh" if name == "gelu" else ours, True)
     for name, ours in ACTIVATIONS.items()
 }
-GATED = {name: f"gated-{theirs}" for name, theirs in NAMES.items()} | {
+T5_GATED_NAMES = {ours: f"gated-{name}" for ours, name in ACTIVATION_NAMES.items()} | {
     "gelu_tanh": "gated-gelu",
     "gelu": "gated-gelu_python",
 }
 
 
-def refuse_decoder_extras(settings: HFConfig) -> None:
-    """What no encoder-decoder may have."""
-    settings.fixed({"is_encoder_decoder": True, "is_decoder": False, "tie_encoder_decoder": False})
-    refuse_extras(
-        replace(
-            settings,
-            values={
-                key: value for key, value in settings.values.items() if key != "is_encoder_decoder"
-            },
-        )
+def refuse_unsupported_stacks(hf_config: HFConfig) -> None:
+    """Refuse keys of any encoder-decoder that change its function in ways that jaxlm can't."""
+    hf_config.require(
+        {"is_encoder_decoder": True, "is_decoder": False, "tie_encoder_decoder": False}
     )
+    values = {key: value for key, value in hf_config.values.items() if key != "is_encoder_decoder"}
+    refuse_unsupported(replace(hf_config, values=values))
 
 
-def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
-    """`tie_word_embeddings` says whether features are scaled before the head, in transformers 4 also whether that is tied.
+def read_t5(hf_config: HFConfig, tensors: TensorPresence) -> ModelConfig:
+    """Return the model of a T5 config.json.
 
-    transformers 5 writes the first as `scale_decoder_outputs`, and unties a head that is in the file with numbers of its own.
+    `tie_word_embeddings` says whether features are scaled before the head, and in transformers 4
+    also whether the head is tied. transformers 5 writes the scaling as `scale_decoder_outputs`, and
+    a head is tied unless the file has one with numbers of its own.
     """
-    refuse_decoder_extras(settings)
-    width, heads = (
-        known(settings, ("d_model", "hidden_size"), 512),
-        known(settings, ("num_heads", "num_attention_heads"), 8),
-    )
-    encoder_layers = known(settings, ("num_layers", "num_hidden_layers"), 6)
-    decoder_layers = settings.number("num_decoder_layers", None)
+    refuse_unsupported_stacks(hf_config)
+    width = aliased_scalar(hf_config, ("d_model", "hidden_size"), 512)
+    heads = aliased_scalar(hf_config, ("num_heads", "num_attention_heads"), 8)
+    encoder_layers = aliased_scalar(hf_config, ("num_layers", "num_hidden_layers"), 6)
+    decoder_layers = hf_config.scalar("num_decoder_layers", None)
     layers = encoder_layers if decoder_layers is None else decoder_layers
-    activation, gated = read_feed_forward(settings)
-    scaled = settings.number(
-        "scale_decoder_outputs", settings.number("tie_word_embeddings", True, bool), bool
+    activation, gated = read_t5_feed_forward(hf_config)
+    scaled = hf_config.scalar(
+        "scale_decoder_outputs", hf_config.scalar("tie_word_embeddings", True, bool), bool
     )
-    dropout = settings.number("dropout_rate", 0.1, float)
-    return config.ModelConfig(
+    dropout = hf_config.scalar("dropout_rate", 0.1, float)
+
+    return ModelConfig(
         family="encoder_decoder",
-        vocabulary_size=settings.number("vocab_size", 32128),
+        vocabulary_size=hf_config.scalar("vocab_size", 32128),
         layers=layers,
-        encoder_layers=unless(encoder_layers, layers),
+        encoder_layers=none_if(encoder_layers, layers),
         heads=heads,
-        head_width=unless(known(settings, ("d_kv", "head_dim"), 64), width / max(1, heads)),
-        mlp_width=unless(settings.number("d_ff", 2048), 4 * width),
+        head_width=none_if(
+            aliased_scalar(hf_config, ("d_kv", "head_dim"), 64), width / max(1, heads)
+        ),
+        mlp_width=none_if(hf_config.scalar("d_ff", 2048), 4 * width),
         width=width,
-        context_length=settings.number("n_positions", 512),
+        context_length=hf_config.scalar("n_positions", 512),
         norm="rmsnorm",
-        norm_epsilon=settings.number("layer_norm_epsilon", 1e-6, float),
+        norm_epsilon=hf_config.scalar("layer_norm_epsilon", 1e-6, float),
         positions="relative",
-        relative_buckets=settings.number("relative_attention_num_buckets", 32),
-        relative_max_distance=settings.number("relative_attention_max_distance", 128),
+        relative_buckets=hf_config.scalar("relative_attention_num_buckets", 32),
+        relative_max_distance=hf_config.scalar("relative_attention_max_distance", 128),
         activation=activation,
         gated=gated,
         attention_bias=False,
@@ -73,25 +78,29 @@ def read(settings: HFConfig, weights: Weights) -> config.ModelConfig:
         mlp_bias=False,
         attention_scale=1.0,
         head_scaling=scaled,
-        tied_head=scaled or "lm_head.weight" not in weights,
+        tied_head=scaled or "lm_head.weight" not in tensors,
         dropout=dropout,
         attention_dropout=dropout,
         initializer="t5",
     )
 
 
-def read_feed_forward(settings: HFConfig) -> tuple[Activation, bool]:
-    """(activation, gated). What files repeat of it must agree: which one counts is up to the version of `transformers`."""
-    activation, gated = settings.choice("feed_forward_proj", FEED_FORWARD, "relu")
-    settings.fixed({"is_gated_act": gated})
-    if settings.choice("dense_act_fn", ACTIVATIONS | {None: activation}, None) != activation:
-        settings.refuse(
-            "dense_act_fn", f"{settings.get('dense_act_fn')!r} contradicts feed_forward_proj"
+def read_t5_feed_forward(hf_config: HFConfig) -> tuple[Activation, bool]:
+    """Return (activation, gated).
+
+    Files repeat both under other keys, which must agree: which one counts depends on the version
+    of `transformers`.
+    """
+    activation, gated = hf_config.choice("feed_forward_proj", T5_FEED_FORWARD, "relu")
+    hf_config.require({"is_gated_act": gated})
+    if hf_config.choice("dense_act_fn", ACTIVATIONS | {None: activation}, None) != activation:
+        hf_config.refuse(
+            "dense_act_fn", f"{hf_config.get('dense_act_fn')!r} contradicts feed_forward_proj"
         )
     return activation, gated
 
 
-def write(model: config.ModelConfig) -> dict[str, Any]:
+def write_t5(model: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": model.vocabulary_size,
         "d_model": model.width,
@@ -104,7 +113,9 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
         "relative_attention_num_buckets": model.relative_buckets,
         "relative_attention_max_distance": model.relative_max_distance,
         "layer_norm_epsilon": model.norm_epsilon,
-        "feed_forward_proj": GATED[model.activation] if model.gated else NAMES[model.activation],
+        "feed_forward_proj": T5_GATED_NAMES[model.activation]
+        if model.gated
+        else ACTIVATION_NAMES[model.activation],
         "tie_word_embeddings": model.head_scaling,
         "scale_decoder_outputs": model.head_scaling,
         "dropout_rate": model.dropout,
@@ -112,17 +123,21 @@ def write(model: config.ModelConfig) -> dict[str, Any]:
     }
 
 
-def attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+def t5_attention_rules(tensor: str, parameter: str) -> tuple[Rule, ...]:
     return (
-        Rule(f"{theirs}.q.weight", "hk d", (f"{ours}.query_kernel",), "dhk"),
-        Rule(f"{theirs}.k.weight", "hk d", (f"{ours}.key_kernel",), "dhk"),
-        Rule(f"{theirs}.v.weight", "hk d", (f"{ours}.value_kernel",), "dhk"),
-        Rule(f"{theirs}.o.weight", "d hk", (f"{ours}.output_kernel",), "hkd"),
+        Rule(f"{tensor}.q.weight", "hk d", (f"{parameter}.query_kernel",), "dhk"),
+        Rule(f"{tensor}.k.weight", "hk d", (f"{parameter}.key_kernel",), "dhk"),
+        Rule(f"{tensor}.v.weight", "hk d", (f"{parameter}.value_kernel",), "dhk"),
+        Rule(f"{tensor}.o.weight", "d hk", (f"{parameter}.output_kernel",), "hkd"),
     )
 
 
-def stack(name: str, mlp: int) -> tuple[Rule, ...]:
-    """One of the two stacks. Sublayers have numbers: the MLP's is `mlp`. The first layer owns the bias of all."""
+def t5_stack_rules(name: str, mlp: int) -> tuple[Rule, ...]:
+    """Return the rules of one stack without cross attention.
+
+    Sublayers are numbered, and `mlp` is the number of the MLP. The first layer has the relative
+    bias of all.
+    """
     block, blocks, gate = (
         f"{name}.block.{{}}.layer",
         f"{name}.blocks",
@@ -130,10 +145,11 @@ def stack(name: str, mlp: int) -> tuple[Rule, ...]:
     )
     dense = f"{block}.{mlp}.DenseReluDense"
     bias = f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
     return (
         Rule(bias, "b h", (f"{name}.relative_bias.table",), "bh"),
         Rule(f"{block}.0.layer_norm.weight", "d", (f"{blocks}.attention_norm.scale",), "d"),
-        *attention(f"{block}.0.SelfAttention", f"{blocks}.attention"),
+        *t5_attention_rules(f"{block}.0.SelfAttention", f"{blocks}.attention"),
         Rule(f"{block}.{mlp}.layer_norm.weight", "d", (f"{blocks}.mlp_norm.scale",), "d"),
         Rule(f"{dense}.wi.weight", "f d", (f"{blocks}.mlp.up_kernel",), "df", when=f"!{gate}"),
         Rule(f"{dense}.wi_0.weight", "f d", (gate,), "df"),
@@ -143,21 +159,26 @@ def stack(name: str, mlp: int) -> tuple[Rule, ...]:
     )
 
 
-CROSS = "decoder.block.{}.layer.1"
+T5_CROSS_ATTENTION = "decoder.block.{}.layer.1"
 T5 = Architecture(
     model_type="t5",
     classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
     family="encoder_decoder",
-    read=read,
-    write=write,
+    read=read_t5,
+    write=write_t5,
     rules=(
         Rule("shared.weight", "v d", ("encoder.embedding.tokens",), "vd"),
-        *stack("encoder", 1),
-        *stack("decoder", 2),
+        *t5_stack_rules("encoder", 1),
+        *t5_stack_rules("decoder", 2),
         Rule(
-            f"{CROSS}.layer_norm.weight", "d", ("decoder.blocks.cross_attention_norm.scale",), "d"
+            f"{T5_CROSS_ATTENTION}.layer_norm.weight",
+            "d",
+            ("decoder.blocks.cross_attention_norm.scale",),
+            "d",
         ),
-        *attention(f"{CROSS}.EncDecAttention", "decoder.blocks.cross_attention"),
+        *t5_attention_rules(
+            f"{T5_CROSS_ATTENTION}.EncDecAttention", "decoder.blocks.cross_attention"
+        ),
         Rule("lm_head.weight", "v d", ("decoder.head.kernel",), "dv"),
     ),
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),

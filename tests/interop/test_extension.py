@@ -1,4 +1,4 @@
-"""Models that an architecture of `transformers` computes without having words for them: the section "jaxlm" of config.json."""
+"""The section "jaxlm" of config.json: models that lack something of their architecture."""
 
 import json
 from dataclasses import replace
@@ -8,12 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from support.hf_directories import (
+    assert_same_model,
+    change_config,
+    change_tensors,
+    random_weights,
+)
 
 from jaxlm import config, interop, models
 from jaxlm.config import UserError
-from jaxlm.interop.match_architecture import TRAINING, differences, shapes_of
-from jaxlm.losses import loss_sums
+from jaxlm.interop.match_architecture import TRAINING_FIELDS, differences
 
 NO_BIASES: dict[str, Any] = {
     "attention_bias": False,
@@ -122,55 +127,17 @@ def model_of(name: str) -> config.ModelConfig:
     return config.ModelConfig(**SIZES | MODELS[name][1])
 
 
-def random_params(model: config.ModelConfig) -> Any:
-    """Random numbers, around 1 in the scales of norms, and zeros in the rows that pad the vocabulary."""
-    rng, padded = np.random.default_rng(0), -(-model.vocabulary_size // 128) * 128
-
-    def leaf(path: Any, shape: Any) -> np.ndarray:
-        array = (0.25 * rng.normal(size=shape.shape) + (path[-1].key == "scale")).astype(np.float32)
-        for axis in np.flatnonzero(np.array(array.shape) == padded):
-            np.moveaxis(array, axis, 0)[model.vocabulary_size :] = 0
-        return array
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes_of(model))
-
-
 def exported(name: str, directory: Path) -> tuple[config.ModelConfig, Any]:
     model = model_of(name)
-    params = random_params(model)
+    params = random_weights(model)
     interop.save(directory, model, params)
     return model, params
 
 
-def assert_same(one: Any, other: Any) -> None:
-    """Equal up to how parameters begin."""
-    plain: dict[str, Any] = {field: getattr(one[0], field) for field in TRAINING}
-    assert replace(other[0], **plain) == one[0]
-    assert all(
-        jax.tree.leaves(
-            jax.tree.map(
-                lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), one[1], other[1]
-            )
-        )
-    )
-
-
-def change(directory: Path, **changes: Any) -> Path:
-    """The directory, with other values in its config.json; None removes a key."""
-    path = directory / "config.json"
-    values = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
-    return directory
-
-
-def change_tensors(directory: Path, function: Any) -> Path:
-    path = directory / "model.safetensors"
-    save_file(
-        function({key: value.copy() for key, value in load_file(path).items()}),
-        path,
-        metadata={"format": "pt"},
-    )
-    return directory
+def assert_same_but_for_training(one: Any, other: Any) -> None:
+    """Equal up to how training initialises and drops out."""
+    plain: dict[str, Any] = {field: getattr(one[0], field) for field in TRAINING_FIELDS}
+    assert_same_model(one, (replace(other[0], **plain), other[1]))
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -181,7 +148,7 @@ INEXPRESSIBLE: set[str] = set()
 def test_every_recipe_can_go_to_transformers(path):
     model = config.load(path, []).model
     if path.stem in INEXPRESSIBLE:
-        with pytest.raises(UserError, match="no architecture of transformers"):
+        with pytest.raises(UserError, match="no supported architecture of transformers"):
             interop.match_architecture(model)
     else:
         interop.match_architecture(model)
@@ -195,7 +162,7 @@ def test_there_and_back(name, tmp_path):
     assert (values["model_type"], values["jaxlm"]) == (model_type, section)
     back = interop.load(tmp_path)
     assert not differences(model, back[0])
-    assert_same((model, params), back)
+    assert_same_but_for_training((model, params), back)
     assert interop.read_config(tmp_path)[1] == back[0]
     interop.save(tmp_path / "again", *back)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
@@ -215,10 +182,10 @@ OF_RECIPES = ("nanogpt_shakespeare", "quickstart", "quickstart_encoder_decoder")
     ],
 )
 def test_as_transformers(name, tmp_path):
-    """Logits, loss and gradients, which several of their tensors share where each repeats one of ours; and what they write of it."""
+    """Logits, loss and gradients; several of their tensors may share a gradient of ours."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from support import interop_references
+    from support import parity
 
     model, params = exported(name, tmp_path / "ours")
     values = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -227,55 +194,31 @@ def test_as_transformers(name, tmp_path):
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
     assert not any(report.values()), report
-    batch = interop_references.samples(model)
-
-    def ours(params: Any) -> Any:
-        logits = models.build(model).apply(params, batch)
-        sums = loss_sums(logits, batch.targets, batch.weights)
-        return sums.loss / sums.count, logits
-
+    batch, built = parity.samples(model), models.build(model)
     quick = {"xla_backend_optimization_level": 0}
     (loss, logits), gradients = jax.jit(
-        jax.value_and_grad(ours, has_aux=True), compiler_options=quick
+        jax.value_and_grad(lambda params: parity.our_loss(built, params, batch), has_aux=True),
+        compiler_options=quick,
     )(params)
-    expected = interop_references.their_logits(peer.eval(), batch)
-    expected_loss = interop_references.their_loss(expected, batch)
+    expected = parity.reference_logits(peer.eval(), batch)
+    expected_loss = parity.reference_loss(expected, batch)
     expected_loss.backward()
-    here = interop_references.real(batch.lengths, interop_references.LENGTH)
-    logits_difference = np.abs(np.asarray(logits)[here] - expected.detach().numpy()[here]).max()
+    assert parity.logits_difference(logits, expected, batch) <= parity.LOGITS_TOLERANCE
+    assert abs(float(loss) - expected_loss.item()) <= parity.LOSS_TOLERANCE
+
+    # The gradients of tensors that repeat one parameter add up to its own; those of biases that the
+    # model lacks have no parameter.
     interop.save(tmp_path / "gradients", model, gradients)
-    numbers, mine = (
-        load_file(tmp_path / "ours" / "model.safetensors"),
-        load_file(tmp_path / "gradients" / "model.safetensors"),
-    )
-    lacking = {key for key, value in numbers.items() if not value.any()}
+    numbers = load_file(tmp_path / "ours" / "model.safetensors")
     theirs: dict[str, np.ndarray] = {}
     for key, parameter in peer.named_parameters():
-        if parameter.grad is not None and key not in lacking:
+        if parameter.grad is not None and (key not in numbers or numbers[key].any()):
             first = own(key, numbers)
             theirs[first] = theirs.get(first, 0) + parameter.grad.numpy()
-    floor = interop_references.GRADIENT_FLOOR * np.sqrt(
-        sum(float(np.square(value).sum()) for value in theirs.values())
-    )
-    errors = {
-        key: np.linalg.norm(mine[key] - value) / max(float(np.linalg.norm(value)), floor)
-        for key, value in theirs.items()
-    }
-    found = interop_references.Differences(
-        float(logits_difference),
-        abs(float(loss) - expected_loss.item()),
-        float(max(errors.values())),
-    )
-    print(name, found)
-    assert (
-        found.logits <= interop_references.LOGITS_TOLERANCE
-        and found.loss <= interop_references.LOSS_TOLERANCE
-    ), found
-    assert found.gradient <= interop_references.GRADIENT_TOLERANCE, max(
-        errors, key=lambda key: errors[key]
-    )
+    parity.gradient_difference(load_file(tmp_path / "gradients" / "model.safetensors"), theirs)
+
     peer.save_pretrained(tmp_path / "theirs")
-    assert_same((model, params), interop.load(tmp_path / "theirs"))
+    assert_same_but_for_training((model, params), interop.load(tmp_path / "theirs"))
 
 
 def own(name: str, numbers: dict[str, np.ndarray]) -> str:
@@ -332,12 +275,12 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a gate without an activation": (
         "quickstart",
         {"gated": False},
-        r"jaxlm\.activation: must be 'relu_squared' beside gated",
+        r"jaxlm\.activation: must be 'relu_squared' together with gated",
     ),
     "an activation alone": (
         "quickstart",
         {"activation": "relu_squared"},
-        r"jaxlm\.gated: must be False beside activation",
+        r"jaxlm\.gated: must be False together with activation",
     ),
     "another activation": (
         "quickstart",
@@ -352,7 +295,7 @@ def test_sections_that_are_refused(case, tmp_path):
     name, section, reason = REFUSED[case]
     exported(name, tmp_path)
     with pytest.raises(UserError, match=rf"config\.json: {reason}") as error:
-        interop.load(change(tmp_path, jaxlm=section))
+        interop.load(change_config(tmp_path, {"jaxlm": section}))
     assert "\n" not in str(error.value)
 
 
@@ -375,7 +318,7 @@ TENSORS: dict[str, tuple[str, Any, str]] = {
     "a bias": (
         "nanogpt_shakespeare",
         bumped(BIAS),
-        rf"{BIAS}: has numbers other than 0, which this model has no place for",
+        rf"{BIAS}: has values other than 0, but this model has no parameter for it",
     ),
     "no bias": (
         "nanogpt_shakespeare",
@@ -385,9 +328,13 @@ TENSORS: dict[str, tuple[str, Any, str]] = {
     "another gate": (
         "quickstart",
         bumped(GATE),
-        rf"{GATE}: differs from {UP}, which it must repeat",
+        rf"{GATE}: differs from {UP}, but .jaxlm. in config.json says that they are equal",
     ),
-    "another half": ("quickstart", bumped(UP), rf"{GATE}: differs from {UP}, which it must repeat"),
+    "another half": (
+        "quickstart",
+        bumped(UP),
+        rf"{GATE}: differs from {UP}, but .jaxlm. in config.json says that they are equal",
+    ),
     "no gate": (
         "quickstart",
         lambda t: t.pop(GATE) is None or t,
@@ -416,10 +363,10 @@ def test_a_table_that_fuses_the_gate(tmp_path):
     }
     head: dict[str, Any] = {"head_transform": True, "head_transform_bias": False, "head_bias": True}
     model = config.ModelConfig(**SIZES | BARE | fields | head)
-    assert interop.save(tmp_path, model, random_params(model)).model_type == "modernbert"
-    with pytest.raises(UserError, match=r"modernbert has .*Wi.* which can't be without the other"):
-        interop.load(change(tmp_path, jaxlm=SQUARED))
-    with pytest.raises(UserError, match="no architecture of transformers"):
+    assert interop.save(tmp_path, model, random_weights(model)).model_type == "modernbert"
+    with pytest.raises(UserError, match=r"modernbert has one tensor .*Wi.* needs all of them"):
+        interop.load(change_config(tmp_path, {"jaxlm": SQUARED}))
+    with pytest.raises(UserError, match="no supported architecture of transformers"):
         interop.match_architecture(replace(model, **SQUARED))
 
 
@@ -428,11 +375,11 @@ def test_without_a_section_nothing_is_lacking(tmp_path):
     model = config.ModelConfig(**SIZES)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.zeros_like(leaf) if path[-1].key.endswith("bias") else leaf,
-        random_params(model),
+        random_weights(model),
     )
     interop.save(tmp_path, model, params)
     assert "jaxlm" not in json.loads((tmp_path / "config.json").read_text())
-    assert_same((model, params), interop.load(tmp_path))
+    assert_same_but_for_training((model, params), interop.load(tmp_path))
     with pytest.raises(UserError, match=rf"{BIAS}: there is no such tensor"):
         interop.load(change_tensors(tmp_path, lambda tensors: tensors.pop(BIAS) is None or tensors))
 
@@ -441,7 +388,7 @@ def test_without_a_section_nothing_is_lacking(tmp_path):
 def test_a_section_that_was_removed(name, tmp_path):
     """The architecture's own model: with biases that are zeros, or with a gate."""
     model, _ = exported(name, tmp_path)
-    whole, params = interop.load(change(tmp_path, jaxlm=None))
+    whole, params = interop.load(change_config(tmp_path, {"jaxlm": None}))
     assert differences(model, whole)
     if name == "quickstart":
         assert whole.gated and whole.activation == "relu"
@@ -469,7 +416,8 @@ def test_a_section_that_was_removed(name, tmp_path):
 )
 def test_what_stays_inexpressible(fields):
     with pytest.raises(
-        UserError, match=r"no architecture of transformers .*, the nearest, has model\."
+        UserError,
+        match=r"no supported architecture of transformers .* the closest, \w+, has model\.",
     ):
         interop.match_architecture(config.ModelConfig(**SIZES | fields))
 

@@ -1,0 +1,1 @@
+"""Turn Hugging Face directories into runs, and runs into Hugging Face directories."""

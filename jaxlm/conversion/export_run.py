@@ -1,0 +1,147 @@
+"""Write the model of a run as a directory that `transformers` loads."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm import card, config, interop
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import Config, NoCheckpointError, UserError
+from jaxlm.conversion.import_model import check_is_empty
+from jaxlm.interop.archive import write_archive
+from jaxlm.interop.generation_config import CLASS_TOKEN_IDS, write_generation_config
+from jaxlm.interop.mapping import Architecture
+from jaxlm.interop.tokenizer import (
+    TOKENIZER_FILE,
+    TokenizerFrame,
+    load_tokenizer_json,
+    run_tokenizer_frame,
+)
+from jaxlm.interop.write_tokenizer import write_tokenizer
+from jaxlm.load_model import load_model
+
+
+class ExportedModel(NamedTuple):
+    """A model that was written."""
+
+    model_type: str
+    step: int | None
+    parameter_count: int
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    best: bool = False,
+    dtype: str = "float32",
+    max_shard_bytes: int = interop.DEFAULT_SHARD_BYTES,
+    archive: bool = False,
+) -> ExportedModel:
+    """Write config.json, weights, tokenizer, generation_config.json and the card into `out`.
+
+    The newest checkpoint is taken unless `step` is given or `best` asks for the lowest eval/loss.
+    `archive` adds model.tar.gz. UserError where `transformers` has no such model or `out` is not
+    empty, NoCheckpointError where the run has no such checkpoint; then there is no `out`.
+    """
+    run_config = load_run_config(run)
+    check_is_empty(out)
+    model_config = run_config.model
+
+    # Find out what can't be written before the parameters are read.
+    architecture, values = interop.match_architecture(model_config)
+    frame = run_tokenizer_frame(
+        run_config.tokenizer, run_config.objective, load_tokenizer_json(run / TOKENIZER_FILE)
+    )
+    tokens = token_ids(frame, architecture)
+    interop.add_token_ids(architecture, model_config, values, tokens)
+
+    loaded = load_model(run, step=find_best_step(run, run_config) if best else step)
+    parameter_count = loaded.model.parameter_count()
+    with new_directory(out) as folder:
+        interop.save(
+            folder,
+            model_config,
+            loaded.params,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            tokens=tokens,
+        )
+        write_tokenizer(
+            folder,
+            (run / TOKENIZER_FILE).read_text(encoding="utf-8"),
+            frame,
+            model_config.context_length,
+            token_types=model_config.token_types > 1,
+        )
+        if model_config.family != "encoder":
+            write_generation_config(folder, tokens, model_config.context_length)
+        facts = card.gather_facts(
+            run, run_config, parameter_count, loaded.step, exported=architecture.model_type
+        )
+        card.write_card(folder, facts)
+        if archive:
+            write_archive(folder)
+    return ExportedModel(architecture.model_type, loaded.step, parameter_count)
+
+
+def load_run_config(run: Path) -> Config:
+    """Return the config of a run directory with checkpoints, or say what it lacks."""
+    path = run / "config.json"
+    if not run.is_dir():
+        problem = "is not a directory" if run.exists() else "there is no such directory"
+        raise UserError(f"{run}: {problem}")
+    if not path.exists():
+        raise UserError(f"{run}: is not a run directory: it has no config.json")
+    if "run_directory" not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(
+            f"{path}: is not the config.json of a run; a Hugging Face directory needs no export"
+        )
+    if not (run / "checkpoints").is_dir():
+        raise NoCheckpointError(f"{run}: there is no checkpoint")
+    return config.load(path)
+
+
+def find_best_step(run: Path, run_config: Config) -> int:
+    """Return the step of the checkpoint with the lowest eval/loss."""
+    folder = run / "checkpoints"
+    with Checkpoints(folder, run_config.checkpoint.keep) as checkpoints:
+        best = checkpoints.best()
+    if best is None:
+        raise NoCheckpointError(f"{folder}: --best: no checkpoint has an eval/loss")
+    return best
+
+
+def token_ids(frame: TokenizerFrame, architecture: Architecture) -> dict[str, Any]:
+    """Return the ids for config.json and generation_config.json; None where there is no token."""
+    eos_id = frame.eos_ids[0]
+    ids = {"bos_token_id": frame.bos_id, "eos_token_id": eos_id, "pad_token_id": frame.pad_id}
+    if architecture.family == "encoder" and frame.begin_of_text is not None:
+        ids |= {"cls_token_id": frame.bos_id, "sep_token_id": eos_id}
+    if architecture.family == "encoder_decoder":
+        ids["decoder_start_token_id"] = frame.decoder_start_id
+    # The class has an id of its own, which is another token here.
+    if "forced_eos_token_id" in CLASS_TOKEN_IDS.get(architecture.model_type, {}):
+        ids["forced_eos_token_id"] = eos_id
+    return ids
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Yield a folder next to `out` that is renamed to `out` at the end of the block.
+
+    After an error nothing of it is left. UserError where it can't be written.
+    """
+    folder = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
