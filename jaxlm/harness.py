@@ -136,7 +136,7 @@ class Answers:
             )
         runtime.configure(config.RuntimeConfig(devices=int(devices)))
         from jaxlm import load_model
-        from jaxlm.evaluation.likelihood import Scorer
+        from jaxlm.evaluation.likelihood import LikelihoodScorer
 
         model = load_model.load_model(
             Path(path),
@@ -152,7 +152,7 @@ class Answers:
         self.max_length = int(max_length or model.model.config.context_length)
         # What the tokenizer of a Hugging Face model puts before a text; a run was trained without.
         self.before = list(model.special.before) if model.config is None else []
-        self.scorer = Scorer(model.model, model.params, self.max_length, whole)
+        self.scorer = LikelihoodScorer(model.model, model.params, self.max_length, whole)
 
     @property
     def eot_token_id(self) -> int:
@@ -192,11 +192,11 @@ class Answers:
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """The log-likelihood of whole texts, in windows that overlap only at a text's end."""
-        from jaxlm.evaluation.likelihood import rolling
+        from jaxlm.evaluation.likelihood import rolling_requests
 
         texts = [request.args[0] for request in requests]
         windows = [
-            list(rolling(self.tok_encode(text), self.prefix_token_id, self.max_length))
+            list(rolling_requests(self.tok_encode(text), self.prefix_token_id, self.max_length))
             for text in texts
         ]
         found = iter(self.score([window for of in windows for window in of]))
