@@ -9,6 +9,7 @@ from jaxlm import models, objectives, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.models import Model
+from jaxlm.nn.execution import Execution
 from jaxlm.sharding import Placement
 from jaxlm.state import state_shapes, state_shardings
 from jaxlm.types import Batch
@@ -20,6 +21,7 @@ class Run(NamedTuple):
     config: Config
     schedule: BatchSchedule
     placement: Placement
+    execution: Execution
     model: Model
     optimizer: optax.GradientTransformation
     steps_in_flight: int  # steps that may run while the host prepares the next one
@@ -40,7 +42,7 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
     example = objectives.example(config.objective, config.data.sequence_length, sentinels)
     schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
 
-    devices = runtime.devices(config.runtime, hosts)
+    devices = runtime.select_devices(config.runtime, hosts)
     mesh = sharding.make_mesh(config.parallel, devices)
     sharding.check_mesh(
         mesh,
@@ -50,8 +52,13 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         config.evaluation,
     )
 
-    attention = config.runtime.attention
-    execution = sharding.build_execution(mesh, config.parallel, config.precision, attention)
+    execution = sharding.build_execution(
+        mesh,
+        config.parallel,
+        config.precision,
+        config.runtime.attention,
+        deterministic=config.runtime.deterministic,
+    )
     model = models.build(config.model, config.precision, execution)
     placement = Placement(mesh, model.axes, config.parallel.zero)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
@@ -59,7 +66,16 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.
     steps_in_flight = 0 if devices[0].platform == "cpu" else 1
-    return Run(config, schedule, placement, model, optimizer, steps_in_flight, example)
+    return Run(
+        config=config,
+        schedule=schedule,
+        placement=placement,
+        execution=execution,
+        model=model,
+        optimizer=optimizer,
+        steps_in_flight=steps_in_flight,
+        example=example,
+    )
 
 
 def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
@@ -84,9 +100,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
         raise ConfigError("runtime.attention", str(error)) from error
     lines += [f"{name}: {kernel} ({reason})" for name, (kernel, reason) in kernels.items()]
 
-    attention = config.runtime.attention
-    execution = sharding.build_execution(mesh, config.parallel, config.precision, attention)
-    lines.append(f"blocks {execution.blocks}, remat {execution.remat}")
+    lines.append(f"blocks {run.execution.blocks}, remat {run.execution.remat}")
 
     warmup, steps = config.optimizer.warmup_steps, config.training.steps
     if warmup > steps:
@@ -94,7 +108,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
 
     if config.parallel.zero:
         optimizer_shardings = run.placement.tree("optimizer", shapes.params)
-        unsplit = sharding.replicated(shapes.params, optimizer_shardings)
+        unsplit = sharding.list_replicated(shapes.params, optimizer_shardings)
         if unsplit:
             names = ", ".join(unsplit)
             share = "more than 1% of the bytes"

@@ -254,7 +254,12 @@ def replicated_sharding(params: Tree) -> NamedSharding | None:
 
 
 def build_execution(
-    mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig, attention: str
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    attention: str,
+    *,
+    deterministic: bool = False,
 ) -> Execution:
     """Build the description of how the layers run on `mesh`."""
     device = mesh.devices.flat[0]
@@ -270,6 +275,7 @@ def build_execution(
         attention=attention,
         platform=device.platform,
         compute_capability=float(getattr(device, "compute_capability", None) or 0.0),
+        deterministic=deterministic,
     )
     if mesh.size == 1:
         return execution

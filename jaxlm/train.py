@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
     run_config = config.load(args.config, edits, args.data)
 
-    cluster = runtime.detect(run_config.runtime)
+    cluster = runtime.detect_cluster(run_config.runtime)
     runtime.configure(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
 
@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
         from jaxlm import trainer
 
         # Where this process stands in its run is no part of the config, which all processes share.
-        run_config = dataclasses.replace(run_config, runtime=runtime.shared(run_config.runtime))
+        run_config = dataclasses.replace(
+            run_config, runtime=runtime.without_process_fields(run_config.runtime)
+        )
         return trainer.train(run_config, group, resume_command(argv))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxlm import card, checkpoint, data, decoding, flops, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
-from jaxlm.data.loader import Share, batches
+from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.validation import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
@@ -53,14 +53,14 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
 
     # Several processes prepare the data before anything else: they meet over it, and jax must not
     # have been used before they have met.
-    store = None if group.alone else prepare_together(config, group)
+    store = None if group.is_single else prepare_together(config, group)
 
     with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
         # 1. The config of this run, and where it starts.
         # A directory with a checkpoint is continued. What the new config changes is printed, and
         # refused where it would make another run of it.
         start = find_start(checkpoints.latest())
-        group.agree("step", {"the newest checkpoint": str(checkpoints.latest())})
+        group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
         if start.origin is not Origin.FRESH:
             config, changes = checkpoint.resume_config(directory, config, start.step)
@@ -90,7 +90,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
-        if group.leads:
+        if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
             store.tokenizer.save(directory / "tokenizer.json")
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
@@ -103,7 +103,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
             record_save = ignore_save
 
         with monitor:
-            if group.leads:
+            if group.is_leader:
                 config_json = (directory / "config.json").read_text()
                 monitor.text(start.step, "config", f"```json\n{config_json}\n```")
 
@@ -116,7 +116,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
                 stream.objective,
                 state.params,
                 steps_in_flight=run.steps_in_flight,
-                leads=group.leads,
+                leads=group.is_leader,
             )
             state, stopped = run_steps(
                 run, stream, state, start, checkpoints, evaluator, monitor, record_save, group
@@ -126,7 +126,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
                 return STOPPED
 
             show_samples(run, store, evaluator, state, monitor)
-            if group.leads:
+            if group.is_leader:
                 write_model_card(directory, run, monitor)
             return 0
 
@@ -146,7 +146,7 @@ def prepare_together(config: Config, group: runtime.ProcessGroup) -> data.Store:
 
     Raises UserError where another process is about to run another config, code or library.
     """
-    if group.leads:
+    if group.is_leader:
         folder = prepare_store(config).path
     else:
         folder = data.await_store(
@@ -154,18 +154,18 @@ def prepare_together(config: Config, group: runtime.ProcessGroup) -> data.Store:
             config.tokenizer,
             config.tokenizer_vocabulary_size,
             log,
-            ready=group.answers,
+            ready=group.leader_is_listening,
             seconds=config.runtime.preparation_timeout_seconds,
             needs=config.objective.needs,
         )
-    group.meet()
+    group.initialize()
 
     # Processes that compute different programs would wait for each other for ever.
     facts = checkpoint.flatten_config(config)
     facts["the prepared data"] = folder.name
     facts["jaxlm's code"] = runtime.code_version()
     facts |= runtime.versions()
-    group.agree("config", {key: str(value) for key, value in facts.items()})
+    group.require_equal("config", {key: str(value) for key, value in facts.items()})
     return data.open_store(folder)
 
 
@@ -203,7 +203,14 @@ def build_stream(run: Run, store: data.Store) -> Stream:
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
     weights = [source.weight for source in config.data.sources]
     names = [source.name for source in config.data.sources]
-    return Stream(store.train, weights, names, objective, run.schedule, config.seed)
+    return Stream(
+        store.train,
+        weights=weights,
+        names=names,
+        objective=objective,
+        schedule=run.schedule,
+        seed=config.seed,
+    )
 
 
 def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:
@@ -243,12 +250,12 @@ def run_steps(
     best_loss = checkpoints.best_loss()
 
     # Threads prepare the batches ahead of the steps, each process its own rows of them.
-    process_batches = batches(
-        Share(stream, run.placement.rows),
+    process_batches = prefetch_batches(
+        LocalBatches(stream, run.placement.rows),
         start.step,
         steps,
-        config.data.prefetch_threads,
-        config.data.prefetch_batches,
+        threads=config.data.prefetch_threads,
+        buffer=config.data.prefetch_batches,
     )
 
     # Within the loop every transfer between host and device is asked for by name (device_put,

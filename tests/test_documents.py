@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from test_structure import ROOT, tracked

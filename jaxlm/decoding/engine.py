@@ -22,7 +22,7 @@ from jaxlm.decoding.sampling import (
     seen_tokens,
 )
 from jaxlm.models import Model
-from jaxlm.sharding import whole_beside
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
 
 CHUNK = 512  # most tokens of a prompt that are read in one pass
@@ -70,7 +70,7 @@ class Engine:
 
         # Every process reads the rows, so they are whole on each device. The compiler is free to
         # split the cache.
-        whole = whole_beside(params)
+        whole = replicated_sharding(params)
         state = EngineState(*[whole] * len(EngineState._fields))._replace(cache=None)
 
         self._read_first = jax.jit(partial(read_first_chunk, model), static_argnums=(0,))

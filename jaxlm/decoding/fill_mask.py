@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlm.decoding.engine import bucket_size, pad_rows, text_bucket
 from jaxlm.models import Model
-from jaxlm.sharding import whole_beside
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
 
 
@@ -32,7 +32,7 @@ class MaskFiller:
         self.model, self.params, self.batch_size = model, params, batch_size
         self._rank = jax.jit(
             partial(rank_tokens, model, min(top, model.config.vocabulary_size)),
-            out_shardings=whole_beside(params),
+            out_shardings=replicated_sharding(params),
         )
 
     def __call__(

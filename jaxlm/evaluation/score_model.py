@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlm import data, objectives, sharding, step
-from jaxlm.checkpoint.run import read_run_config
+from jaxlm.checkpoint import read_run_config
 from jaxlm.config import (
     Config,
     ConfigError,
@@ -17,9 +17,8 @@ from jaxlm.config import (
     TrainingConfig,
     UserError,
 )
-from jaxlm.data import Document, Store
-from jaxlm.data.sources import documents as source_documents
-from jaxlm.data.store import identify
+from jaxlm.data import Document, Store, identify_store
+from jaxlm.data.sources import read_documents as read_source
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
@@ -147,7 +146,7 @@ def open_run_store(directory: Path, config: Config) -> Store:
 
     inputs = (config.data, config.tokenizer, config.tokenizer_vocabulary_size)
     needs = config.objective.needs
-    present = identify(*inputs, needs)[0].name
+    present = identify_store(*inputs, needs)[0].name
     if present != trained_on:
         raise UserError(
             f"{directory}: its text is not what it was trained on (prepared data: "
@@ -292,7 +291,7 @@ def score_objective(
         raise UserError(f"--context {options.context}: {error.reason} ({error.path})") from error
 
     texts = read_samples(loaded, options, source, objective)
-    if not texts.places(objective):
+    if not texts.start_count(objective):
         raise UserError(
             f"--data {source.name}: a window takes {objective.window:,} tokens, but there are "
             f"{len(texts):,}; lower --context"
@@ -358,7 +357,7 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
 def read_documents(source: SourceConfig) -> Iterable[Document]:
     """Yield the documents of `--data`. Raises UserError naming the argument at fault."""
     try:
-        yield from source_documents(source, "--data")
+        yield from read_source(source, "--data")
     except ConfigError:
         raise
     except UserError as error:

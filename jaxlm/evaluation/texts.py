@@ -43,11 +43,11 @@ class TokenizedTexts(NamedTuple):
     def token_count(self) -> int:
         return len(self.ids)
 
-    def places(self, objective: Objective) -> int:
+    def start_count(self, objective: Objective) -> int:
         """Return the number of places where a sample can begin."""
         return max(len(self) - objective.window + 1, 0)
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """Return the samples that begin at `starts` (int64 [n]), int32 [n, window].
 
         After the end of the text comes 0.
@@ -73,12 +73,12 @@ class TokenizedPairs(NamedTuple):
     def token_count(self) -> int:
         return sum(len(source) + len(target) for source, target in self.rows)
 
-    def places(self, objective: Objective) -> int:
+    def start_count(self, objective: Objective) -> int:
         """Return the number of pairs: each is a sample."""
         del objective
         return len(self)
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """Return sources and targets, padded, int32 [n, S + T].
 
         A text that was cut to fit still ends with end_of_text.
@@ -167,7 +167,7 @@ def read_pairs(
 def tokenize_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each text with its tokens; some megabytes are encoded at once, on all cores."""
     for group in batch_texts(texts):
-        pieces = [list(tokenizer.pieces(text)) for text in group]
+        pieces = [list(tokenizer.split_text(text)) for text in group]
         found = iter(tokenizer.encode_batch([piece for parts in pieces for piece in parts]))
         for text, parts in zip(group, pieces, strict=True):
             yield text, np.concatenate(list(islice(found, len(parts))))
@@ -188,7 +188,7 @@ def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def encode_text(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Return the ids of a text, int32 [n]."""
-    return np.concatenate(tokenizer.encode_batch(list(tokenizer.pieces(text))))
+    return np.concatenate(tokenizer.encode_batch(list(tokenizer.split_text(text))))
 
 
 def longest_prefix(text: str, encode: Callable[[str], np.ndarray], tokens: int) -> str:

@@ -84,6 +84,8 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
         f"heads of {width} channels (multiples of 8 up to {widest})": width % 8 or width > widest,
         f"{case.queries} queries, {case.keys} keys (at least {CUDNN_MIN_LENGTH})": shortest
         < CUDNN_MIN_LENGTH,
+        # XLA loses the kernel it built for a deterministic backward pass (openxla/xla#46500).
+        "runtime.deterministic is on": execution.deterministic,
         "attention soft-cap": case.softcap,
         "attention dropout": case.dropout,
         "packed segments": mask.segments is not None,

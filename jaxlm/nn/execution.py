@@ -35,3 +35,4 @@ class Execution(NamedTuple):
     attention: str = "auto"  # "auto", "xla" or "cudnn"
     platform: str = "cpu"  # of the devices that will run it
     compute_capability: float = 0.0  # of CUDA devices
+    deterministic: bool = False  # the same bits in every run, on GPUs too
