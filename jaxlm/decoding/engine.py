@@ -125,7 +125,8 @@ class Engine:
         )
 
         if on_tokens is None:
-            state = self._decode(sampling, self.params, state, room)
+            every_row_B = np.ones(len(prompts), bool)
+            state = self._decode(sampling, self.params, state, every_row_B, room)
         else:
             state = self._decode_in_steps(sampling, state, on_tokens)
         tokens_BN, lengths_B = np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
@@ -159,14 +160,13 @@ class Engine:
         """Decode until all rows have ended, with a call of `on_tokens` every few tokens."""
         turns, room = 1, state.tokens_BN.shape[1]
         while True:
-            wanted_B = on_tokens(np.asarray(state.tokens_BN), np.asarray(state.lengths_B))
-            open_B = np.asarray(state.open_B) & wanted_B
-            if not open_B.any():
+            continues_B = on_tokens(np.asarray(state.tokens_BN), np.asarray(state.lengths_B))
+            if not (np.asarray(state.open_B) & continues_B).any():
                 return state
 
             start = time.perf_counter()
             limit = min(int(state.count) + turns, room)
-            state = self._decode(sampling, self.params, state._replace(open_B=open_B), limit)
+            state = self._decode(sampling, self.params, state, continues_B, limit)
             jax.block_until_ready(state.tokens_BN)
             seconds = time.perf_counter() - start
 
@@ -274,9 +274,13 @@ def decode_until(
     sampling: SamplingConfig,
     params: Tree,
     state: EngineState,
+    continues_B: Array,
     limit: Array,
 ) -> EngineState:
-    """Write tokens until `limit` columns are written or all rows have ended."""
+    """Write tokens until `limit` columns are written or all rows have ended.
+
+    Rows whose `continues_B` is false end at once.
+    """
 
     def is_unfinished(state: EngineState) -> Array:
         return (state.count < limit) & jnp.any(state.open_B)
@@ -287,6 +291,7 @@ def decode_until(
         logits_B1V, cache = model.decode(params, state.cache, batch)
         return append_token(stop, sampling, state._replace(cache=cache), logits_B1V[:, 0])
 
+    state = state._replace(open_B=state.open_B & continues_B)
     return jax.lax.while_loop(is_unfinished, write_token, state)
 
 

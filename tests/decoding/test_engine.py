@@ -174,7 +174,7 @@ def test_the_cache_is_reused_in_place():
     limits, rows = np.full(4, 9, np.int32), np.arange(4, dtype=np.int32)
     state = engine._start(SamplingConfig(), 16, cache, scores, None, limits, rows, np.uint32(0))
     old = state.cache.layers[0].keys_BGSK
-    engine._decode(SamplingConfig(), engine.params, state, 16)
+    engine._decode(SamplingConfig(), engine.params, state, np.ones(4, bool), 16)
     assert old.is_deleted()
 
 

@@ -73,14 +73,14 @@ def test_texts_stop_at_the_end_of_text_and_are_drawn_by_the_seed():
 
 def test_past_the_window_rows_draw_other_numbers_and_end_alone():
     settings, params, _ = setup("decoder")
-    engine = show.Engine(models.build(settings.model), params, show.StopTokens(tuple(range(20))))
+    engine = show.Engine(models.build(settings.model), params, show.StopTokens(tuple(range(10))))
     flat = show.SamplingConfig(temperature=1e6)
     arguments = {"count": 8, "new_tokens": 24, "window": 8, "sampling": flat, "seed": 0}
     rows = show.continue_beyond_window(engine, np.array([99], np.int32), **arguments)
     lengths = [len(row) for row in rows]
     assert max(lengths) == 24 and min(lengths) < 13
     for row in rows:
-        stops = np.flatnonzero(row < 20).tolist()
+        stops = np.flatnonzero(row < 10).tolist()
         assert stops in ([], [len(row) - 1]) and (stops or len(row) == 24)
         # The second and the third window add 5 tokens each.
         assert len(row) < 18 or row[8:13].tolist() != row[13:18].tolist()
