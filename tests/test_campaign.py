@@ -118,7 +118,9 @@ def test_gathering_masked_positions(capfd):
     for _ in range(8):  # in turn, so that both see the same machine
         for name, batch in batches.items():
             started = time.perf_counter()
-            states[name], metrics = jax.block_until_ready(step_of(states[name], run.placement.put(batch)))
+            states[name], metrics = jax.block_until_ready(
+                step_of(states[name], run.placement.put(batch))
+            )
             times[name].append(time.perf_counter() - started)
             losses[name] = float(metrics.loss)
     assert losses["gathered"] == pytest.approx(

@@ -37,7 +37,7 @@ class EvaluationWindows:
         draws: int,
         seed: int,
     ):
-        """Raise ConfigError at `data.sequence_length` if no array has a window that is needed whole."""
+        """Raise ConfigError at `data.sequence_length` if windows must be whole and none is."""
         self.arrays = tuple(arrays)
         self.objective = objective
         self.batch_size = batch_size
