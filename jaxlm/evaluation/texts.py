@@ -161,7 +161,9 @@ def read_pairs(
         )
         rows.append((source, target))
         size = size.add_document(*document.texts)
-    return TokenizedPairs(tuple(rows), tokenizer.vocabulary.pad, tokenizer.end_of_text, size)
+    pad = tokenizer.vocabulary.pad
+    assert pad is not None, "pairs need a pad token, and runs of pairs have one"
+    return TokenizedPairs(tuple(rows), pad, tokenizer.end_of_text, size)
 
 
 def tokenize_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
