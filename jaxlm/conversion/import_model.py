@@ -104,7 +104,7 @@ def build_run_config(
             validation=config.ValidationConfig(method="tail"),
         ),
     )
-    edited = config.edited(imported, edits)
+    edited = config.apply_edits(imported, edits)
 
     if (edited.run_directory, edited.tokenizer.path) != (
         imported.run_directory,

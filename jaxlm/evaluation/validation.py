@@ -8,8 +8,8 @@ import numpy as np
 from jaxlm.config import Config
 from jaxlm.config.errors import ConfigError
 from jaxlm.data import Store
-from jaxlm.data.loader import Share
-from jaxlm.data.samples import Samples, read, window_count
+from jaxlm.data.loader import LocalBatches
+from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.evaluation import scoring
 from jaxlm.models import Model
 from jaxlm.objectives import Objective
@@ -31,7 +31,7 @@ class EvaluationWindows:
 
     def __init__(
         self,
-        arrays: Sequence[Samples],
+        arrays: Sequence[SampleArray],
         objective: Objective,
         batch_size: int,
         draws: int,
@@ -83,7 +83,7 @@ class EvaluationWindows:
         numbers = np.where(is_window, numbers, first)
         rows, lengths = self.read(numbers % self.windows)
 
-        batch = self.objective.make(rows, numbers, self.seed)
+        batch = self.objective.make_batch(rows, numbers, self.seed)
         weights = np.asarray(batch.weights) * is_window[:, None]
         if self.pads:
             weights *= np.arange(1, self.objective.window) < lengths[:, None]
@@ -103,7 +103,7 @@ class EvaluationWindows:
         starts = (numbers - first_windows) * self.objective.stride
 
         tokens_left = np.array([len(array) for array in self.arrays])[sources] - starts
-        return read(self.arrays, sources, starts, self.objective), tokens_left
+        return gather_samples(self.arrays, sources, starts, self.objective), tokens_left
 
 
 def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:
@@ -156,7 +156,7 @@ class Evaluator:
         self.windows = EvaluationWindows(
             store.validation, objective, batch_size, config.evaluation.draws, config.seed
         )
-        self.process_windows = Share(self.windows, placement.rows)
+        self.process_windows = LocalBatches(self.windows, placement.rows)
         self.step = eval_step(model, config.training, placement, params)
 
     @cached_property

@@ -14,7 +14,7 @@ from jaxlm.config import (
     SourceConfig,
     TrainingConfig,
     UserError,
-    edited,
+    apply_edits,
 )
 from jaxlm.data.schedule import BatchSchedule
 
@@ -32,7 +32,7 @@ def config(*edits):
         model=ModelConfig(layers=2),
         data=DataConfig(sources=(SourceConfig(name="a", path="a.txt"),)),
     )
-    return edited(base, edits)
+    return apply_edits(base, edits)
 
 
 def test_config_json_holds_sections_hash_and_versions(directory):

@@ -15,7 +15,7 @@ from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.decoding import prompts as reading
 from jaxlm.decoding.generation import DecodingConfig, TextGenerator
 from jaxlm.decoding.sampling import SamplingConfig
-from jaxlm.interop import tokenizer as special_tokens
+from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
 
 TOKENIZER = byte_tokenizer(SpecialTokens("<end>", "<begin>", "<pad>", "<mask>", 3))
@@ -111,7 +111,7 @@ def directory(tmp_path_factory):
             *loaded_plain(family),
             tokens={name: number for name, number in ids.items() if number is not None},
         )
-        special_tokens.write_tokenizer(folder, TOKENIZER.inner.to_str(), special, 64)
+        write_tokenizer(folder, TOKENIZER.inner.to_str(), special, 64)
         return str(folder)
 
     return make

@@ -153,7 +153,7 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
     )
-    rows = pairs.read(np.arange(2), objective)
+    rows = pairs.read_samples(np.arange(2), objective)
     assert rows.tolist() == [
         [*b"ques", END, *b"an", END],
         [*b"q", END, PAD, PAD, PAD, *b"a", END, PAD],

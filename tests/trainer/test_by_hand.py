@@ -114,7 +114,7 @@ def losses_of(model: models.Model, params, windows: np.ndarray) -> np.ndarray:
 def test_seed_and_weights_reach_the_first_loss(finished):
     def first_loss(init=SEED, stream=SEED, weights=WEIGHTS):
         params = jax.jit(finished.model.init)(jax.random.key(init))
-        windows = build_stream(finished, weights=weights, seed=stream).windows(np.arange(8))
+        windows = build_stream(finished, weights=weights, seed=stream).read_windows(np.arange(8))
         return losses_of(finished.model, params, windows).mean()
 
     loss = finished.rows["train/loss"][0][1]
@@ -137,7 +137,7 @@ def restore_params(run: FinishedRun):
 def test_the_evaluation_scores_the_first_batch_alone(finished):
     """Windows of 33 tokens, 32 apart, from the start of the validation text of the first source."""
     # Two batches of 8; the run scored one of them.
-    windows = finished.store.validation[0].windows(32 * np.arange(16), 33)  # type: ignore[union-attr]
+    windows = finished.store.validation[0].read_windows(32 * np.arange(16), 33)  # type: ignore[union-attr]
 
     losses = losses_of(finished.model, restore_params(finished), windows)
     ((step, loss),) = finished.rows["eval/loss"]
