@@ -15,6 +15,7 @@ from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.decoding import prompts as reading
 from jaxlm.decoding.generation import DecodingConfig, TextGenerator
 from jaxlm.decoding.sampling import SamplingConfig
+from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
 
@@ -56,11 +57,11 @@ MODELS = {
     ),
 }
 SPECIAL = {
-    "decoder": special_tokens.TokenizerFrame("<end>", eos_ids=(END,)),
-    "encoder": special_tokens.TokenizerFrame(
+    "decoder": TokenizerFrame("<end>", eos_ids=(END,)),
+    "encoder": TokenizerFrame(
         "<end>", "<begin>", "<pad>", "<mask>", before=(BEGIN,), after=(END,), pad_id=PAD
     ),
-    "encoder_decoder": special_tokens.TokenizerFrame(
+    "encoder_decoder": TokenizerFrame(
         "<end>",
         None,
         "<pad>",
