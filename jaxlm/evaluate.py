@@ -37,7 +37,7 @@ encoder-decoders    the loss of the objective that the model was trained with: s
 
 
 def main(argv: Sequence[str]) -> int:
-    args = build_parser().parse_intermixed_args(argv)
+    args = build_evaluate_parser().parse_intermixed_args(argv)
     sources = parse_sources(args.data, args.text_key)
     if not sources:
         refuse_without_data(args)
@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> int:
             pseudo_windows=pseudo_windows,
         )
         score_model.check_options(loaded, options, pseudo_given=args.pseudo_windows is not None)
-        objective, scores, settings = score_model.score_sources(loaded, options, scorer)
+        objective, scores, details = score_model.score_sources(loaded, options, scorer)
     else:
-        objective, scores, settings = score_model.score_validation_split(loaded, scorer)
+        objective, scores, details = score_model.score_validation_split(loaded, scorer)
 
     rows = [report.compute_metrics(source, objective) for source in scores]
     total = report.compute_metrics(report.total_scores(scores), objective)
@@ -86,12 +86,12 @@ def main(argv: Sequence[str]) -> int:
             "family": loaded.model.config.family,
             "compute": compute,
         }
-        document = {**model, "objective": objective, **settings, "sources": rows, "total": total}
+        document = {**model, "objective": objective, **details, "sources": rows, "total": total}
         write_json(Path(args.json), document)
     return 0
 
 
-def build_parser() -> runtime.Parser:
+def build_evaluate_parser() -> runtime.Parser:
     parser = runtime.Parser(
         prog="python -m jaxlm.evaluate",
         description="Score a trained model on texts, or a run on its validation split.",

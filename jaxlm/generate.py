@@ -50,7 +50,7 @@ OPTIONS_BY_USE = {"writes": TEXT_OPTIONS, "fills masks": ("top",), "embeds": ("p
 
 
 def main(argv: Sequence[str]) -> int:
-    args = build_parser().parse_args(argv)
+    args = build_generate_parser().parse_args(argv)
     check_arguments(args)
     prompts = read_prompts(args)
 
@@ -136,7 +136,7 @@ TEMPERATURE, SHARE = bounded(float, 0.0), bounded(float, 0.0, 1.0)
 PENALTY, ANY_NUMBER, SEED = bounded(float, 1e-6), bounded(float), bounded(int, 0, 2**32 - 1)
 
 
-def build_parser() -> runtime.Parser:
+def build_generate_parser() -> runtime.Parser:
     """Return the parser of the command's arguments."""
     parser = runtime.Parser(
         prog="python -m jaxlm.generate", description=DESCRIPTION, epilog=EXAMPLES

@@ -120,7 +120,11 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
 def inference_precision(compute: str, params: str = "float32") -> PrecisionConfig:
     """Return the precision of inference: weights are used in the dtype of the computation."""
     weights = "float32" if compute == "float32" else "bfloat16"
-    return PrecisionConfig(compute=compute, params=params, gradients=weights)  # type: ignore[arg-type]
+    return PrecisionConfig(
+        compute=compute,  # type: ignore[arg-type]
+        params=params,  # type: ignore[arg-type]
+        gradients=weights,  # type: ignore[arg-type]
+    )
 
 
 def place_model(

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxlm import models, objectives, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
@@ -13,6 +15,8 @@ from jaxlm.nn.execution import Execution
 from jaxlm.sharding import Placement
 from jaxlm.state import state_shapes, state_shardings
 from jaxlm.types import Batch
+
+SHOWN_HOSTS = 8  # in the description of a mesh
 
 
 class Run(NamedTuple):
@@ -82,7 +86,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     """Return lines on what is about to run: size, mesh, bytes, kernels, and what may surprise."""
     config, mesh = run.config, run.placement.mesh
     devices = runtime.describe_devices(run.devices)
-    axes = sharding.describe_mesh(mesh, hosts)
+    axes = describe_mesh(mesh, hosts)
     lines = [
         f"{devices}: {axes}, ZeRO {config.parallel.zero}, {config.precision.compute}",
         f"model: {config.model.family}, {run.model.parameter_count():,} parameters",
@@ -114,3 +118,34 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
             share = "more than 1% of the bytes"
             lines.append(f"warning: {share} are not split over parallel.fsdp: {names}")
     return lines
+
+
+def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
+    """Return 'data 2 (across hosts) x fsdp 4 x tensor 1', and the processes of each host.
+
+    `hosts` are the names of the hosts by process. A single process is not mentioned.
+    """
+    names = np.vectorize(lambda device: hosts[device.process_index], otypes=[object])(mesh.devices)
+    parts = []
+    for axis, (name, size) in enumerate(mesh.shape.items()):
+        across = (names != np.take(names, [0], axis=axis)).any()
+        parts.append(f"{name} {size}" + (" (across hosts)" if across else ""))
+    axes = " x ".join(parts)
+    if len(hosts) == 1:
+        return axes
+
+    processes: dict[str, list[int]] = {}
+    for process, host in enumerate(hosts):
+        processes.setdefault(host, []).append(process)
+    places = [f"{host}: {describe_ranges(numbers)}" for host, numbers in processes.items()]
+    shown = "; ".join(places[:SHOWN_HOSTS])
+    more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
+    return f"{axes} on {len(hosts)} processes ({shown}{more})"
+
+
+def describe_ranges(numbers: Sequence[int]) -> str:
+    """Return '0-3, 6' for the increasing numbers 0, 1, 2, 3, 6."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    ranges = zip(starts, ends, strict=True)
+    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in ranges)

@@ -60,7 +60,6 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "vocabulary_act": "tensor",
 }
 
-SHOWN_HOSTS = 8
 REPLICATED_WARNING = 0.01  # share of a tree's bytes that are replicated although the stage splits
 
 
@@ -374,34 +373,3 @@ def list_replicated(shapes: Tree, shardings: Tree) -> list[str]:
             paths.append(jax.tree_util.keystr(path, simple=True, separator="."))
             replicated += size
     return paths if replicated > REPLICATED_WARNING * total else []
-
-
-def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
-    """Return 'data 2 (across hosts) x fsdp 4 x tensor 1', and the processes of each host.
-
-    `hosts` are the names of the hosts by process. A single process is not mentioned.
-    """
-    names = np.vectorize(lambda device: hosts[device.process_index], otypes=[object])(mesh.devices)
-    parts = []
-    for axis, (name, size) in enumerate(mesh.shape.items()):
-        across = (names != np.take(names, [0], axis=axis)).any()
-        parts.append(f"{name} {size}" + (" (across hosts)" if across else ""))
-    axes = " x ".join(parts)
-    if len(hosts) == 1:
-        return axes
-
-    processes: dict[str, list[int]] = {}
-    for process, host in enumerate(hosts):
-        processes.setdefault(host, []).append(process)
-    places = [f"{host}: {describe_ranges(numbers)}" for host, numbers in processes.items()]
-    shown = "; ".join(places[:SHOWN_HOSTS])
-    more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
-    return f"{axes} on {len(hosts)} processes ({shown}{more})"
-
-
-def describe_ranges(numbers: Sequence[int]) -> str:
-    """Return '0-3, 6' for the increasing numbers 0, 1, 2, 3, 6."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    ranges = zip(starts, ends, strict=True)
-    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in ranges)

@@ -24,7 +24,7 @@ jaxlm/config/schema.py lists the keys."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    args = build_parser().parse_intermixed_args(argv)
+    args = build_train_parser().parse_intermixed_args(argv)
     edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
     run_config = config.load(args.config, edits, args.data)
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return trainer.train(run_config, group, resume_command(argv))
 
 
-def build_parser() -> runtime.Parser:
+def build_train_parser() -> runtime.Parser:
     """Return the parser of the command's arguments."""
     parser = runtime.Parser(
         prog="python -m jaxlm.train",

@@ -31,7 +31,7 @@ def set_environment() -> None:
 
 set_environment()
 
-import jax  # noqa: E402 (reads the environment)
+import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

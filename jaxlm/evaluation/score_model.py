@@ -46,11 +46,11 @@ class EvaluationOptions(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The scores of each source, the kind of objective, and the settings that led to them."""
+    """The scores of each source, the kind of objective, and how they were made."""
 
     objective: str
     sources: list[SourceScores]
-    settings: dict[str, Any]
+    details: dict[str, Any]
 
 
 class ModelScorer:
@@ -123,13 +123,13 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
         words=None,
         sums=scorer(windows, "validation", config.evaluation.steps),
     )
-    settings = {
+    details = {
         "context": objective.length,
         "batch_size": batch_size,
         "draws": config.evaluation.draws,
         "seed": config.seed,
     }
-    return Scores(config.objective.kind, [scores], settings)
+    return Scores(config.objective.kind, [scores], details)
 
 
 def open_run_store(directory: Path, config: Config) -> Store:
@@ -188,7 +188,7 @@ def score_sources(loaded: LoadedModel, options: EvaluationOptions, scorer: Model
     family = loaded.model.config.family
     context = options.context or loaded.model.config.context_length
     options = options._replace(context=context, stride=options.stride or context)
-    settings: dict[str, Any] = {
+    details: dict[str, Any] = {
         "context": context,
         "batch_size": options.batch_size,
         "limit": options.limit,
@@ -196,19 +196,19 @@ def score_sources(loaded: LoadedModel, options: EvaluationOptions, scorer: Model
 
     if family == "decoder":
         scores = [score_decoder(loaded, options, scorer, source) for source in options.sources]
-        settings |= {"stride": options.stride, "per_document": options.per_document}
-        return Scores("causal", scores, settings)
+        details |= {"stride": options.stride, "per_document": options.per_document}
+        return Scores("causal", scores, details)
 
     objective = choose_objective(loaded)
     print(f"objective {objective.kind}, windows of {context} tokens", flush=True)
     score = score_encoder if family == "encoder" else score_objective
     scores = [score(loaded, options, scorer, source, objective) for source in options.sources]
-    settings |= {
+    details |= {
         "draws": options.draws,
         "seed": options.seed,
         "per_document": options.per_document,
     }
-    return Scores(objective.kind, scores, settings)
+    return Scores(objective.kind, scores, details)
 
 
 def score_decoder(

@@ -1,4 +1,4 @@
-"""The model card: what it says is what the run was, what authors write stays, and nothing that comes from outside does harm."""
+"""The model card says what the run was and keeps what authors write; foreign text does no harm."""
 
 import json
 import math
@@ -559,18 +559,21 @@ def test_what_cannot_be_written_is_named(made, tmp_path):
         ("", 40, 0),
         ('{"step": 7, "train/loss": 3.5}\n', 40, 1),
         (
-            '{"step": 7, "train/loss": null}\n{"step": 8, "eval/loss": NaN, "train/loss": Infinity}\n',
+            '{"step": 7, "train/loss": null}\n'
+            '{"step": 8, "eval/loss": NaN, "train/loss": Infinity}\n',
             40,
             0,
         ),
         ('{"step": 7, "train/loss": 3.5}\n{"step": 8, "train/lo', 40, 1),
         (
-            '[1]\n7\n{}\n{"step": "x", "train/loss": 1}\n{"step": true, "train/loss": 1}\n\xff\n{"step": 5, "train/loss": "2"}\n',
+            '[1]\n7\n{}\n{"step": "x", "train/loss": 1}\n'
+            '{"step": true, "train/loss": 1}\n\xff\n{"step": 5, "train/loss": "2"}\n',
             40,
             0,
         ),
         (
-            '{"step": 5, "train/loss": 9.0}\n{"step": 6, "train/loss": 8.0}\n{"step": 5, "train/loss": 4.0}\n',
+            '{"step": 5, "train/loss": 9.0}\n{"step": 6, "train/loss": 8.0}\n'
+            '{"step": 5, "train/loss": 4.0}\n',
             40,
             2,
         ),

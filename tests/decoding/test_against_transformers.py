@@ -10,10 +10,10 @@ transformers = pytest.importorskip("transformers")
 
 torch.set_num_threads(1)
 
-from jaxlm import interop, models  # noqa: E402
-from jaxlm.decoding.beam import BeamConfig, BeamSearch  # noqa: E402
-from jaxlm.decoding.engine import Engine, StopTokens  # noqa: E402
-from jaxlm.decoding.sampling import SamplingConfig  # noqa: E402
+from jaxlm import interop, models
+from jaxlm.decoding.beam import BeamConfig, BeamSearch
+from jaxlm.decoding.engine import Engine, StopTokens
+from jaxlm.decoding.sampling import SamplingConfig
 
 VOCABULARY, PAD, END = 97, 0, 1
 LENGTHS = [12, 3, 1, 30, 7, 7, 19, 2]

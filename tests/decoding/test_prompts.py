@@ -23,7 +23,8 @@ SPECIAL = ["<pad>", "<end>", "<unk>"]
 def words(lstrip):
     """As RoBERTa's (whose mask takes the space before it), or GPT-2's with a mask."""
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = byte_level  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
         CORPUS,

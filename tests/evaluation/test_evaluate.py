@@ -1,4 +1,4 @@
-"""The evaluation of trained models: windows and sums against plain loops, published definitions and transformers; the command."""
+"""Evaluation: windows and sums against plain loops, published definitions and transformers."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def from_memory(monkeypatch, request):
 
 
 def untrained(settings, devices=1):
-    """A model of a run before its first step, as jaxlm.load_model gives it, with the tokenizer of bytes."""
+    """A run's model before its first step, as load_model returns it, with the bytes tokenizer."""
     model, where = load_model.place_model(settings.model, settings.precision, devices)
     params = jax.jit(model.init, out_shardings=where)(jax.random.key(0))
     return load_model.LoadedModel(Path("model"), model, params, BYTES, SPECIAL, settings, None)
@@ -90,7 +90,7 @@ def asking(**values):
 
 
 class Reference:
-    """Log-probabilities by one pass over a whole text; what is behind it, up to a length that is compiled once, can't be seen."""
+    """Log-probabilities by one pass over a whole text, padded to a length that is compiled once."""
 
     def __init__(self, model, params):
         self.apply, self.params = jax.jit(model.apply), params
@@ -403,7 +403,10 @@ EDITS = tiny_run.FAMILIES | {
 PAIRS_RECIPE = {  # what stands in the place of what
     'path="text.txt"': 'path="pairs.jsonl", format="pairs"',
     'method="tail", share=0.1': 'method="hash", share=0.3',
-    "model=ModelConfig(vocabulary_size=257": 'objective=ObjectiveConfig(kind="pairs"), model=ModelConfig(family="encoder_decoder", vocabulary_size=258',
+    "model=ModelConfig(vocabulary_size=257": (
+        'objective=ObjectiveConfig(kind="pairs"), '
+        'model=ModelConfig(family="encoder_decoder", vocabulary_size=258'
+    ),
 }
 PAIRS = [{"source": f"{number} birds", "target": f"the {number} birds"} for number in range(40)]
 
@@ -708,7 +711,7 @@ def test_the_loss_is_that_of_transformers_over_the_same_windows(gpt2, folder, co
 
 
 def of_the_guide(model, ids, max_length, stride):
-    """Nats per target by the loop of transformers' guide to the perplexity of fixed-length models; sums of targets, not of means."""
+    """Nats per target by the loop of transformers' guide to perplexity, summed over targets."""
     import torch
 
     nats, count, previous_end = 0.0, 0, 0

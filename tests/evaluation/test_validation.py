@@ -15,7 +15,8 @@ VOCABULARY = Vocabulary(5000, 4999, special=np.arange(5000) >= 4999)
 
 
 def build(kind: str, length: int) -> Objective:
-    return objectives.build(config.ObjectiveConfig(kind=kind), length, VOCABULARY)  # type: ignore[arg-type]
+    objective = config.ObjectiveConfig(kind=kind)  # type: ignore[arg-type]
+    return objectives.build(objective, length, VOCABULARY)
 
 
 def hiding(window: int) -> Objective:

@@ -16,16 +16,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from support import model_references, parity  # noqa: E402 (needs torch)
-from support.cases import Pair  # noqa: E402
-from support.decoder_cases import DECODERS  # noqa: E402
-from support.encoder_cases import ENCODERS  # noqa: E402
-from support.encoder_decoder_cases import ENCODER_DECODERS  # noqa: E402
-from support.parity import VOCABULARY, our_loss, reference_logits, reference_loss  # noqa: E402
+from support import model_references, parity
+from support.cases import Pair
+from support.decoder_cases import DECODERS
+from support.encoder_cases import ENCODERS
+from support.encoder_decoder_cases import ENCODER_DECODERS
+from support.parity import VOCABULARY, our_loss, reference_logits, reference_loss
 
-from jaxlm import models, optim  # noqa: E402
-from jaxlm.config import OptimizerConfig  # noqa: E402
-from jaxlm.types import Tree, is_axes  # noqa: E402
+from jaxlm import models, optim
+from jaxlm.config import OptimizerConfig
+from jaxlm.types import Tree, is_axes
 
 PAIRS: dict[str, Callable[[], Pair]] = DECODERS | ENCODERS | ENCODER_DECODERS
 

@@ -18,6 +18,7 @@ from jaxlm import config, models, sharding, state
 from jaxlm.config import ConfigError
 from jaxlm.models.stack import REMAT
 from jaxlm.precision import cast_for_compute, cast_for_gather
+from jaxlm.run import describe_mesh
 from jaxlm.types import Tree
 
 MESHES = [
@@ -384,21 +385,21 @@ def test_the_mesh_is_described_with_its_hosts():
 
     hosts = ("a", "a", "b", "b")
     assert (
-        sharding.describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4)
+        describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4)
         == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0-3)"
     )
     where = "on 4 processes (a: 0-1; b: 2-3)"
     assert (
-        sharding.describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts)
+        describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts)
         == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
     )
     assert (
-        sharding.describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts)
+        describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts)
         == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
     )
     one = mesh(data=2, fsdp=4, tensor=1)
     one.devices = np.array(devices[:2] * 4).reshape(2, 4, 1)  # of one process
-    assert sharding.describe_mesh(one, ("a",)).endswith("tensor 1")
+    assert describe_mesh(one, ("a",)).endswith("tensor 1")
 
 
 def test_many_hosts_are_shortened():
@@ -407,4 +408,4 @@ def test_many_hosts_are_shortened():
     devices = [SimpleNamespace(process_index=n, id=n) for n in range(20)]
     sizes = dict(data=20, fsdp=1, tensor=1)
     mesh: Any = SimpleNamespace(devices=np.array(devices).reshape(20, 1, 1), shape=sizes)
-    assert sharding.describe_mesh(mesh, hosts).endswith("n7: 7; 12 more hosts)")
+    assert describe_mesh(mesh, hosts).endswith("n7: 7; 12 more hosts)")

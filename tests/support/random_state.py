@@ -8,7 +8,11 @@ from support import tiny
 
 
 def abstract_state_of(parts: tiny.Parts) -> state.TrainState:
-    return state.abstract_state(parts.model, parts.optimizer, parts.placement)  # type: ignore[arg-type]
+    return state.abstract_state(
+        parts.model,
+        parts.optimizer,  # type: ignore[arg-type]
+        parts.placement,
+    )
 
 
 def random_state(parts: tiny.Parts) -> state.TrainState:

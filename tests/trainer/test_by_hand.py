@@ -137,7 +137,8 @@ def restore_params(run: FinishedRun):
 def test_the_evaluation_scores_the_first_batch_alone(finished):
     """Windows of 33 tokens, 32 apart, from the start of the validation text of the first source."""
     # Two batches of 8; the run scored one of them.
-    windows = finished.store.validation[0].read_windows(32 * np.arange(16), 33)  # type: ignore[union-attr]
+    array = finished.store.validation[0]
+    windows = array.read_windows(32 * np.arange(16), 33)  # type: ignore[union-attr]
 
     losses = losses_of(finished.model, restore_params(finished), windows)
     ((step, loss),) = finished.rows["eval/loss"]
