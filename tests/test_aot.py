@@ -238,7 +238,7 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
 
 
 def test_llama_1b_on_two_machines():
-    """Parameters are gathered inside each machine; only shards of gradients cross the network (HSDP)."""
+    """Parameters are gathered inside a machine; only shards of gradients cross between (HSDP)."""
     settings = recipe(
         "llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1"
     )

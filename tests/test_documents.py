@@ -152,9 +152,8 @@ def test_python_snippets_load(snippet, tmp_path):
                 modules[alias.name] = found or importlib.import_module(
                     f"{node.module}.{alias.name}"
                 )
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in modules:
-                assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules:
+            assert hasattr(modules[ast.unparse(node.value)], node.attr), ast.unparse(node)
 
 
 def commands(text):

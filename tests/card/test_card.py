@@ -16,11 +16,14 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from support import tiny
 
 from jaxlm import card, checkpoint, config, data, objectives
+from jaxlm.card import facts as card_facts
 from jaxlm.card import loss_plot, markdown, readme
 from jaxlm.card.model_sections import similar_model
 from jaxlm.config import UserError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.stream import Stream
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.vocabulary import special_tokens
 
 TEXT = "the tree by the river and the stone under the cloud. " * 400
 
@@ -202,10 +205,10 @@ def test_samples_of_sources_at_any_size():
     for samples in (0, 1, 4095, 4096, 10_000):
         chosen = mixture(np.arange(samples))[0]
         assert (
-            card.facts.samples_by_source(mixture, samples)
+            card_facts.samples_by_source(mixture, samples)
             == np.bincount(chosen, minlength=3).tolist()
         )
-    assert sum(card.facts.samples_by_source(mixture, 10**15 + 7)) == 10**15 + 7
+    assert sum(card_facts.samples_by_source(mixture, 10**15 + 7)) == 10**15 + 7
 
 
 @pytest.mark.parametrize(
@@ -225,11 +228,9 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
         tokenizer=config.TokenizerConfig(kind="bytes", sentinels=20, begin_of_text=begin),
         data=config.DataConfig(sources=(source,), sequence_length=32),
     )
-    special = data.vocabulary.special_tokens(settings.tokenizer, settings.objective.needs)
-    real = objectives.build(
-        settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary
-    )
-    assert card.facts.sample_lengths(settings)._replace(make_batch=None) == real._replace(
+    special = special_tokens(settings.tokenizer, settings.objective.needs)
+    real = objectives.build(settings.objective, 32, byte_tokenizer(special).vocabulary)
+    assert card_facts.sample_lengths(settings)._replace(make_batch=None) == real._replace(
         make_batch=None
     )
 

@@ -96,7 +96,7 @@ def test_new_lengths_within_a_bucket_compile_nothing():
 
     def programs():
         jitted = (engine._read_first, engine._read_next, engine._start, engine._decode)
-        return [function._cache_size() for function in jitted]
+        return [function._cache_size() for function in jitted]  # pyright: ignore
 
     before = programs()
     for lengths, limits in ([1, 2], [16, 3]), ([11, 12], [10, 11]):

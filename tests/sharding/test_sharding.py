@@ -18,7 +18,7 @@ from jaxlm import config, models, sharding, state
 from jaxlm.config import ConfigError
 from jaxlm.models.stack import REMAT
 from jaxlm.precision import cast_for_compute, cast_for_gather
-from jaxlm.run import describe_mesh
+from jaxlm.run import describe_mesh, describe_ranges
 from jaxlm.types import Tree
 
 MESHES = [
@@ -403,7 +403,7 @@ def test_the_mesh_is_described_with_its_hosts():
 
 
 def test_many_hosts_are_shortened():
-    assert sharding.describe_ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
+    assert describe_ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
     hosts = [f"n{n}" for n in range(20)]
     devices = [SimpleNamespace(process_index=n, id=n) for n in range(20)]
     sizes = dict(data=20, fsdp=1, tensor=1)

@@ -99,7 +99,14 @@ def build_stream(run: FinishedRun, weights=WEIGHTS, seed=SEED) -> Stream:
     vocabulary = run.store.tokenizer.vocabulary
     objective = objectives.build(config.ObjectiveConfig(kind="causal"), 32, vocabulary)
     names = ("nature", "town")
-    return Stream(run.store.train, weights, names, objective, BatchSchedule(8), seed)
+    return Stream(
+        run.store.train,
+        weights=weights,
+        names=names,
+        objective=objective,
+        schedule=BatchSchedule(8),
+        seed=seed,
+    )
 
 
 def losses_of(model: models.Model, params, windows: np.ndarray) -> np.ndarray:
