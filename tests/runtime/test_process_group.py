@@ -136,6 +136,11 @@ def test_all_processes_are_told_the_first_difference(join):
     assert messages == ["process 1 (b) differs from process 0 in steps: 12 -> 13"] * 3
 
 
+def test_every_process_is_compared(join):
+    messages = compare(join, {"a": "1"}, {"a": "1"}, {"a": "2"})
+    assert messages == ["process 2 (c) differs from process 0 in a: 1 -> 2"] * 3
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "difference"),
     [
