@@ -2,16 +2,20 @@
 
     python -m jaxlm.train --config configs/bart_base.py --data 'corpus/*.jsonl'
 
-Shape: 6 and 6 layers (section 2.1 there), exact GELU, N(0, 0.02), with the release's 1,024 positions and its two unused rows before
-them. Objective: 30% of the tokens in spans of Poisson length 3, each hidden behind one mask, and sentences in random order (section
-5.1). Batch and steps are what section 5.1 gives for the large model: 8,000 sequences, 500,000 steps. It does not give a sequence
-length, a learning rate or a warmup: 512 tokens and the optimizer of RoBERTa-base stand in for them, as it follows RoBERTa otherwise.
-For the published tokenizer add tokenizer.kind=file tokenizer.path=tokenizer.json.
+Shape: 6 and 6 layers (section 2.1), exact GELU, N(0, 0.02), with the 1,024 positions of the release
+and its two unused rows before them. Objective: 30% of the tokens in spans of Poisson length 3, each
+hidden by one mask token, and sentences in random order (section 5.1). Batch and steps are those of
+the large model in section 5.1: 8,000 sequences, 500,000 steps. The paper gives no sequence length,
+learning rate or warmup. It follows RoBERTa otherwise, so 512 tokens and the optimizer of
+RoBERTa-base stand in for them. For the published tokenizer add
+tokenizer.kind=file tokenizer.path=tokenizer.json.
 
-Different here: a sample is a window of the running text, and dropout stays on to the end (there off for the last 10% of the steps).
-Dropout on the attention weights is 0: it would keep cuDNN attention from being used.
+Differences: a sample is a window of the running text, and dropout stays on to the end (in the paper
+it is off for the last 10% of the steps). Dropout on the attention weights is 0, since it would rule
+out cuDNN attention.
 
-Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to 400 / n. Not run here.
+Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to
+400 / n. Not run here.
 """
 
 import dataclasses

@@ -1,16 +1,20 @@
-"""BERT-base (arXiv 1810.04805) without next-sentence prediction: 109,514,298 parameters, 131,072 tokens a step, 131B tokens.
+"""BERT-base (arXiv 1810.04805) without next-sentence prediction: 109,514,298 parameters.
 
     python -m jaxlm.train --config configs/bert_base.py --data 'corpus/*.jsonl'
 
-Shape: section 3 there; norm epsilon and initial values are those of the authors' release. Hyperparameters: appendix A.2 (Adam
-0.9/0.999, learning rate 1e-4 with 10,000 steps of warmup and linear decay to 0, weight decay 0.01, dropout 0.1, 256 sequences, 1M
-steps); Adam's epsilon and clipping at 1.0 are the release's. For the published WordPiece vocabulary add
-tokenizer.kind=file tokenizer.path=tokenizer.json; without it byte-level BPE of the same size is trained on the data.
+131,072 tokens a step, 131B tokens. Shape: section 3; norm epsilon and initial values are those of
+the authors' release. Hyperparameters: appendix A.2 (Adam 0.9/0.999, learning rate 1e-4 with 10,000
+steps of warmup and linear decay to 0, weight decay 0.01, dropout 0.1, 256 sequences, 1M steps);
+Adam's epsilon and clipping at 1.0 are those of the release. For the published WordPiece vocabulary
+add tokenizer.kind=file tokenizer.path=tokenizer.json; without it, byte-level BPE of the same size
+is trained on the data.
 
-Different here: there is no sentence pair to classify, all steps have 512 tokens (there 90% have 128), a sample is a window of the
-running text, and dropout on the attention weights is 0 (there 0.1), since it would keep cuDNN attention from being used.
+Differences: there is no sentence pair to classify, all steps have 512 tokens (in the paper 90% have
+128), a sample is a window of the running text, and dropout on the attention weights is 0 (in the
+paper 0.1), since it would rule out cuDNN attention.
 
-Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=8. Not run here.
+Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=8. Not
+run here.
 """
 
 from jaxlm.config import (

@@ -2,14 +2,17 @@
 
     python -m jaxlm.train --config configs/bloom_560m.py --data 'corpus/*.jsonl'
 
-Table 3 there: 24 layers of width 1024, 16 heads, 2,048 tokens, GELU, ALiBi, tied embeddings; 256 sequences a step, Adam 0.9/0.95,
-learning rate 3e-4 after 375M tokens of warmup, cosine to 1e-5 over 410B tokens, weight decay 0.1, clipping at 1.0. In steps of
-524,288 tokens: 715 of warmup, a decay of 782,000 that training leaves at 650,000. The published tokenizer has 250,680 entries, the
+Table 3: 24 layers of width 1024, 16 heads, 2,048 tokens, GELU, ALiBi, tied embeddings; 256
+sequences a step, Adam 0.9/0.95, learning rate 3e-4 after 375M tokens of warmup, cosine to 1e-5 over
+410B tokens, weight decay 0.1, clipping at 1.0. In steps of 524,288 tokens, the warmup takes 715 and
+the decay 782,000, of which training does 650,000. The published tokenizer has 250,680 entries, the
 model 250,880 rows; add tokenizer.kind=file tokenizer.path=tokenizer.json for it.
 
-Different here: bfloat16, as in the 176B model (there float16), and the initial values of GPT-2, which the table does not give.
+Differences: bfloat16, as in the 176B model (the paper's 560M: float16), and the initial values of
+GPT-2, which the table does not give.
 
-Hardware: written for 8 GPUs of 80 GB, ZeRO 1; on n GPUs set training.microbatches to 64 / n. Not run here.
+Hardware: written for 8 GPUs of 80 GB, ZeRO 1; on n GPUs set training.microbatches to 64 / n. Not
+run here.
 """
 
 from jaxlm.config import (

@@ -1,12 +1,15 @@
-"""GPT-2 small (Radford et al. 2019), trained as nanoGPT reproduces it: 124,439,808 parameters, 0.49M tokens a step, 300B tokens.
+"""GPT-2 small (Radford et al. 2019), as nanoGPT reproduces it: 124,439,808 parameters.
 
     python -m jaxlm.train --config configs/gpt2_124m.py --data 'openwebtext/*.jsonl'
 
-Shape: GPT-2 small. Hyperparameters: those of GPT-3 125M (arXiv 2005.14165 table 2.1 and appendix B: learning rate 6e-4, cosine to
-10%, beta2 0.95, clipping at 1.0, weight decay 0.1) with nanoGPT's 600,000 steps of 480 sequences. nanoGPT reports a validation loss
-of 2.85 on OpenWebText with GPT-2's own tokenizer (add tokenizer.kind=file tokenizer.path=tokenizer.json for it).
+0.49M tokens a step, 300B tokens. Shape: GPT-2 small. Hyperparameters: those of GPT-3 125M (arXiv
+2005.14165, table 2.1 and appendix B: learning rate 6e-4, cosine to 10%, beta2 0.95, clipping at
+1.0, weight decay 0.1) with nanoGPT's 600,000 steps of 480 sequences. nanoGPT reports a validation
+loss of 2.85 on OpenWebText with GPT-2's own tokenizer (add
+tokenizer.kind=file tokenizer.path=tokenizer.json for it).
 
-Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=40. Not run to its end here.
+Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on one GPU set training.microbatches=40. Not
+run to its end here.
 """
 
 from jaxlm.config import (

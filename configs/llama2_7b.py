@@ -2,10 +2,12 @@
 
     python -m jaxlm.train --config configs/llama2_7b.py --data 'corpus/*.jsonl'
 
-Shape: 32 layers of width 4096, 32 heads, SwiGLU of width 11008, context 4096, 32,000 tokens. Hyperparameters: section 2.2 there (AdamW
-0.9/0.95, learning rate 3e-4 with cosine to 10%, 2,000 warmup steps, weight decay 0.1, clipping at 1.0).
+Shape: 32 layers of width 4096, 32 heads, SwiGLU of width 11008, context 4096, 32,000 tokens.
+Hyperparameters: section 2.2 (AdamW 0.9/0.95, learning rate 3e-4 with cosine to 10%, 2,000 warmup
+steps, weight decay 0.1, clipping at 1.0).
 
-Hardware: written for 64 GPUs of 80 GB, ZeRO 3, each block recomputed in the backward pass. Not run here.
+Hardware: written for 64 GPUs of 80 GB, ZeRO 3; each block is recomputed in the backward pass. Not
+run here.
 """
 
 import dataclasses

@@ -1,13 +1,15 @@
-"""A Llama of 1.1B parameters with the shape and schedule of TinyLlama (arXiv 2401.02385): 1,100,048,384 parameters.
+"""A Llama with the shape and schedule of TinyLlama (arXiv 2401.02385): 1,100,048,384 parameters.
 
     python -m jaxlm.train --config configs/llama_1b.py --data 'corpus/*.jsonl'
 
-Shape: 22 layers of width 2048, 32 heads over 4 key/value heads, SwiGLU of width 5632, rotary positions, RMSNorm, untied head, 32,000
-tokens. Hyperparameters: section 2.3 there (AdamW 0.9/0.95, learning rate 4e-4 with cosine to 4e-5, 2,000 warmup steps, weight decay
-0.1, clipping at 1.0, 2M tokens a step).
+Shape: 22 layers of width 2048, 32 heads over 4 key/value heads, SwiGLU of width 5632, rotary
+positions, RMSNorm, untied head, 32,000 tokens. Hyperparameters: section 2.3 (AdamW 0.9/0.95,
+learning rate 4e-4 with cosine to 4e-5, 2,000 warmup steps, weight decay 0.1, clipping at 1.0, 2M
+tokens a step).
 
-Hardware: written for 8 GPUs of 80 GB, ZeRO 3, each block recomputed in the backward pass. Compiled for 8 H100 with 4 sequences per GPU
-and no accumulation, it peaks below 5 GB a GPU (tests/test_aot.py). Not run to its end here.
+Hardware: written for 8 GPUs of 80 GB, ZeRO 3; each block is recomputed in the backward pass.
+Compiled for 8 H100 with 4 sequences per GPU and no accumulation, it peaks below 5 GB a GPU
+(tests/test_aot.py). Not run to its end here.
 """
 
 from jaxlm.config import (

@@ -1,9 +1,10 @@
-"""nanoGPT's Shakespeare for CPUs: 4 layers of width 128 on single bytes, context 64, 2,000 steps of 12 sequences.
+"""nanoGPT's Shakespeare for CPUs: 4 layers of width 128 on single bytes, 2,000 steps.
 
     python -m jaxlm.train --config configs/nanogpt_shakespeare.py --data input.txt
 
-The text is tiny Shakespeare (1.1 MB, one file, ASCII: a byte is a character); its last 10% are held out. Model, learning rate and
-schedule are those of nanoGPT's train_shakespeare_char recipe for CPUs, which reports 1.88 nats per character.
+The context has 64 bytes, a step 12 sequences. The text is tiny Shakespeare (1.1 MB, one file,
+ASCII: a byte is a character); its last 10% are held out. Model, learning rate and schedule are
+those of nanoGPT's train_shakespeare_char recipe for CPUs, which reports 1.88 nats per character.
 """
 
 from jaxlm import hardware

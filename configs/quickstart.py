@@ -1,12 +1,14 @@
-"""A small decoder on the text that every Python brings along: the modules of its own library, 10 MB, 5% of them held out.
+"""A small decoder on a text that is on every machine: the modules of Python's own library.
 
     python -m jaxlm.train --config configs/quickstart.py
 
-4.2M parameters, 1.8M tokens. On two CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11, jax 0.10.2) training takes
-about 230 s and ends at 1.45 bits per byte of the held-out source; gzip -9 makes 1.79 of the same text, xz -9 1.54.
+4.2M parameters, 1.8M tokens; the text has 10 MB, of which 5% are held out. On two CPU cores with
+bfloat16 instructions (Xeon, November 2026, Python 3.11, jax 0.10.2) training takes about 230 s and
+ends at 1.45 bits per byte of the held-out source; gzip -9 needs 1.79 for the same text, xz -9 1.54.
 
-Two emulated devices and bfloat16 where the processor has it: measured there, a step is nearly twice as fast as in float32. Heads of 128
-channels: the scores of attention cost more than the products on CPUs, and two heads have half as many as four.
+It trains on two emulated devices, and in bfloat16 where the processor has it: measured there, a
+step is nearly twice as fast as in float32. Heads have 128 channels: on CPUs the scores of attention
+cost more than the matrix products, and two heads have half as many scores as four.
 """
 
 from jaxlm import hardware

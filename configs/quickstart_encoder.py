@@ -1,13 +1,14 @@
-"""The quickstart's text for a small encoder: masked LM on the modules of Python's own library.
+"""A small encoder on the quickstart's text: masked LM on the modules of Python's own library.
 
     python -m jaxlm.train --config configs/quickstart_encoder.py
 
-4.1M parameters, 2.0M tokens, of which 15% are predicted. On two CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11,
-jax 0.10.2) training takes about 265 s and ends at 4.23 nats per masked token, 33% of them right; their frequencies alone are worth 6.35.
-The masks of the evaluation are the same each time, three of each text: 56,031 targets.
+4.1M parameters, 2.0M tokens, of which 15% are predicted. On two CPU cores with bfloat16
+instructions (Xeon, November 2026, Python 3.11, jax 0.10.2) training takes about 265 s and ends at
+4.23 nats per masked token, with 33% of them right; the frequencies of the tokens alone give 6.35
+nats. The evaluation masks each text three times, with the same masks each time: 56,031 targets.
 
-ModernBERT's layers, so that transformers loads what is exported. They need larger initial values than GPT-2's: with those nothing beyond
-the frequencies was learned in half of the time.
+The layers are those of ModernBERT, so that transformers loads the export. They need larger initial
+values than GPT-2's: with those, half of the time taught it nothing beyond the frequencies.
 """
 
 from dataclasses import replace

@@ -1,13 +1,16 @@
-"""The quickstart's text for a small encoder-decoder: text infilling on the modules of Python's own library.
+"""A small encoder-decoder on the quickstart's text: text infilling.
 
     python -m jaxlm.train --config configs/quickstart_encoder_decoder.py
 
-5.8M parameters, 2.9M tokens of source and target. On two CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11, jax
-0.10.2) training takes 200 to 260 s and ends at 0.62 nats per token of the restored text; the tokens' frequencies alone are worth 6.25.
+5.8M parameters, 2.9M tokens of source and target, from the modules of Python's own library. On two
+CPU cores with bfloat16 instructions (Xeon, November 2026, Python 3.11, jax 0.10.2) training takes
+200 to 260 s and ends at 0.62 nats per token of the restored text; the frequencies of the tokens
+alone give 6.25 nats.
 
-Short samples, learned positions and T5's initial values, because with them the decoder soon finds its place in the source. BART hides 30%
-in spans, T5 15%; span corruption (objective.kind=span) has fewer targets per token read, and takes far longer than five minutes before
-the decoder reads its encoder at all.
+Samples are short, positions are learned and the initial values are T5's, because the decoder then
+soon finds its place in the source. BART hides 30% in spans, T5 15%; span corruption
+(objective.kind=span) has fewer targets per token, and the decoder takes far longer than five
+minutes before it reads its encoder at all.
 """
 
 from dataclasses import replace

@@ -2,15 +2,18 @@
 
     python -m jaxlm.train --config configs/roberta_base.py --data 'corpus/*.jsonl'
 
-Shape: BERT-base with a vocabulary of 50,265, one token type and a table of positions whose first two rows are not used, as in the
-release. Hyperparameters: table 9 there (Adam 0.9/0.98 with epsilon 1e-6, learning rate 6e-4 with 24,000 steps of warmup and linear
-decay, weight decay 0.01, no clipping, dropout 0.1, "8k" sequences, 500,000 steps). Masks are drawn anew on each visit of a text
-(section 4.1). For the published tokenizer add tokenizer.kind=file tokenizer.path=tokenizer.json.
+Shape: BERT-base with a vocabulary of 50,265, one token type and a table of positions whose first
+two rows are not used, as in the release. Hyperparameters: table 9 (Adam 0.9/0.98 with epsilon 1e-6,
+learning rate 6e-4 with 24,000 steps of warmup and linear decay, weight decay 0.01, no clipping,
+dropout 0.1, "8k" sequences, 500,000 steps). Masks are drawn anew on each visit of a text (section
+4.1). For the published tokenizer add tokenizer.kind=file tokenizer.path=tokenizer.json.
 
-Different here: a sample is a window of the running text, whose documents are not kept apart (FULL-SENTENCES in section 4.2), and
-dropout on the attention weights is 0 (there 0.1), since it would keep cuDNN attention from being used.
+Differences: a sample is a window of the running text, whose documents are not kept apart
+(FULL-SENTENCES in section 4.2), and dropout on the attention weights is 0 (in the paper 0.1), since
+it would rule out cuDNN attention.
 
-Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to 256 / n. Not run here.
+Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to
+256 / n. Not run here.
 """
 
 import dataclasses

@@ -1,16 +1,20 @@
-"""T5 v1.1 base (arXiv 1910.10683, with the gated GELU of 2002.05202): 247,577,856 parameters, 1.2M source tokens a step, 1M steps.
+"""T5 v1.1 base (arXiv 1910.10683, with the gated GELU of 2002.05202): 247,577,856 parameters.
 
     python -m jaxlm.train --config configs/t5_base.py --data 'corpus/*.jsonl'
 
-Shape and z-loss: t5_1_1/base.gin of T5X (12 and 12 layers, untied head, no dropout in pretraining). Objective: span corruption, 15%
-of the tokens in spans of 3 on average, so that a window of 568 tokens becomes 512 of source and 114 of target (section 3.1.4).
-Hyperparameters: Adafactor, learning rate 0.01 for 10,000 steps, then 1 / sqrt(step) (section 3.1.2); 1M steps of 2048 sequences
-(section 3.7, the largest runs). The paper's baseline has 2^19 steps of 128 sequences: training.steps=524288 training.batch_size=128.
-For the published SentencePiece vocabulary add tokenizer.kind=file tokenizer.path=tokenizer.json.
+1.2M source tokens a step, 1M steps. Shape and z-loss: t5_1_1/base.gin of T5X (12 and 12 layers,
+untied head, no dropout in pretraining). Objective: span corruption, 15% of the tokens in spans of 3
+on average, so that a window of 568 tokens becomes 512 of source and 114 of target (section 3.1.4).
+Hyperparameters: Adafactor, learning rate 0.01 for 10,000 steps, then 1 / sqrt(step) (section
+3.1.2); 1M steps of 2048 sequences (section 3.7, the largest runs). The paper's baseline has 2^19
+steps of 128 sequences: training.steps=524288 training.batch_size=128. For the published
+SentencePiece vocabulary add tokenizer.kind=file tokenizer.path=tokenizer.json.
 
-Different here: a sample is a window of the running text of one length, where T5 packs shorter examples.
+Differences: a sample is a window of the running text of one length, where T5 packs shorter
+examples.
 
-Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to 128 / n. Not run here.
+Hardware: written for 8 GPUs of 40 GB or more, ZeRO 1; on n GPUs set training.microbatches to
+128 / n. Not run here.
 """
 
 from jaxlm.config import (

@@ -1,1 +1,4 @@
-"""jaxlm: pretraining of transformer language models in JAX. Importing it changes nothing and needs no jax."""
+"""jaxlm pretrains transformer language models in JAX.
+
+Importing it changes nothing and needs no jax.
+"""

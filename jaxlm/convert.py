@@ -25,7 +25,7 @@ BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def build_parser() -> runtime.Parser:
+def build_convert_parser() -> runtime.Parser:
     """Return the parser of both commands."""
     parser = runtime.Parser(
         prog="python -m jaxlm.convert",
@@ -101,7 +101,7 @@ def parse_size(text: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_convert_parser().parse_args(argv)
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model

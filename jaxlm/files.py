@@ -19,6 +19,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         with partial.open("wb") as file:
             yield file
             sync(file)
+
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -1,64 +1,78 @@
-"""Exact counts of the FLOPs in matrix products; a multiplication and an addition are two."""
+"""Exact counts of the FLOPs in matrix products. A multiplication and an addition are two FLOPs."""
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 
 
 def forward_flops(
-    model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
+    config: ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
 ) -> int:
-    """FLOPs of the forward pass for one sample: `length` tokens, of which the head sees `predictions` (None: all).
+    """Count the FLOPs of the forward pass for one sample.
 
-    With a `source_length` it is that of an encoder-decoder, whose decoder reads the tokens. Attention scores count every pair (the
-    convention of PaLM, arXiv 2204.02311 appendix B, and of most published MFUs), within the sliding window if there is one. Norms,
+    The sample has `length` tokens, of which the head sees `predictions` (None: all). With a
+    `source_length` the model is an encoder-decoder, whose decoder reads the tokens.
+
+    Attention scores count every pair of positions within the sliding window, if there is one. This
+    is the convention of PaLM (arXiv 2204.02311, appendix B) and of most published MFUs. Norms,
     activations and the embedding lookup are left out.
     """
-    transform = model.width if model.head_transform else 0
-    head = (length if predictions is None else predictions) * (
-        model.token_width * model.vocabulary_size + model.width * transform
-    )
-    products = stack(model, length) + head
-    if model.embedding_width is not None:
-        both_ends = length + source_length + (length if predictions is None else predictions)
-        products += both_ends * model.width * model.embedding_width
+    predicted = length if predictions is None else predictions
+    transform = config.width if config.head_transform else 0
+    head = config.token_width * config.vocabulary_size + config.width * transform
+    products = stack_products(config, length) + predicted * head
+
+    # A narrower token table is projected to the model's width, and back before the head.
+    if config.embedding_width is not None:
+        projected = length + source_length + predicted
+        products += projected * config.width * config.embedding_width
+
     if source_length:
-        queries, keys = projections(model)
-        cross = queries * length + keys * source_length + pairs(model, length, source_length)
-        products += stack(model.encoder, source_length) + model.layers * cross
+        queries, keys = projection_products(config)
+        cross_scores = score_products(config, length, source_length)
+        cross = queries * length + keys * source_length + cross_scores
+        products += stack_products(config.encoder, source_length) + config.layers * cross
+
     return 2 * products
 
 
-def stack(model: config.ModelConfig, length: int) -> int:
-    """Multiplications in the blocks, without cross attention."""
-    mlp = (3 if model.gated else 2) * model.width * model.hidden_width
-    windows = (model.windows[layer % len(model.windows)] for layer in range(model.layers))
-    scores = sum(pairs(model, length, seen(model, length, window)) for window in windows)
-    return model.layers * (sum(projections(model)) + mlp) * length + scores
-
-
-def seen(model: config.ModelConfig, length: int, window: int | None) -> int:
-    """Positions that a query sees at most."""
-    return (
-        length
-        if window is None
-        else min(length, window if model.family == "decoder" else 2 * window - 1)
-    )
-
-
-def projections(model: config.ModelConfig) -> tuple[int, int]:
-    """Multiplications per position that asks (query, output) and per position that is read (key, value)."""
-    return (
-        2 * model.width * model.heads * model.width_per_head,
-        2 * model.width * model.key_value_heads * model.width_per_head,
-    )
-
-
-def pairs(model: config.ModelConfig, queries: int, keys: int) -> int:
-    """Multiplications of the scores and of the weighted sum."""
-    return 2 * queries * keys * model.heads * model.width_per_head
-
-
 def training_flops(
-    model: config.ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
+    config: ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
 ) -> int:
-    """FLOPs of the forward and backward pass for one sample; recomputation is not counted."""
-    return 3 * forward_flops(model, length, source_length, predictions)
+    """Count the FLOPs of the forward and backward pass for one sample, without recomputation."""
+    return 3 * forward_flops(config, length, source_length, predictions)
+
+
+def stack_products(config: ModelConfig, length: int) -> int:
+    """Count the multiplications in the blocks, without cross attention."""
+    mlp = (3 if config.gated else 2) * config.width * config.hidden_width
+    products = config.layers * (sum(projection_products(config)) + mlp) * length
+
+    for layer in range(config.layers):
+        window = config.windows[layer % len(config.windows)]
+        products += score_products(config, length, visible_positions(config, length, window))
+
+    return products
+
+
+def visible_positions(config: ModelConfig, length: int, window: int | None) -> int:
+    """Return how many positions a query sees at most."""
+    if window is None:
+        return length
+    # A decoder's window lies before the query, an encoder's on both sides of it.
+    return min(length, window if config.family == "decoder" else 2 * window - 1)
+
+
+def projection_products(config: ModelConfig) -> tuple[int, int]:
+    """Count the multiplications of the attention's projections per position.
+
+    The first number holds for positions that ask (query and output), the second for positions that
+    are read (key and value).
+    """
+    return (
+        2 * config.width * config.heads * config.width_per_head,
+        2 * config.width * config.key_value_heads * config.width_per_head,
+    )
+
+
+def score_products(config: ModelConfig, queries: int, keys: int) -> int:
+    """Count the multiplications of the attention scores and of the weighted sum."""
+    return 2 * queries * keys * config.heads * config.width_per_head

@@ -1,11 +1,12 @@
-"""What accelerators can do at most, with sources; and what this machine's CPU can do. Imports no jax."""
+"""Peak FLOP/s of accelerators, with sources, and the abilities of this CPU. Imports no jax."""
 
 import os
 from pathlib import Path
 
-# Dense bfloat16 FLOP/s without sparsity, by a part of jax's `device_kind`. Longest match wins.
-# Sources: NVIDIA data sheets: A100 (2020), H100 and H100 PCIe (2023), H200 (2024), L4 and L40S (2023), A10 (2021), B200 (2024);
-# GeForce: Ampere GA102 and Ada whitepapers, tensor FLOP/s with float32 accumulation.
+# Dense bfloat16 FLOP/s without sparsity, by a part of jax's `device_kind`. The longest match wins.
+# Sources: NVIDIA data sheets: A100 (2020), A10 (2021), H100, H100 PCIe, L4 and L40S (2023), H200
+# and B200 (2024). GeForce: whitepapers of Ampere GA102 and of Ada, tensor FLOP/s with float32
+# accumulation.
 PEAK_FLOPS: dict[str, float] = {
     "A100": 312e12,
     "H100": 989.4e12,
@@ -21,23 +22,32 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, other cards)."""
-    words = device_kind.split()
-    known = [
-        name
-        for name in PEAK_FLOPS
-        if name in device_kind and name.split()[0] in {word.partition("-")[0] for word in words}
-    ]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    """Return the peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, others).
+
+    A name must begin with a whole word of `device_kind` ("H100-SXM" has the word "H100"), so that
+    an L40 is no L4.
+    """
+    words = {word.partition("-")[0] for word in device_kind.split()}
+    matches = []
+    for name in PEAK_FLOPS:
+        if name in device_kind and name.split()[0] in words:
+            matches.append(name)
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 def cpu_devices(most: int = 2) -> int:
-    """How many CPU devices to emulate: one per core, up to `most`. Small models run faster on two devices than on one with two threads."""
+    """Return how many CPU devices to emulate: one per core, up to `most`.
+
+    Small models run faster on two devices than on one with two threads.
+    """
     return min(most, os.cpu_count() or 1)
 
 
 def cpu_has_bfloat16() -> bool:
-    """True where bfloat16 products are faster than float32: instructions for them, and more than one core."""
+    """Return True where bfloat16 products are faster than float32 products.
+
+    That takes instructions for them and more than one core.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -120,14 +120,18 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
 def inference_precision(compute: str, params: str = "float32") -> PrecisionConfig:
     """Return the precision of inference: weights are used in the dtype of the computation."""
     weights = "float32" if compute == "float32" else "bfloat16"
-    return PrecisionConfig(compute=compute, params=params, gradients=weights)  # type: ignore[arg-type]
+    return PrecisionConfig(
+        compute=compute,  # type: ignore[arg-type]
+        params=params,  # type: ignore[arg-type]
+        gradients=weights,  # type: ignore[arg-type]
+    )
 
 
 def place_model(
     model_config: ModelConfig, precision: PrecisionConfig, devices: int
 ) -> tuple[models.Model, Tree]:
     """Return the model, split over `devices` devices, and the sharding of each parameter."""
-    mesh_devices = runtime.devices(config.RuntimeConfig(devices=devices))[:devices]
+    mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, mesh_devices)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())

@@ -1,19 +1,19 @@
-"""What a run records and shows: metrics.jsonl, TensorBoard, one live line on the terminal. The only module that knows TensorBoard.
+"""Records of a run (metrics.jsonl, TensorBoard), and its progress on the terminal.
 
-The tags are those of TensorBoard: train/loss, train/learning_rate, train/grad_norm, train/param_norm, train/tokens_per_second,
-train/mfu, train/tokens, eval/loss, eval/perplexity, eval/bits_per_byte.
+The tags are those of TensorBoard: train/loss, train/learning_rate, train/grad_norm,
+train/param_norm, train/tokens_per_second, train/mfu, train/tokens, eval/loss, eval/perplexity,
+eval/bits_per_byte. This is the only module that knows TensorBoard.
 """
 # pyright: reportAttributeAccessIssue=false
-# (the protocol buffers' classes are made at run time)
+# (the classes of the protocol buffers are made at run time)
 
 import json
 import math
 import os
-import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -24,14 +24,14 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-REDRAW_SECONDS = 0.2
-BAR_WIDTH = 20
-CLEAR_LINE = "\r\x1b[K"
-SHOWN: dict[str, Callable[[float], str]] = {  # parts of the progress line, in order
+from jaxlm.files import atomic_writer
+from jaxlm.progress import Progress
+
+FORMATS: dict[str, Callable[[float], str]] = {  # parts of the progress line, in order
     "train/loss": lambda value: f"loss {value:.3f}",
     "eval/loss": lambda value: f"eval {value:.3f}",
     "train/learning_rate": lambda value: f"lr {value:.1e}",
-    "train/tokens_per_second": lambda value: f"{quantity(value)} tok/s",
+    "train/tokens_per_second": lambda value: f"{format_quantity(value)} tok/s",
     "train/mfu": lambda value: f"mfu {value:.1%}",
 }
 
@@ -47,10 +47,10 @@ class Sink(Protocol):
 
 
 class Monitor:
-    """Records and shows the steps after `first_step`; what an earlier process recorded of those is removed.
+    """Record and show the steps after `first_step`.
 
-    A record that can't be written (full disk, no permission) costs one warning and is given up; the run goes on.
-    `out` is where progress is shown: sys.stdout unless given.
+    What an earlier process recorded of those steps is removed. A record that can't be written (full
+    disk, no permission) costs one warning and is given up; the run goes on.
     """
 
     def __init__(
@@ -61,17 +61,14 @@ class Monitor:
         tensorboard: bool,
         out: TextIO | None = None,
     ):
-        self._out = out or sys.stdout
-        self._live = self._out.isatty() and os.environ.get("TERM") != "dumb"
+        """`out` is where progress is shown: sys.stdout unless given."""
         self._total_steps = total_steps
-        self._timed_from: tuple[int, float] | None = (
-            None  # (step, seconds): after compilation, so that the ETA leaves it out
-        )
-        self._shown, self._drawn_at = "", -math.inf
+        self._progress = Progress(total_steps, out=out or sys.stdout, line_seconds=0)
+
         self._sinks: list[Sink] = []
-        self._open(Rows, run_directory / "metrics.jsonl", first_step)
+        self._open(MetricsFile, run_directory / "metrics.jsonl", first_step)
         if tensorboard:
-            self._open(Events, run_directory / "tensorboard", first_step)
+            self._open(EventFile, run_directory / "tensorboard", first_step)
 
     def __enter__(self) -> "Monitor":
         return self
@@ -80,48 +77,32 @@ class Monitor:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row of metrics.jsonl, and a point per tag in TensorBoard."""
+        """Add one row to metrics.jsonl, and a point per tag to TensorBoard."""
         self._record(lambda sink: sink.scalars(step, values))
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """A text (markdown) in TensorBoard."""
+        """Add a text (markdown) to TensorBoard."""
         self._record(lambda sink: sink.text(step, tag, text))
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows where the run is: rewritten in place on a terminal, else one line per call."""
-        now = time.monotonic()
-        self._timed_from = self._timed_from or (step, now)
-        parts = [show(values[tag]) for tag, show in SHOWN.items() if tag in values]
-        text = " ".join(
-            [
-                f"step {step}/{self._total_steps} {step / self._total_steps:.0%}",
-                *parts,
-                *self._eta(step, now),
-            ]
-        )
-        if not self._live:
-            print(text, file=self._out, flush=True)
-            return
-        self._shown = f"{bar(step / self._total_steps)} {text}"
-        if now - self._drawn_at >= REDRAW_SECONDS or step >= self._total_steps:
-            self._drawn_at = now
-            self._draw()
+        """Show where the run is: rewritten in place on a terminal, else one line per call."""
+        parts = [f"step {step}/{self._total_steps} {step / self._total_steps:.0%}"]
+        parts += [text(values[tag]) for tag, text in FORMATS.items() if tag in values]
+        self._progress.update(step, " ".join(parts))
 
     def line(self, text: str) -> None:
-        """Prints a message of its own, above the live line."""
-        print(f"{CLEAR_LINE}{text}" if self._shown else text, file=self._out, flush=True)
-        self._draw()
+        """Print a message of its own, above the progress line."""
+        self._progress.print(text)
 
     def close(self) -> None:
-        """Ends the live line and closes the files. May be called again."""
-        self._draw("\n")
-        self._shown = ""
+        """End the progress line and close the files. May be called again."""
+        self._progress.close()
         self._record(lambda sink: sink.close())
         self._sinks.clear()
 
-    def _open(self, kind: Callable[[Path, int], Sink], path: Path, first_step: int) -> None:
+    def _open(self, sink: Callable[[Path, int], Sink], path: Path, first_step: int) -> None:
         try:
-            self._sinks.append(kind(path, first_step))
+            self._sinks.append(sink(path, first_step))
         except OSError as error:
             self._warn(path, error)
 
@@ -134,24 +115,12 @@ class Monitor:
                 self._warn(sink.path, error)
 
     def _warn(self, path: Path, error: OSError) -> None:
-        self.line(
-            f"warning: can't write {path} ({error.strerror or error}): the run goes on without it"
-        )
-
-    def _draw(self, end: str = "") -> None:
-        if self._shown:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"{CLEAR_LINE}{self._shown[:width]}", end=end, file=self._out, flush=True)
-
-    def _eta(self, step: int, now: float) -> list[str]:
-        first_step, start = self._timed_from or (step, now)
-        if step <= first_step:
-            return []
-        return [f"eta {duration((now - start) / (step - first_step) * (self._total_steps - step))}"]
+        reason = error.strerror or error
+        self.line(f"warning: can't write {path} ({reason}): the run goes on without it")
 
 
 class NullMonitor:
-    """What the other processes of a run have in a Monitor's place: messages go to their logs, nothing is recorded."""
+    """The monitor of processes other than 0: messages go to their logs, nothing is recorded."""
 
     def __enter__(self) -> "NullMonitor":
         return self
@@ -165,95 +134,99 @@ class NullMonitor:
     def progress(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def line(self, text: str) -> None:
+        """Print a message."""
         print(text, flush=True)
 
 
-class Rows:
-    """metrics.jsonl: one object a line, `step` first, floats with all their digits, null for what is not finite."""
+class MetricsFile:
+    """metrics.jsonl: one object a line, `step` first.
+
+    Floats have all their digits; what is not finite is null.
+    """
 
     def __init__(self, path: Path, first_step: int):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            cut(path, first_step)
-        # Unbuffered: a row is with the system when the call returns, and a failed one is not tried again.
+            remove_rows_after(path, first_step)
+
+        # Unbuffered: a row is with the system when the call returns, and a failed one is not
+        # written again later.
         self._file = path.open("ab", buffering=0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a row."""
         row = {"step": step, **{tag: json_number(value) for tag, value in values.items()}}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         if self._file.write(line) < len(line):
             raise OSError("the disk took half a row")
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Texts are for TensorBoard alone."""
+        """Write nothing: texts are for TensorBoard alone."""
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def cut(path: Path, last_step: int) -> None:
-    """Removes rows after `last_step` and damaged ones, such as the partial last line of a killed process."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with path.open("rb") as old, partial.open("wb") as new:
-        new.writelines(sound_rows(old, last_step))
-        new.flush()
-        os.fsync(new.fileno())
-    partial.replace(path)
+def remove_rows_after(path: Path, last_step: int) -> None:
+    """Remove rows after `last_step` and damaged ones, such as the half row of a killed process."""
+    with path.open("rb") as rows, atomic_writer(path) as file:
+        file.writelines(row for row in rows if is_row_up_to(row, last_step))
 
 
-def sound_rows(lines: Iterator[bytes], last_step: int) -> Iterator[bytes]:
-    for line in lines:
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        if line.endswith(b"\n") and isinstance(step, int) and step <= last_step:
-            yield line
+def is_row_up_to(row: bytes, last_step: int) -> bool:
+    """Return whether a line of metrics.jsonl is whole, and of a step up to `last_step`."""
+    try:
+        step = json.loads(row)["step"]
+    except (ValueError, TypeError, KeyError):
+        return False
+    return row.endswith(b"\n") and isinstance(step, int) and step <= last_step
 
 
 def json_number(value: float) -> float | None:
-    """A Python number; None (null) for NaN and infinities, which JSON lacks."""
+    """Return a Python number; None (null) for NaN and infinities, which JSON lacks."""
     if isinstance(value, int):
         return value
     value = float(value)
     return value if math.isfinite(value) else None
 
 
-class Events:
-    """An event file in TensorBoard's folder. Written without TensorBoard's EventFileWriter, which loads TensorFlow where it finds it."""
+class EventFile:
+    """An event file in TensorBoard's folder.
+
+    TensorBoard's own EventFileWriter is not used: it loads TensorFlow where that is installed.
+    """
 
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
-        self.path = (
-            directory
-            / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        )
+        now = f"{time.time():017.6f}"
+        self.path = directory / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter(self.path.open("xb", buffering=0))
         self._write(Event(file_version="brain.Event:2"))
+
         # Tells TensorBoard to forget what earlier files hold from this step on.
         self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a point per tag."""
         points = [
             Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()
         ]
         self._write(Event(step=step, summary=Summary(value=points)))
 
     def text(self, step: int, tag: str, text: str) -> None:
+        """Write a text."""
         tensor = TensorProto(
             dtype=DT_STRING, string_val=[text.encode()], tensor_shape=TensorShapeProto()
         )
-        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        self._write(
-            Event(
-                step=step,
-                summary=Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=metadata)]),
-            )
-        )
+        plugin = SummaryMetadata.PluginData(plugin_name="text")
+        value = Summary.Value(tag=tag, tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
+        self._write(Event(step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
 
     def _write(self, event: Event) -> None:
@@ -261,21 +234,9 @@ class Events:
         self._writer.write(event.SerializeToString())
 
 
-def bar(share: float) -> str:
-    done = min(BAR_WIDTH, int(share * BAR_WIDTH))
-    return f"[{'#' * done}{'-' * (BAR_WIDTH - done)}]"
-
-
-def quantity(value: float) -> str:
-    """41234 -> '41.2k'."""
+def format_quantity(value: float) -> str:
+    """Return 41234 as '41.2k'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.1f}{unit}"
     return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """192 -> '3:12', 7384 -> '2:03:04'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,33 +1,32 @@
 """The optax chain and the learning-rate schedule."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm import config
+from jaxlm.config import OptimizerConfig
 from jaxlm.types import Array, Axes, Tree, is_axes
 
 
-def learning_rate_schedule(optimizer: config.OptimizerConfig, steps: int) -> optax.Schedule:
-    """Step (from 0) -> learning rate of that step. The warmup is cut to the steps.
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Return the function from a step (from 0) to the learning rate of that step.
 
-    It is the line through `warmup_start_ratio` of the peak one step before the first, and the peak at the warmup's last step.
+    The warmup is a line: it is at `warmup_start_ratio` of the peak one step before the first step,
+    and at the peak in its last step. It is cut to the steps.
     """
-    peak, final = (
-        optimizer.learning_rate,
-        optimizer.learning_rate * optimizer.final_learning_rate_ratio,
-    )
-    start = peak * optimizer.warmup_start_ratio
-    warmup = min(optimizer.warmup_steps, steps)
-    end = optimizer.decay_steps or steps
-    decay = max(1, round(steps * optimizer.decay_share))
+    peak, final = config.learning_rate, config.learning_rate * config.final_learning_rate_ratio
+    start = peak * config.warmup_start_ratio
+    warmup = min(config.warmup_steps, steps)
+    end = config.decay_steps or steps
+    decay = max(1, round(steps * config.decay_share))
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(1, end - warmup), 0.0, 1.0)
-        after = {
+
+        schedules: dict[str, Callable[[], Array]] = {
             "constant": lambda: jnp.full_like(step, peak),
             "linear": lambda: peak + (final - peak) * progress,
             "cosine": lambda: final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
@@ -39,14 +38,20 @@ def learning_rate_schedule(optimizer: config.OptimizerConfig, steps: int) -> opt
             "wsd": lambda: (
                 peak + (final - peak) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0)
             ),
-        }[optimizer.schedule]()
-        return jnp.where(step < warmup, start + (peak - start) * (step + 1) / max(1, warmup), after)
+        }
+        after_warmup = schedules[config.schedule]()
+
+        in_warmup = start + (peak - start) * (step + 1) / max(1, warmup)
+        return jnp.where(step < warmup, in_warmup, after_warmup)
 
     return rate
 
 
 def decay_mask(exclude: tuple[str, ...], params: Tree) -> Tree:
-    """True where weight decay applies: by name, since stacked norms and biases are matrices too."""
+    """Return a tree that is True where weight decay applies.
+
+    Parameters are told apart by name, since stacked norms and biases are matrices too.
+    """
 
     def decays(path: tuple, _: object) -> bool:
         return not any(word in str(part.key) for part in path for word in exclude)
@@ -54,14 +59,15 @@ def decay_mask(exclude: tuple[str, ...], params: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def matrix_view(names: Axes, weight: Array) -> Array:
-    """The weight as the matrix or vector that multiplies, its layers in front: heads and the width of each are one dimension.
+def matrix_view(axes: Axes, weight: Array) -> Array:
+    """Return the weight as the matrix or vector that multiplies, its layers in front.
 
-    [N, D, H, K] -> [N, D, H * K], [N, H, K, D] -> [N, H * K, D], [N, H, K] -> [N, H * K]; others keep their shape.
+    Heads and the width of each are one dimension: [N, D, H, K] -> [N, D, H * K],
+    [N, H, K, D] -> [N, H * K, D] and [N, H, K] -> [N, H * K]. Other weights keep their shape.
     """
     shape: list[int] = []
-    for name, size in zip(names, weight.shape, strict=True):
-        if name == "head":
+    for axis, size in zip(axes, weight.shape, strict=True):
+        if axis == "head":
             shape[-1] *= size
         else:
             shape.append(size)
@@ -69,57 +75,71 @@ def matrix_view(names: Axes, weight: Array) -> Array:
 
 
 def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.GradientTransformation:
-    """`inner`, whose maths is tensor by tensor, on every layer's matrices and vectors alone. `axes` are the parameters' logical axes.
+    """Apply `inner`, whose maths is tensor by tensor, to every layer's matrices and vectors alone.
 
-    The state has `inner`'s tree. Its tensors are of the matrix view with the layers in front, its counters are shared.
+    `axes` are the logical axes of the parameters. The state has the tree of `inner`'s state: its
+    tensors belong to the matrix views with the layers in front, its counters are shared.
     """
-    names = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
+    axes_by_path = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
 
     def matrices(tree: Tree) -> Tree:
-        # By path: optax's tree_map_params calls `init` with a tree without leaves. Float32, since in bfloat16 an average that
-        # moves by less than 1/512 a step stands still.
+        # By path, since optax's tree_map_params calls `init` with a tree without leaves. In
+        # float32, since a bfloat16 average that moves by less than 1/512 a step stands still.
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: matrix_view(names[path], x).astype(jnp.float32), tree
+            lambda path, x: matrix_view(axes_by_path[path], x).astype(jnp.float32), tree
         )
 
     def layer_axes(params: Tree) -> Iterator[tuple[Tree, Tree]]:
-        """vmap's axes of (parameters, state), once for each number of layers: an encoder and its decoder may differ."""
+        """Yield vmap's axes of (parameters, state), once for each number of layers.
+
+        The stacks of an encoder-decoder may differ in their number of layers.
+        """
         depths = jax.tree_util.tree_map_with_path(
-            lambda path, x: x.shape[0] if names[path][0] == "layers" else 0, params
+            lambda path, x: x.shape[0] if axes_by_path[path][0] == "layers" else 0, params
         )
         state = jax.eval_shape(inner.init, params)
+
         for depth in sorted(set(jax.tree.leaves(depths)) - {0}):
-            at = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023 (called at once)
-            yield (
-                at,
-                optax.tree_utils.tree_map_params(
-                    inner, lambda _, axis: axis, state, at, transform_non_params=lambda _: None
-                ),
+            # vmap runs over the first axis of the tensors that have this number of layers.
+            param_axes = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023
+            state_axes = optax.tree_utils.tree_map_params(
+                inner,
+                lambda _, axis: axis,
+                state,
+                param_axes,
+                transform_non_params=lambda _: None,
             )
+            yield param_axes, state_axes
 
     def init(params: Tree) -> optax.OptState:
         params, function = matrices(params), inner.init
-        for at, state_at in layer_axes(params):
-            function = jax.vmap(function, in_axes=(at,), out_axes=state_at)
+        for param_axes, state_axes in layer_axes(params):
+            function = jax.vmap(function, in_axes=(param_axes,), out_axes=state_axes)
         return function(params)
 
     def update(
         updates: Tree, state: optax.OptState, params: Tree | None = None
     ) -> tuple[Tree, optax.OptState]:
         params, function = matrices(params), inner.update
-        for at, state_at in layer_axes(params):
-            function = jax.vmap(function, in_axes=(at, state_at, at), out_axes=(at, state_at))
-        found, state = function(matrices(updates), state, params)
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates), state
+        for param_axes, state_axes in layer_axes(params):
+            function = jax.vmap(
+                function,
+                in_axes=(param_axes, state_axes, param_axes),
+                out_axes=(param_axes, state_axes),
+            )
+
+        matrix_updates, state = function(matrices(updates), state, params)
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), matrix_updates, updates), state
 
     return optax.GradientTransformation(init, update)
 
 
 def adafactor() -> optax.GradientTransformation:
-    """Adafactor's direction, relative to each tensor's RMS, without a first moment (Shazeer and Stern, arXiv 1804.04235).
+    """Return Adafactor's direction, relative to each tensor's RMS, without a first moment.
 
-    Each tensor of the parameters is one matrix or vector. The constants are those of the paper's algorithm 6; matrices are factored
-    if both dimensions are at least 128, as in the code that trained T5 (arXiv 1910.10683, section 3.1.2).
+    Each tensor of the parameters is one matrix or vector. The constants are those of algorithm 6 of
+    Shazeer and Stern (arXiv 1804.04235). Matrices are factored if both dimensions are at least 128,
+    as in the code that trained T5 (arXiv 1910.10683, section 3.1.2).
     """
     return optax.chain(
         optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=128, epsilon=1e-30),
@@ -129,25 +149,26 @@ def adafactor() -> optax.GradientTransformation:
 
 
 def build_optimizer(
-    optimizer: config.OptimizerConfig, steps: int, axes: Tree
+    config: OptimizerConfig, steps: int, axes: Tree
 ) -> optax.GradientTransformation:
-    """AdamW or Adafactor, after clipping to a global norm; weight decay is decoupled. `axes` are the parameters' logical axes."""
-    # No clipping keeps its place in the chain: the state's tree, and so a checkpoint, doesn't depend on it.
-    clip = (
-        optax.identity()
-        if optimizer.gradient_clip is None
-        else optax.clip_by_global_norm(optimizer.gradient_clip)
-    )
-    direction = {
-        "adamw": lambda: optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon),
-        "adafactor": lambda: per_matrix(adafactor(), axes),
-    }[optimizer.kind]()
+    """Build AdamW or Adafactor, after clipping to a global norm, with decoupled weight decay.
+
+    `axes` are the logical axes of the parameters.
+    """
+    # Without clipping, an identity keeps its place in the chain: the tree of the state, and so of a
+    # checkpoint, does not depend on it.
+    if config.gradient_clip is None:
+        clip = optax.identity()
+    else:
+        clip = optax.clip_by_global_norm(config.gradient_clip)
+
+    if config.kind == "adamw":
+        direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    else:
+        direction = per_matrix(adafactor(), axes)
+
     decay = optax.add_decayed_weights(
-        optimizer.weight_decay, lambda params: decay_mask(optimizer.weight_decay_exclude, params)
+        config.weight_decay, lambda params: decay_mask(config.weight_decay_exclude, params)
     )
-    return optax.chain(
-        clip,
-        optax.chain(
-            direction, decay, optax.scale_by_learning_rate(learning_rate_schedule(optimizer, steps))
-        ),
-    )
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(config, steps))
+    return optax.chain(clip, optax.chain(direction, decay, rate))

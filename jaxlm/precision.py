@@ -1,18 +1,31 @@
-"""The dtype policy: how a stored weight is carried to the layer that uses it."""
+"""The dtype policy: the dtypes in which a stored weight travels to a layer and is used by it."""
 
 import jax.numpy as jnp
 
-from jaxlm import config
+from jaxlm.config import PrecisionConfig
 from jaxlm.types import Array, Axes
 
-VECTORS = {"norm", "layers", None}  # along the width: small, used and summed in float32
+# Norms and biases along the width have these axes alone. They are small, and are used and summed in
+# float32.
+VECTOR_AXES = {"norm", "layers", None}
 
 
-def cast_for_gather(names: Axes, weight: Array, precision: config.PrecisionConfig) -> Array:
-    """What travels over the links: the weight in the compute dtype; norms and biases along the width as they are."""
-    return weight if set(names) <= VECTORS else weight.astype(jnp.dtype(precision.compute))
+def cast_for_gather(axes: Axes, weight: Array, precision: PrecisionConfig) -> Array:
+    """Cast a weight to the compute dtype, in which it travels between devices.
+
+    Norms and biases along the width stay as they are.
+    """
+    if set(axes) <= VECTOR_AXES:
+        return weight
+    return weight.astype(jnp.dtype(precision.compute))
 
 
-def cast_for_compute(names: Axes, weight: Array, precision: config.PrecisionConfig) -> Array:
-    """What the layer gets. With float32 gradients it is the same values held as float32: a weight's gradient has the weight's dtype."""
-    return weight if set(names) <= VECTORS else weight.astype(jnp.dtype(precision.gradients))
+def cast_for_compute(axes: Axes, weight: Array, precision: PrecisionConfig) -> Array:
+    """Cast a gathered weight to the dtype in which its gradient is reduced.
+
+    A weight's gradient has the weight's dtype. With float32 gradients the layer therefore gets the
+    values of the compute dtype, held as float32.
+    """
+    if set(axes) <= VECTOR_AXES:
+        return weight
+    return weight.astype(jnp.dtype(precision.gradients))

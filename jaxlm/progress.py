@@ -30,18 +30,9 @@ class Progress:
         self.line_seconds = line_seconds
         self.first_update: tuple[int, float] | None = None  # (units done, seconds)
         self.last_line = -math.inf if line_seconds == 0 else time.monotonic()
-        self.bar = None
-        if self.out.isatty() and os.environ.get("TERM") != "dumb":
-            self.bar = tqdm(
-                total=total,
-                file=self.out,
-                bar_format=BAR_FORMAT,
-                mininterval=REDRAW_SECONDS,
-                leave=line_seconds == 0,
-                ascii=" #",
-                miniters=1,
-                dynamic_ncols=True,
-            )
+
+        self.is_terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
+        self.bar: tqdm | None = None  # from the first update on
 
     def update(self, done: int, text: str) -> None:
         """Show `text` and the time left; `done` units are finished."""
@@ -52,6 +43,19 @@ class Progress:
         if self.bar is not None:
             self.bar.set_description_str(text, refresh=False)
             self.bar.update(done - self.bar.n)
+        elif self.is_terminal:
+            self.bar = tqdm(
+                desc=text,
+                total=self.total,
+                initial=done,
+                file=self.out,
+                bar_format=BAR_FORMAT,
+                mininterval=REDRAW_SECONDS,
+                miniters=1,
+                leave=self.line_seconds == 0,
+                ascii="-#",
+                dynamic_ncols=True,
+            )
         elif now - self.last_line >= self.line_seconds:
             self.last_line = now
             print(text, file=self.out, flush=True)

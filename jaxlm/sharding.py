@@ -1,4 +1,4 @@
-"""The mesh, what each logical axis is split over, and the ZeRO stages. The only module that knows mesh axes.
+"""The mesh, the mesh axes of each logical axis, and the ZeRO stages. No other module knows meshes.
 
 data     replicas: each has all of the state
 fsdp     ZeRO: the batch is split over data x fsdp, the state over fsdp as the stage says
@@ -16,8 +16,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm import config
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, EvaluationConfig, ModelConfig, ParallelConfig, PrecisionConfig
 from jaxlm.nn.execution import Execution
 from jaxlm.precision import cast_for_compute, cast_for_gather
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
@@ -46,6 +45,9 @@ WEIGHTS: dict[str, str | None] = {
     "layers": None,
 }
 
+# Axes that a model may do without. Every other rule of WEIGHTS must be used by some parameter.
+OPTIONAL_AXES = {"head", "position", "norm", "layers"}
+
 # Logical axis of an activation -> mesh axes.
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
@@ -58,12 +60,17 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "vocabulary_act": "tensor",
 }
 
-SHOWN_HOSTS = 8
-REPLICATED_WARNING = 0.01  # share of a tree's bytes that stay whole although the stage splits it
+REPLICATED_WARNING = 0.01  # share of a tree's bytes that are replicated although the stage splits
 
 
-def make_mesh(parallel: config.ParallelConfig, devices: Sequence[Any]) -> Mesh:
-    """The mesh data x fsdp x tensor over all `devices`; ConfigError where they don't multiply to their number."""
+# The mesh
+
+
+def make_mesh(parallel: ParallelConfig, devices: Sequence[Any]) -> Mesh:
+    """Build the mesh data x fsdp x tensor over all `devices`.
+
+    ConfigError if the sizes don't multiply to the number of devices.
+    """
     sizes = {name: getattr(parallel, name) for name in MESH_AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
@@ -71,41 +78,49 @@ def make_mesh(parallel: config.ParallelConfig, devices: Sequence[Any]) -> Mesh:
         raise ConfigError(
             "parallel", f"{shape} does not fit {len(devices)} devices (runtime.devices)"
         )
+
     sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if parallel.zero > 0 and sizes["fsdp"] == 1 and len(devices) > 1:
         raise ConfigError(
             "parallel.zero",
-            f"stage {parallel.zero} splits the state over parallel.fsdp, which is 1 on {len(devices)} devices",
+            f"stage {parallel.zero} splits the state over parallel.fsdp, "
+            f"which is 1 on {len(devices)} devices",
         )
-    return Mesh(
-        np.array(devices).reshape(tuple(sizes.values())), MESH_AXES, axis_types=(AxisType.Auto,) * 3
-    )
+
+    grid = np.array(devices).reshape(tuple(sizes.values()))
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_mesh(
     mesh: Mesh,
-    model: config.ModelConfig,
+    model_config: ModelConfig,
     batch_sizes: Sequence[int],
     microbatches: int,
-    evaluation: config.EvaluationConfig,
+    evaluation: EvaluationConfig,
 ) -> None:
-    """ConfigError where the mesh does not divide the model or the batches; `batch_sizes` are those still to come."""
+    """Raise a ConfigError if the mesh does not divide the model or the batches.
+
+    `batch_sizes` are those of the steps still to come.
+    """
     tensor, rows = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
-    for prefix, stack in model.stacks.items():
+    for prefix, stack in model_config.stacks.items():
         for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
             if size % tensor:
                 raise ConfigError(
                     "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
                 )
+
     for size in batch_sizes:
         if size % (rows * microbatches):
-            parts = f"{rows} devices" + (
-                f" x {microbatches} microbatches" if microbatches > 1 else ""
-            )
+            parts = f"{rows} devices"
+            if microbatches > 1:
+                parts += f" x {microbatches} microbatches"
             raise ConfigError(
                 "training.batch_size",
-                f"{size} sequences can't be split evenly over {parts} (parallel.data x parallel.fsdp)",
+                f"{size} sequences can't be split evenly over {parts} "
+                "(parallel.data x parallel.fsdp)",
             )
+
     if evaluation.batch_size is not None and evaluation.batch_size % rows:
         raise ConfigError(
             "evaluation.batch_size",
@@ -113,33 +128,40 @@ def check_mesh(
         )
 
 
+# The arrays of a run
+
+
 class Placement(NamedTuple):
-    """Where every array of a run lives. `axes` are the logical axes of the parameters."""
+    """The shardings of every array of a run. `axes` are the logical axes of the parameters."""
 
     mesh: Mesh
     axes: Tree
     zero: int
 
-    def tree(self, kind: str, shapes: Tree) -> Tree:
-        """NamedShardings of "parameters", "gradients" or "optimizer" moments with the parameters' `shapes`."""
-        split = kind in ZERO[self.zero]
-        unused = set(WEIGHTS) - {
-            name for names in jax.tree.leaves(self.axes, is_leaf=is_axes) for name in names
-        }
-        if unused - {"position", "head", "layers", "norm"}:
+    def tree(self, tree_name: str, shapes: Tree) -> Tree:
+        """Return the NamedShardings of a tree with the `shapes` of the parameters.
+
+        `tree_name` is "parameters", "gradients" or "optimizer" (for its moments).
+        """
+        used = {name for names in jax.tree.leaves(self.axes, is_leaf=is_axes) for name in names}
+        unused = set(WEIGHTS) - used - OPTIONAL_AXES
+        if unused:
             raise ValueError(f"sharding rules that no parameter uses: {', '.join(sorted(unused))}")
-        leaf = partial(self._sharding, split)
-        return jax.tree_util.tree_map_with_path(leaf, self.axes, shapes, is_leaf=is_axes)
 
-    def _sharding(
-        self, split: bool, path: tuple, names: Axes, shape: jax.ShapeDtypeStruct
-    ) -> NamedSharding:
-        return NamedSharding(
-            self.mesh, weight_spec(self.mesh, names, shape.shape, split, jax.tree_util.keystr(path))
-        )
+        split = tree_name in ZERO[self.zero]
 
-    def optimizer(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
-        """NamedShardings of the optax state: moments as the stage says; counters, and what has another shape than its parameter, whole."""
+        def sharding(path: tuple, axes: Axes, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+            name = jax.tree_util.keystr(path)
+            return NamedSharding(self.mesh, weight_spec(self.mesh, axes, shape.shape, split, name))
+
+        return jax.tree_util.tree_map_with_path(sharding, self.axes, shapes, is_leaf=is_axes)
+
+    def optimizer_state(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
+        """Return the NamedShardings of the optax state for parameters of these `shapes`.
+
+        Moments are split as the stage says. Counters, and tensors of another shape than their
+        parameter's, are replicated.
+        """
         state = jax.eval_shape(optimizer.init, shapes)
         moments = self.tree("optimizer", shapes)
 
@@ -156,190 +178,198 @@ class Placement(NamedTuple):
         )
 
     def batch(self) -> NamedSharding:
-        """Rows of a batch over data x fsdp."""
+        """Return the sharding of a batch: its rows are split over data x fsdp."""
         return NamedSharding(self.mesh, P(BATCH))
 
+    @property
+    def batch_shards(self) -> int:
+        """Return the number of parts into which the rows of a batch are split."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
     def replicated(self) -> NamedSharding:
+        """Return the sharding of an array that every device has whole."""
         return NamedSharding(self.mesh, P())
 
     def rows(self, size: int) -> tuple[int, int]:
-        """The rows [start, stop) of a global batch of `size` that the devices of this process hold."""
-        held = [
-            index[0].indices(size)
-            for index in self.batch().addressable_devices_indices_map((size,)).values()
-        ]  # type: ignore[index]
+        """Return [start, stop): the rows of a global batch of `size` on this process's devices."""
+        indices = self.batch().addressable_devices_indices_map((size,)).values()
+        held = [index[0].indices(size) for index in indices]  # type: ignore[index]
         return min(start for start, *_ in held), max(stop for _, stop, _ in held)
 
     def put(self, part: Batch) -> Batch:
-        """The global batch on the devices, from this process's `rows` of it on the host."""
+        """Put the global batch on the devices. `part` has this process's `rows`, on the host."""
         if not self.mesh.is_multi_process:
             return jax.device_put(part, self.batch())
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        first, end = self.rows(shards)
+        first_shard, end_shard = self.rows(self.batch_shards)
 
-        def whole(rows: np.ndarray) -> Array:
-            size = len(rows) * shards // (end - first)
+        def put_array(host_rows: np.ndarray) -> Array:
+            size = len(host_rows) * self.batch_shards // (end_shard - first_shard)
             offset, _ = self.rows(size)
 
-            def local(index: Any) -> np.ndarray:
+            def device_rows(index: Any) -> np.ndarray:
                 start, stop, _ = index[0].indices(size)
-                return rows[start - offset : stop - offset]
+                return host_rows[start - offset : stop - offset]
 
-            return jax.make_array_from_callback((size, *rows.shape[1:]), self.batch(), local)
+            shape = (size, *host_rows.shape[1:])
+            return jax.make_array_from_callback(shape, self.batch(), device_rows)
 
-        return jax.tree.map(whole, part)
+        # jax counts the transfers of make_array_from_callback as implicit ones.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(put_array, part)
 
 
-def weight_spec(mesh: Mesh, names: Axes, shape: tuple[int, ...], split: bool, path: str) -> P:
-    """The PartitionSpec of one weight: tensor axes always, fsdp where `split`; a dimension that does not divide stays whole."""
+def weight_spec(mesh: Mesh, axes: Axes, shape: tuple[int, ...], split: bool, path: str) -> P:
+    """Return the PartitionSpec of one weight: tensor axes always, fsdp if `split`.
+
+    A dimension that its mesh axis does not divide stays whole.
+    """
     spec: list[str | None] = []
-    for name, size in zip(names, shape, strict=True):
+    for name, size in zip(axes, shape, strict=True):
         if name is not None and name not in WEIGHTS:
             raise ValueError(f"{path}: unknown logical axis {name!r}; known: {', '.join(WEIGHTS)}")
-        axis = WEIGHTS[name] if name is not None else None
-        if axis in spec and axis is not None:
-            raise ValueError(f"{path}: two dimensions of {names} are split over {axis!r}")
-        whole = axis is None or (axis == "fsdp" and not split) or size % mesh.shape[axis]
-        spec.append(None if whole else axis)
+        mesh_axis = None if name is None else WEIGHTS[name]
+        if mesh_axis is not None and mesh_axis in spec:
+            raise ValueError(f"{path}: two dimensions of {axes} are split over {mesh_axis!r}")
+
+        stays_whole = (
+            mesh_axis is None
+            or (mesh_axis == "fsdp" and not split)
+            or size % mesh.shape[mesh_axis] != 0
+        )
+        spec.append(None if stays_whole else mesh_axis)
     return P(*spec)
 
 
-def activation_spec(names: Axes) -> P:
-    unknown = [name for name in names if name is not None and name not in ACTIVATIONS]
-    if unknown:
-        raise ValueError(
-            f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}"
-        )
-    return P(*(None if name is None else ACTIVATIONS[name] for name in names))
+def replicated_sharding(params: Tree) -> NamedSharding | None:
+    """Return the replicated sharding on the mesh of `params`, or None if they are on no mesh.
+
+    Every process can read a result that is computed from `params` and placed so.
+    """
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
 
 
-def constrain(mesh: Mesh, x: Array, names: Axes) -> Array:
-    """Places an activation; dimensions that do not divide (few key/value heads, short batches) stay whole."""
-    spec = [
-        axes
-        if axes is not None and size % math.prod(mesh.shape[a] for a in np.atleast_1d(axes)) == 0
-        else None
-        for axes, size in zip(activation_spec(names), x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
-
-
-def gather(
-    mesh: Mesh, zero: int, precision: config.PrecisionConfig, weights: Tree, axes: Tree
-) -> Tree:
-    """Weights whole over fsdp, as a layer uses them; on the way back gradients are summed over devices, then split as the stage says."""
-
-    def leaf(path: tuple, names: Axes, weight: Array) -> Array:
-        def placed(x: Array, split: bool) -> Array:
-            if mesh.size == 1:
-                return x
-            return jax.lax.with_sharding_constraint(
-                x,
-                NamedSharding(
-                    mesh, weight_spec(mesh, names, x.shape, split, jax.tree_util.keystr(path))
-                ),
-            )
-
-        @jax.custom_vjp
-        def whole(w: Array) -> Array:
-            return cast_for_compute(
-                names, placed(cast_for_gather(names, w, precision), split=False), precision
-            )
-
-        def backward(_: None, gradient: Array) -> tuple[Array]:
-            # Whole first: the sum over devices is asked for here, and the split after it makes it a reduce-scatter. Asking for the
-            # split alone lets the partitioner move activations instead. Over data x fsdp it is the other way round: the split alone
-            # gives a reduce-scatter over fsdp and a sum of what is left over data, but for tables of tokens, where activations move.
-            summed = (
-                gradient
-                if mesh.shape["data"] > 1 and "vocabulary" not in names
-                else placed(gradient, split=False)
-            )
-            return (placed(summed, "gradients" in ZERO[zero]).astype(weight.dtype),)
-
-        whole.defvjp(lambda w: (whole(w), None), backward)
-        return whole(weight)
-
-    return jax.tree_util.tree_map_with_path(leaf, axes, weights, is_leaf=is_axes)
+# What the layers call
 
 
 def build_execution(
-    mesh: Mesh, parallel: config.ParallelConfig, precision: config.PrecisionConfig, attention: str
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    attention: str,
+    *,
+    deterministic: bool = False,
 ) -> Execution:
-    """How the layers run on `mesh`."""
+    """Build the description of how the layers run on `mesh`."""
     device = mesh.devices.flat[0]
+    # Unrolled blocks are faster. Under ZeRO-3 their gathered weights would all be alive at once.
     scanned = parallel.blocks == "scanned" or (
         parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1
     )
-    plain = Execution(
+
+    execution = Execution(
+        gather=partial(gather, mesh, parallel.zero, precision),
         blocks="scanned" if scanned else "unrolled",
         remat=parallel.remat,
         attention=attention,
         platform=device.platform,
         compute_capability=float(getattr(device, "compute_capability", None) or 0.0),
+        deterministic=deterministic,
     )
-    plain = plain._replace(gather=partial(gather, mesh, parallel.zero, precision))
-    return plain if mesh.size == 1 else plain._replace(constrain=partial(constrain, mesh))
+    if mesh.size == 1:
+        return execution
+    return execution._replace(constrain=partial(constrain, mesh))
 
 
-def whole_beside(params: Tree) -> NamedSharding | None:
-    """Where every process can read a result that is computed from `params`; None if they are on no mesh."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+def activation_spec(axes: Axes) -> P:
+    """Return the PartitionSpec of an activation with these logical axes."""
+    unknown = [name for name in axes if name is not None and name not in ACTIVATIONS]
+    if unknown:
+        raise ValueError(
+            f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}"
+        )
+    return P(*(None if name is None else ACTIVATIONS[name] for name in axes))
 
 
-def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
-    """'data 2 (across hosts) x fsdp 4 x tensor 1', and which processes are on which host, where there are several.
+def constrain(mesh: Mesh, x: Array, axes: Axes) -> Array:
+    """Place an activation.
 
-    `hosts` are the names by process.
+    Dimensions that do not divide (few key/value heads, short batches) stay whole.
     """
-    names = np.vectorize(lambda device: hosts[device.process_index], otypes=[object])(mesh.devices)
-    parts = []
-    for axis, (name, size) in enumerate(mesh.shape.items()):
-        across = (names != np.take(names, [0], axis=axis)).any()
-        parts.append(f"{name} {size}" + (" (across hosts)" if across else ""))
-    axes = " x ".join(parts)
-    if len(hosts) == 1:
-        return axes
-    places = [
-        f"{host}: {ranges([p for p, at in enumerate(hosts) if at == host])}"
-        for host in dict.fromkeys(hosts)
-    ]
-    more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
-    return f"{axes} on {len(hosts)} processes ({'; '.join(places[:SHOWN_HOSTS])}{more})"
+    spec = []
+    for mesh_axes, size in zip(activation_spec(axes), x.shape, strict=True):
+        if mesh_axes is not None:
+            parts = math.prod(mesh.shape[name] for name in np.atleast_1d(mesh_axes))
+            mesh_axes = mesh_axes if size % parts == 0 else None
+        spec.append(mesh_axes)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """'0-3, 6' of increasing numbers."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(
-        str(start) if start == end else f"{start}-{end}"
-        for start, end in zip(starts, ends, strict=True)
+def gather(mesh: Mesh, zero: int, precision: PrecisionConfig, weights: Tree, axes: Tree) -> Tree:
+    """Return the weights whole over fsdp, in the dtype in which a layer uses them.
+
+    In the backward pass the gradients are summed over devices and then split as the stage says.
+    """
+    return jax.tree_util.tree_map_with_path(
+        partial(gather_weight, mesh, zero, precision), axes, weights, is_leaf=is_axes
     )
+
+
+def gather_weight(
+    mesh: Mesh, zero: int, precision: PrecisionConfig, path: tuple, axes: Axes, weight: Array
+) -> Array:
+    """Return one weight of `gather`, whose path in the tree is `path`."""
+
+    def place(x: Array, split: bool) -> Array:
+        if mesh.size == 1:
+            return x
+        spec = weight_spec(mesh, axes, x.shape, split, jax.tree_util.keystr(path))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    @jax.custom_vjp
+    def whole(w: Array) -> Array:
+        # Cast before the gather: half of the bytes travel.
+        gathered = place(cast_for_gather(axes, w, precision), split=False)
+        return cast_for_compute(axes, gathered, precision)
+
+    def backward(_: None, gradient: Array) -> tuple[Array]:
+        # Whole first: this asks for the sum over devices, and the split after it turns the sum into
+        # a reduce-scatter. Asked for the split alone, the partitioner may move activations instead.
+        #
+        # Over data x fsdp the split alone is right: it gives a reduce-scatter over fsdp and a sum
+        # of the shards over data. Token tables are the exception: there activations would move.
+        if mesh.shape["data"] == 1 or "vocabulary" in axes:
+            gradient = place(gradient, split=False)
+        gradient = place(gradient, split="gradients" in ZERO[zero])
+        return (gradient.astype(weight.dtype),)
+
+    whole.defvjp(lambda w: (whole(w), None), backward)
+    return whole(weight)
+
+
+# Reports
 
 
 def bytes_per_device(shapes: Tree, shardings: Tree) -> int:
-    """Bytes of a tree on each device, from shapes alone."""
-    shard = jax.tree.map(
-        lambda s, sharding: math.prod(sharding.shard_shape(s.shape)) * s.dtype.itemsize,
-        shapes,
-        shardings,
-    )
-    return sum(jax.tree.leaves(shard))
+    """Return the bytes of a tree on each device, computed from shapes alone."""
+
+    def shard_bytes(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(shape.shape)) * shape.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(shard_bytes, shapes, shardings)))
 
 
-def replicated(shapes: Tree, shardings: Tree) -> list[str]:
-    """Paths of the weights that stay whole over fsdp, where they are more than 1% of the bytes of a tree that the stage splits; else []."""
+def list_replicated(shapes: Tree, shardings: Tree) -> list[str]:
+    """Return the paths of the weights that are replicated over fsdp.
+
+    The list is empty if they are at most 1% of the bytes of the tree.
+    """
+    paths, replicated, total = [], 0, 0
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    whole = [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf.size * leaf.dtype.itemsize)
-        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
-        if "fsdp" not in sharding.spec
-    ]
-    total = sum(leaf.size * leaf.dtype.itemsize for _, leaf in leaves)
-    return (
-        [path for path, _ in whole]
-        if sum(size for _, size in whole) > REPLICATED_WARNING * total
-        else []
-    )
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        size = leaf.size * leaf.dtype.itemsize
+        total += size
+        if "fsdp" not in sharding.spec:
+            paths.append(jax.tree_util.keystr(path, simple=True, separator="."))
+            replicated += size
+    return paths if replicated > REPLICATED_WARNING * total else []

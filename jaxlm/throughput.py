@@ -1,104 +1,107 @@
-"""Time and what follows from it. jax is imported inside the functions: a command imports this before jax is set up."""
+"""The metrics of training steps: read from the device, checked, and reported with their speed."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jaxlm.config import Config, DivergedError
+import jax
+import numpy as np
 
-if TYPE_CHECKING:
-    from jaxlm.objectives import Objective
-    from jaxlm.step import StepMetrics
+from jaxlm import hardware
+from jaxlm.config import DivergedError
+from jaxlm.step import StepMetrics
+
+
+def fetch_metrics(step: int, metrics: StepMetrics) -> StepMetrics:
+    """Wait for `step` and return its metrics on the host. Raises DivergedError if it diverged."""
+    # Sync: three scalars travel to the host, and the host waits for the step that computes them.
+    values = jax.device_get(metrics)
+
+    if not np.isfinite(values.loss):
+        raise DivergedError(
+            f"training: the loss is {values.loss} at step {step}; checkpoints before it are kept"
+        )
+    return values
 
 
 class Throughput:
-    """Reads the metrics of steps and adds what follows from time: tokens/s without compilation, evaluation and saving; MFU."""
+    """Measure tokens/s and MFU, without the time of compilation, evaluation and saving.
+
+    A window of speed lasts from one report to the next. Only a report starts a new one: time that
+    is `paused` is left out of the window, and the steps before and after the pause count.
+    """
 
     def __init__(
         self,
-        settings: Config,
         devices: Sequence[Any],
-        objective: "Objective",
-        first_sample: Callable[[int], int],
-        most_in_flight: int,
+        *,
+        flops_per_token: float,
+        tokens_read: Callable[[int], int],
+        steps_in_flight: int,
+        now: Callable[[], float] = time.perf_counter,
     ):
-        """`first_sample` gives the number of samples before a step, `most_in_flight` how many steps may run while the host goes on."""
-        import jax
+        """`tokens_read` maps a number of steps to the tokens that all jax devices read in them.
 
-        from jaxlm import flops, hardware, optim
-
+        `steps_in_flight` is how many steps may run while the host prepares the next one. The peak
+        of the accelerator is looked up by its name; an unknown one has no MFU.
+        """
         peak = hardware.peak_flops(devices[0].device_kind)
-        self.first_sample, self.tokens_per_sample = first_sample, objective.tokens
-        self.rate = jax.jit(
-            optim.learning_rate_schedule(settings.optimizer, settings.training.steps)
-        )
-        sizes = objective.length, objective.source_length, objective.predictions
-        self.flops_per_token = flops.training_flops(settings.model, *sizes) / objective.tokens
-        self.peak = None if peak is None else peak * len(devices)
-        self.in_flight: list[StepMetrics] = []
-        self.most_in_flight = most_in_flight
-        self.began = self.mark = time.perf_counter()
-        self.seconds = 0.0  # of training, up to the mark
-        self.since: tuple[int, float] | None = (
-            None  # (step, seconds of training) at the last reading
-        )
+        self.peak_flops = None if peak is None else peak * len(devices)
+        self.flops_per_token = flops_per_token
+        self.tokens_read = tokens_read
+        self.steps_in_flight = steps_in_flight
+        self.unfinished: list[StepMetrics] = []
 
-    def tick(self, step: int, metrics: "StepMetrics") -> None:
-        """Waits until at most `most_in_flight` steps are unfinished."""
-        import jax
+        self.now = now
+        self.started = now()
+        self.resumed = self.started  # when training last went on after a pause
+        self.training_seconds = 0.0  # up to `resumed`
+        # (step, seconds of training) at the last report; None until the first step is done.
+        self.window_start: tuple[int, float] | None = None
 
-        self.in_flight.append(metrics)
-        if len(self.in_flight) > self.most_in_flight or self.since is None:
-            jax.block_until_ready(self.in_flight.pop(0))
-        if self.since is None:  # the first step compiles
-            self.mark, self.since = time.perf_counter(), (step, 0.0)
+    def wait(self, step: int, metrics: StepMetrics) -> None:
+        """Wait until at most `steps_in_flight` steps are unfinished; call it after every step."""
+        self.unfinished.append(metrics)
+        first = self.window_start is None
 
-    def read(self, step: int, metrics: "StepMetrics") -> dict[str, float]:
-        """The row of a step; waits for it. DivergedError if its loss is no finite number."""
-        import jax
-        import numpy as np
+        # Sync: nothing is transferred, but the host must not run ahead of the device without bound.
+        if first or len(self.unfinished) > self.steps_in_flight:
+            jax.block_until_ready(self.unfinished.pop(0))
 
-        found = jax.device_get(metrics)
-        if not np.isfinite(found.loss):
-            raise DivergedError(
-                f"training: the loss is {found.loss} at step {step}; checkpoints before it are kept"
-            )
-        values = {
-            "train/loss": float(found.loss),
-            "train/learning_rate": float(np.asarray(self.rate(step - 1))),
-            "train/grad_norm": float(found.grad_norm),
-            "train/param_norm": float(found.param_norm),
-            "train/tokens": self.tokens(step),
-        }
-        seconds = self.seconds + time.perf_counter() - self.mark
-        since_step, since_seconds = self.since or (step, seconds)
-        if step > since_step:
-            values["train/tokens_per_second"] = (self.tokens(step) - self.tokens(since_step)) / (
-                seconds - since_seconds
-            )
-            if self.peak is not None:
-                values["train/mfu"] = (
-                    values["train/tokens_per_second"] * self.flops_per_token / self.peak
-                )
-            self.since = (step, seconds)
+        if first:  # its time was spent on compilation
+            self.resumed = self.now()
+            self.window_start = (step, 0.0)
+
+    def report(self, step: int) -> dict[str, float]:
+        """Return the speed since the last report and start a new window; `step` must be done.
+
+        The result is empty where no step has been done since.
+        """
+        seconds = self.training_seconds + self.now() - self.resumed
+        first_step, first_seconds = self.window_start or (step, seconds)
+        if step <= first_step:
+            return {}
+
+        tokens = self.tokens_read(step) - self.tokens_read(first_step)
+        tokens_per_second = tokens / (seconds - first_seconds)
+        self.window_start = (step, seconds)
+
+        values = {"train/tokens_per_second": tokens_per_second}
+        if self.peak_flops is not None:
+            values["train/mfu"] = tokens_per_second * self.flops_per_token / self.peak_flops
         return values
 
     @contextlib.contextmanager
-    def paused(self, metrics: "StepMetrics") -> Iterator[None]:
-        """Time that is not training. Waits for the step first."""
-        import jax
-
+    def paused(self, metrics: StepMetrics) -> Iterator[None]:
+        """Leave the time of the block out. `metrics` are those of the newest step."""
+        # Sync: the step's own time counts as training, so it has to end first.
         jax.block_until_ready(metrics)
-        self.seconds += time.perf_counter() - self.mark
-        self.mark = time.perf_counter()
+        self.training_seconds += self.now() - self.resumed
+        self.resumed = self.now()
         yield
-        self.mark = time.perf_counter()
+        self.resumed = self.now()
 
-    def tokens(self, step: int) -> int:
-        """Tokens read up to a step, exactly."""
-        return self.first_sample(step) * self.tokens_per_sample
-
-    def wall(self) -> float:
-        """Seconds since the loop began, everything included."""
-        return time.perf_counter() - self.began
+    def elapsed(self) -> float:
+        """Return the seconds since training began, with everything included."""
+        return self.now() - self.started

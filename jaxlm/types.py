@@ -1,11 +1,13 @@
-"""What travels between the rooms: the batch, and the legend of axis letters.
+"""The batch that every room passes on, and the legend of axis letters.
 
 Arrays carry their axes as a suffix (`x_BLD`, `q_BLHK`):
 
-    B  sequences in the batch           H  query heads        V  vocabulary (padded where a comment says so)
-    L  positions (queries)              G  key/value heads    F  width inside the MLP
-    S  positions (keys, values, source) R  query heads per G  N  layers
-    D  width of the model          K  width of a head        M  predicted positions of a sequence
+    B  sequences in the batch              H  query heads
+    L  positions (queries)                 G  key/value heads
+    S  positions (keys, values, source)    R  query heads per key/value head
+    D  width of the model                  K  width of a head
+    F  width inside the MLP                V  vocabulary (padded where a comment says so)
+    N  layers                              M  predicted positions of a sequence
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -16,15 +18,16 @@ Axes = tuple[str | None, ...]  # logical names of an array's dimensions
 
 
 def is_axes(x: Any) -> bool:
-    """True for a leaf of a tree of logical axes."""
+    """Return True for a leaf of a tree of logical axes."""
     return isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
 
 
 class Batch(NamedTuple):
-    """One step's samples; `Batch(tokens=...)` alone is valid. `targets[b, i]` is what `logits[b, i]` predicts.
+    """The samples of one step. `targets[b, i]` is what `logits[b, i]` predicts.
 
-    Encoder-decoders read `source` and its kin; `tokens` and the others are then what their decoder reads. Where `predict` is
-    given only those positions reach the head, and `targets` and `weights` are [B, M].
+    `Batch(tokens=...)` alone is valid. Encoder-decoders read the fields of the source in their
+    encoder and the other fields in their decoder. Where `predict` is given, only those positions
+    reach the head, and `targets` and `weights` are [B, M].
     """
 
     tokens: Array  # int32 [B, L]
@@ -32,9 +35,8 @@ class Batch(NamedTuple):
     segments: Array | None = None  # int32 [B, L]: a position sees only its own segment
     positions: Array | None = None  # int32 [B, L]; None: 0, 1, 2, ...
     token_types: Array | None = None  # int32 [B, L]; None: all 0
-    prefix_lengths: Array | None = (
-        None  # int32 [B]: positions before it see each other in both directions
-    )
+    # int32 [B]: positions before it see each other in both directions
+    prefix_lengths: Array | None = None
     source: Array | None = None  # int32 [B, S]
     source_lengths: Array | None = None  # int32 [B]
     source_segments: Array | None = None  # int32 [B, S]
@@ -45,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """Batches by number: of a training stream by step, of an evaluation from 0 on."""
+    """Batches by number: training batches by step, evaluation batches from 0."""
 
     def __len__(self) -> int: ...
 

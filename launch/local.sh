@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Trains as several processes on this machine; usage() says how. Runs under bash 3.2 (macOS) too.
+# Train as several processes on this machine; usage() says how. Works with bash 3.2 (macOS) too.
 set -uo pipefail
 
 usage() {
   cat <<'END'
 usage: launch/local.sh N --config FILE [arguments of jaxlm.train]
 
-Trains as N processes on this machine. They split its GPUs evenly, or those in CUDA_VISIBLE_DEVICES (-1: none); without
-GPUs, --devices M gives each M emulated CPU devices. Ctrl-C or SIGTERM makes all save (exit code 75). When a process
-fails, the others have JAXLM_GRACE_SECONDS (30) to end, and its code is returned. PYTHON is the Python to use.
+Train as N processes on this machine. They split its GPUs evenly, or those in CUDA_VISIBLE_DEVICES
+(-1: none); without GPUs, --devices M gives each process M emulated CPU devices. On Ctrl-C or
+SIGTERM all save and end (exit code 75). When a process fails, the others have JAXLM_GRACE_SECONDS
+(30) to end, and its code is returned. PYTHON is the Python to use.
 END
 }
 
-say() { echo "launch/local.sh: $1" >&2; }
+say() { echo "launch/local.sh: $*" >&2; }
 
 fail() {
   say "$1"
@@ -27,10 +28,12 @@ esac
 processes=$1
 shift
 grace=${JAXLM_GRACE_SECONDS:-30}
-case $grace in *[!0-9]*) fail "JAXLM_GRACE_SECONDS must be a whole number of seconds, got '$grace'" ;; esac
+case $grace in
+  *[!0-9]*) fail "JAXLM_GRACE_SECONDS must be a whole number of seconds, got '$grace'" ;;
+esac
 stopped=75 # exit code of jaxlm.train: stopped by a signal, saved
 
-# The GPUs that CUDA would use: in CUDA_VISIBLE_DEVICES those before the first that is none.
+# The GPUs that CUDA would use. CUDA reads CUDA_VISIBLE_DEVICES up to the first name that is none.
 gpus=()
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
   IFS=', ' read -r -a named <<<"$CUDA_VISIBLE_DEVICES,none"
@@ -43,10 +46,13 @@ else
   done < <(nvidia-smi -L 2>/dev/null)
 fi
 share=$((${#gpus[@]} / processes))
-[ $((share * processes)) -eq ${#gpus[@]} ] ||
-  fail "${#gpus[@]} GPU(s) can't be split evenly among $processes processes; CUDA_VISIBLE_DEVICES chooses which to use (-1: none)"
+[ $((share * processes)) -eq ${#gpus[@]} ] || {
+  say "${#gpus[@]} GPU(s) can't be split evenly among $processes processes;" \
+    "CUDA_VISIBLE_DEVICES chooses which to use (-1: none)"
+  exit 2
+}
 
-# A port that nobody listens on, below those that systems give to outgoing connections.
+# A port on which nobody listens, below those that systems give to outgoing connections.
 while port=$((20000 + RANDOM % 12000)) && (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
 
 train() {
@@ -60,7 +66,8 @@ train() {
     "runtime.coordinator=127.0.0.1:$port" "runtime.processes=$processes" "runtime.process=$process"
 }
 
-# Reads the ids of the processes, and ends them if the pipe closes without "done": then this script was killed.
+# Read the ids of the processes. If the pipe closes without "done", this script was killed: end
+# them.
 guard() {
   trap '' HUP INT QUIT TERM
   local pid waited alive pids=()
@@ -79,10 +86,11 @@ guard() {
   for pid in "${pids[@]}"; do kill -KILL "-$pid"; done
 }
 
-pids=()  # by process
-codes=() # by process, once it has ended
+pids=()  # of each process
+codes=() # of each process, once it has ended
 
-signal() { # to the processes that run
+# Send a signal to the processes that still run.
+signal() {
   local i
   for ((i = 0; i < ${#pids[@]}; i++)); do
     [ -n "${codes[i]:-}" ] || kill "-$1" "${pids[i]}" 2>/dev/null
@@ -91,19 +99,21 @@ signal() { # to the processes that run
 
 stopping=false
 interrupts=0
-# shellcheck disable=SC2329 # the traps call them
+# shellcheck disable=SC2329 # the traps call it
 stop() {
   stopping=true
   signal "$1"
 }
+# The second Ctrl-C ends without saving, as it does in a run of one process.
 # shellcheck disable=SC2329
-interrupt() { # the second Ctrl-C ends without saving, as it does in a run of one process
+interrupt() {
   interrupts=$((interrupts + 1))
   case $interrupts in 1) stop TERM ;; 2) stop INT ;; *) stop KILL ;; esac
 }
 
-# Job control gives each process, and the guard, a group of its own: Ctrl-C reaches this script alone, and what a process has started ends
-# with it. It is on at a start only, since commands in the foreground would get the terminal.
+# Job control gives each process, and the guard, a group of its own: Ctrl-C reaches this script
+# alone, and the children of a process end with it. It is on only while one is started, since
+# commands in the foreground would get the terminal.
 directory=$(mktemp -d) || fail "can't make a folder in ${TMPDIR:-/tmp}"
 mkfifo "$directory/pipe" || fail "can't make a pipe in $directory"
 set -m
@@ -122,7 +132,7 @@ for ((process = 0; process < processes; process++)); do
   pids+=($!)
   echo $! >&9
 done
-if $stopping; then signal TERM; fi # for those that were started since
+if $stopping; then signal TERM; fi # for processes that were started after the signal
 
 left=$processes
 result=0
@@ -135,11 +145,11 @@ while [ "$left" -gt 0 ]; do
     code=$?
     codes[process]=$code
     left=$((left - 1))
-    kill -KILL "-${pids[process]}" 2>/dev/null # what it has started
+    kill -KILL "-${pids[process]}" 2>/dev/null # its children
     if [ "$code" -ne 0 ] && { [ "$result" -eq 0 ] || [ "$result" -eq "$stopped" ]; }; then
       result=$code
       failed=$process
-      # Those that save end by themselves, whatever the time.
+      # There is no limit for processes that save: they end by themselves.
       [ "$code" -eq "$stopped" ] || deadline=$((SECONDS + grace))
       if ! $stopping && [ "$code" -gt 128 ] && name=$(kill -l "$code" 2>/dev/null); then
         say "process $process was ended by SIG$name" 2>&3
@@ -152,7 +162,7 @@ while [ "$left" -gt 0 ]; do
     signal "$ending"
     deadline=$((SECONDS + (grace < 10 ? grace : 10)))
   fi
-done 3>&2 2>/dev/null # bash would tell of ended jobs in its own words
+done 3>&2 2>/dev/null # bash would print its own messages about ended jobs
 echo "done" >&9
 exec 9>&-
 wait "$guard"

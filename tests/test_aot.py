@@ -1,4 +1,4 @@
-"""The train step compiled for 8 GPUs that are not there: which kernels and collectives it has, and how much memory it takes.
+"""The train step compiled for 8 GPUs that are not there: its kernels, collectives and memory.
 
 Needs the CUDA plugin of jax (extra `cuda`), no GPU. Run with: pytest -m aot
 """
@@ -18,13 +18,14 @@ from jaxlm import config, models, objectives, optim, sharding, state, step
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from jax.experimental import topologies  # noqa: E402 (after the skip)
+from jax.experimental import topologies
 
-# What XLA needs to know of an H100 SXM (NVIDIA H100 data sheet and tuning guide), as its GpuTargetConfigProto.
+# An H100 SXM (NVIDIA H100 data sheet and tuning guide) as XLA's GpuTargetConfigProto.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -67,7 +68,9 @@ class Program(NamedTuple):
 
 
 def groups_of(instruction: str) -> list[list[int]]:
-    """Which devices take part together, of replica_groups={{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2], device_ids=([4]) {'b'}."""
+    """The devices that take part together, of replica_groups={{0,1},{2,3}}, [2,2]<=[4], or
+    mesh['a'=2,'b'=2], device_ids=([4]) {'b'}.
+    """
     text = re.search(r"replica_groups=(.*)", instruction).group(1)  # type: ignore[union-attr]
     if text.startswith("{{"):
         return [
@@ -82,7 +85,8 @@ def groups_of(instruction: str) -> list[list[int]]:
     )
     if text.startswith("mesh"):
         axes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
-        grouped = re.findall(r"'(\w+)'", re.search(r"\{(.*?)\}", text).group(1))  # type: ignore[union-attr]
+        names = re.search(r"\{(.*?)\}", text).group(1)  # type: ignore[union-attr]
+        grouped = re.findall(r"'(\w+)'", names)
         sizes = [int(size) for size in axes.values()]
         ids = np.arange(math.prod(sizes)) if order is None else iota(order)
         last = [n for n, axis in enumerate(axes) if axis in grouped]
@@ -195,7 +199,7 @@ def attention_kernels(program: Program) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", ["bert_base", "roberta_base", "t5_base", "bart_base"])
 def test_encoders_and_encoder_decoders_under_zero_3(name):
-    """Forward and backward of each kind of attention in a flash kernel; nothing of the batch moves between the GPUs."""
+    """Attention runs in flash kernels, both ways, and nothing of the batch moves between GPUs."""
     edits = [
         "training.batch_size=128",
         "training.microbatches=1",
@@ -234,7 +238,7 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
 
 
 def test_llama_1b_on_two_machines():
-    """Parameters are gathered inside each machine; of the layers' gradients only each GPU's own shard crosses the network (HSDP)."""
+    """Parameters are gathered inside each machine; only shards of gradients cross the network (HSDP)."""
     settings = recipe(
         "llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1"
     )

@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from test_structure import ROOT, tracked
@@ -23,7 +22,7 @@ README_LINES = 200
 
 
 def tree_of(text):
-    """Paths in the README's tree: the fenced block that begins with a folder, two spaces of indent for each level."""
+    """Paths in a page's tree: the fenced block that begins with a folder, two spaces a level."""
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if re.match(r"\S+/(\s|$)", block):
             yield from tree_paths(block)
@@ -39,7 +38,7 @@ def tree_paths(block):
 
 
 def test_the_tree_is_read_as_it_is_written():
-    tree = "jaxlm/        the package\n  config/\n    load.py   files, edits\n  step.py  a step\nconfigs/\n"
+    tree = "jaxlm/   the package\n  config/\n    load.py   files\n  step.py  a step\nconfigs/\n"
     text = f"words\n```\n{tree}```\n```\nother\n```\n"
     assert list(tree_of(text)) == [
         "jaxlm",
@@ -139,7 +138,7 @@ def snippets(language):
 
 @pytest.mark.parametrize("snippet", snippets("python"))
 def test_python_snippets_load(snippet, tmp_path):
-    """A config is loaded as a recipe; of other snippets the imports are made and the names in them looked up."""
+    """A config is loaded as a recipe; the imports of other snippets, and names in them, exist."""
     if "config = Config(" in snippet:
         (tmp_path / "snippet.py").write_text(snippet)
         assert isinstance(config.load(tmp_path / "snippet.py"), config.Config)

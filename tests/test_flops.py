@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxlm import config, flops, models
+from jaxlm import config, flops, hardware, models
 from jaxlm.types import Batch
 
 GPT2 = config.ModelConfig(vocabulary_size=50257, layers=12, width=768, heads=12)
@@ -27,9 +27,14 @@ LLAMA = config.ModelConfig(
     tied_head=False,
 )
 
+SMALL = config.ModelConfig(vocabulary_size=512, layers=2, width=256, heads=4, context_length=128)
+
 
 def test_gpt2_by_hand():
-    """12 D^2 weights a layer and the tied table as the head; two products of L x L x D a layer in attention."""
+    """A layer has 12 D^2 weights, and two products of L x L x D in attention.
+
+    The tied table is the head.
+    """
     weights, scores = 12 * 12 * 768**2 + 50257 * 768, 12 * 2 * 1024 * 768
     assert flops.forward_flops(GPT2, 1024) == 1024 * 2 * (weights + scores)
     assert flops.training_flops(GPT2, 1024) == 1024 * (6 * weights + 12 * 12 * 768 * 1024)
@@ -37,9 +42,10 @@ def test_gpt2_by_hand():
 
 @pytest.mark.parametrize("length", [128, 1024])
 def test_estimate_of_nanogpt(length):
-    """6 N + 12 layers width length a token, N without the position table (PaLM, arXiv 2204.02311 appendix B).
+    """6 N + 12 layers width length per token, N without the position table.
 
-    N also counts norms and biases, which take part in no product: 0.1% of GPT-2.
+    PaLM, arXiv 2204.02311 appendix B. N also counts norms and biases, which take part in no
+    product: 0.1% of GPT-2.
     """
     N = models.build(GPT2).parameter_count() - 1024 * 768
     estimate = 6 * N + 12 * 12 * 768 * length
@@ -47,27 +53,39 @@ def test_estimate_of_nanogpt(length):
 
 
 def test_estimate_without_embeddings():
-    """Llama has no biases: N without the token table and the 45 norms is exactly what is multiplied."""
+    """Llama has no biases: all weights but the token table and the 45 norms are multiplied."""
     N = models.build(LLAMA).parameter_count() - 32000 * 2048 - 45 * 2048
     assert flops.training_flops(LLAMA, 2048) == 2048 * (6 * N + 12 * 22 * 2048 * 2048)
 
 
 def test_window_bounds_the_pairs():
     windowed = replace(LLAMA, sliding_window=256)
-    assert flops.forward_flops(LLAMA, 2048) - flops.forward_flops(
-        windowed, 2048
-    ) == 22 * 4 * 2048 * 2048 * (2048 - 256)
+    saved = flops.forward_flops(LLAMA, 2048) - flops.forward_flops(windowed, 2048)
+    assert saved == 22 * 4 * 2048 * 2048 * (2048 - 256)
     assert flops.forward_flops(windowed, 200) == flops.forward_flops(LLAMA, 200)
 
 
+def test_window_of_an_encoder_lies_on_both_sides():
+    """A query sees itself and 15 positions before and after it. Every second layer sees all."""
+    encoder = replace(SMALL, family="encoder")
+    windowed = replace(encoder, sliding_window=16, attention_pattern=("full", "sliding"))
+    saved = flops.forward_flops(encoder, 128) - flops.forward_flops(windowed, 128)
+    assert saved == 1 * 4 * 128 * 256 * (128 - 31)
+
+
+def test_a_narrow_token_table_is_projected_at_both_ends():
+    narrow = replace(SMALL, embedding_width=64)
+    more = 2 * 2 * 128 * 64 * 256
+    less = 2 * 128 * 512 * (256 - 64)
+    assert flops.forward_flops(narrow, 128) == flops.forward_flops(SMALL, 128) + more - less
+
+
 def test_padding_of_the_vocabulary_is_not_counted():
-    assert (
-        flops.forward_flops(replace(GPT2, vocabulary_size=50304), 8) - flops.forward_flops(GPT2, 8)
-        == 8 * 2 * 47 * 768
-    )
+    padded = replace(GPT2, vocabulary_size=50304)
+    more = flops.forward_flops(padded, 8) - flops.forward_flops(GPT2, 8)
+    assert more == 8 * 2 * 47 * 768
 
 
-SMALL = config.ModelConfig(vocabulary_size=512, layers=2, width=256, heads=4, context_length=128)
 IDS, SOURCE, PREDICT = (jax.ShapeDtypeStruct((2, length), jnp.int32) for length in (128, 96, 16))
 COUNTED = {
     "gpt2": (SMALL, Batch(IDS), (128,)),
@@ -105,15 +123,38 @@ COUNTED = {
 
 
 def xla_flops(function, *arguments) -> float:
-    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis()
+    assert analysis is not None
+    return analysis["flops"]
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_count_by_xla(name):
-    """XLA also counts norms, softmax and activations: of the order of 10 operations for each of the 256 channels, so about a percent."""
-    settings, batch, lengths = COUNTED[name]
-    model = models.build(settings)
+    """XLA also counts norms, softmax and activations.
+
+    They are of the order of 10 operations for each of the 256 channels, so about a percent.
+    """
+    model_config, batch, lengths = COUNTED[name]
+    model = models.build(model_config)
     params = jax.eval_shape(model.init, jax.random.key(0))
     counted = xla_flops(model.apply, params, batch)
-    ours = 2 * flops.forward_flops(settings, *lengths)
+    ours = 2 * flops.forward_flops(model_config, *lengths)
     assert ours < counted < 1.03 * ours
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),  # no L4
+        ("NVIDIA A1000", None),  # no A100
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("cpu", None),
+    ],
+)
+def test_peak_flops_go_by_whole_words(device_kind, expected):
+    assert hardware.peak_flops(device_kind) == expected

@@ -1,4 +1,4 @@
-"""Cross-entropy against optax and float64; tiles against the whole."""
+"""Cross-entropy against optax and float64, and tiles against all positions at once."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ B, D, V = 3, 6, 11
 
 
 def samples(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [B, L, D], targets [B, L] and uneven weights [B, L]."""
+    """Return features [B, L, D], targets [B, L] and uneven weights [B, L]."""
     rng = np.random.default_rng(length)
     weights = rng.random((B, length)).astype(np.float32) * (rng.random((B, length)) < 0.7)
     return (
@@ -70,13 +70,13 @@ def test_sums():
         ((s.argmax(-1) == targets) * weights).sum(),
         weights.sum(),
     )
-    for name, ours, theirs in zip(LossSums._fields, sums, expected, strict=True):
+    for name, ours, exact in zip(LossSums._fields, sums, expected, strict=True):
         assert ours.dtype == jnp.float32 and ours.shape == ()
-        assert float(ours) == pytest.approx(float(theirs), rel=1e-6), name
+        assert float(ours) == pytest.approx(float(exact), rel=1e-6), name
 
 
 def test_targets_without_weight_do_not_count():
-    """Neither their loss nor their gradient, wherever they point."""
+    """Neither their loss nor their gradient depends on which tokens they are."""
     x, targets, weights = samples(7)
     assert (weights == 0).any()
     other = np.where(weights == 0, -100, targets)
@@ -90,8 +90,8 @@ def test_targets_without_weight_do_not_count():
 
 
 @pytest.mark.parametrize(("length", "tile"), [(12, 4), (15, 5), (15, 1), (7, 7), (7, 100)])
-def test_tiles_equal_the_whole(length, tile):
-    """Values, and gradients of the features and of the head; sums of float32 in another order."""
+def test_tiles_equal_all_positions_at_once(length, tile):
+    """In values and in gradients of the features and of the head: float32 sums in another order."""
     x, targets, weights = samples(length)
 
     def total(function):
@@ -109,7 +109,7 @@ def test_tiles_equal_the_whole(length, tile):
 
 
 def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
-    """64 tiles that each add 1 after a 256: in bfloat16, with its 8 bits, 256 + 1 is 256."""
+    """64 tiles each add 1 to a 256. In bfloat16, with its 8 bits, 256 + 1 is 256."""
     length = 65
     x, targets, weights = (
         np.ones((1, length, 1), np.float32),
@@ -118,21 +118,19 @@ def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
     )
     x[0, -1] = 256.0  # tiles are added backwards
 
+    def bfloat16_scores(head, x):
+        return scores(head, x.astype(jnp.bfloat16))
+
     def loss(head):
         # Two equal scores: the gradient of each tile is -x / 2 for the target's column.
-        return (
-            2
-            * tiled_loss_sums(
-                lambda h, x: scores(h, x.astype(jnp.bfloat16)), head, x, targets, weights, 1
-            ).loss
-        )
+        return 2 * tiled_loss_sums(bfloat16_scores, head, x, targets, weights, 1).loss
 
     gradient = jax.jit(jax.grad(loss))({"kernel": jnp.zeros((1, 2), jnp.bfloat16)})["kernel"]
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), [[-320.0, 320.0]])
 
 
-def test_scores_of_a_tile_only_are_in_memory():
+def test_only_the_scores_of_a_tile_are_in_memory():
     """The compiled gradient needs less than the scores of all positions."""
     length, vocabulary = 256, 4096
     head = {"kernel": jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)}
@@ -145,20 +143,17 @@ def test_scores_of_a_tile_only_are_in_memory():
         def loss(head, x, y, w):
             return tiled_loss_sums(scores, head, x, y, w, tile).loss
 
-        return (
-            jax.jit(jax.grad(loss, argnums=(0, 1)))
-            .lower(head, x, y, w)
-            .compile()
-            .memory_analysis()
-            .temp_size_in_bytes
-        )
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(head, x, y, w).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
-    whole = 4 * length * vocabulary
-    assert memory(16) < whole / 2 < whole <= memory(length)
+    all_scores = 4 * length * vocabulary
+    assert memory(16) < all_scores / 2 < all_scores <= memory(length)
 
 
 @pytest.mark.parametrize(
-    ("length", "asked", "expected"),
+    ("positions", "requested", "expected"),
     [
         (12, 5, 4),
         (12, 12, 12),
@@ -169,12 +164,19 @@ def test_scores_of_a_tile_only_are_in_memory():
         (8, None, 8),
     ],
 )
-def test_tile_length(length, asked, expected):
+def test_tile_length(positions, requested, expected):
     # 8 x 50304 scores are 1.6 MB a position: 333 positions fit 512 MiB.
-    assert tile_length(8, length, 50304, 1, asked) == expected
+    tile = tile_length(
+        rows=8, positions=positions, vocabulary_size=50304, devices=1, requested=requested
+    )
+    assert tile == expected
 
 
-def test_tile_length_counts_each_device_and_is_never_zero():
-    assert tile_length(8, 1024, 50304, 2, None) == 512
-    assert tile_length(8, 1024, 50304, 8, None) == 1024
-    assert tile_length(100_000, 1024, 50304, 1, None) == 1
+@pytest.mark.parametrize(
+    ("rows", "devices", "expected"), [(8, 2, 512), (8, 8, 1024), (100_000, 1, 1)]
+)
+def test_tile_length_counts_each_device_and_is_never_zero(rows, devices, expected):
+    tile = tile_length(
+        rows=rows, positions=1024, vocabulary_size=50304, devices=devices, requested=None
+    )
+    assert tile == expected

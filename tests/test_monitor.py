@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard's files and the progress line, each read back by someone else's reader where there is one."""
+"""metrics.jsonl, TensorBoard's files and the progress line, read back by readers of others."""
 
 import io
 import json
@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+import tqdm.std
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxlm import monitor
+from jaxlm import monitor, progress
 from jaxlm.monitor import Monitor
 
 
@@ -25,7 +26,8 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """Seconds that only the test moves."""
     now = [100.0]
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
     return now
 
 
@@ -40,8 +42,14 @@ def tensorboard(directory):
 
 
 def screen(text):
-    """What a terminal shows at the end: lines, each after its last erasure."""
-    return [line.rpartition(monitor.CLEAR_LINE)[2] for line in text.split("\n")]
+    """The lines that a terminal shows at the end: each return to its start overwrites it."""
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
 
 
 def test_rows_carry_the_step_first_and_all_digits(tmp_path):
@@ -55,9 +63,9 @@ def test_rows_carry_the_step_first_and_all_digits(tmp_path):
             },
         )
         line = (tmp_path / "metrics.jsonl").read_text()  # before close: each row is flushed
-    assert (
-        line
-        == f'{{"step": 1, "train/loss": {1 / 3!r}, "train/tokens": {2**60 + 1}, "train/grad_norm": {float(np.float32(0.1))!r}}}\n'
+    assert line == (
+        f'{{"step": 1, "train/loss": {1 / 3!r}, "train/tokens": {2**60 + 1}, '
+        f'"train/grad_norm": {float(np.float32(0.1))!r}}}\n'
     )
 
 
@@ -70,7 +78,8 @@ def test_values_that_json_lacks_become_null(tmp_path):
 def test_rows_after_the_restored_step_and_a_partial_line_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"step": 10, "x": 1}\nnot json\n{"step": 20, "x": 2}\n{"step": 30, "x": 3}\n{"step": 20, "x"'
+        '{"step": 10, "x": 1}\nnot json\n{"step": 20, "x": 2}\n'
+        '{"step": 30, "x": 3}\n{"step": 20, "x"'
     )
     with Monitor(tmp_path, 100, 20, tensorboard=False, out=io.StringIO()) as run:
         assert path.read_text() == '{"step": 10, "x": 1}\n{"step": 20, "x": 2}\n'
@@ -127,10 +136,15 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path):
     (tmp_path / "tensorflow" / "__init__.py").write_text(
         "raise SystemExit('tensorflow was imported')"
     )
-    program = (
-        "import pathlib, sys; from jaxlm.monitor import Monitor; run = Monitor(pathlib.Path(sys.argv[1]), 9, 0, True); "
-        "run.scalars(1, {'x': 1.0}); run.text(1, 'y', 'z'); run.close(); assert 'jax' not in sys.modules"
-    )
+    program = """
+import pathlib, sys
+from jaxlm.monitor import Monitor
+run = Monitor(pathlib.Path(sys.argv[1]), 9, 0, True)
+run.scalars(1, {"x": 1.0})
+run.text(1, "y", "z")
+run.close()
+assert "jax" not in sys.modules
+"""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
@@ -207,7 +221,9 @@ def test_plain_output_is_one_line_a_call(tmp_path, clock):
         run.line("saved")
     assert out.getvalue() == (
         # 880 steps are left, at 5 a second: the 60 seconds before the first call don't count.
-        "step 110/1000 11% loss 3.500\nstep 120/1000 12% loss 3.214 lr 2.9e-03 41.2k tok/s mfu 41.0% eta 2:56\nsaved\n"
+        "step 110/1000 11% loss 3.500\n"
+        "step 120/1000 12% loss 3.214 lr 2.9e-03 41.2k tok/s mfu 41.0% eta 2:56\n"
+        "saved\n"
     )
 
 
@@ -234,12 +250,12 @@ def test_a_terminal_shows_one_line_that_messages_leave_whole(tmp_path, clock):
 
 def test_a_terminal_is_redrawn_a_few_times_a_second_and_at_the_end(tmp_path, clock):
     out = Terminal()
-    run = Monitor(tmp_path, 1000, 0, tensorboard=False, out=out)
-    for step in range(1, 1001):
-        clock[0] += 0.01
-        run.progress(step, {})
-    assert 45 <= out.getvalue().count(monitor.CLEAR_LINE) <= 52  # 10 seconds
-    assert "step 1000/1000 100%" in screen(out.getvalue())[-1]
+    with Monitor(tmp_path, 1000, 0, tensorboard=False, out=out) as run:
+        for step in range(1, 1001):
+            clock[0] += 0.01
+            run.progress(step, {})
+    assert 45 <= out.getvalue().count("\r") <= 52  # 10 seconds
+    assert "step 1000/1000 100%" in screen(out.getvalue())[-2]
 
 
 def test_a_stopped_run_leaves_its_newest_step_on_screen(tmp_path, clock):
@@ -251,21 +267,22 @@ def test_a_stopped_run_leaves_its_newest_step_on_screen(tmp_path, clock):
 
 
 def test_a_narrow_terminal_gets_a_line_that_does_not_wrap(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((30, 10)))
+    monkeypatch.setattr(Terminal, "fileno", lambda _: 1)
     out = Terminal()
     Monitor(tmp_path, 1000, 0, tensorboard=False, out=out).progress(1, {"train/loss": 3.0})
-    assert screen(out.getvalue()) == ["[--------------------] step 1"]
+    assert screen(out.getvalue())[0] == "[--------------------] step 1"
 
 
 def test_quantities_and_durations():
-    assert [monitor.quantity(value) for value in (0, 999, 1000, 41234, 2.5e6)] == [
+    assert [monitor.format_quantity(value) for value in (0, 999, 1000, 41234, 2.5e6)] == [
         "0",
         "999",
         "1.0k",
         "41.2k",
         "2.5M",
     ]
-    assert [monitor.duration(value) for value in (0, 9.6, 192, 7384, 360000)] == [
+    assert [progress.format_duration(value) for value in (0, 9.6, 192, 7384, 360000)] == [
         "0:00",
         "0:10",
         "3:12",

@@ -1,7 +1,9 @@
-"""Schedules by hand-computed values, the decay mask by name, clipping, AdamW's formula, and Adafactor beside that of transformers."""
+"""Schedules by values computed by hand, the decay mask, clipping, AdamW's formula, Adafactor.
+
+Adafactor is compared with the one of transformers.
+"""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from jaxlm.types import Tree
 
 STEPS, WARMUP = 10, 4
 
-# (fields, {step: rate}) with a peak of 1, a final ratio of 0.1, 4 steps of warmup out of 10 unless told otherwise.
+# (fields, {step: rate}). The peak is 1, the final ratio 0.1 and the warmup 4 steps of 10, unless
+# the fields say otherwise.
 SCHEDULES = {
     "warmup": ({}, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0}),
     "cosine": (
@@ -82,7 +85,10 @@ def test_schedule_inside_jit_and_scaled_by_the_peak():
 
 
 def test_warmup_from_zero_has_the_bits_of_its_formula():
-    """Runs from before there was a start ratio resume to the same numbers. Not compiled, since XLA may round another order alike."""
+    """A run from before there was a start ratio resumes to the same numbers.
+
+    Not compiled, since XLA may round another order alike.
+    """
     rate = optim.learning_rate_schedule(
         config.OptimizerConfig(learning_rate=3e-4, warmup_steps=777), 5000
     )
@@ -157,7 +163,7 @@ PARAMS = {
 AXES = {"mlp": {"up_kernel": ("embed", "mlp"), "up_bias": ("mlp",)}}
 
 
-def settings(**fields) -> config.OptimizerConfig:
+def optimizer_config(**fields) -> config.OptimizerConfig:
     plain = {
         "learning_rate": 0.1,
         "warmup_steps": 0,
@@ -170,8 +176,8 @@ def settings(**fields) -> config.OptimizerConfig:
 
 
 def updates(fields: dict, gradients: list) -> tuple[dict, dict]:
-    """(parameters after the gradients, the first moment)."""
-    optimizer = optim.build_optimizer(settings(**fields), STEPS, AXES)
+    """Return (parameters after the gradients, the first moment)."""
+    optimizer = optim.build_optimizer(optimizer_config(**fields), STEPS, AXES)
     params, state = PARAMS, optimizer.init(PARAMS)
 
     @jax.jit
@@ -191,6 +197,14 @@ def test_decay_is_decoupled_and_masked():
         params["mlp"]["up_kernel"], PARAMS["mlp"]["up_kernel"] * 0.95**2, rtol=1e-6
     )
     np.testing.assert_array_equal(params["mlp"]["up_bias"], PARAMS["mlp"]["up_bias"])
+
+
+def test_decay_leaves_out_what_the_config_excludes():
+    """Here the kernel by a part of its name, and not the bias."""
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    params, _ = updates({"weight_decay": 0.5, "weight_decay_exclude": ("kernel",)}, [zero])
+    np.testing.assert_array_equal(params["mlp"]["up_kernel"], PARAMS["mlp"]["up_kernel"])
+    np.testing.assert_allclose(params["mlp"]["up_bias"], PARAMS["mlp"]["up_bias"] * 0.95, rtol=1e-6)
 
 
 def test_adamw_formula():
@@ -225,14 +239,17 @@ def test_clipping_is_by_the_global_norm(clip, size, expected):
 def test_state_has_the_same_tree_with_and_without_clipping(kind):
     trees = [
         jax.tree.structure(
-            optim.build_optimizer(settings(kind=kind, gradient_clip=clip), STEPS, AXES).init(PARAMS)
+            optim.build_optimizer(
+                optimizer_config(kind=kind, gradient_clip=clip), STEPS, AXES
+            ).init(PARAMS)
         )
         for clip in (None, 1.0)
     ]
     assert trees[0] == trees[1]
 
 
-# Two depths of stacks, matrices on both sides of 128, heads to merge in front and behind, and vectors: {path: (shape, logical axes)}.
+# {path: (shape, logical axes)}: two depths of stacks, matrices on both sides of 128, heads to merge
+# as the first and as the last dimensions, and vectors.
 TENSORS = {
     "encoder.query_kernel": ((2, 160, 4, 33), ("layers", "embed", "heads", "head")),
     "encoder.key_kernel": (
@@ -250,7 +267,10 @@ TENSOR_AXES = {path: axes for path, (_, axes) in TENSORS.items()}
 
 
 def matrices(path: str, stacked: np.ndarray) -> list[np.ndarray]:
-    """A tensor of TENSORS as an implementation without stacks holds it: a matrix or vector per layer. What is not factored is flat."""
+    """Return a tensor of TENSORS as an implementation without stacks holds it.
+
+    That is a matrix or vector per layer. Tensors that are not factored are flat.
+    """
     layers = list(stacked) if TENSOR_AXES[path][0] == "layers" else [stacked]
     if "query_kernel" in path:
         return [layer.reshape(160, 132) for layer in layers]
@@ -261,28 +281,26 @@ def matrices(path: str, stacked: np.ndarray) -> list[np.ndarray]:
     ]
 
 
-def draws(seed: int, sizes: dict[str, float]) -> dict[str, np.ndarray]:
-    """Normal numbers of the tensors' shapes; every layer has its own size, so that one RMS for the stack would show."""
-    random, found = np.random.default_rng(seed), {}
+def random_tensors(seed: int, sizes: dict[str, float]) -> dict[str, np.ndarray]:
+    """Return normal numbers in the shapes of TENSORS, times `sizes` (0.05 where not given).
+
+    Every layer has its own size, so that one RMS for the stack would show.
+    """
+    random, tensors = np.random.default_rng(seed), {}
     for path, (shape, _) in TENSORS.items():
-        layer = (
-            np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
-            if TENSOR_AXES[path][0] == "layers"
-            else 1.0
-        )
-        found[path] = (random.normal(size=shape) * sizes.get(path, 0.05) * layer**3).astype(
-            np.float32
-        )
-    return found
+        values = random.normal(size=shape) * sizes.get(path, 0.05)
+        if TENSOR_AXES[path][0] == "layers":
+            layer = np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
+            values = values * layer**3
+        tensors[path] = values.astype(np.float32)
+    return tensors
 
 
 def test_adafactor_beside_that_of_transformers():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    steps, sizes = (
-        12,
-        {"decoder.norm_scale": 1e-5, "final_norm": 0.0},
-    )  # both below the least RMS, 1e-3
-    params = draws(0, sizes)
+    steps = 12
+    # Two tensors are below the least RMS, 1e-3.
+    params = random_tensors(0, {"decoder.norm_scale": 1e-5, "final_norm": 0.0})
     fields = {
         "kind": "adafactor",
         "learning_rate": 0.05,
@@ -290,14 +308,14 @@ def test_adafactor_beside_that_of_transformers():
         "schedule": "linear",
         "gradient_clip": None,
     }
-    optimizer = optim.build_optimizer(settings(**fields), steps, TENSOR_AXES)
-    rate = optim.learning_rate_schedule(settings(**fields), steps)
-    peers = {
+    optimizer = optim.build_optimizer(optimizer_config(**fields), steps, TENSOR_AXES)
+    rate = optim.learning_rate_schedule(optimizer_config(**fields), steps)
+    references = {
         path: [torch.nn.Parameter(torch.tensor(m)) for m in matrices(path, value)]
         for path, value in params.items()
     }
-    peer = transformers.Adafactor(
-        [p for many in peers.values() for p in many],
+    reference = transformers.Adafactor(
+        [p for many in references.values() for p in many],
         lr=1.0,
         scale_parameter=True,
         relative_step=False,
@@ -310,20 +328,21 @@ def test_adafactor_beside_that_of_transformers():
 
     ours, state = params, optimizer.init(params)
     for number in range(steps):
-        # From large to small: the updates are clipped at first. Columns of unequal size make the factors matter.
+        # From large to small: the updates are clipped at first. Columns of unequal size make the
+        # factors matter.
         gradients = {
             path: g * np.linspace(0.1, 2, g.shape[-1], dtype=np.float32)
-            for path, g in draws(1 + number, {}).items()
+            for path, g in random_tensors(1 + number, {}).items()
         }
         gradients = {path: g * np.float32(1.5**number) for path, g in gradients.items()}
         ours, state = step(gradients, state, ours)
-        peer.param_groups[0]["lr"] = float(np.asarray(rate(number)))
-        for path, many in peers.items():
+        reference.param_groups[0]["lr"] = float(np.asarray(rate(number)))
+        for path, many in references.items():
             for parameter, gradient in zip(many, matrices(path, gradients[path]), strict=True):
                 parameter.grad = torch.tensor(gradient)
-        peer.step()
+        reference.step()
 
-    for path, many in peers.items():
+    for path, many in references.items():
         for mine, theirs, first in zip(
             matrices(path, np.asarray(ours[path])), many, matrices(path, params[path]), strict=True
         ):
@@ -334,8 +353,10 @@ def test_adafactor_beside_that_of_transformers():
 
 
 def test_decay_of_adafactor_is_decoupled_and_masked():
-    """Without a gradient only the decay is left: rate times decay, not times the parameter's RMS."""
-    optimizer = optim.build_optimizer(settings(kind="adafactor", weight_decay=0.5), STEPS, AXES)
+    """Without a gradient only decay is left: rate times decay, not times the parameter's RMS."""
+    optimizer = optim.build_optimizer(
+        optimizer_config(kind="adafactor", weight_decay=0.5), STEPS, AXES
+    )
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     changes: Tree = jax.jit(lambda: optimizer.update(zero, optimizer.init(PARAMS), PARAMS)[0])()
     np.testing.assert_allclose(
@@ -347,7 +368,7 @@ def test_decay_of_adafactor_is_decoupled_and_masked():
 def test_statistics_of_bfloat16_parameters_are_float32():
     params = {path: jnp.zeros(shape, jnp.bfloat16) for path, (shape, _) in TENSORS.items()}
     shapes = jax.eval_shape(
-        optim.build_optimizer(settings(kind="adafactor"), STEPS, TENSOR_AXES).init, params
+        optim.build_optimizer(optimizer_config(kind="adafactor"), STEPS, TENSOR_AXES).init, params
     )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32", "int32"}
 
@@ -359,7 +380,7 @@ def test_adafactor_holds_a_row_and_a_column_per_matrix():
 
     def held(kind: str) -> int:
         shapes = jax.eval_shape(
-            optim.build_optimizer(settings(kind=kind), STEPS, axes).init, params
+            optim.build_optimizer(optimizer_config(kind=kind), STEPS, axes).init, params
         )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
@@ -371,8 +392,9 @@ def test_adafactor_holds_a_row_and_a_column_per_matrix():
     assert held("adafactor") < 0.05 * held("adamw")
 
 
-# Factored: the table, the MLP's kernels, query and output (128 x 128). Not factored: key and value (128 x 64), norms, biases. The
-# attention has no biases: a key's gradient is rounding alone, and Adafactor makes steps of it.
+# Factored: the table, the MLP's kernels, query and output (128 x 128). Not factored: key and value
+# (128 x 64), norms, biases. The attention has no biases: the gradient of a key's bias is rounding
+# alone, and Adafactor makes steps of it.
 WIDE = replace(
     tiny.CONFIG,
     model=replace(
@@ -389,7 +411,7 @@ WIDE = replace(
 
 
 def two_steps(parts: tiny.Parts) -> tuple[Tree, state.TrainState]:
-    """(parameters before, state after)."""
+    """Return (parameters before, state after)."""
     current, step = parts.start(), parts.step()
     first = jax.device_get(current.params)
     for number in range(2):
@@ -419,11 +441,10 @@ def test_adafactor_sharded_is_adafactor_on_one_device(one_device, zero):
         assert np.linalg.norm(mine - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
-def places(settings: config.Config, moment: str) -> dict[str, P]:
-    """{parameter: what its moment is split over} at ZeRO-1 on a mesh with a tensor axis."""
-    parts = tiny.parts(8, settings, zero=1, tensor=2)
-    optimizer: Any = parts.optimizer
-    where = state.state_shardings(parts.model, optimizer, parts.placement).optimizer
+def places(run_config: config.Config, moment: str) -> dict[str, P]:
+    """Return {parameter: spec of its moment} at ZeRO-1 on a mesh with a tensor axis."""
+    parts = tiny.parts(8, run_config, zero=1, tensor=2)
+    where = parts.shardings().optimizer
     leaves = jax.tree_util.tree_leaves_with_path(optax.tree.get(where, moment))
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): sharding.spec

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxlm"
 
-# Imports go down these levels. A name is a module, or a folder ("room") whose modules may import each other.
+# Imports go down these levels. A name is a module, or a folder ("room") whose modules may import
+# each other.
 LEVELS = {
     "config": 0,
     "types": 0,
@@ -27,6 +28,7 @@ LEVELS = {
     "sharding": 2,
     "card": 3,
     "checkpoint": 3,
+    "conversion": 3,
     "throughput": 3,
     "data": 3,
     "decoding": 3,
@@ -38,7 +40,9 @@ LEVELS = {
     "files": 1,
     "progress": 1,
     "state": 3,
+    "run": 3,
     "step": 3,
+    "trainer": 3,
     "load_model": 3,
     "convert": 4,
     "evaluate": 4,
@@ -51,14 +55,33 @@ LEVELS = {
 # a type may be imported by its neighbours.
 SIDEWAYS = {
     ("card", "data"): "the exact count of samples from each source",
-    ("checkpoint", "data"): "a saved batch schedule is merged with the requested one",
-    ("evaluation", "data"): "windows of a store",
+    ("conversion", "card"): "an export has a model card",
+    ("conversion", "checkpoint"): "a run is read, or made",
+    ("conversion", "data"): "the tokenizer of a run",
+    ("conversion", "interop"): "the files of Hugging Face",
+    ("conversion", "load_model"): "the model of a run",
+    ("conversion", "runtime"): "the lock of a run directory",
+    ("evaluation", "checkpoint"): "the store that a run was trained on",
+    ("evaluation", "data"): "windows of a store, documents of a source",
+    ("evaluation", "load_model"): "the harness loads the model that it is asked about",
+    ("evaluation", "runtime"): "as above",
+    ("evaluation", "step"): "a batch is scored by the step's own function",
     ("load_model", "checkpoint"): "a model is put together from all of these",
     ("load_model", "data"): "as above",
     ("load_model", "interop"): "as above",
     ("load_model", "runtime"): "as above",
+    ("run", "runtime"): "the devices of a run",
+    ("run", "state"): "bytes of the state on each device",
     ("step", "state"): "a step maps a state to the next",
-    ("throughput", "step"): "it reads the metrics of a step",
+    ("trainer", "card"): "the trainer tells the story of a run: it calls all of these",
+    ("trainer", "checkpoint"): "as above",
+    ("trainer", "data"): "as above",
+    ("trainer", "decoding"): "as above",
+    ("trainer", "run"): "as above",
+    ("trainer", "runtime"): "as above",
+    ("trainer", "state"): "as above",
+    ("trainer", "step"): "as above",
+    ("trainer", "throughput"): "as above",
 }
 
 # The one place of each library, so that it can be replaced there.
@@ -90,20 +113,24 @@ ONLY_IN = {
 
 WITHOUT_JAX = {
     "card",
-    "throughput",
     "config",
     "data",
     "flops",
     "hardware",
     "objectives",
     "runtime",
+    "counter_rng",
+    "files",
+    "progress",
     "types",
 }  # when imported, like every command
 FORBIDDEN_CALLS = {"__import__", "eval", "exec"}
 TOP_LEVEL = {
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "configs",
+    "docs",
     "jaxlm",
     "launch",
     "pyproject.toml",
@@ -134,7 +161,7 @@ def room(path):
 
 
 def imported(node):
-    """The dotted names that an import statement may stand for: `from jaxlm import config` is jaxlm.config."""
+    """The dotted names that an import may stand for: `from jaxlm import config` is jaxlm.config."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     assert isinstance(node, ast.ImportFrom)
@@ -229,7 +256,7 @@ def test_no_code_is_made_or_loaded_from_data():
 
 
 def at_import(node):
-    """Statements that run when a module is imported: not those in functions or under `if TYPE_CHECKING`."""
+    """Statements that run at import: not those in functions or under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         types_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         if not types_only and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -371,7 +398,7 @@ def test_families_are_thin_files_over_layers_that_know_none():
     families = [
         PACKAGE / "models" / f"{name}.py" for name in ("decoder", "encoder", "encoder_decoder")
     ]
-    assert [place(path) for path in families if len(path.read_text().splitlines()) > 120] == []
+    assert [place(path) for path in families if len(path.read_text().splitlines()) > 150] == []
     knowing = [
         path
         for path in sources()
@@ -388,7 +415,7 @@ def test_every_module_says_what_it_is_for():
 
 
 def test_nothing_is_left_to_do():
-    marker = re.compile("TO" + "DO|FIX" + "ME|X" + "XX")
+    marker = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
     left = [name for name in tracked() if marker.search((ROOT / name).read_text(errors="replace"))]
     assert left == []
 

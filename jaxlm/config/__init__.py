@@ -1,23 +1,26 @@
-"""The config: schema, loading and errors. `config.load("configs/quickstart.py", ["model.layers=2"])`."""
+"""The config of a run: its sections, how it is loaded, and the errors that name a wrong key.
 
+`config.load("configs/quickstart.py", ["model.layers=2"])` returns a `Config`.
+"""
+
+from typing import Any
+
+from jaxlm.config.data import DataConfig, SourceConfig, TokenizerConfig, ValidationConfig
 from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpointError, UserError
-from jaxlm.config.load import all_keys, edited, load, to_dict
-from jaxlm.config.schema import (
+from jaxlm.config.fields import suggestion
+from jaxlm.config.load import all_keys, apply_edits, load, to_dict
+from jaxlm.config.model import ModelConfig
+from jaxlm.config.objective import ObjectiveConfig
+from jaxlm.config.runtime import RuntimeConfig
+from jaxlm.config.schema import Config
+from jaxlm.config.training import (
     CheckpointConfig,
-    Config,
-    DataConfig,
     EvaluationConfig,
     LoggingConfig,
-    ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
-    RuntimeConfig,
-    SourceConfig,
-    TokenizerConfig,
     TrainingConfig,
-    ValidationConfig,
 )
 
 __all__ = [
@@ -42,7 +45,20 @@ __all__ = [
     "UserError",
     "ValidationConfig",
     "all_keys",
-    "edited",
+    "apply_edits",
     "load",
     "to_dict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Raise the error for a name that this package does not have.
+
+    A recipe of an older version imports `Model`, which is called `ModelConfig` now. A class name
+    gives a ConfigError: from an AttributeError Python would make an ImportError without the hint.
+    """
+    if f"{name}Config" in __all__:
+        raise ConfigError("", f"jaxlm.config.{name} is called {name}Config")
+    if name[0].isupper():
+        raise ConfigError("", f"jaxlm.config has no {name}{suggestion(name, __all__)}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

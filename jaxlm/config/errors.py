@@ -1,14 +1,20 @@
-"""The errors that are the user's to mend: each ends a command with one line and its exit code."""
+"""Errors that the user can mend. Each ends a command with one line and its exit code."""
 
 
 class UserError(Exception):
-    """A mistake in a config, in data or in arguments. Commands print it as one line and exit with `exit_code`."""
+    """A mistake in a config, in data or in arguments.
+
+    Commands print it as one line and exit with `exit_code`.
+    """
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A config that can't be used: `path` is the key's full path ("model.layers"), `reason` says what to mend."""
+    """A config that can't be used.
+
+    `path` is the full path of the key ("model.layers"); `reason` says what is wrong with it.
+    """
 
     def __init__(self, path: str, reason: str):
         self.path, self.reason = path, reason

@@ -1,7 +1,9 @@
-"""Typed, frozen sections: `section("model")` makes a keyword-only dataclass whose values are checked when it is built.
+"""Typed, frozen config sections.
 
-A checked type is one of: bool, int, float, str, a Literal, `T | None`, `tuple[T, ...]`, `tuple[A, B]`, another section, and any
-of these as `Annotated[T, Bounds(...)]`. Every failure is a `ConfigError` with the key's path.
+`@section("model")` makes a keyword-only dataclass whose values are checked when it is built. The
+type of a field is one of: bool, int, float, str, a Literal, `T | None`, `tuple[T, ...]`,
+`tuple[A, B]`, another section, and any of these as `Annotated[T, Bounds(...)]`. Every failure is a
+`ConfigError` with the path of the key.
 """
 
 import dataclasses
@@ -17,133 +19,155 @@ from jaxlm.config.errors import ConfigError
 
 T = TypeVar("T")
 
+LONGEST_SHOWN = 100  # characters of a value in an error message
+
 
 class Bounds(NamedTuple):
-    """Limits of a number (of a text: of its length), inclusive but for `low` where `above` and `high` where `below` is set."""
+    """Limits of a number, or of the length of a string."""
 
     low: float = -math.inf
     high: float = math.inf
-    above: bool = False
-    below: bool = False
+    above: bool = False  # `low` itself is not allowed
+    below: bool = False  # `high` itself is not allowed
 
 
 Count = Annotated[int, Bounds(low=0)]
 Positive = Annotated[int, Bounds(low=1)]
 Share = Annotated[float, Bounds(low=0.0, high=1.0)]
 ShareBelowOne = Annotated[float, Bounds(low=0.0, high=1.0, below=True)]
-Rate = Annotated[float, Bounds(low=0.0)]
+NonNegative = Annotated[float, Bounds(low=0.0)]
 PositiveFloat = Annotated[float, Bounds(low=0.0, above=True)]
-Filled = Annotated[
-    str, Bounds(low=1)
-]  # an empty path would mean the current folder, as after --data "$UNSET"
+# An empty path would mean the current folder, as after --data "$UNSET".
+NonEmpty = Annotated[str, Bounds(low=1)]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' for a near miss among `known`, else ''."""
+    """Return ' (did you mean X?)' for a near miss among `known`, else ''."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
-    """Field name -> annotation of a section, in order."""
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the annotation of each field of a section, in order."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(path: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: a frozen keyword-only dataclass, checked on construction; errors carry `path`."""
+    """Return a class decorator for a frozen, keyword-only dataclass that checks its values.
+
+    `path` is where the section stands in the config ("model"); the errors begin with it.
+    """
 
     def decorate(cls: type[T]) -> type[T]:
-        made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        plain_init = made.__init__
+        checked_cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        plain_init = checked_cls.__init__
 
         @functools.wraps(plain_init)
         def checked_init(self, /, *args, **values):
-            known = annotations(made)
+            known = field_types(checked_cls)
             if args:
-                raise ConfigError(
-                    path, f"takes {made.__name__}(key=value, ...), not positional values"
-                )
+                usage = f"takes {checked_cls.__name__}(key=value, ...), not positional values"
+                raise ConfigError(path, usage)
+
             for name in values:
                 if name not in known:
                     raise ConfigError(join(path, name), f"unknown key{suggestion(name, known)}")
-            missing = [
-                f.name for f in dataclasses.fields(made) if f.name not in values and no_default(f)
-            ]  # type: ignore[arg-type]
-            if missing:
-                raise ConfigError(join(path, missing[0]), "is required")
-            plain_init(
-                self,
-                **{
-                    name: check(value, known[name], join(path, name))
-                    for name, value in values.items()
-                },
-            )
 
-        made.__init__ = checked_init  # type: ignore[method-assign]
-        return made
+            for field in dataclasses.fields(checked_cls):  # type: ignore[arg-type]
+                if field.name not in values and is_required(field):
+                    raise ConfigError(join(path, field.name), "is required")
+
+            checked_values = {
+                name: check_value(value, known[name], join(path, name))
+                for name, value in values.items()
+            }
+            plain_init(self, **checked_values)
+
+        checked_cls.__init__ = checked_init  # type: ignore[method-assign]
+        return checked_cls
 
     return decorate
 
 
-def no_default(field: dataclasses.Field) -> bool:
+def is_required(field: dataclasses.Field) -> bool:
+    """Return whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def join(path: str, name: str) -> str:
+    """Return the path of the key `name` below `path` ("" is the top level)."""
     return f"{path}.{name}" if path else name
 
 
 def split_optional(annotation: Any) -> tuple[Any, bool]:
-    """(T, True) for `T | None`, else (annotation, False)."""
+    """Return (T, True) for `T | None`, else (annotation, False)."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        rest = [a for a in typing.get_args(annotation) if a is not type(None)]
-        return rest[0], len(rest) < len(typing.get_args(annotation))
+        members = typing.get_args(annotation)
+        others = [member for member in members if member is not type(None)]
+        return others[0], len(others) < len(members)
+
     return annotation, False
 
 
-def strip_bounds(annotation: Any) -> tuple[Any, Bounds]:
-    """(T, bounds) for `Annotated[T, Bounds]`, else (annotation, no bounds)."""
+def split_bounds(annotation: Any) -> tuple[Any, Bounds]:
+    """Return (T, bounds) for `Annotated[T, bounds]`, else (annotation, no bounds)."""
     if typing.get_origin(annotation) is Annotated:
         inner, bounds = typing.get_args(annotation)
         return inner, bounds
+
     return annotation, Bounds()
 
 
-def describe(annotation: Any) -> str:
-    """The type as a user would say it, for error messages."""
+def describe_type(annotation: Any) -> str:
+    """Return a type in the words of an error message: 'a whole number or none'."""
     inner, optional = split_optional(annotation)
-    inner, _ = strip_bounds(inner)
+    inner, _ = split_bounds(inner)
+
     if typing.get_origin(inner) is Literal:
-        text = either(typing.get_args(inner))
+        text = describe_choices(typing.get_args(inner))
     elif typing.get_origin(inner) is tuple:
         text = "a list"
     else:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
         text = names.get(inner) or inner.__name__
     return text + (" or none" if optional else "")
 
 
-def either(choices: tuple) -> str:
+def describe_choices(choices: tuple) -> str:
+    """Return "one of 'a', 'b'", or the only choice."""
     return ("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices))
 
 
-def check(value: Any, annotation: Any, path: str) -> Any:
-    """`value`, converted where that loses nothing (3 -> 3.0, list -> tuple), or a `ConfigError` at `path`."""
+def shorten(value: Any) -> str:
+    """Return a value as Python writes it, cut where it gets long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def check_value(value: Any, annotation: Any, path: str) -> Any:
+    """Return `value`, converted where that loses nothing (3 -> 3.0, list -> tuple).
+
+    Raises ConfigError at `path` if it does not have the type or is out of its bounds.
+    """
     inner, optional = split_optional(annotation)
     if optional and value is None:
         return None
-    inner, bounds = strip_bounds(inner)
+
+    inner, bounds = split_bounds(inner)
     if typing.get_origin(inner) is Literal:
         return check_choice(value, typing.get_args(inner), path)
     if typing.get_origin(inner) is tuple:
         return check_tuple(value, typing.get_args(inner), path)
+
+    # A bool is an int in Python, but not here.
     if inner is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, inner) or (inner is int and isinstance(value, bool)):
-        raise ConfigError(path, f"must be {describe(annotation)}, got {brief(value)}")
+        raise ConfigError(path, f"must be {describe_type(annotation)}, got {shorten(value)}")
+
     if inner in (int, float):
         check_bounds(value, bounds, path)
     if isinstance(value, str) and len(value) < bounds.low:
@@ -151,54 +175,53 @@ def check(value: Any, annotation: Any, path: str) -> Any:
     return value
 
 
-def brief(value: Any) -> str:
-    """A value as Python writes it, cut where it gets long."""
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "..."
-
-
 def check_choice(value: Any, choices: tuple, path: str) -> Any:
+    """Return `value` if it is one of `choices`, else raise ConfigError."""
     # 1 == True and 0 == False in Python: compare types too.
-    if not any(value == choice and type(value) is type(choice) for choice in choices):
-        near = (
-            suggestion(value, [c for c in choices if isinstance(c, str)])
-            if isinstance(value, str)
-            else ""
-        )
-        raise ConfigError(path, f"must be {either(choices)}, got {brief(value)}{near}")
-    return value
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+
+    hint = ""
+    if isinstance(value, str):
+        hint = suggestion(value, [choice for choice in choices if isinstance(choice, str)])
+    raise ConfigError(path, f"must be {describe_choices(choices)}, got {shorten(value)}{hint}")
 
 
-def check_tuple(value: Any, parts: tuple, path: str) -> tuple:
+def check_tuple(value: Any, item_types: tuple, path: str) -> tuple:
+    """Return a list or tuple as a checked tuple.
+
+    `item_types` are the arguments of its type: (T, ...) for any length, (A, B) for two items.
+    """
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(path, f"must be a list, got {brief(value)}")
-    if parts[-1] is Ellipsis:
-        return tuple(check(item, parts[0], join(path, str(i))) for i, item in enumerate(value))
-    if len(value) != len(parts):
-        raise ConfigError(path, f"must have {len(parts)} values, got {brief(value)}")
+        raise ConfigError(path, f"must be a list, got {shorten(value)}")
+
+    if item_types[-1] is Ellipsis:
+        item_types = (item_types[0],) * len(value)
+    if len(value) != len(item_types):
+        raise ConfigError(path, f"must have {len(item_types)} values, got {shorten(value)}")
+
     return tuple(
-        check(item, part, join(path, str(i)))
-        for i, (item, part) in enumerate(zip(value, parts, strict=True))
+        check_value(item, item_type, join(path, str(number)))
+        for number, (item, item_type) in enumerate(zip(value, item_types, strict=True))
     )
 
 
 def check_bounds(value: float, bounds: Bounds, path: str) -> None:
+    """Raise ConfigError unless a number is finite and within `bounds`."""
     if not math.isfinite(value):
         raise ConfigError(path, f"must be finite, got {value!r}")
+
     if value > bounds.high or (bounds.below and value == bounds.high):
-        raise ConfigError(
-            path,
-            f"must be {'below' if bounds.below else 'at most'} {bounds.high:.12g}, got {value!r}",
-        )
+        limit = f"{'below' if bounds.below else 'at most'} {bounds.high:.12g}"
+        raise ConfigError(path, f"must be {limit}, got {value!r}")
+
     if value < bounds.low or (bounds.above and value == bounds.low):
-        raise ConfigError(
-            path,
-            f"must be {'above' if bounds.above else 'at least'} {bounds.low:.12g}, got {value!r}",
-        )
+        limit = f"{'above' if bounds.above else 'at least'} {bounds.low:.12g}"
+        raise ConfigError(path, f"must be {limit}, got {value!r}")
 
 
 def refuser(path: str) -> Callable[[str, str], None]:
-    """A function that raises a `ConfigError` for a field of the section at `path`."""
+    """Return a function (name, reason) that raises ConfigError for a field of a section."""
 
     def refuse(name: str, reason: str) -> None:
         raise ConfigError(f"{path}.{name}", reason)

@@ -1,4 +1,7 @@
-"""Configs from Python files and saved JSON, edits from the command line, and back to JSON. Every mistake is one `ConfigError` line."""
+"""Load configs from Python files and saved JSON, apply edits, and write them back as JSON data.
+
+Every mistake is a `ConfigError` of one line.
+"""
 
 import contextlib
 import dataclasses
@@ -13,32 +16,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
+from jaxlm.config.data import SourceConfig
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import (
-    annotations,
-    brief,
-    describe,
+    describe_type,
+    field_types,
     join,
+    shorten,
+    split_bounds,
     split_optional,
-    strip_bounds,
     suggestion,
 )
-from jaxlm.config.schema import Config, SourceConfig
+from jaxlm.config.schema import Config
 
 T = TypeVar("T")
 
-RECORDED = ("store", "versions")  # what a saved config.json carries beside the config
+RECORDED = ("store", "versions")  # keys of a saved config.json that are no part of the config
 
 
 def load(path: str | Path, edits: Sequence[str] = (), data: str | None = None) -> Config:
-    """The config of a Python file (its `config = Config(...)`) or of a saved config.json, with `key=value` edits on top.
+    """Load the config of a Python file (its `config = Config(...)`) or of a saved config.json.
 
-    `data` replaces the sources by one file, folder or glob. `run_directory` defaults to runs/ and the file's name.
+    `edits` are `key=value` strings that are applied on top. `data` (a file, folder or glob)
+    replaces the sources. `run_directory` defaults to runs/ and the name of the file.
     """
     path = Path(path)
     check_readable(path)
-    config = from_json(path) if path.suffix == ".json" else from_python(path)
-    config = edited(config, edits)
+    config = load_json(path) if path.suffix == ".json" else load_python(path)
+    config = apply_edits(config, edits)
+
     if data is not None:
         sources = (SourceConfig(name=Path(data).stem.strip("*") or "data", path=data),)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
@@ -48,249 +54,285 @@ def load(path: str | Path, edits: Sequence[str] = (), data: str | None = None) -
 
 
 def check_readable(path: Path) -> None:
+    """Raise ConfigError unless `path` is a file that can be read."""
     try:
         path.open("rb").close()
     except FileNotFoundError as error:
-        beside = [
-            str(file) for suffix in ("py", "json") for file in path.parent.glob(f"*.{suffix}")
-        ]
-        raise ConfigError(
-            str(path), "no such config file" + suggestion(str(path), beside)
-        ) from error
+        neighbors = [*path.parent.glob("*.py"), *path.parent.glob("*.json")]
+        hint = suggestion(str(path), map(str, neighbors))
+        raise ConfigError(str(path), f"no such config file{hint}") from error
     except OSError as error:
         raise ConfigError(str(path), str(error.strerror)) from error
 
 
-def from_python(path: Path) -> Config:
-    """Runs the file with its folder importable and returns its `config`."""
+# Python files
+
+
+def load_python(path: Path) -> Config:
+    """Run the file with its folder importable and return its `config`."""
     folder = path.parent.resolve()
     spec = importlib.util.spec_from_file_location(f"jaxlm_config_{path.stem}", folder / path.name)
     if spec is None or spec.loader is None:
         raise ConfigError(str(path), "is neither a Python file nor a saved config.json")
+
     module = importlib.util.module_from_spec(spec)
     with importable(folder):
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise ConfigError(*where(path, error)) from error
+            raise ConfigError(*locate_error(path, error)) from error
+
     config = getattr(module, "config", None)
     if config is None:
         raise ConfigError(str(path), "defines no `config`; write: config = Config(...)")
     if not isinstance(config, Config):
-        raise ConfigError(
-            str(path), f"`config` must be a jaxlm.config.Config, got {type(config).__name__}"
-        )
+        reason = f"`config` must be a jaxlm.config.Config, got {type(config).__name__}"
+        raise ConfigError(str(path), reason)
     return config
 
 
-def where(path: Path, error: BaseException) -> tuple[str, str]:
-    """(FILE:LINE of the recipe that failed, or of the one beside it that it imports; the reason in one line)."""
-    folder = path.parent.resolve()
+def locate_error(path: Path, error: BaseException) -> tuple[str, str]:
+    """Return (FILE:LINE, reason in one line) for an error that running a recipe raised.
+
+    FILE is the recipe, or one beside it that it imports, by the name that the user gave the folder.
+    """
     if isinstance(error, SyntaxError):
-        places, text = [(error.filename or path, error.lineno)], f"syntax error: {error.msg}"
+        places = [(error.filename or str(path), error.lineno)]
+        reason = f"syntax error: {error.msg}"
     else:
-        places = [
-            (frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
-        ]
-        text = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    own = [
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [(frame.filename, frame.lineno) for frame in frames]
+        prefix = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        reason = f"{prefix}{error}"
+
+    folder = path.parent.resolve()
+    recipe_places = [
         f"{path.parent / Path(file).name}:{line}"
         for file, line in places
         if line and Path(file).parent == folder
     ]
-    return own[-1] if own else str(path), " ".join(text.split())
+    return recipe_places[-1] if recipe_places else str(path), " ".join(reason.split())
 
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Lets the recipes of a folder import each other; what they imported is forgotten again, so that folders don't mix.
+    """Let the recipes of a folder import each other while the block runs.
 
-    No bytecode is written: it is matched to its source by size and by the second of the last change, so that a recipe which a
-    script rewrites from run to run would be read as it was before.
+    Afterwards the modules of this folder are forgotten, so that folders with equal names do not
+    mix. No bytecode is written: Python matches it to its source by size and by the second of the
+    last change, so that a recipe which a script rewrites from run to run would be read as before.
     """
-    before, bytecode = set(sys.modules), sys.dont_write_bytecode
+    modules_before, dont_write_bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
+
     try:
         yield
     finally:
-        sys.dont_write_bytecode = bytecode
+        sys.dont_write_bytecode = dont_write_bytecode
         sys.path.remove(str(folder))
-        fresh = {
-            name
-            for name in set(sys.modules) - before
-            if "." not in name and lies_in(folder, sys.modules[name])
-        }
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] in fresh:
+
+        new_modules = set(sys.modules) - modules_before
+        top_level = {name for name in new_modules if "." not in name}
+        recipes = {name for name in top_level if lies_in(folder, sys.modules[name])}
+        for name in new_modules:
+            if name.partition(".")[0] in recipes:
                 del sys.modules[name]
 
 
 def lies_in(folder: Path, module: ModuleType) -> bool:
-    """Whether a top-level module is a file or a package of this very folder; a virtual environment below it is not meant."""
+    """Return whether a top-level module is a file or a package of this very folder.
+
+    A virtual environment below the folder does not count.
+    """
     places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
     return any(place is not None and Path(place).parent == folder for place in places)
 
 
-def from_json(path: Path) -> Config:
-    """A saved config.json: data only."""
+# Saved JSON and plain data
+
+
+def load_json(path: Path) -> Config:
+    """Load a saved config.json, which is data only."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}:{error.lineno}", f"is not JSON: {error.msg} at column {error.colno}"
-        ) from error
+        reason = f"is not JSON: {error.msg} at column {error.colno}"
+        raise ConfigError(f"{path}:{error.lineno}", reason) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(str(path), f"is not JSON: {error}") from error
+
     if not isinstance(document, dict):
         raise ConfigError(str(path), "must be a JSON object with the sections of a config")
+    values = {key: value for key, value in document.items() if key not in RECORDED}
     try:
-        return build(Config, {k: v for k, v in document.items() if k not in RECORDED}, "")
+        return build_section(Config, values, "")
     except ConfigError as error:
         raise ConfigError(str(path), str(error)) from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A section as plain JSON data, `build`'s inverse."""
+    """Return a section as plain JSON data, which `build_section` reads."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def build(cls: type[T], values: Any, path: str) -> T:
-    """A section from plain data (nested dicts and lists)."""
+def build_section(cls: type[T], values: Any, path: str) -> T:
+    """Build a section from plain data (nested dicts and lists)."""
     if not isinstance(values, dict):
-        raise ConfigError(
-            path, f"must be an object with the keys of {cls.__name__}, got {brief(values)}"
-        )
-    known = annotations(cls)
+        reason = f"must be an object with the keys of {cls.__name__}, got {shorten(values)}"
+        raise ConfigError(path, reason)
+
+    known = field_types(cls)
     return cls(
-        **{name: nested(known.get(name), value, join(path, name)) for name, value in values.items()}
+        **{
+            name: build_value(known.get(name), value, join(path, name))
+            for name, value in values.items()
+        }
     )
 
 
-def nested(annotation: Any, value: Any, path: str) -> Any:
-    """Turns dicts into the sections that the annotation names; other values are checked by the section itself."""
+def build_value(annotation: Any, value: Any, path: str) -> Any:
+    """Return `value` with its dicts turned into the sections that the annotation names.
+
+    Other values are returned as they are: the section itself checks them.
+    """
     if dataclasses.is_dataclass(annotation):
-        return build(typing.cast(type, annotation), value, path)
-    parts = typing.get_args(annotation)
-    if (
-        typing.get_origin(annotation) is tuple
-        and dataclasses.is_dataclass(parts[0])
-        and isinstance(value, (list, tuple))
-    ):
-        return tuple(
-            numbered(typing.cast(type, parts[0]), item, path, number)
-            for number, item in enumerate(value)
-        )
+        return build_section(typing.cast(type, annotation), value, path)
+
+    if typing.get_origin(annotation) is tuple and isinstance(value, (list, tuple)):
+        item_type = typing.get_args(annotation)[0]
+        if dataclasses.is_dataclass(item_type):
+            cls = typing.cast(type, item_type)
+            return tuple(build_item(cls, item, path, number) for number, item in enumerate(value))
+
     return value
 
 
-def numbered(cls: type[T], values: Any, path: str, number: int) -> T:
-    """One section of a list. A section does not know its number: it is put into the path of its errors."""
+def build_item(cls: type[T], values: Any, path: str, number: int) -> T:
+    """Build one section of a list.
+
+    A section does not know its number, so it is put into the path of its errors here.
+    """
     try:
-        return build(cls, values, path)
+        return build_section(cls, values, path)
     except ConfigError as error:
         raise ConfigError(error.path.replace(path, f"{path}.{number}", 1), error.reason) from error
 
 
-def edited(config: Config, edits: Sequence[str]) -> Config:
-    """`config` with `section.key=value` edits, checked together once all are applied."""
+# Edits
+
+
+def apply_edits(config: Config, edits: Sequence[str]) -> Config:
+    """Return `config` with `section.key=value` edits, checked together once all are applied."""
     if not edits:
         return config
+
     document = to_dict(config)
     for edit in edits:
         key, equals, text = edit.partition("=")
         if not equals or not key:
             raise ConfigError(edit, "is not an edit: write section.key=value")
-        apply(document, key, text)
+        apply_edit(document, key, text)
+
     try:
-        return build(Config, document, "")
+        return build_section(Config, document, "")
     except ConfigError as error:
-        # What contradicts an edit may be any key.
-        edited_itself = error.path in (edit.partition("=")[0] for edit in edits)
-        raise ConfigError(
-            error.path, error.reason + ("" if edited_itself else f" (with {' '.join(edits)})")
-        ) from error
+        # An edit may contradict a key that was not edited: then the message shows the edits.
+        edited_keys = [edit.partition("=")[0] for edit in edits]
+        hint = "" if error.path in edited_keys else f" (with {' '.join(edits)})"
+        raise ConfigError(error.path, error.reason + hint) from error
 
 
-def apply(document: dict, key: str, text: str) -> None:
-    """Sets one dotted key of the plain config; `data.sources.0.path` reaches into lists."""
-    annotation, place, path = Config, document, ""
+def apply_edit(document: dict, key: str, text: str) -> None:
+    """Set one dotted key of a config in plain data; `data.sources.0.path` reaches into lists."""
+    annotation, container, path = Config, document, ""
     *parents, last = key.split(".")
     for part in parents:
-        annotation, place, path = step_into(annotation, place, part, path)
-    if dataclasses.is_dataclass(annotation):
-        known = annotations(typing.cast(type, annotation))
-        if last not in known:
-            raise ConfigError(
-                key, f"unknown key{near_keys(key, [join(path, name) for name in known])}"
-            )
-        place[last] = parse(text, known[last], key)
-    else:
+        annotation, container, path = step_into(annotation, container, part, path)
+
+    if not dataclasses.is_dataclass(annotation):
         raise ConfigError(key, f"{path} is a value, not a section")
+    known = field_types(typing.cast(type, annotation))
+    if last not in known:
+        siblings = [join(path, name) for name in known]
+        raise ConfigError(key, f"unknown key{suggest_keys(key, siblings)}")
+
+    container[last] = parse_value(text, known[last], key)
 
 
-def step_into(annotation: Any, place: Any, part: str, path: str) -> tuple[Any, Any, str]:
-    """(annotation, value, path) of the child `part`."""
-    here = join(path, part)
+def step_into(annotation: Any, container: Any, part: str, path: str) -> tuple[Any, Any, str]:
+    """Return (annotation, value, path) of the child `part` of the section or list at `path`."""
+    child_path = join(path, part)
     if typing.get_origin(annotation) is tuple:
-        if not part.isdigit() or int(part) >= len(place):
-            raise ConfigError(here, f"no such item: {path} has {len(place)}, numbered from 0")
-        return typing.get_args(annotation)[0], place[int(part)], here
-    known = annotations(annotation) if dataclasses.is_dataclass(annotation) else {}
+        if not part.isdigit() or int(part) >= len(container):
+            reason = f"no such item: {path} has {len(container)}, numbered from 0"
+            raise ConfigError(child_path, reason)
+        return typing.get_args(annotation)[0], container[int(part)], child_path
+
+    known = field_types(annotation) if dataclasses.is_dataclass(annotation) else {}
     if part not in known:
-        raise ConfigError(here, f"unknown key{near_keys(here)}")
-    return known[part], place[part], here
+        raise ConfigError(child_path, f"unknown key{suggest_keys(child_path)}")
+    return known[part], container[part], child_path
 
 
-def near_keys(key: str, beside: Sequence[str] = ()) -> str:
-    """' (did you mean X?)': the keys that end alike (steps: training.steps), else the nearest spelling; `beside` are more keys."""
-    alike = [known for known in all_keys() if known.endswith("." + key.rpartition(".")[2])]
-    return (
-        f" (did you mean {' or '.join(map(repr, alike))}?)"
-        if alike
-        else suggestion(key, [*beside, *all_keys()])
-    )
+def suggest_keys(key: str, siblings: Sequence[str] = ()) -> str:
+    """Return ' (did you mean X?)' for an unknown key, or ''.
+
+    Keys with the same last part come first (steps: training.steps), then the nearest spelling
+    among all keys and the `siblings` of the unknown one.
+    """
+    ending = "." + key.rpartition(".")[2]
+    same_ending = [known for known in all_keys() if known.endswith(ending)]
+    if same_ending:
+        return f" (did you mean {' or '.join(map(repr, same_ending))}?)"
+
+    return suggestion(key, [*siblings, *all_keys()])
 
 
 def all_keys(cls: Any = Config, path: str = "") -> list[str]:
-    """Dotted names of every section and field."""
+    """Return the dotted names of all sections and fields."""
     keys = []
-    for name, annotation in annotations(cls).items():
+    for name, annotation in field_types(cls).items():
         keys.append(join(path, name))
         if dataclasses.is_dataclass(annotation):
             keys += all_keys(annotation, join(path, name))
     return keys
 
 
-def parse(text: str, annotation: Any, path: str) -> Any:
-    """The value of an edit, read by the field's type: none, true, 12, 3e-4, a text, or JSON for lists and sections."""
+def parse_value(text: str, annotation: Any, path: str) -> Any:
+    """Return the value of an edit, read by the type of its field.
+
+    That is none, true, 12, 3e-4, a string, or JSON for lists and sections.
+    """
     inner, optional = split_optional(annotation)
-    inner, _ = strip_bounds(inner)
+    inner, _ = split_bounds(inner)
     if optional and text.lower() in ("none", "null"):
         return None
+
     try:
         if typing.get_origin(inner) is Literal:
             return next((choice for choice in typing.get_args(inner) if str(choice) == text), text)
         if inner is bool:
             return {"true": True, "false": False}[text.lower()]
         if inner in (int, float):
-            return number(text, inner)
+            return parse_number(text, inner)
         return text if inner is str else json.loads(text)
     except (ValueError, KeyError) as error:
         language = "" if inner in (int, float, bool) else " in JSON"
-        raise ConfigError(
-            path, f"must be {describe(annotation)}{language}, got {text!r}"
-        ) from error
+        reason = f"must be {describe_type(annotation)}{language}, got {text!r}"
+        raise ConfigError(path, reason) from error
 
 
-def number(text: str, kind: type) -> int | float:
-    """A number; whole ones may be written 1e6 or 1_000."""
+def parse_number(text: str, number_type: type) -> int | float:
+    """Return a number. A whole one may be written 1e6 or 1_000; ValueError if it is not whole."""
     value = float(text)
-    if kind is int:
-        if "." not in text and "e" not in text.lower():
-            return int(text)
-        if not value.is_integer():
-            raise ValueError(text)
-        return int(value)
-    return value
+    if number_type is float:
+        return value
+
+    # int() keeps all digits, which a float would round above 2**53.
+    if "." not in text and "e" not in text.lower():
+        return int(text)
+    if not value.is_integer():
+        raise ValueError(text)
+    return int(value)

@@ -50,7 +50,7 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
     notes += read_generation_config(directory, read_hf_config(directory)).warnings
     _, params = interop.load(directory)
 
-    with runtime.lock(run):
+    with runtime.lock_run_directory(run):
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
             tokenizer.save(run / TOKENIZER_FILE)
@@ -104,7 +104,7 @@ def build_run_config(
             validation=config.ValidationConfig(method="tail"),
         ),
     )
-    edited = config.edited(imported, edits)
+    edited = config.apply_edits(imported, edits)
 
     if (edited.run_directory, edited.tokenizer.path) != (
         imported.run_directory,

@@ -1,7 +1,12 @@
-"""From raw text to batches: `prepare(...)` makes the token store, `stream.Stream` reads batches from it by step number."""
+"""Turn raw text into batches.
 
+`prepare(...)` builds the token store and `stream.Stream` reads batches from it by step.
+"""
+
+from jaxlm.data.identity import StoreIdentity, identify_store
+from jaxlm.data.preparation import await_store, prepare
 from jaxlm.data.sources import Document
-from jaxlm.data.store import Store, await_store, open_store, prepare
+from jaxlm.data.store import Store, open_store
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 
@@ -9,8 +14,10 @@ __all__ = [
     "Document",
     "SpecialTokens",
     "Store",
+    "StoreIdentity",
     "Tokenizer",
     "await_store",
+    "identify_store",
     "load_tokenizer",
     "open_store",
     "prepare",

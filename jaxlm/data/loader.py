@@ -1,4 +1,4 @@
-"""Batches in the order of their steps, read ahead by threads, and the rows of them that one process reads."""
+"""Iterate over batches in the order of the steps: prefetched, and cut to the rows of a process."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -8,8 +8,8 @@ import grain
 from jaxlm.types import Batch, Batches
 
 
-class Divisible(Protocol):
-    """Batches that can be made in parts: a `Stream`, `EvaluationWindows`."""
+class GlobalBatches(Protocol):
+    """Batches of which any rows can be made alone: a `Stream` or `EvaluationWindows`."""
 
     def __len__(self) -> int: ...
 
@@ -18,25 +18,29 @@ class Divisible(Protocol):
     def rows(self, index: int, start: int, stop: int, /) -> Batch: ...
 
 
-class Share:
-    """The rows of each batch that one process reads; `rows_of` gives the first and the end of them by the size of a batch."""
+class LocalBatches:
+    """The rows of each global batch that this process reads."""
 
-    def __init__(self, whole: Divisible, rows_of: Callable[[int], tuple[int, int]]):
-        self.whole, self.rows_of = whole, rows_of
+    def __init__(self, global_batches: GlobalBatches, local_rows: Callable[[int], tuple[int, int]]):
+        """`local_rows` maps the size of a global batch to the [start, stop) of the local rows."""
+        self.global_batches, self.local_rows = global_batches, local_rows
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.global_batches)
 
     def __getitem__(self, index: int) -> Batch:
-        """The process's rows of batch `index`."""
-        return self.whole.rows(index, *self.rows_of(self.whole.size(index)))
+        """Return the local rows of batch `index`."""
+        start, stop = self.local_rows(self.global_batches.size(index))
+        return self.global_batches.rows(index, start, stop)
 
 
-def batches(
-    stream: Batches, first_step: int, last_step: int, threads: int, buffer: int
+def prefetch_batches(
+    batches: Batches, first_step: int, last_step: int, *, threads: int, buffer: int
 ) -> Iterator[Batch]:
-    """`stream[first_step]`, ..., `stream[last_step - 1]`, at most `buffer` of them ahead, made by `threads` threads."""
-    steps = grain.MapDataset.source(stream)[first_step:last_step]
-    return iter(
-        steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
-    )
+    """Yield `batches[first_step]`, ..., `batches[last_step - 1]`, made ahead by `threads` threads.
+
+    At most `buffer` batches wait to be read.
+    """
+    steps = grain.MapDataset.source(batches)[first_step:last_step]
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    return iter(steps.to_iter_dataset(options))

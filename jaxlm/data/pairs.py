@@ -1,67 +1,73 @@
-"""Pairs on disk: documents in turn sources and targets, read as the rows of a table."""
+"""Read pairs of texts from a store as the rows of a table.
+
+The documents of a source of pairs are a source text, its target text, the next source text and so
+on.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
-from jaxlm.config.errors import UserError
+from jaxlm.config import UserError
 from jaxlm.data.shards import TokenArray
 from jaxlm.objectives import Objective, Vocabulary
 
 
 class PairArray:
-    """The pairs of a source, by number. Beside the tokens, 16 bytes a pair are kept in memory: where its two texts begin."""
+    """The pairs of a source, by number.
+
+    Beside the tokens, 16 bytes per pair are kept in memory: where its two texts begin.
+    """
 
     def __init__(self, tokens: TokenArray, offsets: Path, pairs: int, vocabulary: Vocabulary):
-        """`tokens` hold 2 * `pairs` documents that begin at the `offsets` (as a `TokenWriter` leaves them).
+        """Take the tokens of 2 * `pairs` documents that begin at `offsets` (of a `TokenWriter`).
 
-        `ValueError` if the vocabulary has no pad token, `UserError` if the offsets are missing or damaged.
+        Raises `ValueError` if the vocabulary has no pad token, `UserError` if the offsets are
+        missing or damaged.
         """
         if vocabulary.pad is None:
             raise ValueError("pairs are padded: the tokenizer needs a pad token")
         self.tokens, self.pad, self.end_of_text = tokens, vocabulary.pad, vocabulary.end_of_text
-        self.offsets = read_offsets(offsets, 2 * pairs + 1, len(tokens))
+        self.offsets = read_offsets(offsets, count=2 * pairs + 1, tokens=len(tokens))
 
     def __len__(self) -> int:
         return len(self.offsets) // 2
 
-    def places(self, objective: Objective) -> int:
-        """Where a sample can begin: at each pair."""
+    def start_count(self, objective: Objective) -> int:
+        """Return the number of pairs: a sample starts at each."""
         del objective
         return len(self)
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
-        """int32 [n, S + T]: the pairs `starts` (int64 [n]), S = `objective.source_length` columns of source, T = `length` of target.
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+        """Return the pairs `starts` (int64 [n]); int32 [n, S + T].
 
-        Each text ends with the end of text, also one that was cut to fit; behind it is padding.
+        S = `objective.source_length` columns are the source, T = `objective.length` the target.
+        Each text ends with end_of_text, also one that was cut to fit. Padding follows it.
         """
-        return np.concatenate(
-            [
-                self.texts(2 * starts, objective.source_length),
-                self.texts(2 * starts + 1, objective.length),
-            ],
-            axis=1,
-        )
+        sources = self.read_texts(2 * starts, objective.source_length)
+        targets = self.read_texts(2 * starts + 1, objective.length)
+        return np.concatenate([sources, targets], axis=1)
 
-    def texts(self, documents: np.ndarray, width: int) -> np.ndarray:
-        """int32 [n, width]: documents (int64 [n]), cut or padded."""
+    def read_texts(self, documents: np.ndarray, width: int) -> np.ndarray:
+        """Return documents by number (int64 [n]), cut or padded to `width`; int32 [n, width]."""
         begins, ends = self.offsets[documents], self.offsets[documents + 1]
         lengths = np.minimum(ends - begins, width)
+
         rows = np.full((len(documents), width), self.pad, self.tokens.dtype)
         for row, begin, length in zip(rows, begins.tolist(), lengths.tolist(), strict=True):
             self.tokens.read_into(row[:length].view(np.uint8).data, begin)
+
         rows[ends - begins > width, -1] = self.end_of_text
         return rows.astype(np.int32)
 
 
 def read_offsets(path: Path, count: int, tokens: int) -> np.ndarray:
-    """int64 [count]: where documents begin, and the end of the last, which is the number of tokens."""
+    """Return where documents begin and, last, the number of tokens; int64 [count]."""
+    rebuild = f"delete the folder {path.parent} to have it built again"
     try:
         offsets = np.fromfile(path, "<i8")
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; delete the folder {path.parent} to have it built again"
-        ) from error
+        raise UserError(f"{path}: {error.strerror}; {rebuild}") from error
     if len(offsets) != count or offsets[-1] != tokens:
-        raise UserError(f"{path}: damaged; delete the folder {path.parent} to have it built again")
+        raise UserError(f"{path}: damaged; {rebuild}")
     return offsets

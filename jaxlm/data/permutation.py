@@ -1,8 +1,9 @@
-"""Shuffling without a table: a pseudo-random permutation of [0, size) whose every value is computed on its own.
+"""Shuffle without a table: each value of a pseudo-random permutation is computed on its own.
 
-A Feistel network over pairs (x, y) with x * height + y = index: each round adds a hash of one half to the other half modulo
-its size, which can be undone, so the network is a bijection. The pairs cover slightly more than [0, size); an image outside is
-sent through again until it falls inside (cycle walking), which keeps the bijection.
+The permutation is a Feistel network over pairs (x, y) with x * height + y = index. Each round adds
+a hash of one half to the other half, modulo its size. This can be undone, so the network is a
+bijection. The pairs cover slightly more than [0, size): an image outside is sent through again
+until it falls inside (cycle walking), which keeps the bijection.
 """
 
 import math
@@ -15,24 +16,32 @@ ROUNDS = 6
 
 
 def permute(index: np.ndarray, size: int, seed: int, source: int, epoch: np.ndarray) -> np.ndarray:
-    """Images of `index` (int64 [n], values in [0, size)) under the permutation of each `epoch` (int64 [n]); int64 [n]."""
-    keys = counter_rng.random_bits(
-        seed, epoch[:, None], counter_rng.SHUFFLE + source, np.arange(ROUNDS)
-    )
-    image = feistel(index.astype(np.uint64), size, keys)
+    """Return the images of `index` under the permutation of [0, size) of each epoch; int64 [n].
+
+    `index` and `epoch` are int64 [n].
+    """
+    stream = counter_rng.SHUFFLE + source
+    keys = counter_rng.random_bits(seed, epoch[:, None], stream, np.arange(ROUNDS))
+
+    image = apply_feistel(index.astype(np.uint64), size, keys)
     while (outside := image >= size).any():
-        image[outside] = feistel(image[outside], size, keys[outside])
+        image[outside] = apply_feistel(image[outside], size, keys[outside])
     return image.astype(np.int64)
 
 
-def feistel(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """One pass: a bijection of [0, width * height), the smallest near-square that holds `size`; uint64 [n], keys [n, ROUNDS]."""
+def apply_feistel(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Apply the network once to `index` (uint64 [n]) with `keys` (uint64 [n, ROUNDS]).
+
+    The result is a bijection of [0, width * height), the smallest near-square that holds `size`.
+    """
     width = math.isqrt(size - 1) + 1
     height = -(-size // width)
     x, y = np.divmod(index, np.uint64(height))
+
     for round_number in range(ROUNDS):
         key = keys[:, round_number]
-        # 32 of the hash's bits: a sum that wrapped around 2**64 before the modulo could not be undone.
+        # Only 32 bits of the hash are added: a sum that wrapped around 2**64 before the modulo
+        # could not be undone.
         if round_number % 2 == 0:
             y = (y + (counter_rng.mix(key ^ x) >> np.uint64(32))) % np.uint64(height)
         else:

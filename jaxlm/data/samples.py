@@ -1,4 +1,4 @@
-"""How samples are cut from arrays on disk, whether these hold running text or pairs."""
+"""Cut samples from a tokenised source, whether it holds running text or pairs."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,31 +8,31 @@ import numpy as np
 from jaxlm.objectives import Objective
 
 
-class Samples(Protocol):
-    """What a source's samples are read from: a `TokenArray` of running text, or a `PairArray`."""
+class SampleArray(Protocol):
+    """The tokens of a source: a `TokenArray` of running text, or a `PairArray`."""
 
     def __len__(self) -> int: ...
 
-    def places(self, objective: Objective) -> int:
-        """A sample can begin at 0, ..., places - 1."""
+    def start_count(self, objective: Objective) -> int:
+        """Return how many places there are, from 0 on, at which a sample can start."""
         ...
 
-    def read(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
-        """int32 [n, window]: the samples that begin at `starts` (int64 [n])."""
+    def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
+        """Return the samples that start at `starts` (int64 [n]); int32 [n, window]."""
         ...
 
 
-def window_count(array: Samples, objective: Objective) -> int:
-    """Whole windows of an array, the first at its beginning."""
-    return (array.places(objective) - 1) // objective.stride + 1
+def window_count(array: SampleArray, objective: Objective) -> int:
+    """Return how many whole windows an array holds, the first at its beginning."""
+    return (array.start_count(objective) - 1) // objective.stride + 1
 
 
-def read(
-    arrays: Sequence[Samples], which: np.ndarray, starts: np.ndarray, objective: Objective
+def gather_samples(
+    arrays: Sequence[SampleArray], sources: np.ndarray, starts: np.ndarray, objective: Objective
 ) -> np.ndarray:
-    """int32 [n, window]: row i is the sample of `arrays[which[i]]` that begins at `starts[i]`."""
+    """Return the samples that start at `starts[i]` of `arrays[sources[i]]`; int32 [n, window]."""
     rows = np.empty((len(starts), objective.window), np.int32)
-    for source in np.unique(which):
-        mine = which == source
-        rows[mine] = arrays[source].read(starts[mine], objective)
+    for source in np.unique(sources):
+        of_source = sources == source
+        rows[of_source] = arrays[source].read_samples(starts[of_source], objective)
     return rows

@@ -1,23 +1,24 @@
-"""Documents from files: text, JSON lines, pairs, or the Python standard library. Read one at a time, whatever the corpus's size."""
+"""Read documents from files: text, JSON lines, pairs, or the Python standard library.
+
+Documents are read one at a time, whatever the size of the corpus.
+"""
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxlm import config
-from jaxlm.config.errors import ConfigError, UserError
+from jaxlm.config import ConfigError, SourceConfig, UserError
 from jaxlm.config.fields import suggestion
 
 JSON_LINES = (".jsonl", ".ndjson")
 
-# Left out of the standard library: what distributions package apart (test suites, editors, demos) and what the build wrote.
+# Parts of the standard library that are left out: what distributions package separately (test
+# suites, editors, demos) and what the build of Python wrote.
 STDLIB_EXCLUDED = {
     "site-packages",
     "dist-packages",
@@ -33,11 +34,11 @@ STDLIB_EXCLUDED_STARTS = ("config-", "_sysconfigdata", "sitecustomize")
 
 
 class Document(NamedTuple):
-    """A text and where it comes from: the path relative to the source, with `:LINE` for JSON lines."""
+    """A text, or a pair of texts, and where it comes from."""
 
-    name: str
-    text: str
-    target: str | None = None  # of a pair; the text is then its source
+    name: str  # path relative to the source; for JSON lines with `:LINE`
+    text: str  # of a pair: the source
+    target: str | None = None  # of a pair
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -45,100 +46,119 @@ class Document(NamedTuple):
         return (self.text,) if self.target is None else (self.text, self.target)
 
 
-def files(source: config.SourceConfig, key: str = "data.sources") -> list[Path]:
-    """The files of a source, sorted. Folders give every file below them that is not hidden. `ConfigError` at `key` if there are none."""
+def read_documents(source: SourceConfig, config_key: str = "data.sources") -> Iterator[Document]:
+    """Yield the documents of a source in the order of its files.
+
+    Empty documents are skipped; one of the two texts of a pair may be empty. Raises `UserError`
+    naming the file and the line or byte at fault, `ConfigError` at `config_key` if there are no
+    files.
+    """
+    base = base_folder(source)
+    for path in list_files(source, config_key):
+        name = path.relative_to(base).as_posix()
+        if source.format == "pairs":
+            documents = read_json_pairs(path, name, source)
+        elif source.format == "jsonl" or (source.format == "auto" and path.suffix in JSON_LINES):
+            documents = read_json_documents(path, name, source)
+        elif source.format == "python_stdlib":
+            documents = read_stdlib_module(path, name)
+        else:
+            documents = iter([Document(name, decode_utf8(read_bytes(path), str(path)))])
+
+        yield from (document for document in documents if any(document.texts))
+
+
+# Files
+
+
+def list_files(source: SourceConfig, config_key: str = "data.sources") -> list[Path]:
+    """Return the files of a source, sorted; a folder gives every file below it that is not hidden.
+
+    Raises `ConfigError` at `config_key` if there are none.
+    """
     if source.path is None:
-        return [
-            path for path in walk(stdlib_folder(), excluded_from_stdlib) if path.suffix == ".py"
-        ]
+        modules = walk_files(stdlib_folder(), is_excluded_from_stdlib)
+        return [path for path in modules if path.suffix == ".py"]
+
     path = Path(source.path).expanduser()
     if path.is_dir():
-        found = walk(path)
+        paths = walk_files(path)
     elif path.exists():
-        found = [path]
+        paths = [path]
     else:
-        found = sorted(
-            Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)
-        )  # noqa: PTH113, PTH207
-    if not found:
-        raise ConfigError(
-            key,
-            f"{source.path}: {'holds no files' if path.is_dir() else 'no such file' + near_names(path)}",
-        )
-    return found
+        names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        paths = sorted(Path(name) for name in names if Path(name).is_file())
+
+    if not paths:
+        reason = "holds no files" if path.is_dir() else "no such file" + suggest_file(path)
+        raise ConfigError(config_key, f"{source.path}: {reason}")
+    return paths
 
 
 def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden."""
     return name.startswith(".")
 
 
-def excluded_from_stdlib(name: str) -> bool:
+def is_excluded_from_stdlib(name: str) -> bool:
+    """Return whether a file or folder of the standard library is left out."""
     return name in STDLIB_EXCLUDED or name.startswith(STDLIB_EXCLUDED_STARTS)
 
 
-def walk(folder: Path, excluded: Callable[[str], bool] = is_hidden) -> list[Path]:
-    """Regular files below `folder`, sorted, without the names (of files and of whole folders) that are excluded."""
-    found = []
+def walk_files(folder: Path, is_excluded: Callable[[str], bool] = is_hidden) -> list[Path]:
+    """Return the regular files below `folder`, sorted.
+
+    Files and whole folders whose name `is_excluded` are left out.
+    """
+    paths = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not excluded(name)]
-        found += [Path(parent, name) for name in names if not excluded(name)]
-    return sorted(path for path in found if path.is_file())
+        folders[:] = [name for name in folders if not is_excluded(name)]
+        paths += [Path(parent, name) for name in names if not is_excluded(name)]
+    return sorted(path for path in paths if path.is_file())
 
 
-def near_names(path: Path) -> str:
-    """' (did you mean X?)' for a file of nearly that name beside it."""
-    return (
-        suggestion(path.name, [p.name for p in path.parent.iterdir()])
-        if path.parent.is_dir()
-        else ""
-    )
+def suggest_file(path: Path) -> str:
+    """Return ' (did you mean X?)' if a file of nearly that name is in the same folder."""
+    if not path.parent.is_dir():
+        return ""
+    return suggestion(path.name, [neighbour.name for neighbour in path.parent.iterdir()])
 
 
 def stdlib_folder() -> Path:
+    """Return the folder of the Python standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def base_folder(source: config.SourceConfig) -> Path:
-    """The folder that names are relative to: the source's own, or the part of its glob before the first wildcard."""
+def base_folder(source: SourceConfig) -> Path:
+    """Return the folder that the names of a source's documents are relative to.
+
+    It is the source's own folder, or the part of a glob before the first wildcard.
+    """
     if source.path is None:
         return stdlib_folder()
     path = Path(source.path).expanduser()
     if path.is_dir():
         return path
-    fixed = path.parent
-    while glob.has_magic(str(fixed)) and not fixed.is_dir():
-        fixed = fixed.parent
-    return fixed
+
+    folder = path.parent
+    while glob.has_magic(str(folder)) and not folder.is_dir():
+        folder = folder.parent
+    return folder
 
 
-def documents(source: config.SourceConfig, key: str = "data.sources") -> Iterator[Document]:
-    """The non-empty documents of a source in the order of its files; of pairs, one text may be empty.
-
-    `UserError` names the file and the line or byte at fault.
-    """
-    base = base_folder(source)
-    for path in files(source, key):
-        name = path.relative_to(base).as_posix()
-        if source.format == "pairs":
-            found = json_pairs(path, name, source.source_key, source.target_key)
-        elif source.format == "jsonl" or (source.format == "auto" and path.suffix in JSON_LINES):
-            found = json_documents(path, name, source.text_key)
-        elif source.format == "python_stdlib":
-            found = stdlib_documents(path, name)
-        else:
-            found = iter([Document(name, decoded(read(path), str(path)))])
-        yield from (document for document in found if any(document.texts))
+# Formats
 
 
-def read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def decoded(data: bytes, place: str) -> str:
-    """UTF-8 text, newlines as they are; `place` (a file, or FILE:LINE) is named where it is not."""
+def decode_utf8(data: bytes, place: str) -> str:
+    """Return UTF-8 text, with newlines as they are; errors name `place` (FILE or FILE:LINE)."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -147,130 +167,75 @@ def decoded(data: bytes, place: str) -> str:
         ) from error
 
 
-def stdlib_documents(path: Path, name: str) -> Iterator[Document]:
-    """One module; none if it is written in another encoding."""
+def read_stdlib_module(path: Path, name: str) -> Iterator[Document]:
+    """Yield the text of a module; nothing if it has another encoding than UTF-8."""
     with contextlib.suppress(UnicodeDecodeError):
-        yield Document(name, read(path).decode())
+        yield Document(name, read_bytes(path).decode())
 
 
-def json_documents(path: Path, name: str, text_key: str) -> Iterator[Document]:
-    """The documents of a JSON lines file."""
-    for number, values in json_lines(path):
-        yield Document(
-            f"{name}:{number}", json_text(values, f"{path}:{number}", "text_key", text_key)
-        )
+def read_json_documents(path: Path, name: str, source: SourceConfig) -> Iterator[Document]:
+    """Yield the documents of a JSON lines file."""
+    for number, values in read_json_lines(path):
+        text = json_string(values, f"{path}:{number}", "text_key", source.text_key)
+        yield Document(f"{name}:{number}", text)
 
 
-def json_pairs(path: Path, name: str, source_key: str, target_key: str) -> Iterator[Document]:
-    """The pairs of a JSON lines file."""
-    for number, values in json_lines(path):
+def read_json_pairs(path: Path, name: str, source: SourceConfig) -> Iterator[Document]:
+    """Yield the pairs of a JSON lines file."""
+    for number, values in read_json_lines(path):
         place = f"{path}:{number}"
-        source, target = (
-            json_text(values, place, "source_key", source_key),
-            json_text(values, place, "target_key", target_key),
-        )
-        yield Document(f"{name}:{number}", source, target)
+        source_text = json_string(values, place, "source_key", source.source_key)
+        target_text = json_string(values, place, "target_key", source.target_key)
+        yield Document(f"{name}:{number}", source_text, target_text)
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSON lines file; blank lines are skipped."""
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, object) of a JSON lines file; blank lines are skipped."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, json_object(line, f"{path}:{number}")
+                    yield number, parse_json_object(line, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def json_object(line: bytes, place: str) -> dict:
+def parse_json_object(line: bytes, place: str) -> dict:
+    """Return the JSON object on a line; errors name `place`."""
     try:
-        values = json.loads(decoded(line, place))
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = (
-            f"{error.msg} at column {error.colno}"
-            if isinstance(error, json.JSONDecodeError)
-            else "nested too deeply"
-        )
-        raise UserError(f"{place}: not JSON: {reason}") from error
+        values = json.loads(decode_utf8(line, place))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise UserError(f"{place}: not JSON: nested too deeply") from error
     if not isinstance(values, dict):
         raise UserError(f"{place}: must be a JSON object, got {type(values).__name__}")
     return values
 
 
-def json_text(values: dict, place: str, setting: str, key: str) -> str:
-    """The text under `key`, which the field `setting` of the source names."""
+def json_string(values: dict, place: str, field: str, key: str) -> str:
+    """Return the string under `key`, which the `field` of the source's config names."""
     if key not in values:
         near = suggestion(key, values) or f" (it has {', '.join(map(repr, values)) or 'none'})"
         raise UserError(
-            f"{place}: no key {key!r}{near}; data.sources.{setting} names the key of the {setting.removesuffix('_key')}"
+            f"{place}: no key {key!r}{near}; data.sources.{field} names the key of the "
+            f"{field.removesuffix('_key')}"
         )
+
     text = values[key]
     if not isinstance(text, str):
-        raise UserError(f"{place}: {key!r} must be a text, got {type(text).__name__}")
+        raise UserError(f"{place}: {key!r} must be a string, got {type(text).__name__}")
     if not text.isascii():
         check_unicode(text, place)
     return text
 
 
 def check_unicode(text: str, place: str) -> None:
-    """JSON can spell half of a surrogate pair (\\ud800), which is no character and has no UTF-8."""
+    """Refuse half of a surrogate pair, which JSON can spell (\\ud800) but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place}: half a surrogate pair at character {error.start:,}, which is not Unicode text"
+            f"{place}: half a surrogate pair at character {error.start:,}, "
+            "which is not Unicode text"
         ) from error
-
-
-def fingerprint(source: config.SourceConfig, cache_path: Path, key: str = "data.sources") -> str:
-    """SHA-256 over the names and contents of the source's files.
-
-    `cache_path` (JSON) remembers the hash of each file by path, size and time of change, so that an unchanged corpus is not read
-    again; it may be missing, and is left alone where it can't be written.
-    """
-    base, known, whole = base_folder(source), load_cache(cache_path), hashlib.sha256()
-    fresh = {}
-    for path in files(source, key):
-        content = file_hash(path, known, fresh)
-        whole.update(
-            f"{path.relative_to(base).as_posix()}\0{content}\n".encode("utf-8", "surrogateescape")
-        )
-    if fresh:
-        save_cache(cache_path, known | fresh)
-    return whole.hexdigest()
-
-
-def file_hash(path: Path, known: dict, fresh: dict) -> str:
-    """SHA-256 of a file, from `known` where its size and time of change are the same; new ones are added to `fresh`."""
-    place = str(path.absolute())
-    try:
-        status = path.stat()
-        state = [status.st_size, status.st_mtime_ns]
-        entry = known.get(place)
-        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
-            return entry[2]
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    # A file that changed just now may change again within the clock's resolution: not remembered.
-    if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
-        fresh[place] = [*state, content]
-    return content
-
-
-def load_cache(path: Path) -> dict:
-    try:
-        cache = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return cache if isinstance(cache, dict) else {}
-
-
-def save_cache(path: Path, cache: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(cache))
-        temporary.replace(path)

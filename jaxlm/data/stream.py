@@ -1,9 +1,10 @@
-"""The training data as a function of the step: `stream[t]` is the global batch of step t, and nothing else decides it.
+"""The training data as a function of the step: `stream[t]` is the global batch of step t.
 
-Sample n of a source is the window that the permutation of epoch n // W gives for n % W, out of its W windows. The objective says how
-long windows are and how far apart they begin: for causal language modelling L + 1 tokens, L apart, so that neighbours share one
-token and every token but the first is a target. From the second epoch on the windows are shifted by a random phase, so that
-epochs don't repeat the same cuts. Of pairs, each is a window.
+Sample n of a source with W windows is the window that the permutation of epoch n // W gives for
+n % W. The objective decides how long windows are and how far apart they start. For causal language
+modelling they take L + 1 tokens and start L apart, so that neighbours share one token and every
+token but the first is a target. From the second epoch on a random phase shifts the windows, so
+that epochs do not repeat the same cuts. In a source of pairs each pair is a window.
 """
 
 import functools
@@ -12,16 +13,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlm import counter_rng
-from jaxlm.config.errors import ConfigError
+from jaxlm.config import ConfigError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.permutation import permute
-from jaxlm.data.samples import Samples, read, window_count
+from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
-BLOCK = 1024  # samples whose places are computed together
-ENDLESS = 1 << 62  # steps: Grain wants a length
+BLOCK = 1024  # samples that are located together
+ENDLESS = 1 << 62  # steps; Grain wants a length
 
 
 class Stream:
@@ -29,65 +30,77 @@ class Stream:
 
     def __init__(
         self,
-        store_arrays: Sequence[Samples],
+        arrays: Sequence[SampleArray],
+        *,
         weights: Sequence[float],
         names: Sequence[str],
         objective: Objective,
         schedule: BatchSchedule,
         seed: int,
     ):
-        """One array, weight and name per source. `ConfigError` at `data.sequence_length` if a source holds no window."""
-        for name, array in zip(names, store_arrays, strict=True):
-            if not array.places(objective):
-                reason = f"a window takes {objective.window:,} tokens, but the training split of source {name!r} has {len(array):,}"
-                raise ConfigError("data.sequence_length", reason)
-        self.arrays, self.objective = tuple(store_arrays), objective
+        """Take one array, weight and name per source.
+
+        Raises `ConfigError` at `data.sequence_length` if a source holds no window.
+        """
+        for name, array in zip(names, arrays, strict=True):
+            if not array.start_count(objective):
+                raise ConfigError(
+                    "data.sequence_length",
+                    f"a window takes {objective.window:,} tokens, but the training split of "
+                    f"source {name!r} has {len(array):,}",
+                )
+
+        self.arrays, self.objective = tuple(arrays), objective
         self.mixture, self.schedule = Mixture(weights), schedule
         self.seed = seed
-        # Hashing a thousand samples costs hardly more than hashing ten: the places of the newest blocks are remembered.
-        self.block = functools.lru_cache(maxsize=8)(self.places)
+        # Hashing a thousand samples costs hardly more than hashing ten, so the newest blocks are
+        # kept.
+        self.block = functools.lru_cache(maxsize=8)(self.locate_block)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Batch:
-        """The global batch of step `index`, [B, ...]."""
+        """Return the global batch of step `index`, [B, ...]."""
         return self.rows(index, 0, self.size(index))
 
     def size(self, index: int) -> int:
-        """Rows of the batch of step `index`."""
+        """Return the number of rows in the batch of step `index`."""
         return self.schedule.size(int(index))
 
     def rows(self, step: int, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop` of the global batch of `step`: what one process reads of it."""
+        """Return the rows [start, stop) of the global batch of `step`."""
         samples = self.schedule.first_sample(int(step)) + np.arange(start, stop, dtype=np.int64)
-        return self.objective.make(self.windows(samples), samples, self.seed)
+        return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
 
-    def windows(self, samples: np.ndarray) -> np.ndarray:
-        """int32 [n, window]: the tokens of consecutive samples (int64 [n])."""
+    def read_windows(self, samples: np.ndarray) -> np.ndarray:
+        """Return the tokens of consecutive samples (int64 [n]); int32 [n, window]."""
         first, last = samples[0] // BLOCK, samples[-1] // BLOCK
         blocks = [self.block(number) for number in range(int(first), int(last) + 1)]
         sources, starts = np.concatenate(blocks, axis=1)[:, samples - first * BLOCK]
-        return read(self.arrays, sources, starts, self.objective)
+        return gather_samples(self.arrays, sources, starts, self.objective)
 
-    def places(self, block: int) -> np.ndarray:
-        """int64 [2, BLOCK]: the source of each sample of a block, and the token at which its window begins."""
-        sources, counts = self.mixture(block * BLOCK + np.arange(BLOCK, dtype=np.int64))
-        starts = np.empty_like(counts)
+    def locate_block(self, block: int) -> np.ndarray:
+        """Return the source of each sample of a block and the start of its window.
+
+        The start counts tokens (pairs in a source of pairs); int64 [2, BLOCK].
+        """
+        sources, numbers = self.mixture(block * BLOCK + np.arange(BLOCK, dtype=np.int64))
+        starts = np.empty_like(numbers)
         for source in range(len(self.arrays)):
-            mine = sources == source
-            starts[mine] = self.starts(source, counts[mine])
+            of_source = sources == source
+            starts[of_source] = self.window_starts(source, numbers[of_source])
         return np.stack([sources, starts])
 
-    def starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
-        """int64 [n]: where the windows of a source's samples begin, by their number among its own."""
-        places, stride = self.arrays[source].places(self.objective), self.objective.stride
-        count = window_count(self.arrays[source], self.objective)
+    def window_starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
+        """Return where the samples `numbers` (int64 [n]) of a source start; int64 [n]."""
+        array, stride = self.arrays[source], self.objective.stride
+        count = window_count(array, self.objective)
         epochs, index = np.divmod(numbers, count)
-        phases = counter_rng.random_bits(
-            self.seed, epochs, counter_rng.PHASE + source, 0
-        ) % np.uint64(stride)
-        starts = permute(index, count, self.seed, source, epochs) * stride + np.where(
-            epochs, phases.astype(np.int64), 0
-        )
-        return np.minimum(starts, places - 1)
+
+        stream = counter_rng.PHASE + source
+        phases = counter_rng.random_bits(self.seed, epochs, stream, 0) % np.uint64(stride)
+        phases = np.where(epochs, phases.astype(np.int64), 0)
+
+        starts = permute(index, count, self.seed, source, epochs) * stride + phases
+        return np.minimum(starts, array.start_count(self.objective) - 1)

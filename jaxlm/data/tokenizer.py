@@ -1,4 +1,7 @@
-"""Text to token ids and back. Every tokenizer is a `tokenizers.Tokenizer`, so that each run carries a standard tokenizer.json."""
+"""Convert text to token ids and back.
+
+Every tokenizer is a `tokenizers.Tokenizer`, so that each run has a standard tokenizer.json.
+"""
 
 import hashlib
 import re
@@ -12,50 +15,60 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from jaxlm.config.errors import ConfigError
+from jaxlm.config import ConfigError
 from jaxlm.config.fields import suggestion
-from jaxlm.data.vocabulary import BYTES, SpecialTokens, vocabulary
+from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens, build_vocabulary
+from jaxlm.files import write_atomically
 from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
 
-# Where tokens end whatever stands around: for bytes before any character, for GPT-2's pre-tokenizer after a single newline.
+# Places at which a token ends whatever the context: for bytes before any character, for GPT-2's
+# pre-tokenizer after a single newline.
 ANYWHERE = re.compile(r"(?=.)", re.DOTALL)
 WORD_NEWLINE_WORD = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class Tokenizer:
-    """`inner` with the special tokens that a run uses. Ids run from 0 to `size` - 1, special tokens included."""
+    """A `tokenizers.Tokenizer` (`inner`) with the special tokens that a run uses.
+
+    Ids run from 0 to `size` - 1, special tokens included.
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer, special: SpecialTokens):
-        """`ValueError` if `inner` lacks one of the tokens."""
+        """Raise `ValueError` if `inner` lacks one of the tokens."""
         ids = inner.get_vocab(with_added_tokens=True)
         missing = [name for name in special.names if name not in ids]
         if missing:
             raise ValueError(f"no token {missing[0]!r}")
-        # Documents are untrusted: "<|endoftext|>" inside one is plain text, never the special token. The other tokens are left
-        # alone where they are special already: RoBERTa's <mask> takes the space before it along.
-        known = special_names(inner)
-        inner.add_special_tokens(
-            added([special.end_of_text, *(name for name in special.names if name not in known)])
-        )
+
+        # Documents are untrusted: "<|endoftext|>" inside one is plain text, never the special
+        # token. The other tokens are left alone where they are special already: RoBERTa's <mask>
+        # includes the space before it.
+        known = special_token_names(inner)
+        new = [name for name in special.names if name not in known]
+        inner.add_special_tokens(added_tokens([special.end_of_text, *new]))
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
+
         self.inner, self.special = inner, special
         self.size: int = max(ids.values()) + 1
         self.end_of_text: int = ids[special.end_of_text]
-        self.is_bytes = inner.to_str() == byte_level(special_names(inner)).to_str()
-        self.boundary = (
-            ANYWHERE if self.is_bytes else WORD_NEWLINE_WORD if is_gpt2_like(inner) else None
-        )
         self.reserved = np.zeros(self.size, bool)
         self.reserved[[ids[name] for name in special.names]] = True
 
+        self.is_bytes = inner.to_str() == build_byte_level(special_token_names(inner)).to_str()
+        self.boundary = None  # pattern of the places at which a long text may be split
+        if self.is_bytes:
+            self.boundary = ANYWHERE
+        elif is_gpt2_like(inner):
+            self.boundary = WORD_NEWLINE_WORD
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What objectives know of it."""
-        return vocabulary(self.inner, self.special, self.size)
+        """The tokens as objectives see them."""
+        return build_vocabulary(self.inner, self.special, self.size)
 
     @property
     def hash(self) -> str:
@@ -63,43 +76,47 @@ class Tokenizer:
         return hashlib.sha256(self.inner.to_str().encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Writes a tokenizer.json."""
-        path.write_text(self.inner.to_str(), encoding="utf-8")
+        """Write a tokenizer.json."""
+        write_atomically(path, self.inner.to_str())
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 [n] ids of `text`; no special tokens are added, and none are read from the text."""
+        """Return the ids of `text`; int32 [n].
+
+        No special tokens are added, and none are read from the text.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, on all cores."""
+        """Return the ids of each text, encoded on all cores."""
         if self.is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
         encodings = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        found = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return [
-            self.encode_broken(text) if self.reserved[ids].any() else ids
-            for text, ids in zip(texts, found, strict=True)
-        ]
+        batch = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            batch.append(self.encode_reserved(text) if self.reserved[ids].any() else ids)
+        return batch
 
-    def encode_broken(self, text: str) -> np.ndarray:
-        """int32 [n] ids of a text whose words the model itself takes for special tokens.
+    def encode_reserved(self, text: str) -> np.ndarray:
+        """Return the ids of a text with words that the model itself takes for special tokens.
 
-        T5's Unigram model holds "</s>" as a word like any other. Such names are encoded in two halves; should normalization
-        bring forth one all the same, it is left out.
+        T5's Unigram model has "</s>" as a word like any other. Such names are encoded in two
+        halves. Should normalization produce one all the same, it is left out.
         """
-        cuts = [
-            found.start() + 1
-            for found in re.finditer(f"(?={'|'.join(map(re.escape, self.special.names))})", text)
-        ]
+        names = "|".join(map(re.escape, self.special.names))
+        cuts = [match.start() + 1 for match in re.finditer(f"(?={names})", text)]
         parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
         encodings = self.inner.encode_batch_fast(parts, add_special_tokens=False)
         ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
         return ids[~self.reserved[ids]]
 
-    def pieces(self, text: str) -> Iterator[str]:
-        """`text` cut where no token can span the cut, if such places are known: the ids of the pieces are those of the text.
+    def split_text(self, text: str) -> Iterator[str]:
+        """Yield `text` in pieces whose ids, one after another, are the ids of the text.
 
-        The library takes some 100 bytes a token and one core for each text, so long texts are better encoded in pieces.
+        The library takes some 100 bytes per token and one core per text, so long texts are better
+        encoded in pieces. A text of a tokenizer without known boundaries stays whole.
         """
         start = 0
         while self.boundary and (cut := self.boundary.search(text, start + PIECE_CHARACTERS)):
@@ -108,120 +125,134 @@ class Tokenizer:
         yield text[start:]
 
     def decode(self, ids: Any) -> str:
-        """Text of an array of ids. Special tokens are skipped; ids outside the vocabulary become U+FFFD."""
-        return (
-            self.decode_bytes(flat(ids))
-            if self.is_bytes
-            else self.decode_runs(flat(ids), skip_special_tokens=True)
-        )
+        """Return the text of an array of ids.
+
+        Special tokens are skipped; ids outside the vocabulary become U+FFFD.
+        """
+        if self.is_bytes:
+            return self.decode_bytes(flatten_ids(ids))
+        return self.decode_runs(flatten_ids(ids), skip_special_tokens=True)
 
     def show(self, ids: Any) -> str:
-        """As `decode`, with special tokens by their names."""
-        return self.decode_runs(flat(ids), skip_special_tokens=False)
+        """Return the text of an array of ids, with special tokens by their names."""
+        return self.decode_runs(flatten_ids(ids), skip_special_tokens=False)
 
     def decode_runs(self, ids: np.ndarray, skip_special_tokens: bool) -> str:
-        runs = groupby(ids.tolist(), key=lambda token: 0 <= token < self.size)
-        parts = [(list(run), known) for known, run in runs]
-        return "".join(
-            self.inner.decode(run, skip_special_tokens) if known else "\ufffd" * len(run)
-            for run, known in parts
-        )
+        """Decode runs of ids inside the vocabulary by the library, and replace the others."""
+        texts = []
+        for is_known, run in groupby(ids.tolist(), key=lambda token: 0 <= token < self.size):
+            tokens = list(run)
+            if is_known:
+                texts.append(self.inner.decode(tokens, skip_special_tokens))
+            else:
+                texts.append(REPLACEMENT * len(tokens))
+        return "".join(texts)
 
     def decode_bytes(self, ids: np.ndarray) -> str:
+        """Decode ids that are bytes, several times faster than the library does."""
         ids = ids[(ids < 256) | (ids >= self.size)]
         outside = (ids < 0) | (ids > 255)
         if not outside.any():
             return ids.astype(np.uint8).tobytes().decode(errors="replace")
-        replacement = "\ufffd".encode()
-        return b"".join(
-            replacement if bad else bytes([token]) for token, bad in zip(ids, outside, strict=True)
-        ).decode(errors="replace")
+
+        data = [
+            REPLACEMENT.encode() if is_outside else bytes([token])
+            for token, is_outside in zip(ids, outside, strict=True)
+        ]
+        return b"".join(data).decode(errors="replace")
 
 
-def flat(ids: Any) -> np.ndarray:
+def flatten_ids(ids: Any) -> np.ndarray:
+    """Return ids of any shape and kind as int64 [n]."""
     return np.asarray(ids, np.int64).ravel()
 
 
-def added(names: Iterable[str]) -> list[AddedToken]:
+def added_tokens(names: Iterable[str]) -> list[AddedToken]:
+    """Return special tokens as the library wants them."""
     return [AddedToken(name, special=True, normalized=False) for name in names]
 
 
-def special_names(inner: tokenizers.Tokenizer) -> list[str]:
-    """The special tokens that `inner` knows as such, in the order of their ids."""
-    return [
-        token.content
-        for _, token in sorted(inner.get_added_tokens_decoder().items())
-        if token.special
-    ]
-
-
-def byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
-    """Byte-level BPE without merges: id i is the byte i, and the special tokens follow from 256 on."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab=BYTES, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    inner.add_special_tokens(added(special))
-    return inner
+def special_token_names(inner: tokenizers.Tokenizer) -> list[str]:
+    """Return the names that `inner` itself marks as special, in the order of their ids."""
+    tokens = sorted(inner.get_added_tokens_decoder().items())
+    return [token.content for _, token in tokens if token.special]
 
 
 def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
-    """Whether text is cut by GPT-2's pattern and not changed before."""
+    """Return whether text is split by GPT-2's pattern and not changed before."""
     splitter: Any = inner.pre_tokenizer
-    cuts = (
-        isinstance(splitter, pre_tokenizers.ByteLevel)
-        and splitter.use_regex
-        and not splitter.add_prefix_space
-    )
-    return inner.normalizer is None and cuts
+    if inner.normalizer is not None or not isinstance(splitter, pre_tokenizers.ByteLevel):
+        return False
+    return splitter.use_regex and not splitter.add_prefix_space
 
 
 def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
-    """256 ids that equal the bytes, from 256 on the special tokens: the end of text first, the sentinels last, backwards as in T5."""
-    return Tokenizer(
-        byte_level([*special.named.values(), *reversed(special.sentinel_names)]), special
+    """Return the tokenizer whose ids below 256 are the bytes.
+
+    From 256 on follow the special tokens: the end of text first, the sentinels last, backwards as
+    in T5.
+    """
+    names = [*special.named.values(), *reversed(special.sentinel_names)]
+    return Tokenizer(build_byte_level(names), special)
+
+
+def build_byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
+    """Return byte-level BPE without merges: id i is the byte i, special tokens follow from 256."""
+    inner = tokenizers.Tokenizer(models.BPE(vocab=BYTES, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
+        add_prefix_space=False, use_regex=False
     )
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    inner.add_special_tokens(added_tokens(special))
+    return inner
 
 
 def train_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
-    """Byte-level BPE with GPT-2's pre-tokenization and at most `size` ids (fewer if the texts have no more pairs to merge).
+    """Train byte-level BPE with GPT-2's pre-tokenization and at most `size` ids.
 
-    The special tokens come first (the end of text is id 0), then the 256 bytes, the merges in order, and the sentinels: as in T5,
+    There are fewer ids if the texts have no more pairs to merge. The special tokens come first (the
+    end of text is id 0), then the 256 bytes, the merges in order, and the sentinels: as in T5,
     <extra_id_0> is the very last.
     """
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
+        add_prefix_space=False
+    )
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+
     trainer = trainers.BpeTrainer(
         vocab_size=size - special.sentinels,
-        special_tokens=added(special.named.values()),
+        special_tokens=added_tokens(special.named.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    inner.add_special_tokens(added(reversed(special.sentinel_names)))
+    inner.add_special_tokens(added_tokens(reversed(special.sentinel_names)))
     return Tokenizer(inner, special)
 
 
 def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
-    """Any tokenizer.json that has the special tokens; of the sentinels it may have fewer, down to one.
+    """Read any tokenizer.json that has the special tokens.
 
-    `ConfigError` at `tokenizer.path`, or at the key of the token that is missing: `tokenizer.end_of_text`, `tokenizer.mask`, ...
+    It may have fewer sentinels than `special`, down to one. Raises `ConfigError` at
+    `tokenizer.path`, or at the key of the token that is missing: `tokenizer.end_of_text`,
+    `tokenizer.mask`, ...
     """
     try:
         inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
-        raise ConfigError(
-            "tokenizer.path", f"{path}: not a tokenizer.json: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise ConfigError("tokenizer.path", f"{path}: not a tokenizer.json: {reason}") from error
+
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
-            names = special_names(inner)
-            known = (
-                suggestion(name, names)
-                or f" (its special tokens: {', '.join(map(repr, names)) or 'none'})"
-            )
-            raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{known}")
-    sentinels = [inner.token_to_id(name) is not None for name in special.sentinel_names]
-    return Tokenizer(inner, special._replace(sentinels=[*sentinels, False].index(False)))
+            names = special_token_names(inner)
+            known = ", ".join(map(repr, names)) or "none"
+            hint = suggestion(name, names) or f" (its special tokens: {known})"
+            raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{hint}")
+
+    # The sentinels of the file are those before the first one that is missing.
+    is_there = [inner.token_to_id(name) is not None for name in special.sentinel_names]
+    return Tokenizer(inner, special._replace(sentinels=[*is_there, False].index(False)))

@@ -1,7 +1,5 @@
-"""Text from a trained model."""
+"""Generate text, fill masks and embed texts with a trained model."""
 
-from jaxlm.decoding.fill import fill, write
-from jaxlm.decoding.sample import sample
 from jaxlm.decoding.show import samples
 
-__all__ = ["fill", "sample", "samples", "write"]
+__all__ = ["samples"]

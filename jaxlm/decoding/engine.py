@@ -1,7 +1,8 @@
-"""Continuing token ids: prompts are read in chunks of few sizes, then one compiled loop writes a token a turn in all rows.
+"""Continue token ids with a key-value cache.
 
-Only the chunk's size, the number of rows and the room for new tokens are shapes; lengths and limits are data, so new ones compile
-nothing.
+Prompts are read in chunks of a few sizes. Then one compiled loop writes one token per turn in all
+rows. Only the size of a chunk, the number of rows and the room for new tokens are shapes. Lengths
+and limits are data, so new ones compile nothing.
 """
 
 import time
@@ -14,219 +15,300 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import config
-from jaxlm.decoding.sampling import SamplingConfig, penalised, sample_tokens, seen
+from jaxlm.decoding.sampling import (
+    SamplingConfig,
+    penalize_repetitions,
+    sample_tokens,
+    seen_tokens,
+)
 from jaxlm.models import Model
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
 
-CHUNK = 512  # tokens of a prompt that are read at once at most
-SMALLEST = 16
-UPDATE_SECONDS = 0.05  # a caller who watches is asked that often, at most
+CHUNK = 512  # most tokens of a prompt that are read in one pass
+SMALLEST_BUCKET = 16
+UPDATE_SECONDS = 0.05  # aimed at between two calls of `on_tokens`
 
-Watch = Callable[
-    [np.ndarray, np.ndarray], np.ndarray
-]  # (tokens [B, N], lengths [B]) -> bool [B]: the rows that are to go on
+# (tokens [B, N], lengths [B]) -> bool [B]: the rows that continue
+OnTokens = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class Ends(NamedTuple):
-    """What ends a row, and what a model's generation config forces on it."""
+class StopTokens(NamedTuple):
+    """Tokens that end a row, and tokens that a model's generation config forces."""
 
     ids: tuple[int, ...]
-    pad: int = 0  # behind a row's end
-    least: int = 0  # tokens before the end may come
-    first: int | None = None  # the first token, whatever the model says
-    last: int | None = None  # the token at a row's limit
+    pad_id: int = 0  # fills a row after its end
+    min_new_tokens: int = 0  # tokens before a stop token may come
+    forced_first_id: int | None = None  # the first token, whatever the scores
+    forced_last_id: int | None = None  # the token at a row's limit
 
 
-class State(NamedTuple):
-    """The rows as far as they are written."""
+class EngineState(NamedTuple):
+    """Rows as far as they are written. N columns of new tokens."""
 
     cache: Tree  # has read all but the newest token
     tokens_BN: Array  # int32
     newest_B: Array  # int32
     count: Array  # int32: columns of `tokens_BN` that are written
-    lengths_B: Array  # int32: tokens of each row, its end included
-    open_B: Array  # bool: rows that go on
-    limits_B: Array  # int32: of the lengths
+    lengths_B: Array  # int32: tokens of each row, its stop token included
+    open_B: Array  # bool: rows that continue
+    limits_B: Array  # int32: most tokens of each row
     rows_B: Array  # int32: the rows' numbers, for their random draws
     key: Array
-    seen_BV: Array | None  # bool: tokens that a row has; where repetitions are penalised
+    seen_BV: Array | None  # bool: tokens that occur in a row; only if repetitions are penalized
 
 
-class Writer:
-    """A model that continues token ids. `params` are best given as `models.unstacked`."""
+class Engine:
+    """Continues token ids with a decoder or an encoder-decoder.
 
-    def __init__(self, model: Model, params: Tree, ends: Ends):
-        self.model, self.params, self.ends = model, params, ends
-        self._read = jax.jit(partial(read, model), donate_argnums=(1, 2))
-        self._begin = jax.jit(partial(begin, ends), static_argnums=(0, 1), donate_argnums=(2,))
-        self._steps = jax.jit(partial(steps, model, ends), static_argnums=(0,), donate_argnums=(2,))
+    `params` may be split over the devices of several processes; then every process makes the same
+    calls and gets the same rows. On a single device `models.unstacked(params)` is faster.
+    """
 
-    def write(
+    def __init__(self, model: Model, params: Tree, stop: StopTokens):
+        self.model, self.params, self.stop = model, params, stop
+
+        # Every process reads the rows, so they are whole on each device. The compiler is free to
+        # split the cache.
+        whole = replicated_sharding(params)
+        state = EngineState(*[whole] * len(EngineState._fields))._replace(cache=None)
+
+        self._read_first = jax.jit(partial(read_first_chunk, model), static_argnums=(0,))
+        self._read_next = jax.jit(partial(read_chunk, model), donate_argnums=(1, 2))
+        self._start = jax.jit(
+            partial(start_rows, stop),
+            static_argnums=(0, 1),
+            donate_argnums=(2,),
+            out_shardings=state,
+        )
+        self._decode = jax.jit(
+            partial(decode_until, model, stop),
+            static_argnums=(0,),
+            donate_argnums=(2,),
+            out_shardings=state,
+        )
+
+    def generate(
         self,
         prompts: Sequence[np.ndarray],
-        limits: Sequence[int],
-        choice: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
+        limits: Sequence[int] | np.ndarray,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
         *,
         sources: Sequence[np.ndarray] | None = None,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
-        watch: Watch | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> list[np.ndarray]:
-        """The tokens that follow each prompt, at most `limits[i]` of them, its end included.
+        """Return the tokens that follow each prompt: at most `limits[i]`, the stop token included.
 
-        `sources` are what an encoder-decoder reads; its prompts are what its decoder starts with. `rows` are the numbers of the
-        rows for their random draws. `watch` is asked now and then which rows are to go on.
+        `sources` are what an encoder-decoder reads; its prompts are the first tokens of its
+        decoder. `rows` are the numbers of the rows for their random draws (0, 1, ... by default).
+        `on_tokens` is called now and then and says which rows continue.
         """
         limits_B = np.asarray(limits, np.int32)
-        room = bucket(int(limits_B.max()))
-        cache, scores_BV = self.read(prompts, sources, room)
-        seen_BV = None
-        if choice.repetition_penalty != 1:
-            seen_BV = seen(
-                *padded(prompts, bucket(max(map(len, prompts)))), self.model.config.vocabulary_size
-            )
-        rows_B = (
-            np.arange(len(prompts), dtype=np.int32) if rows is None else np.asarray(rows, np.int32)
+        room = bucket_size(int(limits_B.max()))
+        cache, scores_BV = self.prefill(prompts, sources, room)
+
+        history = None
+        if sampling.repetition_penalty != 1:
+            history = pad_rows(prompts, bucket_size(max(map(len, prompts))))
+        numbers = range(len(prompts)) if rows is None else rows
+        state = self._start(
+            sampling,
+            room,
+            cache,
+            scores_BV,
+            history,
+            limits_B,
+            np.asarray(numbers, np.int32),
+            np.uint32(seed & 0xFFFFFFFF),
         )
-        state = self._begin(
-            choice, room, cache, scores_BV, seen_BV, limits_B, rows_B, jax.random.key(seed)
-        )
-        state = (
-            self._steps(choice, self.params, state, room)
-            if watch is None
-            else self.watched(choice, state, watch)
-        )
+
+        if on_tokens is None:
+            every_row_B = np.ones(len(prompts), bool)
+            state = self._decode(sampling, self.params, state, every_row_B, room)
+        else:
+            state = self._decode_in_steps(sampling, state, on_tokens)
         tokens_BN, lengths_B = np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
         return [row[:length] for row, length in zip(tokens_BN, lengths_B, strict=True)]
 
-    def read(
+    def prefill(
         self, prompts: Sequence[np.ndarray], sources: Sequence[np.ndarray] | None, room: int
     ) -> tuple[Tree, Array]:
-        """(cache with room for so many new tokens, scores [B, V] of what follows the prompts)."""
-        parts = list(chunks(prompts))
-        columns = sum(tokens.shape[1] for tokens, _ in parts)
-        cache = self.model.cache(len(prompts), columns + room)
-        scores_BV = jnp.zeros((len(prompts), self.model.config.vocabulary_size), jnp.float32)
-        for number, (tokens, lengths) in enumerate(parts):
-            batch = Batch(tokens=tokens, lengths=lengths)
-            if sources is not None and number == 0:
-                source, source_lengths = padded(
-                    sources, whole(self.model.config, max(map(len, sources)))
-                )
-                batch = batch._replace(source=source, source_lengths=source_lengths)
-            cache, scores_BV = self._read(self.params, cache, scores_BV, batch)
+        """Read the prompts.
+
+        Returns the cache, with room for `room` new tokens, and float32 [B, V] scores of the tokens
+        that follow the prompts.
+        """
+        chunks = list(split_into_chunks(prompts))
+        columns = sum(tokens.shape[1] for tokens, _ in chunks) + room
+        first, *others = [Batch(tokens=tokens, lengths=lengths) for tokens, lengths in chunks]
+
+        if sources is not None:
+            width = text_bucket(self.model.config, max(map(len, sources)))
+            source, source_lengths = pad_rows(sources, width)
+            first = first._replace(source=source, source_lengths=source_lengths)
+
+        cache, scores_BV = self._read_first(columns, self.params, first)
+        for chunk in others:
+            cache, scores_BV = self._read_next(self.params, cache, scores_BV, chunk)
         return cache, scores_BV
 
-    def watched(self, choice: SamplingConfig, state: State, watch: Watch) -> State:
-        """As `steps` to the end, a few at a time: more of them while they are quick."""
+    def _decode_in_steps(
+        self, sampling: SamplingConfig, state: EngineState, on_tokens: OnTokens
+    ) -> EngineState:
+        """Decode until all rows have ended, with a call of `on_tokens` every few tokens."""
         turns, room = 1, state.tokens_BN.shape[1]
         while True:
-            open_B = np.asarray(state.open_B) & watch(
-                np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
-            )
-            if not open_B.any():
+            continues_B = on_tokens(np.asarray(state.tokens_BN), np.asarray(state.lengths_B))
+            if not (np.asarray(state.open_B) & continues_B).any():
                 return state
+
             start = time.perf_counter()
             limit = min(int(state.count) + turns, room)
-            state = self._steps(
-                choice, self.params, state._replace(open_B=jnp.asarray(open_B)), limit
-            )
+            state = self._decode(sampling, self.params, state, continues_B, limit)
             jax.block_until_ready(state.tokens_BN)
             seconds = time.perf_counter() - start
-            turns = (
-                turns * 2
-                if seconds < UPDATE_SECONDS / 2
-                else max(turns // 2, 1)
-                if seconds > UPDATE_SECONDS
-                else turns
-            )
+
+            if seconds < UPDATE_SECONDS / 2:
+                turns *= 2
+            elif seconds > UPDATE_SECONDS:
+                turns = max(turns // 2, 1)
 
 
-def bucket(size: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that holds `size`."""
-    power = SMALLEST
+# --- shapes ---
+
+
+def bucket_size(size: int) -> int:
+    """Return the least of 16, 24, 32, 48, 64, 96, ... that is at least `size`."""
+    power = SMALLEST_BUCKET
     while power < size:
         power *= 2
-    return power * 3 // 4 if power > SMALLEST and size <= power * 3 // 4 else power
+    return power * 3 // 4 if power > SMALLEST_BUCKET and size <= power * 3 // 4 else power
 
 
-def whole(model: config.ModelConfig, size: int) -> int:
-    """The bucket of a text that is read at once, not beyond the model's table of positions."""
-    return min(bucket(size), model.context_length) if model.positions == "learned" else bucket(size)
+def text_bucket(model_config: config.ModelConfig, size: int) -> int:
+    """Return the bucket of a text that is read in one pass, within the table of positions."""
+    if model_config.positions == "learned":
+        return min(bucket_size(size), model_config.context_length)
+    return bucket_size(size)
 
 
-def padded(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [B, width], int32 [B] lengths) of token ids, zeros behind them."""
+def pad_rows(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids as int32 [B, width], zeros at the end, and their lengths as int32 [B]."""
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     return tokens, np.array([len(ids) for ids in rows], np.int32)
 
 
-def chunks(prompts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(tokens [B, L], lengths [B]) of prompts: as many whole chunks as there are, and one of a smaller size."""
+def split_into_chunks(prompts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (tokens [B, L], lengths [B]): full chunks, then one of the smallest size that fits."""
     longest = max(map(len, prompts))
-    whole = (longest - 1) // CHUNK * CHUNK
+    full = (longest - 1) // CHUNK * CHUNK
     for start in range(0, longest, CHUNK):
-        size = CHUNK if start < whole else bucket(longest - start)
-        yield padded([ids[start : start + size] for ids in prompts], size)
+        size = CHUNK if start < full else bucket_size(longest - start)
+        yield pad_rows([ids[start : start + size] for ids in prompts], size)
 
 
-def read(
+# --- the compiled programs ---
+
+
+def read_first_chunk(model: Model, columns: int, params: Tree, batch: Batch) -> tuple[Tree, Array]:
+    """Read the first chunk of the prompts into a new cache of `columns`."""
+    rows = len(batch.tokens)
+    scores_BV = jnp.zeros((rows, model.config.vocabulary_size), jnp.float32)
+    return read_chunk(model, params, model.cache(rows, columns), scores_BV, batch)
+
+
+def read_chunk(
     model: Model, params: Tree, cache: Tree, scores_BV: Array, batch: Batch
 ) -> tuple[Tree, Array]:
-    """The cache with a chunk more, and the scores of what follows in the rows whose prompts end in it."""
+    """Append a chunk to the cache, and set the scores of the rows whose prompts have tokens in it.
+
+    A row keeps the scores after the last chunk that has tokens of it.
+    """
     lengths_B = jnp.asarray(batch.lengths)
-    logits_B1V, cache = model.decode(
-        params, cache, batch._replace(predict=jnp.maximum(lengths_B - 1, 0)[:, None])
-    )
+    last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
+    logits_B1V, cache = model.decode(params, cache, batch._replace(predict=last_B1))
     return cache, jnp.where((lengths_B > 0)[:, None], logits_B1V[:, 0], scores_BV)
 
 
-def begin(
-    ends: Ends,
-    choice: SamplingConfig,
+def start_rows(
+    stop: StopTokens,
+    sampling: SamplingConfig,
     room: int,
     cache: Tree,
     scores_BV: Array,
-    seen_BV: Array | None,
+    history: tuple[Array, Array] | None,
     limits_B: Array,
     rows_B: Array,
-    key: Array,
-) -> State:
-    """The state with the first token of each row."""
-    rows = len(scores_BV)
-    none_B = jnp.zeros((rows,), jnp.int32)
-    tokens_BN = jnp.full((rows, room), ends.pad, jnp.int32)
-    state = State(
-        cache, tokens_BN, none_B, jnp.int32(0), none_B, limits_B > 0, limits_B, rows_B, key, seen_BV
+    seed: Array,
+) -> EngineState:
+    """Return the state with the first new token of each row.
+
+    `history` is (tokens [B, L], lengths [B]) of the prompts, only if repetitions are penalized.
+    """
+    rows, vocabulary_size = scores_BV.shape
+    zeros_B = jnp.zeros((rows,), jnp.int32)
+
+    state = EngineState(
+        cache=cache,
+        tokens_BN=jnp.full((rows, room), stop.pad_id, jnp.int32),
+        newest_B=zeros_B,
+        count=jnp.int32(0),
+        lengths_B=zeros_B,
+        open_B=limits_B > 0,
+        limits_B=limits_B,
+        rows_B=rows_B,
+        key=jax.random.key(seed),
+        seen_BV=None if history is None else seen_tokens(*history, vocabulary_size),
     )
-    return extended(ends, choice, state, scores_BV)
+
+    return append_token(stop, sampling, state, scores_BV)
 
 
-def steps(
-    model: Model, ends: Ends, choice: SamplingConfig, params: Tree, state: State, limit: Array
-) -> State:
-    """Turns until `limit` columns are written or all rows have ended."""
+def decode_until(
+    model: Model,
+    stop: StopTokens,
+    sampling: SamplingConfig,
+    params: Tree,
+    state: EngineState,
+    continues_B: Array,
+    limit: Array,
+) -> EngineState:
+    """Write tokens until `limit` columns are written or all rows have ended.
 
-    def more(state: State) -> Array:
+    Rows whose `continues_B` is false end at once.
+    """
+
+    def is_unfinished(state: EngineState) -> Array:
         return (state.count < limit) & jnp.any(state.open_B)
 
-    def turn(state: State) -> State:
-        # A row that has ended reads nothing more: its positions stay within the model's.
+    def write_token(state: EngineState) -> EngineState:
+        # A row that has ended reads nothing more, so its positions stay within the model's table.
         batch = Batch(tokens=state.newest_B[:, None], lengths=state.open_B.astype(jnp.int32))
         logits_B1V, cache = model.decode(params, state.cache, batch)
-        return extended(ends, choice, state._replace(cache=cache), logits_B1V[:, 0])
+        return append_token(stop, sampling, state._replace(cache=cache), logits_B1V[:, 0])
 
-    return jax.lax.while_loop(more, turn, state)
+    state = state._replace(open_B=state.open_B & continues_B)
+    return jax.lax.while_loop(is_unfinished, write_token, state)
 
 
-def extended(ends: Ends, choice: SamplingConfig, state: State, scores_BV: Array) -> State:
-    """The state with a token more in the rows that are open, chosen by the scores of what follows."""
-    scores_BV = constrained(ends, choice, scores_BV, state.seen_BV, state.count, state.limits_B)
-    chosen_B = sample_tokens(choice, scores_BV, state.key, state.rows_B, state.count)
-    token_B = jnp.where(state.open_B, chosen_B, ends.pad)
+def append_token(
+    stop: StopTokens, sampling: SamplingConfig, state: EngineState, scores_BV: Array
+) -> EngineState:
+    """Choose the next token of each open row by `scores_BV`, and append it."""
+    scores_BV = apply_constraints(
+        stop, sampling, scores_BV, state.seen_BV, state.count, state.limits_B
+    )
+    chosen_B = sample_tokens(sampling, scores_BV, state.key, state.rows_B, state.count)
+    token_B = jnp.where(state.open_B, chosen_B, stop.pad_id)
+
     lengths_B = state.lengths_B + state.open_B
+    seen_BV = state.seen_BV
+    if seen_BV is not None:
+        seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
     return state._replace(
         tokens_BN=jax.lax.dynamic_update_slice_in_dim(
             state.tokens_BN, token_B[:, None], state.count, axis=1
@@ -234,40 +316,42 @@ def extended(ends: Ends, choice: SamplingConfig, state: State, scores_BV: Array)
         newest_B=token_B,
         count=state.count + 1,
         lengths_B=lengths_B,
-        open_B=state.open_B & ~is_end(ends, token_B) & (lengths_B < state.limits_B),
-        seen_BV=None
-        if state.seen_BV is None
-        else state.seen_BV.at[jnp.arange(len(token_B)), token_B].set(True),
+        open_B=state.open_B & ~is_stop_token(stop, token_B) & (lengths_B < state.limits_B),
+        seen_BV=seen_BV,
     )
 
 
-def constrained(
-    ends: Ends,
-    choice: SamplingConfig,
+def apply_constraints(
+    stop: StopTokens,
+    sampling: SamplingConfig,
     scores_BV: Array,
     seen_BV: Array | None,
     count: Array,
     limits_B: Array,
 ) -> Array:
-    """The scores as the penalty and the ends would have them; `count` tokens are written."""
+    """Return the scores after the repetition penalty, the least length and the forced tokens.
+
+    `count` new tokens are written already.
+    """
     if seen_BV is not None:
-        scores_BV = penalised(scores_BV, seen_BV, choice.repetition_penalty)
+        scores_BV = penalize_repetitions(scores_BV, seen_BV, sampling.repetition_penalty)
+
     ids_1V = jnp.arange(scores_BV.shape[1])[None]
-    if ends.least and ends.ids:
-        scores_BV = jnp.where(is_end(ends, ids_1V) & (count < ends.least), -jnp.inf, scores_BV)
-    if ends.first is not None:
-        scores_BV = jnp.where(count == 0, jnp.where(ids_1V == ends.first, 0.0, -jnp.inf), scores_BV)
-    if ends.last is not None:
-        scores_BV = jnp.where(
-            (count == limits_B - 1)[:, None],
-            jnp.where(ids_1V == ends.last, 0.0, -jnp.inf),
-            scores_BV,
-        )
+    if stop.min_new_tokens and stop.ids:
+        too_early = is_stop_token(stop, ids_1V) & (count < stop.min_new_tokens)
+        scores_BV = jnp.where(too_early, -jnp.inf, scores_BV)
+    if stop.forced_first_id is not None:
+        only_first_1V = jnp.where(ids_1V == stop.forced_first_id, 0.0, -jnp.inf)
+        scores_BV = jnp.where(count == 0, only_first_1V, scores_BV)
+    if stop.forced_last_id is not None:
+        only_last_1V = jnp.where(ids_1V == stop.forced_last_id, 0.0, -jnp.inf)
+        scores_BV = jnp.where((count == limits_B - 1)[:, None], only_last_1V, scores_BV)
     return scores_BV
 
 
-def is_end(ends: Ends, tokens: Array) -> Array:
-    found = jnp.zeros(tokens.shape, bool)
-    for end in ends.ids:
-        found |= tokens == end
-    return found
+def is_stop_token(stop: StopTokens, tokens: Array) -> Array:
+    """Return bool, in the shape of `tokens`: whether each ends its row."""
+    is_stop = jnp.zeros(tokens.shape, bool)
+    for stop_id in stop.ids:
+        is_stop |= tokens == stop_id
+    return is_stop

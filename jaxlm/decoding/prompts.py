@@ -1,120 +1,125 @@
-"""Prompts as token ids: special tokens by name where the family reads them, and what belongs around a text."""
+"""Encode prompts: special tokens by name where the family reads them, and the frame of a text."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jaxlm import config
 from jaxlm.config import UserError
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.interop.tokenizer import TokenizerFrame
 
 
-class Special(Protocol):
-    """What is needed of a model's special tokens; interop.tokenizer.Special has it."""
-
-    @property
-    def begin_of_text(self) -> str | None: ...
-    @property
-    def mask(self) -> str | None: ...
-    @property
-    def sentinels(self) -> int: ...
-    @property
-    def eos_ids(self) -> tuple[int, ...]: ...
-    @property
-    def pad_id(self) -> int | None: ...
-    @property
-    def decoder_start_id(self) -> int | None: ...
-    @property
-    def forced_bos_id(self) -> int | None: ...
-    @property
-    def forced_eos_id(self) -> int | None: ...
-    @property
-    def before(self) -> tuple[int, ...]: ...
-    @property
-    def after(self) -> tuple[int, ...]: ...
+def find_token_ids(tokenizer: Tokenizer, names: Sequence[str | None]) -> dict[str, int]:
+    """Return the ids of the names that are tokens; None and unknown names are left out."""
+    ids = {}
+    for name in names:
+        token = None if name is None else tokenizer.inner.token_to_id(name)
+        if token is not None:
+            ids[name] = token
+    return ids
 
 
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer; data.Tokenizer has it."""
-
-    end_of_text: int
-    inner: Any  # tokenizers.Tokenizer
-
-    def encode(self, text: str) -> np.ndarray: ...
-
-    def decode(self, ids: Any) -> str: ...
-
-    def show(self, ids: Any) -> str: ...
+def sentinel_ids(tokenizer: Tokenizer, frame: TokenizerFrame) -> dict[str, int]:
+    """Return the ids of <extra_id_0>, <extra_id_1>, ... by name."""
+    return find_token_ids(tokenizer, [f"<extra_id_{number}>" for number in range(frame.sentinels)])
 
 
-def sentinels(tokenizer: Tokenizer, special: Special) -> dict[str, int]:
-    """The ids of <extra_id_0>, <extra_id_1>, ... by name."""
-    return ids_of(tokenizer, [f"<extra_id_{number}>" for number in range(special.sentinels)])
+def split_at_sentinels(ids: np.ndarray, sentinels: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the tokens that follow each sentinel in `ids`, by the sentinel's id."""
+    places = np.flatnonzero(np.isin(ids, sentinels))
+    spans = np.split(ids, places)[1:]
+    return {int(ids[place]): span[1:] for place, span in zip(places, spans, strict=True)}
 
 
-def ids_of(tokenizer: Tokenizer, names: Sequence[str | None]) -> dict[str, int]:
-    found = {name: tokenizer.inner.token_to_id(name) for name in names if name is not None}
-    return {name: number for name, number in found.items() if number is not None}
+def special_ids_in_prompts(
+    model_config: config.ModelConfig, tokenizer: Tokenizer, frame: TokenizerFrame
+) -> dict[str, int]:
+    """Return the special tokens that a prompt may name, by name.
 
-
-def readable(model: config.ModelConfig, tokenizer: Tokenizer, special: Special) -> dict[str, int]:
-    """The special tokens that a prompt may name: an encoder's mask, an encoder-decoder's mask and sentinels."""
-    if model.family == "decoder":
+    An encoder reads the mask, an encoder-decoder the mask and the sentinels.
+    """
+    if model_config.family == "decoder":
         return {}
-    return ids_of(tokenizer, [special.mask]) | (
-        sentinels(tokenizer, special) if model.family == "encoder_decoder" else {}
-    )
+    ids = find_token_ids(tokenizer, [frame.mask])
+    if model_config.family == "encoder_decoder":
+        ids |= sentinel_ids(tokenizer, frame)
+    return ids
 
 
-def encode(tokenizer: Tokenizer, text: str, names: Mapping[str, int]) -> np.ndarray:
-    """int32 [n]: the ids of `text`, in which `names` are special tokens; any other token's name is plain text."""
-    if not names:
+def encode_with_special(
+    tokenizer: Tokenizer, text: str, special_ids: Mapping[str, int]
+) -> np.ndarray:
+    """Return int32 [n], the ids of `text`, in which the names of `special_ids` are tokens.
+
+    The name of any other special token is plain text.
+    """
+    if not special_ids:
         return tokenizer.encode(text)
-    added, spaced = tokenizer.inner.get_added_tokens_decoder(), begins_words(tokenizer.inner)
-    pieces = re.split(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})", text)
+    added = tokenizer.inner.get_added_tokens_decoder()
+    takes_space = starts_words_with_space(tokenizer.inner)
+    names = sorted(special_ids, key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
+
+    # Names are at the odd places. A token may take the spaces beside it along.
     for place in range(1, len(pieces), 2):
-        token = added.get(names[pieces[place]])
-        if spaced or (token is not None and token.lstrip):
+        token = added.get(special_ids[pieces[place]])
+        if takes_space or (token is not None and token.lstrip):
             pieces[place - 1] = pieces[place - 1].rstrip()
         if token is not None and token.rstrip:
             pieces[place + 1] = pieces[place + 1].lstrip()
-    parts = [
-        np.array([names[piece]]) if place % 2 else tokenizer.encode(piece)
-        for place, piece in enumerate(pieces)
-        if piece
-    ]
-    return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+
+    parts = [np.zeros(0, np.int32)]
+    for place, piece in enumerate(pieces):
+        if place % 2:
+            parts.append(np.array([special_ids[piece]], np.int32))
+        elif piece:
+            parts.append(tokenizer.encode(piece))
+    return np.concatenate(parts).astype(np.int32)
 
 
-def begins_words(inner: Any) -> bool:
-    """Whether tokens begin with the space before their word, as GPT-2's do: one that stands for such tokens stands for the space too."""
+def starts_words_with_space(inner: Any) -> bool:
+    """Return whether tokens start with the space before their word, as GPT-2's do.
+
+    A token that stands for such tokens stands for the space too.
+    """
     splitter = inner.pre_tokenizer
     return type(splitter).__name__ == "ByteLevel" and splitter.use_regex
 
 
-def framed(
-    model: config.ModelConfig, tokenizer: Tokenizer, special: Special, text: str
+def encode_prompt(
+    model_config: config.ModelConfig, tokenizer: Tokenizer, frame: TokenizerFrame, text: str
 ) -> np.ndarray:
-    """int32 [n]: what the model reads of a prompt. A decoder goes on with the text, so nothing stands after it there."""
-    ids = encode(tokenizer, text, readable(model, tokenizer, special))
-    after = () if model.family == "decoder" else special.after
-    ids = np.concatenate([special.before, ids, after]).astype(np.int32)
+    """Return int32 [n], what the model reads of a prompt, in the frame of its tokenizer.
+
+    A decoder continues the text, so nothing stands after it there.
+    """
+    special_ids = special_ids_in_prompts(model_config, tokenizer, frame)
+    ids = encode_with_special(tokenizer, text, special_ids)
+    after = () if model_config.family == "decoder" else frame.after
+    ids = np.concatenate([frame.before, ids, after]).astype(np.int32)
     if len(ids):
         return ids
-    # Nothing to go on with: the beginning of a document, which the end of another precedes in training.
-    begin = ids_of(tokenizer, [special.begin_of_text]).values()
+
+    # An empty prompt is the start of a document, which in training follows the end of another.
+    begin = find_token_ids(tokenizer, [frame.begin_of_text]).values()
     return np.array([*begin, tokenizer.end_of_text][:1], np.int32)
 
 
-def check_length(model: config.ModelConfig, number: int, length: int, room: int = 0) -> None:
-    """UserError if prompt `number` has more tokens than there are positions, with `room` for new ones."""
-    if model.positions == "learned" and length + room > model.context_length:
-        need = f" and {room} new" if room else ""
-        reason = f"{length} tokens{need}, but the model's positions end at {model.context_length} (model.context_length)"
-        raise UserError(f"prompt {number}: {reason}")
+def check_prompt_length(
+    model_config: config.ModelConfig, number: int, length: int, room: int = 0
+) -> None:
+    """Raise UserError if prompt `number` and `room` new tokens exceed the table of positions."""
+    if model_config.positions == "learned" and length + room > model_config.context_length:
+        new = f" and {room} new" if room else ""
+        raise UserError(
+            f"prompt {number}: {length} tokens{new}, but the model's positions end at "
+            f"{model_config.context_length} (model.context_length)"
+        )
 
 
-def free_positions(model: config.ModelConfig, length: int) -> int | None:
-    """Tokens that may follow so many within the model's table of positions; None: it has none."""
-    return model.context_length - length if model.positions == "learned" else None
+def free_positions(model_config: config.ModelConfig, length: int) -> int | None:
+    """Return how many tokens may follow `length` in the table of positions; None without one."""
+    return model_config.context_length - length if model_config.positions == "learned" else None

@@ -1,31 +1,21 @@
-"""Samples of a trained model as texts to be read: what it writes, or how it fills what was hidden."""
+"""Show what a trained model writes: continuations, filled masks, or generated targets as texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
-from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxlm import config
-from jaxlm.decoding.fill import fill, write
-from jaxlm.decoding.sample import sample
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.decoding.engine import Engine, StopTokens
+from jaxlm.decoding.fill_mask import MaskFiller
+from jaxlm.decoding.generation import drop_stop_token
+from jaxlm.decoding.prompts import split_at_sentinels
+from jaxlm.decoding.sampling import SamplingConfig
 from jaxlm.models import Model
 from jaxlm.types import Batch, Tree
-
-
-class Tokenizer(Protocol):
-    """What is needed of one."""
-
-    end_of_text: int
-    vocabulary: Any  # objectives.Vocabulary
-
-    def encode(self, text: str) -> np.ndarray: ...
-
-    def decode(self, ids: Any) -> str: ...
-
-    def show(self, ids: Any) -> str: ...
 
 
 def samples(
@@ -37,14 +27,27 @@ def samples(
     windows: Sequence[Batch],
     seed: int,
 ) -> list[str]:
-    """`evaluation.samples` texts; `windows` are the batches of the evaluation, whose first rows are filled."""
+    """Return `evaluation.samples` texts; the same seed gives the same texts.
+
+    A decoder continues `evaluation.sample_prompt`. An encoder fills the hidden positions of the
+    first rows of `windows`, the batches of the evaluation. An encoder-decoder writes their
+    targets. `window` is the number of tokens that training reads at once. `params` may be split
+    over the devices of several processes; then every process calls this and gets the same texts.
+    """
     if model.config.family == "decoder":
-        return continuations(model, params, tokenizer, evaluation, window, seed)
-    batch = jax.tree.map(lambda rows: rows[: evaluation.samples], windows[0])
-    return FILLED[model.config.family](model, params, tokenizer, batch)
+        return continue_sample_prompt(model, params, tokenizer, evaluation, window, seed)
+
+    batch = jax.tree.map(lambda rows: np.asarray(rows)[: evaluation.samples], windows[0])
+    if model.config.family == "encoder":
+        return describe_filled_masks(tokenizer, batch, guess_masked(model, params, batch))
+    written = write_targets(model, params, batch, tokenizer.end_of_text)
+    return describe_written_targets(tokenizer, batch, written)
 
 
-def continuations(
+# --- decoders ---
+
+
+def continue_sample_prompt(
     model: Model,
     params: Tree,
     tokenizer: Tokenizer,
@@ -52,115 +55,183 @@ def continuations(
     window: int,
     seed: int,
 ) -> list[str]:
-    """The prompt and what follows, up to the end of the text."""
-    prompt = np.concatenate(
-        [[tokenizer.end_of_text], tokenizer.encode(evaluation.sample_prompt)]
-    ).astype(np.int32)
-    ids = sample(
-        model,
-        params,
+    """Return `evaluation.sample_prompt` with continuations up to the end of text."""
+    ids = tokenizer.encode(evaluation.sample_prompt)
+    prompt = np.concatenate([[tokenizer.end_of_text], ids]).astype(np.int32)
+    rows = continue_beyond_window(
+        Engine(model, params, StopTokens((tokenizer.end_of_text,))),
         prompt,
-        evaluation.samples,
-        evaluation.sample_tokens,
-        window,
-        evaluation.sample_temperature,
-        seed,
+        count=evaluation.samples,
+        new_tokens=evaluation.sample_tokens,
+        window=window,
+        sampling=SamplingConfig(temperature=evaluation.sample_temperature),
+        seed=seed,
     )
-    texts = []
-    for row in ids:
-        end = np.flatnonzero(row == tokenizer.end_of_text)
-        texts.append(
-            evaluation.sample_prompt + tokenizer.decode(row[: end[0]] if len(end) else row)
+    return [
+        evaluation.sample_prompt + tokenizer.decode(drop_stop_token(row, (tokenizer.end_of_text,)))
+        for row in rows
+    ]
+
+
+def continue_beyond_window(
+    engine: Engine,
+    prompt: np.ndarray,
+    *,
+    count: int,
+    new_tokens: int,
+    window: int,
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[np.ndarray]:
+    """Return `count` continuations of at most `new_tokens` token ids.
+
+    The model reads at most `window` tokens at once. When a text outgrows the window, its last
+    `window` // 2 tokens are read again as the start of a new one.
+    """
+    rows = [prompt] * count
+    open_rows = np.ones(count, bool)
+    length, part = len(prompt), 0  # tokens of the open rows; parts written
+
+    while open_rows.any() and length < len(prompt) + new_tokens:
+        context = length if length <= window else max(window // 2, 1)
+        # The last new token is not read.
+        limit = min(window - context + 1, len(prompt) + new_tokens - length)
+        new = engine.generate(
+            [row[-context:] for row in rows],
+            np.where(open_rows, limit, 0),
+            sampling,
+            rows=part * count + np.arange(count),  # other random numbers in each part
+            seed=seed,
         )
-    return texts
+        rows = [np.concatenate(pair) for pair in zip(rows, new, strict=True)]
+        open_rows &= [row[-1] not in engine.stop.ids for row in rows]
+        length += limit
+        part += 1
+    return [row[len(prompt) :] for row in rows]
 
 
-def filled_masks(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch) -> list[str]:
-    """Each text with what the encoder puts at the chosen positions: «this», or «this|that» where the text has that."""
+# --- encoders ---
+
+
+def guess_masked(model: Model, params: Tree, batch: Batch) -> list[np.ndarray]:
+    """Return the likeliest tokens at the positions of `batch.predict` that count, for each row."""
+    assert batch.predict is not None and batch.weights is not None
+    rows = real_rows(batch.tokens, batch.lengths)
+    positions = [
+        predict[weights > 0] for predict, weights in zip(batch.predict, batch.weights, strict=True)
+    ]
+    filler = MaskFiller(model, params, top=1, batch_size=len(rows))
+    return [
+        np.array([candidate.ids[0] for candidate in candidates], np.int32)
+        for candidates in filler(rows, positions)
+    ]
+
+
+def describe_filled_masks(
+    tokenizer: Tokenizer, batch: Batch, guesses: Sequence[np.ndarray]
+) -> list[str]:
+    """Return each text with the guesses at the hidden positions, and how many are right.
+
+    A right guess is shown as «guess», a wrong one as «guess|target».
+    """
     assert batch.predict is not None and batch.targets is not None and batch.weights is not None
-    found = fill(model, params, batch)
     texts = []
-    for row in range(len(found)):
-        chosen = np.flatnonzero(batch.weights[row])
-        places, guesses, targets = (
-            values[row][chosen].tolist() for values in (batch.predict, found, batch.targets)
-        )
-        marks = {
-            place: tokenizer.show([guess])
-            + ("" if guess == target else f"|{tokenizer.show([target])}")
-            for place, guess, target in zip(places, guesses, targets, strict=True)
-        }
-        right = sum(guess == target for guess, target in zip(guesses, targets, strict=True))
-        texts.append(
-            f"{marked(tokenizer, batch.tokens[row], marks)}\n({right} of {len(marks)} right)"
-        )
+    for row, row_guesses in enumerate(guesses):
+        counts = batch.weights[row] > 0
+        positions = batch.predict[row][counts].tolist()
+        targets = batch.targets[row][counts].tolist()
+
+        marks, right = {}, 0
+        for position, guess, target in zip(positions, row_guesses.tolist(), targets, strict=True):
+            marks[position] = tokenizer.show([guess])
+            if guess == target:
+                right += 1
+            else:
+                marks[position] += f"|{tokenizer.show([target])}"
+        text = mark_positions(tokenizer, batch.tokens[row], marks)
+        texts.append(f"{text}\n({right} of {len(marks)} right)")
     return texts
 
 
-def marked(tokenizer: Tokenizer, ids: np.ndarray, marks: dict[int, str]) -> str:
-    """The text of `ids` with «marks» at some positions instead of the tokens there."""
+def mark_positions(tokenizer: Tokenizer, ids: np.ndarray, marks: dict[int, str]) -> str:
+    """Return the text of `ids` with «marks» at some positions instead of the tokens there."""
+    # Tokens between marks are shown together: a character may take several of them.
     runs = groupby(range(len(ids)), key=lambda position: position if position in marks else None)
-    return "".join(
-        tokenizer.show(ids[list(run)]) if place is None else f"«{marks[place]}»"
-        for place, run in runs
+    parts = []
+    for marked, positions in runs:
+        if marked is None:
+            parts.append(tokenizer.show(ids[list(positions)]))
+        else:
+            parts.append(f"«{marks[marked]}»")
+    return "".join(parts)
+
+
+# --- encoder-decoders ---
+
+
+def write_targets(model: Model, params: Tree, batch: Batch, end_of_text: int) -> list[np.ndarray]:
+    """Return the likeliest tokens for each row of `batch.source`, up to the end of text.
+
+    `batch.tokens` [B, L] gives the most tokens, L, and in its first column the token that the
+    decoder starts with.
+    """
+    assert batch.source is not None
+    count, length = batch.tokens.shape
+    engine = Engine(model, params, StopTokens((end_of_text,)))
+    rows = engine.generate(
+        list(batch.tokens[:, :1]),
+        [length] * count,
+        sources=real_rows(batch.source, batch.source_lengths),
     )
+    return [drop_stop_token(row, (end_of_text,)) for row in rows]
 
 
-def written_targets(model: Model, params: Tree, tokenizer: Tokenizer, batch: Batch) -> list[str]:
-    """Source, what the encoder-decoder writes for it, and the target; with «what fills a gap» where the source has gaps."""
+def describe_written_targets(
+    tokenizer: Tokenizer, batch: Batch, written: Sequence[np.ndarray]
+) -> list[str]:
+    """Return source, generated text and target of each row.
+
+    If the source has gaps, a line follows that shows it with «the text for each gap» in its place.
+    """
     assert batch.source is not None and batch.targets is not None and batch.weights is not None
     vocabulary = tokenizer.vocabulary
-    written, lengths = write(model, params, batch), np.sum(batch.weights, axis=1).astype(int)
-    sources = (
-        [len(source) for source in batch.source]
-        if batch.source_lengths is None
-        else batch.source_lengths
-    )
+    lengths = np.sum(batch.weights, axis=1).astype(int)
+    sources = real_rows(batch.source, batch.source_lengths)
+
     texts = []
-    for row, (length, size) in enumerate(zip(lengths, sources, strict=True)):
-        source, ids = batch.source[row][:size], until_end(written[row], tokenizer.end_of_text)
-        lines = {"source": source, "written": ids, "target": batch.targets[row][:length]}
-        shown = [f"{name}: {tokenizer.show(tokens)}" for name, tokens in lines.items()]
-        if spans := split_at(ids, vocabulary.sentinels):
-            marks = {
-                place: tokenizer.show(spans[token])
-                for place, token in enumerate(source.tolist())
-                if token in spans
-            }
-            shown.append(f"filled: {marked(tokenizer, source, marks)}")
+    for row, (source, ids) in enumerate(zip(sources, written, strict=True)):
+        target = batch.targets[row][: lengths[row]]
+        lines = [
+            f"source: {tokenizer.show(source)}",
+            f"written: {tokenizer.show(ids)}",
+            f"target: {tokenizer.show(target)}",
+        ]
+
+        if spans := split_at_sentinels(ids, vocabulary.sentinels):
+            marks = {}
+            for position, token in enumerate(source.tolist()):
+                if token in spans:
+                    marks[position] = tokenizer.show(spans[token])
+            lines.append(f"filled: {mark_positions(tokenizer, source, marks)}")
         elif vocabulary.mask in source:
-            shown.append(
-                f"filled: {added(tokenizer, source[source != vocabulary.mask].tolist(), ids.tolist())}"
-            )
-        texts.append("\n".join(shown))
+            kept = source[source != vocabulary.mask].tolist()
+            lines.append(f"filled: {mark_added(tokenizer, kept, ids.tolist())}")
+        texts.append("\n".join(lines))
     return texts
 
 
-def added(tokenizer: Tokenizer, kept: list[int], written: list[int]) -> str:
-    """The written text with «marks» around what is not of the text that was `kept`."""
-    pieces, place = [], 0
+def mark_added(tokenizer: Tokenizer, kept: list[int], written: list[int]) -> str:
+    """Return the written text with «marks» around what the `kept` tokens lack."""
+    parts, place = [], 0
     for block in SequenceMatcher(None, kept, written, autojunk=False).get_matching_blocks():
         new, old = written[place : block.b], written[block.b : block.b + block.size]
-        pieces += [f"«{tokenizer.show(new)}»" if new else "", tokenizer.show(old)]
+        parts += [f"«{tokenizer.show(new)}»" if new else "", tokenizer.show(old)]
         place = block.b + block.size
-    return "".join(pieces)
+    return "".join(parts)
 
 
-def until_end(ids: np.ndarray, end: int) -> np.ndarray:
-    ends = np.flatnonzero(ids == end)
-    return ids[: ends[0]] if len(ends) else ids
-
-
-def split_at(ids: np.ndarray, sentinels: np.ndarray) -> dict[int, np.ndarray]:
-    """What follows each sentinel, by the sentinel."""
-    places = np.flatnonzero(np.isin(ids, sentinels))
-    return {
-        int(ids[place]): part[1:]
-        for place, part in zip(places, np.split(ids, places)[1:], strict=True)
-    }
-
-
-FILLED: dict[str, Callable[[Model, Tree, Tokenizer, Batch], list[str]]] = {
-    "encoder": filled_masks,
-    "encoder_decoder": written_targets,
-}
+def real_rows(tokens: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
+    """Return the rows of `tokens` without their padding; `lengths` None: there is none."""
+    if lengths is None:
+        return list(tokens)
+    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]

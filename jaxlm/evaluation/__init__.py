@@ -1,1 +1,1 @@
-"""What a trained model is measured by: windows over texts, sums of log-likelihoods, and the table of the figures."""
+"""Evaluation: windows over texts, the scores of a model, metrics."""

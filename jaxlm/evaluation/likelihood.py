@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: many short requests of unequal length, in batches of few shapes."""
+"""Log-likelihoods of continuations: short requests of unequal length, in batches of few shapes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,21 +15,24 @@ SHORTEST = 16  # length that batches are padded to at least
 
 
 class Request(NamedTuple):
-    """How likely is `continuation` after `context`? Both have at least one token."""
+    """A continuation whose likelihood after `context` is asked for; neither is empty."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation."""
+    """The likelihood of a continuation."""
 
     nats: float  # its log-probability
     greedy: bool  # each of its tokens was the likeliest
 
 
-class Scorer:
-    """A decoder, asked `batch_size` requests at a time; of one that is longer than `context` the last tokens are read."""
+class LikelihoodScorer:
+    """Scores requests with a decoder, `batch_size` at a time.
+
+    Of a request that is longer than `context` the last tokens are read.
+    """
 
     def __init__(self, model: Model, params: Tree, context: int, batch_size: int):
         self.params, self.context, self.batch_size = params, context, batch_size
@@ -38,35 +41,47 @@ class Scorer:
     def __call__(
         self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None
     ) -> list[Likelihood]:
-        """In the order of the requests. `ValueError` for a continuation longer than the context."""
-        found: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
-        # By length, the longest first: what is padded stays little, and what does not fit the memory fails at once.
+        """Return the likelihoods in the order of the requests.
+
+        Raises ValueError for a continuation longer than the context.
+        """
+        likelihoods: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
+        # By length, the longest first: little is padded, and what does not fit the memory fails at
+        # once.
         order = sorted(range(len(requests)), key=lambda n: -self.length(requests[n]))
         for first in range(0, len(order), self.batch_size):
             numbers = order[first : first + self.batch_size]
             batch = self.batch([requests[n] for n in numbers])
             losses, best = jax.device_get(self.step(self.params, batch))
-            for n, loss, hit, weight in zip(numbers, losses, best, batch.weights > 0, strict=False):  # type: ignore[operator]
-                found[n] = Likelihood(
+            scored = batch.weights > 0  # type: ignore[operator]
+            for n, loss, hit, weight in zip(numbers, losses, best, scored, strict=False):
+                likelihoods[n] = Likelihood(
                     -float(loss[weight].sum(dtype=np.float64)), bool(hit[weight].all())
                 )
             progress(first + len(numbers))
-        return found
+
+        return likelihoods
 
     def length(self, request: Request) -> int:
-        """Tokens that are read."""
+        """Return the number of tokens that are read."""
         return min(len(request.context) + len(request.continuation) - 1, self.context)
 
     def batch(self, requests: Sequence[Request]) -> Batch:
-        """[batch_size, ...], padded to a length that others have too. The last token of a request is a target only."""
-        width = rounded(max(map(self.length, requests)), self.context)
-        targets = rounded(max(len(request.continuation) for request in requests), self.context)
+        """Return the requests as [batch_size, ...], padded to one of few lengths.
+
+        The last token of a request is a target only.
+        """
+        width = padded_length(max(map(self.length, requests)), self.context)
+        targets = padded_length(
+            max(len(request.continuation) for request in requests), self.context
+        )
         rows = Batch(
             tokens=np.zeros((self.batch_size, width), np.int32),
             predict=np.zeros((self.batch_size, targets), np.int32),
             targets=np.zeros((self.batch_size, targets), np.int32),
             weights=np.zeros((self.batch_size, targets), np.float32),
         )
+
         for n, request in enumerate(requests):
             length, count = self.length(request), len(request.continuation)
             if count > length:
@@ -81,8 +96,8 @@ class Scorer:
         return rows
 
 
-def rounded(length: int, most: int) -> int:
-    """16, 24, 32, 48, 64, ..., but not above `most`: each new shape is compiled."""
+def padded_length(length: int, most: int) -> int:
+    """Round up to 16, 24, 32, 48, 64, ..., but not above `most`: each new shape is compiled."""
     sizes = (
         size
         for power in range(SHORTEST.bit_length() - 1, 64)
@@ -92,7 +107,7 @@ def rounded(length: int, most: int) -> int:
 
 
 def target_losses(model: Model, params: Tree, batch: Batch) -> tuple[Array, Array]:
-    """[B, M]: negative log-likelihood of each target, and whether it has the highest score."""
+    """Return the negative log-likelihood of each target and whether it scores highest, [B, M]."""
     x_BMD, head = model.features(params, batch), model.head_weights(params)
     rows, count = x_BMD.shape[:2]
     tile = max(1, min(count, TILE_BYTES // (4 * rows * model.config.vocabulary_size)))
@@ -108,10 +123,11 @@ def target_losses(model: Model, params: Tree, batch: Batch) -> tuple[Array, Arra
     return jnp.concatenate(losses, axis=1), jnp.concatenate(best, axis=1)
 
 
-def rolling(ids: Sequence[int], prefix: int, context: int) -> Iterator[Request]:
-    """Requests in which each of `ids` is once in a continuation: windows of `context` tokens, the first behind `prefix`.
+def rolling_requests(ids: Sequence[int], prefix: int, context: int) -> Iterator[Request]:
+    """Yield requests in which each of `ids` is in a continuation once.
 
-    Windows don't overlap, but the last reaches back as far as it can.
+    They are windows of `context` tokens, the first after `prefix`. Windows don't overlap, but the
+    last reaches back as far as it can.
     """
     if ids:
         yield Request([prefix], ids[:context])

@@ -1,4 +1,4 @@
-"""Evaluation: the loss over the same windows each time, and what follows from it."""
+"""The loss of a model over batches, and the figures that follow from it."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxlm.types import Batch, Batches, Tree
 
 
 class Score(NamedTuple):
-    """Over all targets that were scored."""
+    """Means over all targets that were scored."""
 
     loss: float  # nats per target
     accuracy: float  # share of the targets with the highest score
@@ -19,7 +19,8 @@ class Score(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))  # beyond that no float64
+        """Return exp(loss), at most the largest that a float64 holds."""
+        return math.exp(min(self.loss, 700.0))
 
 
 def evaluate(
@@ -30,22 +31,32 @@ def evaluate(
     put: Callable[[Batch], Batch],
     in_flight: int,
 ) -> Score:
-    """The score of the first `batches` of `windows`, or all; sums over batches are float64 on the host."""
-    loss = correct = count = 0.0
+    """Return the score of the first `batches` of `windows`, or of all of them.
+
+    `put` places a batch on the devices. Up to `in_flight` steps run while the host prepares the
+    next batch. Sums over batches are float64, on the host.
+    """
+    loss = correct = targets = 0.0
     pending: list[LossSums] = []
-    total = min(len(windows), batches or len(windows))
-    for index in range(total):
+    count = min(len(windows), batches or len(windows))
+
+    for index in range(count):
         pending.append(step(params, put(windows[index])))
-        while len(pending) > (in_flight if index + 1 < total else 0):
+        last = index + 1 == count
+
+        while len(pending) > (0 if last else in_flight):
+            # Sync: three scalars of the oldest unread step.
             sums = jax.device_get(pending.pop(0))
-            loss, correct, count = (
-                loss + float(sums.loss),
-                correct + float(sums.correct),
-                count + float(sums.count),
-            )
-    return Score(loss / max(count, 1.0), correct / max(count, 1.0), int(count))
+            loss += float(sums.loss)
+            correct += float(sums.correct)
+            targets += float(sums.count)
+
+    return Score(loss / max(targets, 1.0), correct / max(targets, 1.0), int(targets))
 
 
 def bits_per_byte(loss: float, targets: int, text_bytes: int) -> float:
-    """Of a text with `targets` target tokens in `text_bytes` bytes of UTF-8, from its nats per target."""
+    """Return the bits that a model needs for each byte of a text.
+
+    The text is `text_bytes` of UTF-8 and has `targets` target tokens of `loss` nats on average.
+    """
     return loss * targets / math.log(2) / text_bytes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from jaxlm.config import ObjectiveConfig, TokenizerConfig, UserError
-from jaxlm.config.schema import TRAINED_BY
+from jaxlm.config.objective import TRAINED_BY
 from jaxlm.interop.generation_config import GenerationConfig, read_generation_config
 from jaxlm.interop.hf_config import format_json, read_hf_config, read_json
 

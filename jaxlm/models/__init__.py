@@ -1,6 +1,6 @@
-"""`build` makes the model of a config. Flax ends here: what comes out is pure functions and plain dicts."""
+"""`build` makes the model of a config: pure functions over plain dicts. Flax ends here."""
 
-from jaxlm import config
+from jaxlm.config import ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.model import Model
 from jaxlm.models.stack import unstack
@@ -15,18 +15,25 @@ FAMILIES = {
 
 
 def build(
-    model: config.ModelConfig,
-    precision: config.PrecisionConfig | None = None,
+    config: ModelConfig,
+    precision: PrecisionConfig | None = None,
     execution: Execution | None = None,
 ) -> Model:
-    """The model of `model`; float32 throughout unless a `precision` is given, plain single-device JAX unless an `execution` is."""
-    precision = precision or config.PrecisionConfig(compute="float32")
-    return FAMILIES[model.family](model, precision, execution or Execution())
+    """Return the model of a config.
+
+    It computes in float32 throughout unless a `precision` is given, and in plain single-device JAX
+    unless an `execution` is.
+    """
+    precision = precision or PrecisionConfig(compute="float32")
+    return FAMILIES[config.family](config, precision, execution or Execution())
 
 
 def unstacked(params: Tree) -> Tree:
-    """The same parameters with the blocks that `decode` reads as a list of layers: so none is cut out of a stack for every token."""
-    if "decoder" in params:  # its encoder reads the source once
+    """Return the same parameters with the blocks that `decode` reads as a list of layers.
+
+    Generation is faster so: no layer is cut out of a stack for every token.
+    """
+    if "decoder" in params:  # the encoder stays stacked: it reads the source once
         return params | {"decoder": unstacked(params["decoder"])}
     return params | {"blocks": unstack(params["blocks"])}
 

@@ -1,147 +1,138 @@
-"""Encoder-decoders: the original Transformer, T5, BART and their kin, by config alone."""
+"""Encoder-decoders: the original Transformer, T5, BART and their relatives, by config alone."""
 
 from typing import NamedTuple
 
 import jax
 
-from jaxlm import config
-from jaxlm.models import transformer
+from jaxlm.config import ModelConfig, PrecisionConfig
 from jaxlm.models.model import Model
-from jaxlm.models.transformer import Transformer
+from jaxlm.models.transformer import Transformer, build_transformer
 from jaxlm.nn.attention import EncoderOutput, attention_kernel
-from jaxlm.nn.cache import Cache, empty_cache
+from jaxlm.nn.cache import Cache
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(
-    model: config.ModelConfig, precision: config.PrecisionConfig, execution: Execution
-) -> Model:
-    """The encoder-decoder of `model` as pure functions. A shared token table is the encoder's."""
-    encoder = transformer.build_transformer(
-        model.encoder, precision, execution, causal=False, head=False
+def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+    """Return the encoder-decoder of a config. A shared token table is the encoder's."""
+    encoder = build_transformer(config.encoder, precision, execution, causal=False, head=False)
+    decoder = build_transformer(
+        config, precision, execution, causal=True, cross=True, own_table=not config.shared_embedding
     )
-    decoder = transformer.build_transformer(
-        model, precision, execution, causal=True, cross=True, own_table=not model.shared_embedding
-    )
-    both = Transformers(model, precision, execution, encoder, decoder)
-    axes = {"encoder": encoder.axes, "decoder": decoder.axes}
+    both = EncoderDecoder(config, encoder, decoder)
     return Model(
-        model,
-        both.init,
-        axes,
-        both.features,
-        both.head_weights,
-        decoder.scores,
-        both.kernels,
-        cache=both.cache,
+        config=config,
+        init=both.init,
+        axes={"encoder": encoder.axes, "decoder": decoder.axes},
+        features=both.features,
+        head_weights=both.head_weights,
+        scores=decoder.scores,
+        kernels=both.kernels,
+        cache=decoder.empty_cache,
         decode=both.decode,
     )
 
 
-class Transformers(NamedTuple):
-    """The two stacks and what passes between them."""
+class EncoderDecoder(NamedTuple):
+    """Two transformers, of which the decoder reads the encoder's output by cross attention."""
 
-    model: config.ModelConfig
-    precision: config.PrecisionConfig
-    execution: Execution
+    config: ModelConfig
     encoder: Transformer
     decoder: Transformer
 
     def init(self, key: Array) -> Tree:
+        """Return fresh parameters."""
         encoder_key, decoder_key = jax.random.split(key)
         return {
             "encoder": self.encoder.init(encoder_key),
             "decoder": self.decoder.init(decoder_key),
         }
 
-    def shared_table(self, params: Tree) -> Array | None:
-        return self.encoder.token_table(params["encoder"]) if self.model.shared_embedding else None
-
-    def head_weights(self, params: Tree) -> Tree:
-        return self.decoder.head_weights(
-            params["decoder"], self.shared_table(params) if self.model.tied_head else None
-        )
-
-    def encode(self, params: Tree, batch: Batch, dropout_key: Array | None) -> EncoderOutput:
-        lengths, segments = batch.source_lengths, batch.source_segments
-        states_BSD = self.encoder.run(
-            params["encoder"],
-            batch.source,
-            Mask(lengths=lengths, query_lengths=lengths, segments=segments),
-            positions=batch.source_positions,
-            dropout_key=dropout_key,
-        )
-        return EncoderOutput(
-            states_BSD,
-            Mask(
-                lengths=lengths,
-                query_lengths=batch.lengths,
-                segments=batch.segments,
-                key_segments=segments,
-            ),
-        )
-
     def features(self, params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
+        """Return the decoder's [B, L, D], or [B, M, D] at the positions `batch.predict`."""
         if batch.source is None:
             raise ValueError(
                 "an encoder-decoder reads Batch.source; Batch.tokens is what its decoder reads"
             )
-        return self.decoder.run(
-            params["decoder"],
-            batch.tokens,
-            Mask(
-                causal=True,
-                lengths=batch.lengths,
-                query_lengths=batch.lengths,
-                segments=batch.segments,
-            ),
-            positions=batch.positions,
-            table=self.shared_table(params),
-            memory=self.encode(params, batch, site_key(dropout_key, 0)),
-            predict=batch.predict,
-            dropout_key=site_key(dropout_key, 1),
-        )
 
-    def cache(self, batch_size: int, length: int) -> Cache:
-        return empty_cache(self.model, batch_size, length, self.precision.compute)
+        table = self.shared_table(params)
+        states_BSD = self.encoder.features(
+            params["encoder"], encoder_batch(batch), site_key(dropout_key, 0)
+        )
+        return self.decoder.features(
+            params["decoder"],
+            batch,
+            site_key(dropout_key, 1),
+            table=table,
+            encoder_output=EncoderOutput(states_BSD, cross_mask(batch)),
+        )
 
     def decode(self, params: Tree, cache: Cache, batch: Batch) -> tuple[Array, Cache]:
+        """Return float32 logits of the next tokens, and the cache with them.
+
+        The first call has the source. The others find its keys and values in the cache.
+        """
         if batch.source is not None:
-            memory = self.encode(params, batch._replace(lengths=None), None)
-            cache = cache._replace(memory=None, memory_lengths_B=batch.source_lengths)
-        elif cache.memory is not None:
-            memory = EncoderOutput(None, Mask(lengths=cache.memory_lengths_B))
+            states_BSD = self.encoder.features(params["encoder"], encoder_batch(batch))
+            mask = cross_mask(batch._replace(lengths=None))
+            encoder_output = EncoderOutput(states_BSD, mask)
+            cache = cache._replace(cross_layers=None, source_lengths_B=batch.source_lengths)
+        elif cache.cross_layers is not None:
+            encoder_output = EncoderOutput(None, Mask(lengths=cache.source_lengths_B))
         else:
             raise ValueError("the first call of decode reads Batch.source")
-        table = self.shared_table(params)
-        x, cache = self.decoder.read(
+
+        return self.decoder.decode(
             params["decoder"],
             cache,
-            batch.tokens,
-            batch.lengths,
-            table=table,
-            memory=memory,
-            predict=batch.predict,
+            batch,
+            table=self.shared_table(params),
+            encoder_output=encoder_output,
         )
-        return self.decoder.logits(
-            params["decoder"], x, table if self.model.tied_head else None
-        ), cache
+
+    def head_weights(self, params: Tree) -> Tree:
+        """Return the whole weights that `scores` reads."""
+        table = self.shared_table(params) if self.config.tied_head else None
+        return self.decoder.head_weights(params["decoder"], table)
+
+    def shared_table(self, params: Tree) -> Array | None:
+        """Return the token table that both stacks use, whole; None where each has its own."""
+        if not self.config.shared_embedding:
+            return None
+        return self.encoder.token_table(params["encoder"])
 
     def kernels(self, batch: Batch) -> dict[str, tuple[str, str]]:
-        length, source = batch.tokens.shape[1], batch.source.shape[1]  # type: ignore[union-attr]
-        compute, segments = self.precision.compute, batch.segments
+        """Return the kernel of each kind of attention, and why."""
+        encoder = self.encoder.kernels(encoder_batch(batch), "encoder attention")
+        decoder = self.decoder.kernels(batch, "decoder attention")
         cross = attention_kernel(
-            self.model, compute, length, source, Mask(segments=segments), self.execution
+            self.config,
+            self.decoder.compute,
+            queries=batch.tokens.shape[1],
+            keys=batch.source.shape[1],  # type: ignore[union-attr]
+            mask=Mask(segments=batch.segments),
+            execution=self.decoder.execution,
         )
-        return (
-            self.encoder.kernels(
-                compute, source, Mask(segments=batch.source_segments), "encoder attention"
-            )
-            | self.decoder.kernels(
-                compute, length, Mask(causal=True, segments=segments), "decoder attention"
-            )
-            | {"cross attention": cross}
-        )
+        return encoder | decoder | {"cross attention": cross}
+
+
+def encoder_batch(batch: Batch) -> Batch:
+    """Return the source as the batch of the encoder."""
+    return Batch(
+        tokens=batch.source,
+        lengths=batch.source_lengths,
+        segments=batch.source_segments,
+        positions=batch.source_positions,
+    )
+
+
+def cross_mask(batch: Batch) -> Mask:
+    """Return which positions of the source each position of the decoder sees."""
+    return Mask(
+        lengths=batch.source_lengths,
+        query_lengths=batch.lengths,
+        segments=batch.segments,
+        key_segments=batch.source_segments,
+    )

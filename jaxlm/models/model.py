@@ -1,63 +1,76 @@
-"""The interface of every family: a tuple of pure functions over a plain nested dict of parameters."""
+"""The interface of all families: pure functions over a plain nested dict of parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.nn.cache import Cache
 from jaxlm.types import Array, Batch, Tree, is_axes
 
 
 def no_decoder(*_: Any) -> NoReturn:
+    """Raise ValueError: the model has no decoder."""
     raise ValueError("an encoder reads whole texts: it has no cache")
 
 
 class Model(NamedTuple):
-    """Pure functions of (params, inputs). All of them are deterministic unless a dropout key is given."""
+    """Pure functions of (params, inputs), deterministic unless a dropout key is given."""
 
-    config: config.ModelConfig
-    init: Callable[[jax.Array], Tree]  # key -> params
-    axes: Tree  # the logical axes of each parameter
-    features: Callable[
-        ..., Array
-    ]  # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] where `batch.predict` is given
-    head_weights: Callable[
-        [Tree], Tree
-    ]  # what `scores` reads, whole; called outside a loop over tiles
-    scores: Callable[
-        [Tree, Array], Array
-    ]  # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others
+    config: ModelConfig
 
-    kernels: Callable[
-        [Batch], dict[str, tuple[str, str]]
-    ]  # (batch or its shapes) -> each attention's kernel, and why
-    cache: Callable[[int, int], Cache] = (
-        no_decoder  # (rows, columns) -> an empty cache; columns are the L of all calls together
-    )
-    # (params, cache, batch) -> (float32 logits [B, L or M, vocabulary_size], cache): reads the next L tokens of each row, of which
-    # `batch.lengths` are real. An encoder-decoder's first call has the source too. The blocks of params may be a list of layers.
+    # key -> params
+    init: Callable[[jax.Array], Tree]
+
+    # The logical axes of each parameter.
+    axes: Tree
+
+    # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] at the positions `batch.predict`.
+    features: Callable[..., Array]
+
+    # params -> the whole weights that `scores` reads; called outside a loop over tiles.
+    head_weights: Callable[[Tree], Tree]
+
+    # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others.
+    scores: Callable[[Tree, Array], Array]
+
+    # Batch or its shapes -> the kernel of each kind of attention, and why.
+    kernels: Callable[[Batch], dict[str, tuple[str, str]]]
+
+    # (rows, columns) -> an empty cache; columns are the L of all calls of `decode` together.
+    cache: Callable[[int, int], Cache] = no_decoder
+
+    # (params, cache, batch) -> (float32 logits [B, L or M, vocabulary_size], cache): reads the next
+    # L tokens of each row, of which `batch.lengths` are real. The first call of an encoder-decoder
+    # has the source too. The blocks of params may be a list of layers.
     decode: Callable[[Tree, Cache, Batch], tuple[Array, Cache]] = no_decoder
 
     def head(self, params: Tree, x: Array) -> Array:
-        """Float32 logits [..., vocabulary_size]."""
+        """Return float32 logits [..., vocabulary_size] of features [..., D]."""
         return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
 
     def apply(self, params: Tree, batch: Batch) -> Array:
-        """Float32 logits [B, L or M, vocabulary_size]; `batch.targets[b, i]` is what `logits[b, i]` predicts."""
+        """Return float32 logits [B, L or M, vocabulary_size].
+
+        `batch.targets[b, i]` is what `logits[b, i]` predicts.
+        """
         return self.head(params, self.features(params, batch))
 
     def parameter_count(self) -> int:
-        """Parameters as published tables count them: rows that only pad the vocabulary are left out."""
+        """Return the parameters as published tables count them.
+
+        Rows that only pad the vocabulary are left out, and so is the norm before the first
+        layer's attention where the model does without it.
+        """
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         sizes = jax.tree.map(self._logical_size, self.axes, shapes, is_leaf=is_axes)
-        unused = (
-            0
-            if self.config.first_norm
-            else sum(leaf.shape[1] for leaf in jax.tree.leaves(shapes["blocks"]["attention_norm"]))
-        )
-        return sum(jax.tree.leaves(sizes)) - unused
+        count = sum(jax.tree.leaves(sizes))
+        if not self.config.first_norm:
+            count -= sum(
+                leaf.shape[1] for leaf in jax.tree.leaves(shapes["blocks"]["attention_norm"])
+            )
+        return count
 
     def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:
         size = 1

@@ -1,6 +1,7 @@
-"""A stack of equal blocks with parameters [layers, ...], run unrolled or scanned: twins with one interface.
+"""A stack of equal blocks with parameters [layers, ...], run unrolled or scanned.
 
-The tree, the initial values and the random numbers don't depend on how the stack is run, so neither do checkpoints.
+The tree, the initial values and the random numbers don't depend on how the stack is run, so neither
+do checkpoints.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +11,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxlm.nn.attention import AttentionInputs
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import PRODUCT
 from jaxlm.nn.parameters import init_params, param_axes
 from jaxlm.types import Tree, is_axes
 
+Layer = Callable[[Tree, jax.Array, Any], jax.Array]  # (weights, x, index of the layer) -> x
+
 
 def save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps what the forward pass computed, but not the gathered weights: they are gathered again.
+    """Keep what the forward pass computed, but not the gathered weights: they are gathered again.
 
-    Gathering has a gradient of its own, and so have matrix products: what tells them apart is that products are named, and names are kept.
+    Gathering is a function with a gradient of its own, made of sharding constraints and casts.
+    Products too have their own gradient and casts, but their results are named: names are kept.
     """
     return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
 
-
-Layer = Callable[
-    [Tree, jax.Array, jax.Array | None, Any], jax.Array
-]  # (weights, x, dropout key, number) -> x
 
 # What the backward pass recomputes, from nothing to everything but each block's input.
 REMAT: dict[str, Callable | None] = {
@@ -39,21 +40,30 @@ REMAT: dict[str, Callable | None] = {
 
 
 def init_stack(block: nn.Module, layers: int, key: jax.Array, inputs: Callable[[], tuple]) -> Tree:
-    """Parameters [layers, ...]: every layer from its own key."""
+    """Return parameters [layers, ...], those of each layer from a key of its own."""
     return jax.vmap(lambda k: init_params(block, k, inputs))(jax.random.split(key, layers))
 
 
 def stack_axes(block: nn.Module, inputs: Callable[[], tuple]) -> Tree:
+    """Return the logical axes of the parameters of `init_stack`."""
     return jax.tree.map(
         lambda names: ("layers", *names), param_axes(block, inputs), is_leaf=is_axes
     )
 
 
+def layer_axes(axes: Tree) -> Tree:
+    """Return the logical axes of one layer's parameters, given those of the stack."""
+    return jax.tree.map(lambda names: names[1:], axes, is_leaf=is_axes)
+
+
 @jax.custom_vjp
 def unstack(tree: Tree) -> list[Tree]:
-    """[N, ...] arrays -> N trees. Its gradient is one stack, where that of N slices would be N padded arrays and their sum."""
+    """Return a tree of [N, ...] arrays as N trees.
+
+    The gradient is one stack, where that of N slices would be a sum of N padded arrays.
+    """
     layers = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda w: w[i], tree) for i in range(layers)]  # noqa: B023 (called at once)
+    return [jax.tree.map(lambda w: w[i], tree) for i in range(layers)]  # noqa: B023
 
 
 unstack.defvjp(
@@ -63,45 +73,58 @@ unstack.defvjp(
 
 
 def run_stack(
-    kinds: Sequence[Layer],
+    block: nn.Module,
+    inputs: Sequence[AttentionInputs],
     params: Tree,
     axes: Tree,
-    x: Any,
+    x: jax.Array,
     dropout_key: jax.Array | None,
     execution: Execution,
 ) -> jax.Array:
-    """Applies `kinds[i % len(kinds)](layer_params, x, layer_key, i)` for every layer i of `params` [layers, ...] in turn."""
-    layer_axes = jax.tree.map(lambda names: names[1:], axes, is_leaf=is_axes)
-    layers, period = jax.tree.leaves(params)[0].shape[0], len(kinds)
+    """Apply `block` with every layer of `params` [layers, ...] in turn.
 
-    def runner(apply: Layer) -> Callable[[Tree, jax.Array, Any], jax.Array]:
+    Layer i reads `inputs[i % len(inputs)]`, and its dropout key is folded from i. `axes` are the
+    logical axes of `params`.
+    """
+    weight_axes = layer_axes(axes)
+    layers, period = jax.tree.leaves(params)[0].shape[0], len(inputs)
+
+    def build_layer(layer_inputs: AttentionInputs) -> Layer:
         def layer(weights: Tree, x: jax.Array, index: Any) -> jax.Array:
-            return apply(
-                execution.gather(weights, layer_axes), x, site_key(dropout_key, index), index
-            )
+            variables = {"params": execution.gather(weights, weight_axes)}
+            key = site_key(dropout_key, index)
+            x, _ = block.apply(variables, x, layer_inputs, key, None, index == 0)
+            return x
 
         policy = REMAT[execution.remat]
-        # Inside a scan nothing can be merged across the loop, so the barrier that prevents it is only cost.
-        return (
-            layer
-            if policy is None
-            else jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
-        )
+        if policy is None:
+            return layer
+        # The barrier against merging the recomputation with the forward pass is only a cost inside
+        # a scan: nothing can be merged across the loop.
+        return jax.checkpoint(layer, policy=policy, prevent_cse=execution.blocks != "scanned")
 
-    runners, done = [runner(apply) for apply in kinds], 0
+    period_layers = [build_layer(layer_inputs) for layer_inputs in inputs]
+    scanned = layers - layers % period if execution.blocks == "scanned" else 0
+
     if execution.blocks == "scanned":
-        done = layers - layers % period
 
-        def body(x: jax.Array, item: tuple[list[Tree], jax.Array]) -> tuple[jax.Array, None]:
-            for kind, run in enumerate(runners):
-                x = run(item[0][kind], x, item[1] + kind)
+        def run_period(x: jax.Array, item: tuple[list[Tree], jax.Array]) -> tuple[jax.Array, None]:
+            weights, start = item
+            for offset, layer in enumerate(period_layers):
+                x = layer(weights[offset], x, start + offset)
             return x, None
 
-        # The layers of each kind by themselves: a strided slice of an axis that is never split.
-        by_kind = [jax.tree.map(lambda w: w[kind:done:period], params) for kind in range(period)]  # noqa: B023 (called at once)
-        x, _ = jax.lax.scan(body, x, (by_kind, jnp.arange(0, done, period)))
-    if done < layers:  # not scanned, or the last period is cut short
-        rest = jax.tree.map(lambda w: w[done:], params) if done else params
-        for index, weights in enumerate(unstack(rest), done):
-            x = runners[index % period](weights, x, index)
+        # Scan over the layers of each place in the period by themselves: a strided slice of an axis
+        # that is never split.
+        weights = [
+            jax.tree.map(lambda w: w[offset:scanned:period], params)  # noqa: B023 (called at once)
+            for offset in range(period)
+        ]
+        x, _ = jax.lax.scan(run_period, x, (weights, jnp.arange(0, scanned, period)))
+
+    # All layers where the stack is unrolled; where it is scanned, those of a last, shorter period.
+    if scanned < layers:
+        rest = jax.tree.map(lambda w: w[scanned:], params) if scanned else params
+        for index, weights in enumerate(unstack(rest), scanned):
+            x = period_layers[index % period](weights, x, index)
     return x

@@ -1,244 +1,282 @@
-"""What every family is made of: an embedding, a stack of blocks, the norm behind it and a head, as pure functions."""
+"""The transformer of all families, as pure functions.
+
+An embedding, a stack of blocks, the norm after it, and a head.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm import config
-from jaxlm.models.stack import Layer, init_stack, run_stack, stack_axes, unstack
-from jaxlm.nn.attention import Context, EncoderOutput, attention_kernel
+from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.models.stack import init_stack, layer_axes, run_stack, stack_axes, unstack
+from jaxlm.nn.attention import AttentionInputs, EncoderOutput, attention_kernel
 from jaxlm.nn.block import Block
-from jaxlm.nn.cache import Cache, LayerCache
+from jaxlm.nn.cache import Cache, empty_cache
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.embedding import Embedding, Head, padded_vocabulary
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import init_params, param_axes
-from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation
-from jaxlm.types import Array, Tree, is_axes
+from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation_at
+from jaxlm.types import Array, Batch, Tree
 
 
-class Part(NamedTuple):
-    """Layers that share a name in the parameters."""
+class Component(NamedTuple):
+    """A Flax module with a name of its own in the parameters."""
 
-    module: nn.Module  # as it runs
-    plain: nn.Module  # the same on one device, for shapes and initial values
-    inputs: Callable[[], tuple]  # smallest arguments of its call
+    module: nn.Module  # with the execution that it runs with
+    template: nn.Module  # the same on one device, for shapes and initial values
+    example_inputs: Callable[[], tuple]  # smallest arguments of its call
 
 
 class Transformer(NamedTuple):
-    """One stack with its ends. Its parameters are {part: weights}; a part without weights of its own is left out."""
+    """One stack of blocks with its ends.
 
-    config: config.ModelConfig
+    The parameters are {component: weights}. A component without weights has no entry.
+    """
+
+    config: ModelConfig
+    compute: str  # dtype of the activations
     execution: Execution
-    parts: dict[str, Part]
-    axes: Tree  # of the parameters
+    causal: bool  # a position sees only those before it
+    components: dict[str, Component]
+    axes: Tree  # logical axes of the parameters
+
+    # Parameters
 
     def init(self, key: Array) -> Tree:
-        """Fresh parameters."""
+        """Return fresh parameters."""
         params = {}
-        for name, part_key in zip(self.axes, jax.random.split(key, len(self.axes)), strict=True):
-            part = self.parts[name]
+        keys = jax.random.split(key, len(self.axes))
+        for name, component_key in zip(self.axes, keys, strict=True):
+            _, template, inputs = self.components[name]
             if name == "blocks":
-                params[name] = init_stack(part.plain, self.config.layers, part_key, part.inputs)
+                params[name] = init_stack(template, self.config.layers, component_key, inputs)
             else:
-                params[name] = init_params(part.plain, part_key, part.inputs)
+                params[name] = init_params(template, component_key, inputs)
         return params
 
     def weights(self, params: Tree, name: str) -> Tree:
-        """A part's weights, whole."""
+        """Return the whole weights of a component, {} where it has none."""
         return self.execution.gather(params[name], self.axes[name]) if name in self.axes else {}
 
-    def apply(self, params: Tree, name: str, *arguments) -> Array:
-        return self.parts[name].module.apply({"params": self.weights(params, name)}, *arguments)  # type: ignore[return-value]
+    def token_table(self, params: Tree) -> Array:
+        """Return the token table [padded V, D], whole."""
+        return self.weights(params, "embedding")["tokens"]
 
-    def run(
+    def apply(self, params: Tree, name: str, *inputs) -> Array:
+        """Apply a component with its weights."""
+        variables = {"params": self.weights(params, name)}
+        return self.components[name].module.apply(variables, *inputs)  # type: ignore[return-value]
+
+    # Whole sequences
+
+    def features(
         self,
         params: Tree,
-        tokens_BL: Array,
-        mask: Mask,
-        *,
-        positions: Array | None = None,
-        types: Array | None = None,
-        table: Array | None = None,
-        memory: EncoderOutput | None = None,
-        predict: Array | None = None,
+        batch: Batch,
         dropout_key: Array | None = None,
-    ) -> Array:
-        """[B, L, D], or [B, M, D] at the positions `predict`. `table` is the token table of a tower that has none."""
-        model, length = self.config, tokens_BL.shape[1]
-        if model.positions == "learned" and positions is None and length > model.context_length:
-            # Indexing a table past its end gives its last row without a word.
-            raise ValueError(
-                f"{length} tokens, but the table of positions has {model.context_length} rows (model.context_length)"
-            )
-        positions_BL = jnp.arange(length)[None] if positions is None else positions
-        bias = self.bias(params, length, length)
-        kinds = [self.layer(mask, window, positions_BL, bias, memory) for window in model.windows]
-        x_BLD = self.embed(params, tokens_BL, positions_BL, types, table, dropout_key)
-        x_BLD = run_stack(
-            kinds, params["blocks"], self.axes["blocks"], x_BLD, dropout_key, self.execution
-        )
-        return self.finish(params, x_BLD, predict)
-
-    def read(
-        self,
-        params: Tree,
-        cache: Cache,
-        tokens_BL: Array,
-        lengths: Array | None,
         *,
         table: Array | None = None,
-        memory: EncoderOutput | None = None,
-        predict: Array | None = None,
-    ) -> tuple[Array, Cache]:
-        """As `run` on the next tokens of each row, of which `lengths` [B] (None: all) are real, with the rest in the cache.
+        encoder_output: EncoderOutput | None = None,
+    ) -> Array:
+        """Return [B, L, D], or [B, M, D] at the positions `batch.predict`.
 
-        The blocks of `params` may be a list of layers.
+        `table` is the token table of a transformer that has none of its own. `encoder_output` is
+        what cross attention reads.
         """
-        model, length, columns = self.config, tokens_BL.shape[1], cache.positions_BS.shape[1]
-        if length > columns:
-            raise ValueError(f"{length} tokens, but the cache has room for {columns} in all")
-        positions_BL = cache.filled_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        column, cache = cache.columns, cache.advanced(length, lengths)
-        positions = (positions_BL, cache.positions_BS)
-        bias = self.bias(params, length, columns, positions)
-        mask = Mask(causal=True, positions=positions)
-        kinds = [self.context(mask, window, positions_BL, bias, memory) for window in model.windows]
-        layer_axes = jax.tree.map(lambda names: names[1:], self.axes["blocks"], is_leaf=is_axes)
-        blocks = (
-            params["blocks"]
-            if isinstance(params["blocks"], (list, tuple))
-            else unstack(params["blocks"])
+        length = batch.tokens.shape[1]
+        self.check_length(batch)
+        positions_BL = jnp.arange(length)[None] if batch.positions is None else batch.positions
+        bias = self.position_bias(params, length, length)
+        inputs = self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
+
+        x_BLD = self.embed(params, batch, positions_BL, table, dropout_key)
+        x_BLD = run_stack(
+            self.components["blocks"].module,
+            inputs,
+            params["blocks"],
+            self.axes["blocks"],
+            x_BLD,
+            dropout_key,
+            self.execution,
         )
-        x_BLD = self.embed(params, tokens_BL, positions_BL, None, table, None)
-        read = []
-        for index, (weights, own) in enumerate(zip(blocks, cache.layers, strict=True)):
-            past = LayerCache(own, column, None if cache.memory is None else cache.memory[index])
-            weights = {"params": self.execution.gather(weights, layer_axes)}
-            x_BLD, kept = self.parts["blocks"].module.apply(
-                weights, x_BLD, kinds[index % len(kinds)], None, past, index == 0
+        return self.final_norm(params, x_BLD, batch.predict)
+
+    def check_length(self, batch: Batch) -> None:
+        """Raise ValueError where the table of learned positions is too short for the batch.
+
+        Indexing a table past its end gives its last row without an error.
+        """
+        length, rows = batch.tokens.shape[1], self.config.context_length
+        if self.config.positions == "learned" and batch.positions is None and length > rows:
+            raise ValueError(
+                f"{length} tokens, but the table of positions has {rows} rows"
+                " (model.context_length)"
             )
-            read.append(kept)
-        layers, memories = zip(*read, strict=True)
-        cache = cache._replace(layers=layers, memory=None if memory is None else memories)
-        return self.finish(params, x_BLD, predict), cache
+
+    def mask(self, batch: Batch) -> Mask:
+        """Return which positions of the batch see each other."""
+        return Mask(
+            causal=self.causal,
+            lengths=batch.lengths,
+            query_lengths=batch.lengths,
+            segments=batch.segments,
+            prefix_lengths=batch.prefix_lengths,
+        )
+
+    def attention_inputs(
+        self,
+        mask: Mask,
+        positions_BL: Array,
+        bias: Array | None,
+        encoder_output: EncoderOutput | None,
+    ) -> list[AttentionInputs]:
+        """Return what attention reads in each layer of a period: layers differ by their window."""
+        config, rotation = self.config, None
+        inputs = []
+        for window in config.windows:
+            if config.positions == "rotary":
+                sliding_theta = config.rotary_theta_sliding if window is not None else None
+                theta = sliding_theta or config.rotary_theta
+                rotation = rotation_at(config, positions_BL, theta)
+
+            window_mask = mask._replace(window=window)
+            inputs.append(AttentionInputs(window_mask, rotation, bias, encoder_output))
+        return inputs
+
+    def position_bias(
+        self, params: Tree, queries: int, keys: int, positions: tuple[Array, Array] | None = None
+    ) -> Array | None:
+        """Return what positions add to the scores, float32 [1 or B, H, L, S], or None.
+
+        `positions` are those of queries [B, L] and of keys [B, S]; None: both count from 0.
+        """
+        if self.config.positions == "relative":
+            return self.apply(params, "relative_bias", queries, keys, positions)
+        if self.config.positions == "alibi":
+            positions = positions or (jnp.arange(queries)[None], jnp.arange(keys)[None])
+            return alibi_bias(self.config.heads, *positions)
+        return None
 
     def embed(
         self,
         params: Tree,
-        tokens_BL: Array,
+        batch: Batch,
         positions_BL: Array,
-        types: Array | None,
         table: Array | None,
         dropout_key: Array | None,
     ) -> Array:
-        types_BL = jnp.zeros((1, 1), jnp.int32) if types is None else types
+        """Return the input of the first block, [B, L, D]."""
+        types_BL = batch.token_types
+        if types_BL is None:
+            types_BL = jnp.zeros((1, 1), jnp.int32)
         key = site_key(dropout_key, self.config.layers)  # the layers use sites 0 to layers - 1
-        return self.apply(params, "embedding", tokens_BL, positions_BL, types_BL, key, table)
+        return self.apply(params, "embedding", batch.tokens, positions_BL, types_BL, key, table)
 
-    def finish(self, params: Tree, x_BLD: Array, predict: Array | None) -> Array:
-        """What leaves the tower, at all positions or at those of `predict` [B, M]."""
-        if predict is not None:
-            x_BLD = jax.vmap(lambda x_LD, at_M: x_LD[at_M])(x_BLD, predict)
-        return self.apply(params, "final_norm", x_BLD) if "final_norm" in self.parts else x_BLD
+    def final_norm(self, params: Tree, x_BLD: Array, predict_BM: Array | None) -> Array:
+        """Return the features, at all positions or at `predict`."""
+        if predict_BM is not None:
+            x_BLD = jax.vmap(lambda x_LD, at_M: x_LD[at_M])(x_BLD, predict_BM)
+        return self.apply(params, "final_norm", x_BLD) if "final_norm" in self.components else x_BLD
 
-    def layer(
+    # Generation, chunk by chunk
+
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Return a cache with room for `length` columns in each row."""
+        return empty_cache(self.config, batch_size, length, self.compute)
+
+    def decode(
         self,
-        mask: Mask,
-        window: int | None,
-        positions_BL: Array,
-        bias: Array | None,
-        memory: EncoderOutput | None,
-    ) -> Layer:
-        """A layer whose attention has this window, as a function of its weights."""
-        context = self.context(mask, window, positions_BL, bias, memory)
+        params: Tree,
+        cache: Cache,
+        batch: Batch,
+        *,
+        table: Array | None = None,
+        encoder_output: EncoderOutput | None = None,
+    ) -> tuple[Array, Cache]:
+        """Return float32 logits [B, L or M, V] of each row's next tokens, and the cache with them.
 
-        def apply(weights: Tree, x_BLD: Array, key: Array | None, index: Any) -> Array:
-            x_BLD, _ = self.parts["blocks"].module.apply(
-                {"params": weights}, x_BLD, context, key, None, index == 0
+        `batch.lengths` [B] (None: all) of the tokens are real. The blocks of `params` may be a list
+        of layers.
+        """
+        length, columns = batch.tokens.shape[1], cache.positions_BS.shape[1]
+        if length > columns:
+            raise ValueError(f"{length} tokens, but the cache has room for {columns} in all")
+
+        # The cache says where each row's tokens stand: their positions, and those of all columns.
+        positions_BL = cache.filled_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        filled = cache.advance(length, batch.lengths)
+        positions = (positions_BL, filled.positions_BS)
+        bias = self.position_bias(params, length, columns, positions)
+        mask = Mask(causal=True, positions=positions)
+        inputs = self.attention_inputs(mask, positions_BL, bias, encoder_output)
+
+        blocks, block = params["blocks"], self.components["blocks"].module
+        if not isinstance(blocks, (list, tuple)):
+            blocks = unstack(blocks)
+        weight_axes = layer_axes(self.axes["blocks"])
+
+        x_BLD = self.embed(params, batch._replace(token_types=None), positions_BL, table, None)
+        layers = []
+        for index, weights in enumerate(blocks):
+            variables = {"params": self.execution.gather(weights, weight_axes)}
+            layer_inputs, layer_cache = inputs[index % len(inputs)], cache.layer(index)
+            x_BLD, layer_cache = block.apply(
+                variables, x_BLD, layer_inputs, None, layer_cache, index == 0
             )
-            return x_BLD
+            layers.append(layer_cache)
 
-        return apply
+        x_BLD = self.final_norm(params, x_BLD, batch.predict)
+        scores = self.scores(self.head_weights(params, table), x_BLD)
+        return scores[..., : self.config.vocabulary_size], filled.with_layers(layers)
 
-    def context(
-        self,
-        mask: Mask,
-        window: int | None,
-        positions_BL: Array,
-        bias: Array | None,
-        memory: EncoderOutput | None,
-    ) -> Context:
-        """What layers with this window share."""
-        model = self.config
-        theta = (
-            model.rotary_theta_sliding
-            if window is not None and model.rotary_theta_sliding
-            else model.rotary_theta
-        )
-        angles = rotation(model, positions_BL, theta) if model.positions == "rotary" else None
-        return Context(mask._replace(window=window), angles, bias, memory)
-
-    def bias(
-        self, params: Tree, queries: int, keys: int, positions: tuple[Array, Array] | None = None
-    ) -> Array | None:
-        """What the kind of positions adds to the scores, [1 or B, H, L, S]; without `positions` both count from 0."""
-        if self.config.positions == "relative":
-            return self.apply(params, "relative_bias", queries, keys, positions)
-        if self.config.positions == "alibi":
-            return alibi_bias(
-                self.config.heads,
-                *(positions or (jnp.arange(queries)[None], jnp.arange(keys)[None])),
-            )
-        return None
-
-    def token_table(self, params: Tree) -> Array:
-        """[padded V, D], whole."""
-        return self.weights(params, "embedding")["tokens"]
+    # The head
 
     def head_weights(self, params: Tree, table: Array | None = None) -> Tree:
-        """What `scores` reads. `table` is the token table of a tower that has none."""
+        """Return the whole weights that `scores` reads.
+
+        `table` is the token table of a transformer that has none of its own.
+        """
         if not self.config.tied_head:
             table = None
         elif table is None:
             table = self.token_table(params)
         return {"own": self.weights(params, "head"), "table": table}
 
-    def logits(self, params: Tree, x: Array, table: Array | None = None) -> Array:
-        """[..., D] -> float32 [..., V]."""
-        return self.scores(self.head_weights(params, table), x)[..., : self.config.vocabulary_size]
-
     def scores(self, weights: Tree, x: Array) -> Array:
-        """[..., D] -> float32 [..., padded V]."""
-        return self.parts["head"].module.apply({"params": weights["own"]}, x, weights["table"])  # type: ignore[return-value]
+        """Return float32 scores [..., padded V] of features [..., D]."""
+        head, variables = self.components["head"].module, {"params": weights["own"]}
+        return head.apply(variables, x, weights["table"])  # type: ignore[return-value]
 
-    def kernels(
-        self, compute: str, length: int, mask: Mask, name: str = "attention"
-    ) -> dict[str, tuple[str, str]]:
-        """The kernel of each kind of attention of this stack over itself, and why."""
-        windows = dict.fromkeys(self.config.windows)
-        names = {
-            window: name
-            if len(windows) == 1
-            else f"{name}, {'full' if window is None else 'sliding'}"
-            for window in windows
-        }
-        return {
-            names[window]: attention_kernel(
-                self.config, compute, length, length, mask._replace(window=window), self.execution
+    # What runs where
+
+    def kernels(self, batch: Batch, name: str = "attention") -> dict[str, tuple[str, str]]:
+        """Return the kernel of each kind of self attention of this stack, and why."""
+        windows = dict.fromkeys(self.config.windows)  # each once, in order
+        length, mask = batch.tokens.shape[1], self.mask(batch)
+
+        kernels = {}
+        for window in windows:
+            suffix = ", full" if window is None else ", sliding"
+            kernels[name + suffix if len(windows) > 1 else name] = attention_kernel(
+                self.config,
+                self.compute,
+                queries=length,
+                keys=length,
+                mask=mask._replace(window=window),
+                execution=self.execution,
             )
-            for window in windows
-        }
+        return kernels
 
 
 def build_transformer(
-    model: config.ModelConfig,
-    precision: config.PrecisionConfig,
+    config: ModelConfig,
+    precision: PrecisionConfig,
     execution: Execution,
     *,
     causal: bool,
@@ -246,43 +284,53 @@ def build_transformer(
     head: bool = True,
     own_table: bool = True,
 ) -> Transformer:
-    """The tower of `model`: `causal` if a position sees only those before it, `cross` if its blocks read an encoder too."""
+    """Return the transformer of a config.
+
+    It is `causal` if a position sees only those before it, and `cross` if its blocks read an
+    encoder too.
+    """
     dtype, compute = jnp.dtype(precision.params), jnp.dtype(precision.compute)
 
-    def x() -> Array:
-        return jnp.zeros((1, 1, model.width))
+    def example_x() -> Array:
+        return jnp.zeros((1, 1, config.width))
 
-    def table() -> Array:
-        return jnp.zeros((padded_vocabulary(model.vocabulary_size), model.token_width))
+    def example_table() -> Array:
+        return jnp.zeros((padded_vocabulary(config.vocabulary_size), config.token_width))
 
-    def embedded() -> tuple:
+    def embedding_inputs() -> tuple:
         ids = jnp.zeros((1, 1), jnp.int32)
-        return ids, ids, ids, None, None if own_table else table()
+        return ids, ids, ids, None, None if own_table else example_table()
 
-    def part(make: Callable[[Execution], nn.Module], inputs: Callable[[], tuple]) -> Part:
-        return Part(make(execution), make(Execution()), inputs)
+    def block_inputs() -> tuple:
+        encoder_output = EncoderOutput(example_x(), Mask())
+        return example_x(), AttentionInputs(Mask(causal=causal), encoder=encoder_output)
 
-    parts = {
-        "embedding": part(lambda e: Embedding(model, e, dtype, compute), embedded),
-        "blocks": part(
-            lambda e: Block(model, e, dtype, cross),
-            lambda: (x(), Context(Mask(causal), encoder=EncoderOutput(x(), Mask()))),
-        ),
+    def head_inputs() -> tuple:
+        return example_x(), example_table() if config.tied_head else None
+
+    def component(
+        make: Callable[[Execution], nn.Module], example_inputs: Callable[[], tuple]
+    ) -> Component:
+        return Component(make(execution), make(Execution()), example_inputs)
+
+    # Their order decides which random key initialises which.
+    components = {
+        "embedding": component(lambda e: Embedding(config, e, dtype, compute), embedding_inputs),
+        "blocks": component(lambda e: Block(config, e, dtype, cross), block_inputs),
     }
-    if model.positions == "relative":
-        parts["relative_bias"] = part(
-            lambda e: RelativeBias(model, not causal, e, dtype), lambda: (1, 1)
+    if config.positions == "relative":
+        components["relative_bias"] = component(
+            lambda e: RelativeBias(config, not causal, e, dtype), lambda: (1, 1)
         )
     if head:
-        parts["head"] = part(
-            lambda e: Head(model, e, dtype), lambda: (x(), table() if model.tied_head else None)
-        )
-    if model.norm_placement != "post":  # such blocks end in a norm already
-        parts["final_norm"] = part(lambda e: Norm(model, dtype), lambda: (x(),))
-    axes = {
-        name: (stack_axes if name == "blocks" else param_axes)(part.plain, part.inputs)
-        for name, part in parts.items()
-    }
-    return Transformer(
-        model, execution, parts, {name: names for name, names in axes.items() if names}
-    )
+        components["head"] = component(lambda e: Head(config, e, dtype), head_inputs)
+    if config.norm_placement != "post":  # such blocks end in a norm already
+        components["final_norm"] = component(lambda _: Norm(config, dtype), lambda: (example_x(),))
+
+    axes = {}
+    for name, part in components.items():
+        read_axes = stack_axes if name == "blocks" else param_axes
+        component_axes = read_axes(part.template, part.example_inputs)
+        if component_axes:  # without weights: no entry
+            axes[name] = component_axes
+    return Transformer(config, precision.compute, execution, causal, components, axes)

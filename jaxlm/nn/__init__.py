@@ -1,1 +1,1 @@
-"""Flax layers that every family shares. Each names the logical axes of its weights and of its activations."""
+"""Flax layers of all families. Each names the logical axes of its weights and activations."""

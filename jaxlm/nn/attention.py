@@ -1,4 +1,7 @@
-"""Multi-head attention with grouped keys and values (arXiv 1706.03762; multi-query 1911.02150, grouped 2305.13245)."""
+"""Multi-head attention with grouped keys and values.
+
+arXiv 1706.03762; multi-query 1911.02150, grouped 2305.13245.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import config
-from jaxlm.nn.cache import KeyValues, LayerCache, append_to_cache
+from jaxlm.config import ModelConfig
+from jaxlm.nn.cache import KeyValues, LayerCache
 from jaxlm.nn.dot_product import Case, Mask, attend, choose_kernel
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
@@ -16,20 +19,20 @@ from jaxlm.nn.norms import HeadNorm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import Rotation, rotate
 
+# Logical axes of the projections.
 HEADS = ("batch", "length", "heads_act", "head_act")
 KV_HEADS = ("batch", "length", "kv_heads_act", "head_act")
 
 
 class EncoderOutput(NamedTuple):
-    """What a decoder reads of its encoder."""
+    """The states of an encoder, as cross attention reads them."""
 
-    states_BSD: jax.Array | None  # None: every layer has its keys and values in its past
+    states_BSD: jax.Array | None  # None: every layer has their keys and values in its cache
     mask: Mask
 
 
-class Context(NamedTuple):
-    """What all layers of a kind share in one pass, computed once: the mask, the positions in the form that attention reads, an
-    encoder's states."""
+class AttentionInputs(NamedTuple):
+    """Everything but x that attention reads. Computed once per pass, shared by equal layers."""
 
     mask: Mask
     rotation: Rotation | None = None
@@ -37,115 +40,182 @@ class Context(NamedTuple):
     encoder: EncoderOutput | None = None
 
 
-class Attention(nn.Module):
-    """[B, L, D] -> [B, L, D], over the positions themselves, or over the encoder's for cross attention; and the keys and values read.
+class Projection(NamedTuple):
+    """The weights of a query, key or value projection."""
 
-    With a `past` the keys and values are those of its columns, the chunk's own included.
-    """
+    kernel_DHK: jax.Array
+    bias_HK: jax.Array | None
 
-    config: config.ModelConfig
+
+class MultiHeadAttention(nn.Module):
+    """The weights of attention, and the steps that self attention and cross attention share."""
+
+    config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
-    cross: bool = False
+
+    def projection(self, name: str, heads: int, axis: str) -> Projection:
+        """Declare the weights of the projection `name` to `heads` heads, whose axis is `axis`."""
+        config, dtype = self.config, self.dtype
+        D, K = config.width, config.width_per_head
+        init = normal(config, "query" if name == "query" else "input", D)
+        axes = ("embed", axis, "head")
+        kernel_DHK = parameter(self, f"{name}_kernel", init, (D, heads, K), axes, dtype)
+        if not config.attention_bias:
+            return Projection(kernel_DHK, None)
+
+        zeros = nn.initializers.zeros
+        bias_HK = parameter(self, f"{name}_bias", zeros, (heads, K), axes[1:], dtype)
+        return Projection(kernel_DHK, bias_HK)
+
+    def attend(
+        self,
+        q_BLHK: jax.Array,
+        key_values: KeyValues,
+        mask: Mask,
+        bias: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        """Return the heads' outputs [B, L, H, K]: softmax(q k^T) v with the model's options."""
+        config = self.config
+        k_BSGK, v_BSGK = key_values.to_projections()
+        y_BLHK = attend(
+            q_BLHK,
+            k_BSGK,
+            v_BSGK,
+            mask,
+            self.execution,
+            scale=config.attention_scale or config.width_per_head**-0.5,
+            bias=bias,
+            softcap=config.attention_softcap,
+            dropout=config.attention_dropout,
+            dropout_key=dropout_key,
+        )
+        return self.execution.constrain(y_BLHK, HEADS)
+
+    def output(self, y_BLHK: jax.Array) -> jax.Array:
+        """Return the projection of all heads' outputs to [B, L, D]."""
+        config, dtype = self.config, self.dtype
+        D, (H, K) = config.width, y_BLHK.shape[2:]
+        init, axes = normal(config, "residual", H * K), ("heads", "head", "embed")
+        kernel_HKD = parameter(self, "output_kernel", init, (H, K, D), axes, dtype)
+        y_BLD = matmul("BLHK,HKD->BLD", y_BLHK, kernel_HKD)
+        if not config.attention_output_bias:
+            return y_BLD
+
+        zeros = nn.initializers.zeros
+        return add_bias(y_BLD, parameter(self, "output_bias", zeros, (D,), ("norm",), dtype))
+
+
+class SelfAttention(MultiHeadAttention):
+    """Attention of the positions of x over themselves: [B, L, D] -> [B, L, D].
+
+    With a cache they also see the tokens that it holds. The cache is returned with x's keys and
+    values in it.
+    """
 
     @nn.compact
     def __call__(
         self,
         x_BLD: jax.Array,
-        context: Context,
+        inputs: AttentionInputs,
         dropout_key: jax.Array | None = None,
-        past: LayerCache | None = None,
-    ) -> tuple[jax.Array, KeyValues]:
-        model = self.config
-        memory_BSD = x_BLD
-        if self.cross:
-            assert context.encoder is not None
-            memory_BSD, context = context.encoder.states_BSD, Context(context.encoder.mask)
-        q_BLHK = self.execution.constrain(self.project("query", x_BLD, model.heads, "heads"), HEADS)
-        if model.query_key_norm:
-            q_BLHK = HeadNorm(model, self.dtype, name="query_norm")(q_BLHK)
-        if context.rotation is not None:
-            q_BLHK = rotate(q_BLHK, context.rotation)
-        if self.cross and past is not None and past.memory is not None:
-            read = past.memory
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        config, constrain = self.config, self.execution.constrain
+        query = self.projection("query", config.heads, "heads")
+        key = self.projection("key", config.key_value_heads, "kv_heads")
+        value = self.projection("value", config.key_value_heads, "kv_heads")
+
+        q_BLHK = add_bias(matmul("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
+        k_BLGK = add_bias(matmul("BLD,DGK->BLGK", x_BLD, key.kernel_DHK), key.bias_HK)
+        v_BLGK = add_bias(matmul("BLD,DGK->BLGK", x_BLD, value.kernel_DHK), value.bias_HK)
+        q_BLHK = constrain(q_BLHK, HEADS)
+        k_BLGK, v_BLGK = constrain(k_BLGK, KV_HEADS), constrain(v_BLGK, KV_HEADS)
+
+        if config.query_key_norm:
+            q_BLHK = HeadNorm(config, self.dtype, name="query_norm")(q_BLHK)
+            k_BLGK = HeadNorm(config, self.dtype, name="key_norm")(k_BLGK)
+        if inputs.rotation is not None:
+            q_BLHK = rotate(q_BLHK, inputs.rotation)
+            k_BLGK = rotate(k_BLGK, inputs.rotation)
+
+        key_values = KeyValues.from_projections(k_BLGK, v_BLGK)
+        if cache is not None:
+            cache = cache.append(key_values)
+            key_values = cache.own
+
+        y_BLHK = self.attend(q_BLHK, key_values, inputs.mask, inputs.bias, dropout_key)
+        return self.output(y_BLHK), cache
+
+
+class CrossAttention(MultiHeadAttention):
+    """Attention of the positions of x over an encoder's states: [B, L, D] -> [B, L, D].
+
+    The cache, where there is one, is returned with the keys and values of the states: they are
+    computed for the first chunk and read for all others.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        encoder: EncoderOutput,
+        dropout_key: jax.Array | None = None,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        config, constrain = self.config, self.execution.constrain
+        query = self.projection("query", config.heads, "heads")
+
+        q_BLHK = add_bias(matmul("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
+        q_BLHK = constrain(q_BLHK, HEADS)
+        if config.query_key_norm:
+            q_BLHK = HeadNorm(config, self.dtype, name="query_norm")(q_BLHK)
+
+        if cache is not None and cache.cross is not None:
+            key_values = cache.cross
         else:
-            assert memory_BSD is not None
-            read = self.key_values(memory_BSD, context.rotation, None if self.cross else past)
-        y_BLHK = attend(
-            q_BLHK,
-            jnp.swapaxes(read.keys_BGSK, 1, 2),
-            jnp.swapaxes(read.values_BGSK, 1, 2),
-            context.mask,
-            self.execution,
-            scale=model.attention_scale or model.width_per_head**-0.5,
-            bias=context.bias,
-            softcap=model.attention_softcap,
-            dropout=model.attention_dropout,
-            dropout_key=dropout_key,
-        )
-        return self.output(self.execution.constrain(y_BLHK, HEADS)), read
+            assert encoder.states_BSD is not None
+            key_values = self.key_values(encoder.states_BSD)
+            if cache is not None:
+                cache = cache._replace(cross=key_values)
 
-    def key_values(
-        self, x_BSD: jax.Array, rotation: Rotation | None, past: LayerCache | None
-    ) -> KeyValues:
-        """Those of the positions of x, behind those of the past."""
-        model, constrain = self.config, self.execution.constrain
-        k_BSGK = constrain(self.project("key", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS)
-        v_BSGK = constrain(
-            self.project("value", x_BSD, model.key_value_heads, "kv_heads"), KV_HEADS
-        )
-        if model.query_key_norm:
-            k_BSGK = HeadNorm(model, self.dtype, name="key_norm")(k_BSGK)
-        if rotation is not None:
-            k_BSGK = rotate(k_BSGK, rotation)
-        if past is not None:
-            return append_to_cache(past, k_BSGK, v_BSGK)
-        return KeyValues(jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2))
+        y_BLHK = self.attend(q_BLHK, key_values, encoder.mask, None, dropout_key)
+        return self.output(y_BLHK), cache
 
-    def project(self, name: str, x_BLD: jax.Array, heads: int, axis: str) -> jax.Array:
-        """[B, L, D] -> [B, L, heads, K]."""
-        D, K = self.config.width, self.config.width_per_head
-        init = normal(self.config, "query" if name == "query" else "input", D)
-        w_DHK = parameter(
-            self, f"{name}_kernel", init, (D, heads, K), ("embed", axis, "head"), self.dtype
-        )
-        y = matmul("BLD,DHK->BLHK", x_BLD, w_DHK)
-        if self.config.attention_bias:
-            bias_HK = parameter(
-                self, f"{name}_bias", nn.initializers.zeros, (heads, K), (axis, "head"), self.dtype
-            )
-            y = add_bias(y, bias_HK)
-        return y
+    def key_values(self, states_BSD: jax.Array) -> KeyValues:
+        """Return the keys and values of the encoder's states."""
+        config, constrain = self.config, self.execution.constrain
+        key = self.projection("key", config.key_value_heads, "kv_heads")
+        value = self.projection("value", config.key_value_heads, "kv_heads")
 
-    def output(self, y_BLHK: jax.Array) -> jax.Array:
-        D, (H, K) = self.config.width, y_BLHK.shape[2:]
-        w_HKD = parameter(
-            self,
-            "output_kernel",
-            normal(self.config, "residual", H * K),
-            (H, K, D),
-            ("heads", "head", "embed"),
-            self.dtype,
-        )
-        y = matmul("BLHK,HKD->BLD", y_BLHK, w_HKD)
-        if self.config.attention_output_bias:
-            bias_D = parameter(
-                self, "output_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype
-            )
-            y = add_bias(y, bias_D)
-        return y
+        k_BSGK = add_bias(matmul("BSD,DGK->BSGK", states_BSD, key.kernel_DHK), key.bias_HK)
+        v_BSGK = add_bias(matmul("BSD,DGK->BSGK", states_BSD, value.kernel_DHK), value.bias_HK)
+        k_BSGK, v_BSGK = constrain(k_BSGK, KV_HEADS), constrain(v_BSGK, KV_HEADS)
+        if config.query_key_norm:
+            k_BSGK = HeadNorm(config, self.dtype, name="key_norm")(k_BSGK)
+        return KeyValues.from_projections(k_BSGK, v_BSGK)
 
 
 def attention_kernel(
-    model: config.ModelConfig,
+    config: ModelConfig,
     compute: str,
     queries: int,
     keys: int,
     mask: Mask,
     execution: Execution,
 ) -> tuple[str, str]:
-    """The kernel that training will use for `queries` by `keys` positions, and why. ValueError if the one asked for can't."""
-    softcap, drops = model.attention_softcap is not None, model.attention_dropout > 0
-    return choose_kernel(
-        execution, Case(compute, queries, keys, model.width_per_head, mask, softcap, drops)
+    """Return the kernel that training uses for `queries` by `keys` positions, and why.
+
+    ValueError if the configuration asks for one that can't do it.
+    """
+    case = Case(
+        dtype=compute,
+        queries=queries,
+        keys=keys,
+        head_width=config.width_per_head,
+        mask=mask,
+        softcap=config.attention_softcap is not None,
+        dropout=config.attention_dropout > 0,
     )
+    return choose_kernel(execution, case)

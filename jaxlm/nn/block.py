@@ -1,5 +1,7 @@
-"""One transformer layer: attention, cross attention in decoders that have an encoder, and MLP, each with a residual connection and
-norms before or after it."""
+"""One transformer layer: attention, cross attention where there is an encoder, and MLP.
+
+Each sublayer has a residual connection and norms before or after it.
+"""
 
 from typing import Any
 
@@ -7,25 +9,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import config
-from jaxlm.nn.attention import Attention, Context
-from jaxlm.nn.cache import KeyValues, LayerCache
+from jaxlm.config import ModelConfig
+from jaxlm.nn.attention import AttentionInputs, CrossAttention, SelfAttention
+from jaxlm.nn.cache import LayerCache
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.norms import Norm
 
-RESIDUAL = ("batch", "length", "embed_act")
+RESIDUAL = ("batch", "length", "embed_act")  # logical axes of the residual stream
 
 
 class Block(nn.Module):
-    """[B, L, D] -> [B, L, D], and the keys and values that attention and cross attention have read.
+    """[B, L, D] -> [B, L, D], and the layer's cache with this chunk in it, where one is given.
 
-    pre    x + f(norm(x)); post: norm(x + f(x)) (arXiv 2002.04745 compares them); both: x + norm(f(norm(x))) (Gemma 2)
-    residual "normed": norm(x) + f(norm(x)); "parallel": x + attention(norm(x)) + mlp(another norm(x)) (GPT-NeoX, arXiv 2204.06745)
+    norm_placement
+        pre       x + f(norm(x))
+        post      norm(x + f(x)) (arXiv 2002.04745 compares the two)
+        both      x + norm(f(norm(x))) (Gemma 2)
+    residual, with norm_placement "pre"
+        serial    the sublayers follow each other
+        normed    norm(x) + f(norm(x))
+        parallel  x + attention(norm(x)) + mlp(another norm(x)) (GPT-NeoX, arXiv 2204.06745)
     """
 
-    config: config.ModelConfig
+    config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     cross: bool = False  # also reads an encoder
@@ -34,49 +42,59 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BLD: jax.Array,
-        context: Context,
+        inputs: AttentionInputs,
         dropout_key: jax.Array | None = None,
-        past: LayerCache | None = None,
+        cache: LayerCache | None = None,
         first: bool | jax.Array = False,
-    ) -> tuple[jax.Array, tuple[KeyValues, KeyValues | None]]:
-        """`first` says whether this is the first layer."""
-        model, memory = self.config, None
-        attention = Attention(model, self.execution, self.dtype, name="attention")
-        cross = (
-            Attention(model, self.execution, self.dtype, cross=True, name="cross_attention")
-            if self.cross
-            else None
-        )
-        mlp = MLP(model, self.execution, self.dtype, name="mlp")
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Apply the layer; `first` says whether it is the first one of the stack."""
+        options = (self.config, self.execution, self.dtype)
+        start_BLD = x_BLD
 
-        def before(x, name):
-            if model.norm_placement == "post":
-                return x
-            normed = Norm(model, self.dtype, name=f"{name}_norm")(x)
-            return (
-                normed if model.first_norm or name != "attention" else jnp.where(first, x, normed)
+        normed_BLD = self.norm_before("attention", x_BLD)
+        if not self.config.first_norm:
+            normed_BLD = jnp.where(first, x_BLD, normed_BLD)
+        attention = SelfAttention(*options, name="attention")
+        y_BLD, cache = attention(normed_BLD, inputs, site_key(dropout_key, 0), cache)
+        x_BLD = self.add_residual("attention", x_BLD, normed_BLD, y_BLD, site_key(dropout_key, 1))
+
+        if self.cross:
+            assert inputs.encoder is not None
+            normed_BLD = self.norm_before("cross_attention", x_BLD)
+            attention = CrossAttention(*options, name="cross_attention")
+            y_BLD, cache = attention(normed_BLD, inputs.encoder, site_key(dropout_key, 3), cache)
+            x_BLD = self.add_residual(
+                "cross_attention", x_BLD, normed_BLD, y_BLD, site_key(dropout_key, 4)
             )
 
-        def after(x, normed, y, name, site):
-            """The stream behind a sublayer that made `y`."""
-            if model.norm_placement == "both":
-                y = Norm(model, self.dtype, name=f"{name}_post_norm")(y)
-            stream = normed if model.residual == "normed" else x
-            x = self.execution.constrain(
-                stream + dropout(y, model.dropout, site_key(dropout_key, site)), RESIDUAL
-            )
-            return (
-                Norm(model, self.dtype, name=f"{name}_norm")(x)
-                if model.norm_placement == "post"
-                else x
-            )
+        parallel = self.config.residual == "parallel"
+        normed_BLD = self.norm_before("mlp", start_BLD if parallel else x_BLD)
+        y_BLD = MLP(*options, name="mlp")(normed_BLD)
+        x_BLD = self.add_residual("mlp", x_BLD, normed_BLD, y_BLD, site_key(dropout_key, 2))
+        return x_BLD, cache
 
-        start_BLD, normed = x_BLD, before(x_BLD, "attention")
-        y_BLD, own = attention(normed, context, site_key(dropout_key, 0), past)
-        x_BLD = after(x_BLD, normed, y_BLD, "attention", 1)
-        if cross is not None:
-            normed = before(x_BLD, "cross_attention")
-            y_BLD, memory = cross(normed, context, site_key(dropout_key, 3), past)
-            x_BLD = after(x_BLD, normed, y_BLD, "cross_attention", 4)
-        normed = before(start_BLD if model.residual == "parallel" else x_BLD, "mlp")
-        return after(x_BLD, normed, mlp(normed), "mlp", 2), (own, memory)
+    def norm_before(self, name: str, x_BLD: jax.Array) -> jax.Array:
+        """Return the input of the sublayer `name`."""
+        if self.config.norm_placement == "post":
+            return x_BLD
+        return Norm(self.config, self.dtype, name=f"{name}_norm")(x_BLD)
+
+    def add_residual(
+        self,
+        name: str,
+        x_BLD: jax.Array,
+        normed_BLD: jax.Array,
+        y_BLD: jax.Array,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        """Return the residual stream after the sublayer `name`, which made y of normed x."""
+        config = self.config
+        if config.norm_placement == "both":
+            y_BLD = Norm(config, self.dtype, name=f"{name}_post_norm")(y_BLD)
+
+        stream_BLD = normed_BLD if config.residual == "normed" else x_BLD
+        x_BLD = stream_BLD + dropout(y_BLD, config.dropout, dropout_key)
+        x_BLD = self.execution.constrain(x_BLD, RESIDUAL)
+        if config.norm_placement != "post":
+            return x_BLD
+        return Norm(config, self.dtype, name=f"{name}_norm")(x_BLD)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of the elements and scales the rest by 1 / (1 - rate)."""
+    """Zero a share `rate` of the elements and scale the rest by 1 / (1 - rate)."""
     if rate == 0.0 or key is None:
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -13,5 +13,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def site_key(key: jax.Array | None, site: int) -> jax.Array | None:
-    """The key of one place where dropout is applied."""
+    """Return the key of one place where dropout is applied."""
     return None if key is None else jax.random.fold_in(key, site)

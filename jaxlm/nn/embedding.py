@@ -1,4 +1,4 @@
-"""The ends of a model: tables of tokens, positions and token types in, vocabulary scores out."""
+"""The ends of a model: tables of tokens, positions and token types; scores over the vocabulary."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.nn.block import RESIDUAL
 from jaxlm.nn.dot_product import MASKED
 from jaxlm.nn.dropout import dropout
@@ -18,22 +18,22 @@ from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import sinusoids
 
-VOCABULARY_MULTIPLE = (
-    128  # rows of the tables in memory: matrix units and tensor parallelism want aligned sizes
-)
+# Rows of the tables in memory: matrix units and tensor parallelism want aligned sizes.
+VOCABULARY_MULTIPLE = 128
 
 
 def padded_vocabulary(size: int) -> int:
+    """Return the rows of a token table for `size` tokens."""
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class Embedding(nn.Module):
-    """Token ids int32 [B, L], positions [B or 1, L] and token types [B or 1, L] -> [B, L, D] in `compute` dtype.
+    """Token ids int32 [B, L] -> [B, L, D] in `compute` dtype.
 
-    Owns the token table unless it is given another's.
+    Positions and token types are int32 [B or 1, L]. Owns the token table unless given another's.
     """
 
-    config: config.ModelConfig
+    config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     compute: Any = jnp.float32
@@ -47,115 +47,96 @@ class Embedding(nn.Module):
         dropout_key: jax.Array | None = None,
         table_VD: jax.Array | None = None,
     ) -> jax.Array:
-        model = self.config
+        config, width = self.config, self.config.width
+
         if table_VD is None:
-            table_VD = self.table(
-                "tokens", padded_vocabulary(model.vocabulary_size), "vocabulary", model.token_width
-            )
+            rows = padded_vocabulary(config.vocabulary_size)
+            table_VD = self.table("tokens", rows, "vocabulary", config.token_width)
         x_BLD = table_VD[tokens_BL].astype(self.compute)
-        if model.embedding_width is not None:
-            init = normal(model, "input", model.embedding_width)
-            kernel_ED = parameter(
-                self,
-                "projection",
-                init,
-                (model.embedding_width, model.width),
-                (None, "embed"),
-                self.dtype,
+
+        if config.embedding_width is not None:
+            init, shape = (
+                normal(config, "input", config.embedding_width),
+                (config.token_width, width),
             )
+            kernel_ED = parameter(self, "projection", init, shape, (None, "embed"), self.dtype)
             x_BLD = matmul("BLE,ED->BLD", x_BLD, kernel_ED)
-        if model.embedding_scaling:
-            x_BLD = x_BLD * model.width**0.5
-        if model.token_types:
-            x_BLD = x_BLD + self.table("types", model.token_types, "position", model.width)[
-                types_BL
-            ].astype(self.compute)
-        if model.positions == "learned":
-            table_LD = self.table(
-                "positions", model.context_length + model.position_offset, "position", model.width
-            )
-            x_BLD = x_BLD + table_LD[positions_BL + model.position_offset].astype(self.compute)
-        elif model.positions == "sinusoidal":
-            x_BLD = x_BLD + sinusoids(positions_BL, model.width).astype(self.compute)
-        if model.embedding_norm:
-            x_BLD = Norm(model, self.dtype, name="norm")(x_BLD)
-        return self.execution.constrain(dropout(x_BLD, model.dropout, dropout_key), RESIDUAL)
+        if config.embedding_scaling:
+            x_BLD = x_BLD * width**0.5
+
+        if config.token_types:
+            table_TD = self.table("types", config.token_types, "position", width)
+            x_BLD = x_BLD + table_TD[types_BL].astype(self.compute)
+        if config.positions == "learned":
+            rows = config.context_length + config.position_offset
+            table_LD = self.table("positions", rows, "position", width)
+            x_BLD = x_BLD + table_LD[positions_BL + config.position_offset].astype(self.compute)
+        elif config.positions == "sinusoidal":
+            x_BLD = x_BLD + sinusoids(positions_BL, width).astype(self.compute)
+
+        if config.embedding_norm:
+            x_BLD = Norm(config, self.dtype, name="norm")(x_BLD)
+        return self.execution.constrain(dropout(x_BLD, config.dropout, dropout_key), RESIDUAL)
 
     def table(self, name: str, rows: int, axis: str, width: int) -> jax.Array:
-        return parameter(
-            self,
-            name,
-            normal(self.config, "embedding", width),
-            (rows, width),
-            (axis, "embed"),
-            self.dtype,
-        )
+        """Declare the table `name`, [rows, width]."""
+        init = normal(self.config, "embedding", width)
+        return parameter(self, name, init, (rows, width), (axis, "embed"), self.dtype)
 
 
 class Head(nn.Module):
-    """[..., D] -> float32 scores [..., V] over the padded vocabulary; padded columns are `MASKED`."""
+    """[..., D] -> float32 scores [..., padded V], in which padded columns are `MASKED`."""
 
-    config: config.ModelConfig
+    config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x: jax.Array, tied_VD: jax.Array | None = None) -> jax.Array:
-        model, rows = self.config, padded_vocabulary(self.config.vocabulary_size)
-        lead_axes = "BLMN"[: x.ndim - 1]
-        if model.head_transform:
-            x = self.transform(x, lead_axes)
-        if model.head_scaling:
-            x = x * model.width**-0.5
-        if model.embedding_width is not None:
-            init = normal(model, "head", model.width)
-            kernel_DE = parameter(
-                self,
-                "projection",
-                init,
-                (model.width, model.embedding_width),
-                ("embed", None),
-                self.dtype,
-            )
-            x = matmul(f"{lead_axes}D,DE->{lead_axes}E", x, kernel_DE)
+        config, dtype = self.config, self.dtype
+        rows = padded_vocabulary(config.vocabulary_size)
+        leading = "BLMN"[: x.ndim - 1]  # the letters of x's axes before the last
+
+        if config.head_transform:
+            x = self.transform(x, leading)
+        if config.head_scaling:
+            x = x * config.width**-0.5
+        if config.embedding_width is not None:
+            init, shape = normal(config, "head", config.width), (config.width, config.token_width)
+            kernel_DE = parameter(self, "projection", init, shape, ("embed", None), dtype)
+            x = matmul(f"{leading}D,DE->{leading}E", x, kernel_DE)
+
         if tied_VD is None:
-            init = normal(model, "head", model.token_width)
-            kernel_DV = parameter(
-                self, "kernel", init, (model.token_width, rows), ("embed", "vocabulary"), self.dtype
-            )
-            scores = matmul(f"{lead_axes}D,DV->{lead_axes}V", x, kernel_DV, jnp.float32)
+            init, shape = normal(config, "head", config.token_width), (config.token_width, rows)
+            kernel_DV = parameter(self, "kernel", init, shape, ("embed", "vocabulary"), dtype)
+            scores = matmul(f"{leading}D,DV->{leading}V", x, kernel_DV, jnp.float32)
         else:
-            scores = matmul(f"{lead_axes}D,VD->{lead_axes}V", x, tied_VD, jnp.float32)
-        lead = (1,) * (x.ndim - 1)
-        if model.head_bias:
-            bias_V = parameter(
-                self, "bias", nn.initializers.zeros, (rows,), ("vocabulary",), self.dtype
-            )
-            scores = scores + bias_V.astype(jnp.float32).reshape(*lead, rows)
-        if model.logit_softcap is not None:
-            scores = model.logit_softcap * jnp.tanh(scores / model.logit_softcap)
+            scores = matmul(f"{leading}D,VD->{leading}V", x, tied_VD, jnp.float32)
+
+        row_shape = (1,) * (x.ndim - 1) + (rows,)
+        if config.head_bias:
+            zeros = nn.initializers.zeros
+            bias_V = parameter(self, "bias", zeros, (rows,), ("vocabulary",), dtype)
+            scores = scores + bias_V.astype(jnp.float32).reshape(row_shape)
+        if config.logit_softcap is not None:
+            scores = config.logit_softcap * jnp.tanh(scores / config.logit_softcap)
+
         if x.ndim == 3:
             scores = self.execution.constrain(scores, ("batch", "length", "vocabulary_act"))
-        if rows == model.vocabulary_size:
+        if rows == config.vocabulary_size:
             return scores
-        return jnp.where(
-            (jnp.arange(rows) < model.vocabulary_size).reshape(*lead, rows), scores, MASKED
-        )
+        real = (jnp.arange(rows) < config.vocabulary_size).reshape(row_shape)
+        return jnp.where(real, scores, MASKED)
 
-    def transform(self, x: jax.Array, lead_axes: str) -> jax.Array:
-        """norm(act(x W + b)), the bias on request: BERT's layer between the stack and the vocabulary."""
-        model, D = self.config, self.config.width
-        kernel_DO = parameter(
-            self, "transform_kernel", normal(model, "head", D), (D, D), ("embed", None), self.dtype
-        )
-        y = matmul(f"{lead_axes}D,DO->{lead_axes}O", x, kernel_DO)
-        if model.head_transform_bias:
-            y = add_bias(
-                y,
-                parameter(
-                    self, "transform_bias", nn.initializers.zeros, (D,), ("norm",), self.dtype
-                ),
-            )
-        return Norm(model, self.dtype, name="transform_norm")(
-            ACTIVATIONS[model.head_activation or model.activation](y)
-        )
+    def transform(self, x: jax.Array, leading: str) -> jax.Array:
+        """Return norm(act(x W + b)), BERT's layer between the stack and the vocabulary."""
+        config, dtype, D = self.config, self.dtype, self.config.width
+        init = normal(config, "head", D)
+        kernel_DO = parameter(self, "transform_kernel", init, (D, D), ("embed", None), dtype)
+        y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
+
+        if config.head_transform_bias:
+            zeros = nn.initializers.zeros
+            y = add_bias(y, parameter(self, "transform_bias", zeros, (D,), ("norm",), dtype))
+        y = ACTIVATIONS[config.head_activation or config.activation](y)
+        return Norm(config, dtype, name="transform_norm")(y)

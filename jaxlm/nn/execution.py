@@ -1,7 +1,8 @@
-"""How a model is run, as opposed to what it computes: sharding constraints, weight gathering, the stack, the attention kernel.
+"""How a model is run, as opposed to what it computes.
 
-The layers see only functions and words, never a mesh: `jaxlm.sharding` makes an `Execution` for a mesh, and the default one is plain
-single-device JAX.
+Sharding constraints, gathering of weights, the loop over layers, the attention kernel. The layers
+see only functions and names, never a mesh: `jaxlm.sharding` builds an `Execution` for a mesh, and
+the default one is plain single-device JAX.
 """
 
 from collections.abc import Callable
@@ -10,29 +11,28 @@ from typing import NamedTuple
 from jaxlm.types import Array, Axes, Tree
 
 
-def keep(x: Array, axes: Axes) -> Array:
-    """No constraint."""
+def no_constraint(x: Array, axes: Axes) -> Array:
+    """Return x as it is."""
     del axes
     return x
 
 
-def keep_tree(tree: Tree, axes: Tree) -> Tree:
-    """The weights are whole already."""
+def no_gathering(weights: Tree, axes: Tree) -> Tree:
+    """Return weights that are whole already."""
     del axes
-    return tree
+    return weights
 
 
 class Execution(NamedTuple):
     """Execution choices; none of them changes the maths."""
 
-    constrain: Callable[[Array, Axes], Array] = (
-        keep  # (activation, logical axes) -> the same, placed
-    )
-    gather: Callable[[Tree, Tree], Tree] = (
-        keep_tree  # (weights, axes) -> whole, as a layer uses them; called just before it does
-    )
+    # (activation, its logical axes) -> the activation with its sharding
+    constrain: Callable[[Array, Axes], Array] = no_constraint
+    # (weights, their logical axes) -> whole weights; called right before a layer uses them
+    gather: Callable[[Tree, Tree], Tree] = no_gathering
     blocks: str = "unrolled"  # or "scanned"
     remat: str = "none"  # a name in models.stack.REMAT
     attention: str = "auto"  # "auto", "xla" or "cudnn"
     platform: str = "cpu"  # of the devices that will run it
     compute_capability: float = 0.0  # of CUDA devices
+    deterministic: bool = False  # the same bits in every run, on GPUs too

@@ -1,17 +1,22 @@
-"""How every weight starts: a normal distribution whose standard deviation one table gives, by the weight's role.
+"""How every weight starts: a normal distribution whose standard deviation one table gives.
 
-    role        weights                     gpt2                normal   fan_in                      t5
-    embedding   token, position, type rows  std                 std      1/sqrt(width)               1
-    query       query                       std                 std      1/sqrt(fan in)              1/sqrt(fan in * head width)
-    input       key, value, gate, up        std                 std      1/sqrt(fan in)              1/sqrt(fan in)
-    residual    attention output, down      std/sqrt(2 layers)  std      1/sqrt(2 layers * fan in)   1/sqrt(fan in)
-    head        untied head, its transform  std                 std      1/sqrt(fan in)              1/sqrt(fan in)
-    relative    bias per distance           std                 std      1/sqrt(width)               1/sqrt(width)
+The table is by the weight's role:
 
-Norm scales start at 1, every other bias at 0. Sources: gpt2, Radford et al. 2019 section 2.3 (residual layers scaled by
-1/sqrt(their number)); normal, Devlin et al. 2018 and the Llama and BLOOM releases (one std for all); fan_in, LeCun et al. 1998
-section 4.6, with the same residual scaling; t5, Mesh TensorFlow and T5X, where the query's start stands for the scaling that
-attention lacks.
+    role       weights                     gpt2           normal  fan_in            t5
+    embedding  token, position, type rows  std            std     1/sqrt(width)     1
+    query      query                       std            std     1/sqrt(in)        1/sqrt(in * K)
+    input      key, value, gate, up        std            std     1/sqrt(in)        1/sqrt(in)
+    residual   attention output, down      std/sqrt(2 N)  std     1/sqrt(2 N * in)  1/sqrt(in)
+    head       untied head, its transform  std            std     1/sqrt(in)        1/sqrt(in)
+    relative   bias per distance           std            std     1/sqrt(width)     1/sqrt(width)
+
+`std` is model.initializer_std, `in` the inputs of each output (fan in), N the layers, K the width
+of a head. Norm scales start at 1, all biases but the relative one at 0.
+
+Sources: gpt2, Radford et al. 2019 section 2.3 (residual layers scaled by 1/sqrt(their number));
+normal, Devlin et al. 2018 and the Llama and BLOOM releases (one std for all); fan_in, LeCun et al.
+1998 section 4.6, with the same residual scaling; t5, Mesh TensorFlow and T5X, where the query's
+start replaces the scaling that attention lacks.
 """
 
 import math
@@ -21,29 +26,42 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 
 Role = Literal["embedding", "query", "input", "residual", "head", "relative"]
 
-STD: dict[str, Callable[[Role, int, config.ModelConfig], float]] = {
-    "gpt2": lambda role, fan_in, model: (
-        model.initializer_std / (math.sqrt(2 * model.layers) if role == "residual" else 1)
-    ),
-    "normal": lambda role, fan_in, model: model.initializer_std,
-    "fan_in": lambda role, fan_in, model: (
-        1 / math.sqrt(fan_in * (2 * model.layers if role == "residual" else 1))
-    ),
-    "t5": lambda role, fan_in, model: (
-        1.0
-        if role == "embedding"
-        else 1 / math.sqrt(fan_in * (model.width_per_head if role == "query" else 1))
-    ),
+
+def gpt2_std(role: Role, fan_in: int, config: ModelConfig) -> float:
+    """Return one std for all weights, smaller for those that write to the residual stream."""
+    return config.initializer_std / (math.sqrt(2 * config.layers) if role == "residual" else 1)
+
+
+def fan_in_std(role: Role, fan_in: int, config: ModelConfig) -> float:
+    """Return 1 / sqrt(fan in), smaller for weights that write to the residual stream."""
+    return 1 / math.sqrt(fan_in * (2 * config.layers if role == "residual" else 1))
+
+
+def t5_std(role: Role, fan_in: int, config: ModelConfig) -> float:
+    """Return 1 / sqrt(fan in), with the score's scale in the query; 1 for embeddings."""
+    if role == "embedding":
+        return 1.0
+    return 1 / math.sqrt(fan_in * (config.width_per_head if role == "query" else 1))
+
+
+STD: dict[str, Callable[[Role, int, ModelConfig], float]] = {
+    "gpt2": gpt2_std,
+    "normal": lambda role, fan_in, config: config.initializer_std,
+    "fan_in": fan_in_std,
+    "t5": t5_std,
 }
 
 
-def normal(model: config.ModelConfig, role: Role, fan_in: int):
-    """The initializer `(key, shape, dtype) -> array` of a weight with `fan_in` inputs per output."""
-    std = STD[model.initializer](role, fan_in, model)
+def normal(config: ModelConfig, role: Role, fan_in: int):
+    """Return the initializer `(key, shape, dtype) -> array` of a weight.
+
+    `fan_in` is the number of inputs of each of its outputs.
+    """
+    std = STD[config.initializer](role, fan_in, config)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)

@@ -1,4 +1,7 @@
-"""Matrix products: computed in the activations' dtype, summed in float32, with the weight's gradient in the weight's own dtype."""
+"""Matrix products in the activations' dtype, summed in float32.
+
+The weight's gradient has the weight's own dtype.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,55 +10,67 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-PRODUCT = "product"  # the name by which recomputation policies keep results: rounded to their dtype, not the float32 sums inside
+# Recomputation policies keep results by this name: rounded to their dtype, not the float32 sums.
+PRODUCT = "product"
 
 
-def matmul(
+def product(
     spec: str, x: jax.Array, weight: jax.Array, dtype: Any = None, name: str = PRODUCT
 ) -> jax.Array:
-    """`einsum(spec, x, weight)` of x and the weight in x's dtype, summed in float32 and returned in `dtype` (x's unless given).
+    """Return `einsum(spec, x, weight)`, summed in float32, in `dtype` (x's unless given).
 
-    The weight's gradient leaves the product in the weight's dtype: with float32 weights it is never rounded to bfloat16, and what
-    several devices add up is float32.
+    Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
+
+    Kernels sum in float32 anyway. The products ask for it by `preferred_element_type` because on
+    CPUs only this form reaches the bfloat16 instructions: a product whose result is bfloat16 itself
+    is done in float32, several times slower.
     """
-    return checkpoint_name(product(spec, jnp.dtype(dtype or x.dtype), x, weight), name)
-
-
-def summed(spec: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """An einsum that asks for float32 sums. Kernels compute them anyway, and on CPUs only this form reaches the bfloat16 instructions:
-    a product that is to be bfloat16 itself is done in float32, several times slower."""
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(spec: str, dtype: Any, x: jax.Array, weight: jax.Array) -> Any:
-    return summed(spec, x, weight.astype(x.dtype), dtype)
+    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+    return checkpoint_name(y.astype(dtype or x.dtype), name)
 
 
 def forward(
-    spec: str, dtype: Any, x: jax.Array, weight: jax.Array
+    spec: str, x: jax.Array, weight: jax.Array, dtype: Any, name: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(spec, dtype, x, weight), (x, weight)
+    """Return the product and what its gradients need."""
+    return product(spec, x, weight, dtype, name), (x, weight)
 
 
 def backward(
-    spec: str, dtype: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    spec: str, dtype: Any, name: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of x and of the weight, each in the dtype of its operand."""
+    del dtype, name
     x, weight = saved
     gradient = gradient.astype(x.dtype)
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
-    dx = summed(f"{out},{right}->{left}", gradient, weight.astype(x.dtype), x.dtype)
-    # The operand whose axis comes first in the weight goes first: the product needs no transpose of its result.
-    if next(axis for axis in right if (axis in left) != (axis in out)) in left:
-        return dx, summed(f"{left},{out}->{right}", x, gradient, weight.dtype)
-    return dx, summed(f"{out},{left}->{right}", gradient, x, weight.dtype)
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    dx = einsum(f"{out},{right}->{left}", gradient, weight.astype(x.dtype))
+
+    # The operand whose axis comes first in the weight goes first, so that the product needs no
+    # transpose of its result.
+    first_axis = next(axis for axis in right if (axis in left) != (axis in out))
+    if first_axis in left:
+        dw = einsum(f"{left},{out}->{right}", x, gradient)
+    else:
+        dw = einsum(f"{out},{left}->{right}", gradient, x)
+    return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
-product.defvjp(forward, backward)
+# The product, whose weight gradient has the dtype of the weight. With float32 weights the gradient
+# is never rounded to bfloat16, and what several devices add up is float32.
+matmul = jax.custom_vjp(product, nondiff_argnums=(0, 3, 4))
+matmul.defvjp(forward, backward)
 
 
-def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y + bias over the last axes, summed in float32 both ways; y's dtype."""
+def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None.
+
+    The sum and the bias's gradient are computed in float32.
+    """
+    if bias is None:
+        return y
     bias = bias.astype(jnp.float32).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
     return (y.astype(jnp.float32) + bias).astype(y.dtype)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.matmul import add_bias, matmul
@@ -26,38 +26,36 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class MLP(nn.Module):
     """act(x W_up) W_down, or (act(x W_gate) * x W_up) W_down: [B, L, D] -> [B, L, D]."""
 
-    config: config.ModelConfig
+    config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        model, act = self.config, ACTIVATIONS[self.config.activation]
-        D, F = model.width, model.hidden_width
-        if model.gated:
-            h_BLF = act(self.dense("gate", x_BLD, (D, F), ("embed", "mlp"))) * self.dense(
-                "up", x_BLD, (D, F), ("embed", "mlp")
-            )
+        config, activation = self.config, ACTIVATIONS[self.config.activation]
+        D, F = config.width, config.hidden_width
+
+        if config.gated:
+            gate_BLF = activation(self.dense("gate", x_BLD, (D, F), ("embed", "mlp")))
+            h_BLF = gate_BLF * self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
         else:
-            h_BLF = act(self.dense("up", x_BLD, (D, F), ("embed", "mlp")))
+            h_BLF = activation(self.dense("up", x_BLD, (D, F), ("embed", "mlp")))
+
         h_BLF = self.execution.constrain(h_BLF, ("batch", "length", "mlp_act"))
         return self.dense("down", h_BLF, (F, D), ("mlp", "embed"))
 
     def dense(
         self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]
     ) -> jax.Array:
+        """Return x [B, L, in] times the weight `name` of this shape [in, out], plus its bias."""
         role = "residual" if name == "down" else "input"
-        kernel = parameter(
-            self, f"{name}_kernel", normal(self.config, role, shape[0]), shape, axes, self.dtype
-        )
+        init = normal(self.config, role, shape[0])
+        kernel = parameter(self, f"{name}_kernel", init, shape, axes, self.dtype)
         y = matmul("BLI,IO->BLO", x, kernel)
-        if self.config.mlp_bias:
-            # A bias along the width is a vector: it stays whole, like a norm's.
-            axis = "norm" if name == "down" else "mlp"
-            y = add_bias(
-                y,
-                parameter(
-                    self, f"{name}_bias", nn.initializers.zeros, shape[1:], (axis,), self.dtype
-                ),
-            )
-        return y
+        if not self.config.mlp_bias:
+            return y
+
+        # A bias along the width is a vector: it stays whole, like a norm's.
+        axis = "norm" if name == "down" else "mlp"
+        zeros = nn.initializers.zeros
+        return add_bias(y, parameter(self, f"{name}_bias", zeros, shape[1:], (axis,), self.dtype))

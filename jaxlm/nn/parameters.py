@@ -1,12 +1,12 @@
-"""Parameters with their logical axes. The one place, with `models/`, that knows Flax's boxes.
+"""Parameters with their logical axes. Only here and in `models/` are Flax's boxes known.
 
-Logical axes of weights, and what they are sharded over is decided in `jaxlm.sharding`:
+Weights name logical axes. `jaxlm.sharding` maps them to mesh axes:
 
-    embed       the model's width; the dimension that ZeRO splits
-    vocabulary  rows of the token table (padded to a multiple of 128)
-    heads, kv_heads, mlp    what tensor parallelism splits
+    embed                   the model's width, the dimension that ZeRO splits
+    vocabulary              rows of the token table, padded to a multiple of 128
+    heads, kv_heads, mlp    split by tensor parallelism
     head, position, norm    never split
-    layers      the leading dimension of everything in the blocks
+    layers                  the leading dimension of everything in the blocks
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jaxlm.types import Axes, Tree
 def parameter(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes, dtype: Any
 ) -> Any:
-    """A parameter of `module`, a jax.Array, whose axes are named beside its shape."""
+    """Declare a parameter of `module` with a logical axis for each dimension; return its array."""
     if len(shape) != len(axes):
         raise ValueError(
             f"{name}: shape {shape} has {len(shape)} dimensions, axes {axes} name {len(axes)}"
@@ -30,12 +30,15 @@ def parameter(
 
 
 def init_params(module: nn.Module, key: jax.Array, inputs: Callable[[], tuple]) -> Tree:
-    """The module's parameters as a plain nested dict. `inputs()` are arguments of its call, made where they cost nothing: in a trace."""
+    """Return fresh parameters of the module as a plain nested dict.
+
+    `inputs()` are arguments of its call. They are made inside the trace, where they cost nothing.
+    """
     return nn.meta.unbox(module.init(key, *inputs()).get("params", {}))
 
 
 def param_axes(module: nn.Module, inputs: Callable[[], tuple]) -> Tree:
-    """The same tree with each parameter's logical axes, without computing anything."""
+    """Return the same tree with the logical axes of each parameter, without computing anything."""
     boxed = jax.eval_shape(
         lambda key: module.init(key, *inputs()).get("params", {}), jax.random.key(0)
     )

@@ -1,8 +1,11 @@
-"""Objectives: (windows of tokens, sample numbers, seed) -> `Batch`. Pure numpy; random choices come from `counter`."""
+"""Objectives map (windows of tokens, sample numbers, seed) to a `Batch`.
+
+They are pure numpy. All random choices come from `counter_rng`.
+"""
 
 import numpy as np
 
-from jaxlm import config
+from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives import causal, infilling, masked, pairs, prefix, span
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
@@ -17,15 +20,19 @@ BUILDERS = {
 }
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """The objective that the settings name; `ConfigError` at the key that can't be used with such samples or such a vocabulary."""
-    return BUILDERS[settings.kind](settings, sequence_length, vocabulary)
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective that the config names.
+
+    Raises `ConfigError` at the key that can't be used with such samples or such a vocabulary.
+    """
+    return BUILDERS[config.kind](config, sequence_length, vocabulary)
 
 
-def example(settings: config.ObjectiveConfig, sequence_length: int, sentinels: int) -> Batch:
-    """The batch of one sample of meaningless text: its fields and their shapes, known before there is a tokenizer. Errors as `build`."""
+def example(config: ObjectiveConfig, sequence_length: int, sentinels: int) -> Batch:
+    """Return the batch of one sample of meaningless text, with the errors of `build`.
+
+    It shows the fields of a batch and their shapes before there is a tokenizer.
+    """
     special = np.arange(sentinels + 4) < sentinels + 3
     vocabulary = Vocabulary(
         size=len(special),
@@ -34,13 +41,14 @@ def example(settings: config.ObjectiveConfig, sequence_length: int, sentinels: i
         pad=1,
         mask=2,
         sentinels=np.arange(3, sentinels + 3, dtype=np.int32),
-        first=np.zeros(len(special), np.int8),
-        last=np.zeros(len(special), np.int8),
+        first_class=np.zeros(len(special), np.int8),
+        last_class=np.zeros(len(special), np.int8),
         ends_sentence=np.zeros(len(special), bool),
     )
-    made = build(settings, sequence_length, vocabulary)
-    text = np.full((1, made.window), len(special) - 1, np.int32)
-    return made.make(text, np.zeros(1, np.int64), 0)
+    objective = build(config, sequence_length, vocabulary)
+
+    text = np.full((1, objective.window), len(special) - 1, np.int32)
+    return objective.make_batch(text, np.zeros(1, np.int64), 0)
 
 
 __all__ = ["Objective", "Vocabulary", "build", "example"]

@@ -2,33 +2,34 @@
 
 import numpy as np
 
-from jaxlm import config
+from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """Windows of L + 1 tokens, L apart: neighbours share one token, so that every token but the first is a target."""
-    del settings, vocabulary
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective for windows of L + 1 tokens, L apart.
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+    Neighbouring windows share one token, so that every token but the first is a target.
+    """
+    del config, vocabulary
+
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         del samples, seed
-        tokens, targets = next_token(windows)
+        tokens, targets = shift_targets(windows)
         return Batch(tokens=tokens, targets=targets, weights=np.ones(targets.shape, np.float32))
 
     return Objective(
-        sequence_length + 1,
-        sequence_length,
-        sequence_length,
-        0,
-        sequence_length,
-        make,
+        window=sequence_length + 1,
+        stride=sequence_length,
+        length=sequence_length,
+        source_length=0,
+        predictions=sequence_length,
+        make_batch=make_batch,
         random=False,
     )
 
 
-def next_token(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, L + 1] -> tokens and targets, both [B, L]."""
+def shift_targets(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens and targets, both [B, L], of windows [B, L + 1]."""
     return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])

@@ -1,6 +1,7 @@
-"""Text infilling: spans of the text are hidden behind one mask each and its sentences shuffled; the decoder writes the original.
+"""Text infilling: hide spans behind one mask each and shuffle sentences; the decoder restores all.
 
-BART (arXiv 1910.13461, section 3). Span lengths are Poisson, and an empty span is a mask where nothing is missing.
+BART (arXiv 1910.13461, section 3). Span lengths are Poisson; an empty span is a mask where nothing
+is missing.
 """
 
 import math
@@ -8,73 +9,90 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm import config, counter_rng
-from jaxlm.config import ConfigError
+from jaxlm import counter_rng
+from jaxlm.config import ConfigError, ObjectiveConfig
 from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
 class Spans(NamedTuple):
-    """Spans of each row in ascending order, [B, K] each, counted in ordinary tokens: special tokens are not numbered."""
+    """Spans of each row in ascending order, [B, K] each.
+
+    They count ordinary tokens: special tokens are not numbered.
+    """
 
     starts: np.ndarray  # int64
     lengths: np.ndarray  # int64
     used: np.ndarray  # bool
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """Windows of L tokens, or L - 2 between begin_of_text and end_of_text on both sides; S = T = L.
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective for windows of L tokens, or L - 2 between begin_of_text and end_of_text.
 
-    Batches have source [B, S], padded, source_lengths [B], and tokens, targets, weights [B, T]. `ConfigError` at
-    `data.sequence_length` if the share of noise is less than a token, at `objective.mean_span` if it is below 1.
+    Batches have source [B, L], padded, source_lengths [B], and tokens, targets, weights [B, L].
+    Raises `ConfigError` at `data.sequence_length` if the share of noise is less than a token, at
+    `objective.mean_span` if it is below 1.
     """
     window = layout.framed_window(sequence_length, vocabulary)
-    most = round(settings.noise * window)
-    if most < 1:
+    most_noise = round(config.noise * window)
+    if most_noise < 1:
         raise ConfigError(
             "data.sequence_length",
-            f"{sequence_length} is too short: a share of {settings.noise} of it is no token",
+            f"{sequence_length} is too short: a share of {config.noise} of it is no token",
         )
-    if settings.mean_span < 1:
+    if config.mean_span < 1:
         raise ConfigError(
             "objective.mean_span",
-            f"must be at least 1, got {settings.mean_span}: more masks than hidden tokens",
+            f"must be at least 1, got {config.mean_span}: more masks than hidden tokens",
         )
-    thresholds = poisson_thresholds(settings.mean_span)
-    # Lengths that are drawn per row. Their sum has mean 2 most + 16: it is below `most` once in 8 million rows at the worst (most = 6).
-    spans = math.ceil((2 * most + 16) / settings.mean_span)
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        text = (
-            shuffled(windows, samples, seed, vocabulary) if settings.shuffle_sentences else windows
-        )
-        ordinary = ~vocabulary.special[text]
+    # The lengths drawn per row have a sum of mean 2 most_noise + 16. It is below `most_noise` once
+    # in 8 million rows at the worst (most_noise = 6).
+    thresholds = poisson_thresholds(config.mean_span)
+    spans = math.ceil((2 * most_noise + 16) / config.mean_span)
+
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        text = windows
+        if config.shuffle_sentences:
+            text = shuffle_sentences(windows, samples, seed, vocabulary)
+
+        # Draw the spans and hide them.
+        is_text = ~vocabulary.special[text]
         bits = counter_rng.random_bits(
             seed, samples[:, None], counter_rng.INFILLING_LENGTH, np.arange(spans)
         )
-        wanted = np.searchsorted(thresholds, random_ops.high(bits), side="right")
-        keys = random_ops.order(seed, samples, counter_rng.INFILLING_PLACE, window + spans)
-        places = placed(wanted, keys, ordinary.sum(axis=1), settings.noise)
-        source, lengths = layout.framed_padded(
-            *infilled(text, ordinary, places, vocabulary), vocabulary
-        )
-        targets = layout.framed(windows, vocabulary)
+        drawn = np.searchsorted(thresholds, random_ops.high_bits(bits), side="right")
+        keys = random_ops.order_keys(seed, samples, counter_rng.INFILLING_PLACE, window + spans)
+        placed = place_spans(drawn, keys, is_text.sum(axis=1), config.noise)
+        source, lengths = hide_spans(text, is_text, placed, vocabulary)
+
+        source, lengths = layout.add_frame_padded(source, lengths, vocabulary)
+        targets = layout.add_frame(windows, vocabulary)
         return Batch(
-            tokens=layout.shifted(targets, settings, vocabulary),
+            tokens=layout.shift_right(targets, config, vocabulary),
             source=source,
             source_lengths=lengths.astype(np.int32),
             targets=targets,
             weights=np.ones(targets.shape, np.float32),
         )
 
-    return Objective(window, window, sequence_length, sequence_length, sequence_length, make)
+    return Objective(
+        window=window,
+        stride=window,
+        length=sequence_length,
+        source_length=sequence_length,
+        predictions=sequence_length,
+        make_batch=make_batch,
+    )
 
 
 def poisson_thresholds(mean: float) -> np.ndarray:
-    """uint64 [n]: 32 random bits at or above the k-th of them stand for a number greater than k. Less likely ones are left out."""
+    """Return the cumulative Poisson probabilities, times 2**32; uint64 [n].
+
+    32 random bits at or above the k-th threshold stand for a number greater than k. Numbers beyond
+    n are too unlikely for 32 bits.
+    """
     numbers = range(math.ceil(mean + 12 * math.sqrt(mean) + 12))
     cdf = np.cumsum(
         [math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in numbers]
@@ -82,81 +100,103 @@ def poisson_thresholds(mean: float) -> np.ndarray:
     return np.minimum(np.rint(cdf * 2.0**32), 2.0**32).astype(np.uint64)
 
 
-def shuffled(
+def shuffle_sentences(
     windows: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """int32 [B, W]: the sentences of each document in random order. The end_of_text of a document stays where it is."""
-    closes = windows == vocabulary.end_of_text
-    begins = closes.copy()
-    begins[:, 0] = True
-    begins[:, 1:] |= (closes | vocabulary.ends_sentence[windows])[:, :-1]
-    keys = random_ops.order(seed, samples, counter_rng.SENTENCE_ORDER, windows.shape[1])
-    keys = random_ops.order_of_groups(keys, random_ops.group_starts(begins))
-    places = random_ops.positions(
-        np.sort(np.where(closes, keys | ~random_ops.LOW, keys), axis=1)
-    )  # an end comes last
-    document = np.cumsum(closes, axis=1) - closes
-    by_document = np.argsort(np.take_along_axis(document, places, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(windows, np.take_along_axis(places, by_document, axis=1), axis=1)
+    """Return windows with the sentences of each document in random order; int32 [B, W].
 
-
-def placed(wanted: np.ndarray, keys: np.ndarray, ordinary: np.ndarray, noise: float) -> Spans:
-    """Spans of the `wanted` lengths [B, K] until the share `noise` of the `ordinary` tokens [B] is covered; the last is trimmed.
-
-    The text is a row of slots, one for each token that stays and one for each span. Which of them are spans is uniformly random
-    by the order of `keys` [B, W + K].
+    The end_of_text of a document stays where it is.
     """
-    budget = np.rint(noise * ordinary).astype(np.int64)[:, None]
-    ends = np.minimum(np.cumsum(wanted, axis=1), budget)
+    is_end = windows == vocabulary.end_of_text
+    is_start = is_end.copy()
+    is_start[:, 0] = True
+    is_start[:, 1:] |= (is_end | vocabulary.ends_sentence[windows])[:, :-1]
+
+    # Order all sentences of the window. The largest keys go to the ends of documents, so that each
+    # comes last in its document.
+    keys = random_ops.order_keys(seed, samples, counter_rng.SENTENCE_ORDER, windows.shape[1])
+    keys = random_ops.group_keys(keys, random_ops.group_starts(is_start))
+    keys = np.where(is_end, keys | ~random_ops.LOW, keys)
+    places = random_ops.key_positions(np.sort(keys, axis=1))
+
+    # A stable sort brings the documents back into their order.
+    document = np.cumsum(is_end, axis=1) - is_end
+    by_document = np.argsort(take_columns(document, places), axis=1, kind="stable")
+    return take_columns(windows, take_columns(places, by_document))
+
+
+def place_spans(
+    drawn: np.ndarray, keys: np.ndarray, text_counts: np.ndarray, noise: float
+) -> Spans:
+    """Place spans of the `drawn` lengths [B, K] until they cover the share `noise` of the text.
+
+    `text_counts` [B] are the ordinary tokens of the rows. The last span is trimmed. The text is a
+    row of slots, one for each token that stays and one for each span. The order of `keys`
+    [B, W + K] decides which slots are spans, uniformly.
+    """
+    budget = np.rint(noise * text_counts).astype(np.int64)[:, None]
+    ends = np.minimum(np.cumsum(drawn, axis=1), budget)
     lengths = np.diff(ends, axis=1, prepend=0)
-    before = ends - lengths
-    used = before < budget
+    hidden_before = ends - lengths
+    used = hidden_before < budget
+
     count = used.sum(axis=1)
-    slots = ordinary - ends[:, -1] + count
+    slots = text_counts - ends[:, -1] + count
     keys = np.where(np.arange(keys.shape[1]) < slots[:, None], keys, random_ops.LAST)
-    staying = random_ops.subset(keys, count, wanted.shape[1]) - np.arange(
-        wanted.shape[1]
-    )  # tokens before a span that stay
-    return Spans(staying + before, lengths, used)
+    span_slots = random_ops.choose_subset(keys, count, drawn.shape[1])
+    staying_before = span_slots - np.arange(drawn.shape[1])
+    return Spans(starts=staying_before + hidden_before, lengths=lengths, used=used)
 
 
-def infilled(
-    text: np.ndarray, ordinary: np.ndarray, spans: Spans, vocabulary: Vocabulary
+def hide_spans(
+    text: np.ndarray, is_text: np.ndarray, spans: Spans, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Text int32 [B, W], bool [B, W] of its ordinary tokens -> the source, int32 [B, W] with padding, and its lengths, int64 [B].
+    """Return the padded source, int32 [B, W], and its lengths, int64 [B], of text int32 [B, W].
 
-    Special tokens stay where they are. A span that meets one goes on behind it under another mask, so that no mask stands
-    for text of two documents. The last empty spans are left out if the source would get longer than the text.
+    Special tokens (`is_text` [B, W] is False) stay where they are. A span that meets one continues
+    after it under another mask, so that no mask stands for text of two documents. The last empty
+    spans are left out if the source would get longer than the text.
     """
     assert vocabulary.mask is not None and vocabulary.pad is not None
     width = text.shape[1]
     empty = spans.lengths == 0
-    begins = tally(spans.starts, spans.used & ~empty, width + 1)
-    ends = tally(spans.starts + spans.lengths, spans.used & ~empty, width + 1)
-    # Column n is about ordinary token n - 1, and column 0 about what stands before the first.
-    number = np.cumsum(ordinary, axis=1)
-    inside = ordinary & at(np.cumsum(begins - ends, axis=1) > 0, number)
-    resumed = inside & np.pad(~ordinary[:, :-1], ((0, 0), (1, 0)))
-    masks = resumed | (inside & at(begins > 0, number))
+    starts = count_columns(spans.starts, spans.used & ~empty, width + 1)
+    ends = count_columns(spans.starts + spans.lengths, spans.used & ~empty, width + 1)
+
+    # Column n of the counts is about ordinary token n - 1, and column 0 about the place before the
+    # first. The first token of a span, or of its part after a special token, becomes its mask.
+    number = np.cumsum(is_text, axis=1)
+    inside = is_text & take_columns(np.cumsum(starts - ends, axis=1) > 0, number)
+    resumed = inside & np.pad(~is_text[:, :-1], ((0, 0), (1, 0)))
+    masks = resumed | (inside & take_columns(starts > 0, number))
     stays = ~inside | masks
-    inserted = np.cumsum(tally(spans.starts, spans.used & empty, width + 1), axis=1)
+
+    # The masks of empty spans are inserted, as far as there is room.
+    inserted = np.cumsum(count_columns(spans.starts, spans.used & empty, width + 1), axis=1)
     inserted = np.minimum(inserted, width - stays.sum(axis=1, keepdims=True))
     lengths = stays.sum(axis=1) + inserted[:, -1]
-    place = np.cumsum(stays, axis=1) - 1 + at(inserted, number)
-    # What nothing is written to is an empty span's mask. The column behind the last takes what does not stay.
+
+    # Write the tokens that stay, and the others to the extra column. A place that nothing is
+    # written to is the mask of an empty span.
+    place = np.cumsum(stays, axis=1) - 1 + take_columns(inserted, number)
     source = np.full((len(text), width + 1), vocabulary.mask, np.int32)
-    np.put_along_axis(
-        source, np.where(stays, place, width), np.where(masks, vocabulary.mask, text), axis=1
-    )
-    return np.where(np.arange(width) < lengths[:, None], source[:, :width], vocabulary.pad), lengths
+    tokens = np.where(masks, vocabulary.mask, text)
+    np.put_along_axis(source, np.where(stays, place, width), tokens, axis=1)
+
+    is_source = np.arange(width) < lengths[:, None]
+    return np.where(is_source, source[:, :width], vocabulary.pad), lengths
 
 
-def tally(columns: np.ndarray, counted: np.ndarray, width: int) -> np.ndarray:
-    """int64 [B, 1 + width]: a zero, then how often each of the columns 0, ..., width - 1 occurs in int64 [B, K], where `counted`."""
+def count_columns(columns: np.ndarray, counted: np.ndarray, width: int) -> np.ndarray:
+    """Count how often each column 0, ..., `width` - 1 occurs in each row; int64 [B, 1 + width].
+
+    `columns` is int64 [B, K]; only the entries that are `counted` (bool [B, K]) matter. The counts
+    stand after a zero.
+    """
     cells = (np.arange(len(columns))[:, None] * (width + 1) + columns + 1)[counted]
     return np.bincount(cells, minlength=len(columns) * (width + 1)).reshape(len(columns), width + 1)
 
 
-def at(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """table[b, columns[b, i]], [B, n]."""
+def take_columns(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return table[b, columns[b, i]], [B, n]."""
     return np.take_along_axis(table, columns, axis=1)

@@ -1,110 +1,135 @@
-"""Masked language modelling: some tokens are hidden, and predicted from both sides.
+"""Masked language modelling: hide some tokens and predict them from both sides.
 
-BERT (arXiv 1810.04805, section 3.1), with new masks at every visit of a text as in RoBERTa (arXiv 1907.11692, section 4.1).
-Whole-word masking follows the whole-word models of BERT's repository: words are taken in random order, one that no
-longer fits the budget is passed over, and each token of a word is replaced on its own.
+BERT (arXiv 1810.04805, section 3.1), with new masks at every visit of a text as in RoBERTa (arXiv
+1907.11692, section 4.1). Whole-word masking follows the whole-word models of BERT's repository:
+words are taken in random order, a word that no longer fits the budget is skipped, and each token of
+a word is replaced on its own.
 """
 
 from typing import Any
 
 import numpy as np
 
-from jaxlm import config, counter_rng
+from jaxlm import counter_rng
+from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """Windows of L tokens, or L - 2 between begin_of_text and end_of_text. M is the budget of a window without special tokens.
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective for windows of L tokens, or L - 2 between begin_of_text and end_of_text.
 
-    Batches have tokens [B, L] and predict, targets, weights [B, M]. Predicted positions ascend; a row with fewer than M ends
-    with position 0, target 0, weight 0. `ConfigError` at `data.sequence_length` if no text fits.
+    Batches have tokens [B, L] and predict, targets, weights [B, M]; M is the budget of a window
+    without special tokens. Predicted positions ascend. A row with fewer than M ends with position
+    0, target 0, weight 0. Raises `ConfigError` at `data.sequence_length` if no text fits.
     """
     window = layout.framed_window(sequence_length, vocabulary)
-    most = int(budgets(window, settings.noise))
+    most = int(target_budget(window, config.noise))
     offset = int(vocabulary.begin_of_text is not None)
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        keys = random_ops.order(seed, samples, counter_rng.MASK_ORDER, window)
-        ordinary = ~vocabulary.special[windows]
-        counts = budgets(ordinary.sum(axis=1), settings.noise)
-        if settings.whole_words:
-            chosen = whole_words(
-                keys, ordinary, counts, *word_bounds(windows, ordinary, vocabulary)
-            )[:, :most]
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        # Choose the positions that are predicted.
+        keys = random_ops.order_keys(seed, samples, counter_rng.MASK_ORDER, window)
+        is_text = ~vocabulary.special[windows]
+        budgets = target_budget(is_text.sum(axis=1), config.noise)
+        if config.whole_words:
+            starts, ends = word_bounds(windows, is_text, vocabulary)
+            chosen = choose_words(keys, is_text, budgets, starts, ends)[:, :most]
         else:
-            chosen = random_ops.subset(np.where(ordinary, keys, random_ops.LAST), counts, most)
-        used = chosen < window
-        chosen = np.where(used, chosen, 0)
-        targets = np.where(used, np.take_along_axis(windows, chosen, axis=1), 0)
+            text_keys = np.where(is_text, keys, random_ops.LAST)
+            chosen = random_ops.choose_subset(text_keys, budgets, most)
+
+        # Rows with fewer targets than M are filled up with position 0.
+        is_target = chosen < window
+        chosen = np.where(is_target, chosen, 0)
+        targets = np.where(is_target, np.take_along_axis(windows, chosen, axis=1), 0)
+
+        # Hide the tokens at these positions.
         bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.MASK_TOKEN, chosen)
-        hidden = replaced(targets, bits, settings, vocabulary)
+        replacements = replace_targets(targets, bits, config, vocabulary)
         rows = np.broadcast_to(np.arange(len(windows))[:, None], chosen.shape)
         text = windows.copy()
-        text[rows[used], chosen[used]] = hidden[used]
+        text[rows[is_target], chosen[is_target]] = replacements[is_target]
+
         return Batch(
-            tokens=layout.framed(text, vocabulary),
-            predict=np.where(used, chosen + offset, 0).astype(np.int32),
+            tokens=layout.add_frame(text, vocabulary),
+            predict=np.where(is_target, chosen + offset, 0).astype(np.int32),
             targets=targets,
-            weights=used.astype(np.float32),
+            weights=is_target.astype(np.float32),
         )
 
-    return Objective(window, window, sequence_length, 0, most, make)
+    return Objective(
+        window=window,
+        stride=window,
+        length=sequence_length,
+        source_length=0,
+        predictions=most,
+        make_batch=make_batch,
+    )
 
 
-def budgets(eligible: Any, noise: float) -> Any:
-    """int64 like `eligible`: how many of so many tokens are chosen, the rounded share but at least one."""
-    return np.minimum(np.maximum(np.rint(noise * eligible).astype(np.int64), 1), eligible)
+def target_budget(tokens: Any, noise: float) -> Any:
+    """Return how many of `tokens` become targets: the rounded share, but at least one; int64."""
+    return np.minimum(np.maximum(np.rint(noise * tokens).astype(np.int64), 1), tokens)
 
 
-def whole_words(
-    keys: np.ndarray, ordinary: np.ndarray, counts: np.ndarray, first: np.ndarray, end: np.ndarray
+def choose_words(
+    keys: np.ndarray, is_text: np.ndarray, budgets: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
-    """int64 [B, W]: at most `counts` [B] ordinary positions of each row, ascending, then W's.
+    """Return at most `budgets` [B] positions of each row, by whole words, ascending; int64 [B, W].
 
-    Words with the bounds `first` and `end` [B, W] are taken in the order of `keys` [B, W], if the rest of the budget holds them.
+    Words start at `starts` and end before `ends` [B, W]. They are taken in the order of `keys`
+    [B, W] if the rest of the budget holds them. Rows end with W's.
     """
     # Positions in random order of their words, the tokens of a word together and ascending.
-    places = random_ops.positions(np.sort(random_ops.order_of_groups(keys, first), axis=1))
-    first, end, undecided = (np.take_along_axis(x, places, axis=1) for x in (first, end, ordinary))
+    order = np.sort(random_ops.group_keys(keys, starts), axis=1)
+    places = random_ops.key_positions(order)
+    starts, ends, undecided = (
+        np.take_along_axis(x, places, axis=1) for x in (starts, ends, is_text)
+    )
+
+    # Each turn decides all words up to the first that does not fit. The rest of the budget is then
+    # smaller than that word, so a few turns are enough for the whole batch.
     taken = np.zeros_like(undecided)
-    left = counts[:, None]
-    # Each turn decides all words up to the first that does not fit. What is left shrinks below the size of that word,
-    # so a few turns are enough for the whole batch.
-    while (undecided := undecided & (end - first <= left)).any():
-        total = np.cumsum(undecided, axis=1) + end - 1 - places  # tokens up to the end of the word
-        fits = undecided & (total <= left)
+    left = budgets[:, None]
+    while (undecided := undecided & (ends - starts <= left)).any():
+        tokens_to_word_end = np.cumsum(undecided, axis=1) + ends - 1 - places
+        fits = undecided & (tokens_to_word_end <= left)
         taken |= fits
         undecided &= ~fits
-        left = counts[:, None] - taken.sum(axis=1, keepdims=True)
+        left = budgets[:, None] - taken.sum(axis=1, keepdims=True)
+
     return np.sort(np.where(taken, places, keys.shape[1]), axis=1)
 
 
 def word_bounds(
-    windows: np.ndarray, ordinary: np.ndarray, vocabulary: Vocabulary
+    windows: np.ndarray, is_text: np.ndarray, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [B, W], twice: the first position of the word at each position, and the position behind its last."""
-    begins = np.ones_like(ordinary)
-    joins = vocabulary.first[windows[:, 1:]] == vocabulary.last[windows[:, :-1]]
-    begins[:, 1:] = ~(joins & ordinary[:, 1:] & ordinary[:, :-1])
-    width = begins.shape[1]
-    ends = np.where(np.roll(begins, -1, axis=1), np.arange(1, width + 1), width)
-    return random_ops.group_starts(begins), np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    """Return the first position of each position's word and the position after its last.
+
+    Both are int64 [B, W].
+    """
+    joins = vocabulary.first_class[windows[:, 1:]] == vocabulary.last_class[windows[:, :-1]]
+    is_start = np.ones_like(is_text)
+    is_start[:, 1:] = ~(joins & is_text[:, 1:] & is_text[:, :-1])
+
+    width = is_start.shape[1]
+    ends = np.where(np.roll(is_start, -1, axis=1), np.arange(1, width + 1), width)
+    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    return random_ops.group_starts(is_start), ends
 
 
-def replaced(
-    targets: np.ndarray, bits: np.ndarray, settings: config.ObjectiveConfig, vocabulary: Vocabulary
+def replace_targets(
+    targets: np.ndarray, bits: np.ndarray, config: ObjectiveConfig, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """int32 [B, M]: what stands in the place of each target: the mask, any ordinary token, or itself."""
+    """Return what replaces each target: the mask, any ordinary token, or itself; int32 [B, M]."""
     assert vocabulary.mask is not None
     ordinary = np.flatnonzero(~vocabulary.special).astype(np.int32)
-    kind = random_ops.high(bits)
-    masked, changed = (
-        random_ops.threshold(settings.mask_share),
-        random_ops.threshold(settings.mask_share + settings.random_share),
-    )
-    other = np.where(kind < changed, ordinary[random_ops.below(bits, len(ordinary))], targets)
-    return np.where(kind < masked, vocabulary.mask, other)
+    random_tokens = ordinary[random_ops.integers_below(bits, len(ordinary))]
+
+    chance = random_ops.high_bits(bits)
+    masked = random_ops.probability_threshold(config.mask_share)
+    changed = random_ops.probability_threshold(config.mask_share + config.random_share)
+    unmasked = np.where(chance < changed, random_tokens, targets)
+    return np.where(chance < masked, vocabulary.mask, unmasked)

@@ -1,52 +1,53 @@
-"""Source-target pairs, the task of the original Transformer (arXiv 1706.03762): a target is written from its source."""
+"""Source-target pairs: write a target from its source.
+
+This is the task of the original Transformer (arXiv 1706.03762).
+"""
 
 import numpy as np
 
-from jaxlm import config
+from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives import layout
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """Windows are rows of a table: S columns of source, then T of target, each with its end_of_text and then padding.
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective for windows that are rows of a table.
 
-    Batches have source [B, S], source_lengths [B], and tokens, targets, weights [B, T].
+    A row has S columns of source, then T of target, each text with its end_of_text and then
+    padding. Batches have source [B, S], source_lengths [B], and tokens, targets, weights [B, T].
     """
-    target_length = settings.target_length or sequence_length
+    target_length = config.target_length or sequence_length
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         del samples, seed
-        source, targets = (
-            np.ascontiguousarray(windows[:, :sequence_length]),
-            np.ascontiguousarray(windows[:, sequence_length:]),
-        )
-        written = np.arange(target_length) < lengths(targets, vocabulary)[:, None]
+        source = np.ascontiguousarray(windows[:, :sequence_length])
+        targets = np.ascontiguousarray(windows[:, sequence_length:])
+        is_text = np.arange(target_length) < text_lengths(targets, vocabulary)[:, None]
         return Batch(
-            tokens=layout.shifted(targets, settings, vocabulary),
+            tokens=layout.shift_right(targets, config, vocabulary),
             source=source,
-            source_lengths=lengths(source, vocabulary),
+            source_lengths=text_lengths(source, vocabulary),
             targets=targets,
-            weights=written.astype(np.float32),
+            weights=is_text.astype(np.float32),
         )
 
     return Objective(
-        sequence_length + target_length,
-        1,
-        target_length,
-        sequence_length,
-        target_length,
-        make,
+        window=sequence_length + target_length,
+        stride=1,
+        length=target_length,
+        source_length=sequence_length,
+        predictions=target_length,
+        make_batch=make_batch,
         random=False,
     )
 
 
-def lengths(rows: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """int32 [B]: tokens up to the first end_of_text, which counts; all where a text was cut and has none.
+def text_lengths(rows: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Return the tokens of each row up to and including the first end_of_text; int32 [B].
 
-    By the end, not by the padding: the two may be the same token.
+    A text that was cut and has no end counts as a whole row. The padding is not looked for: it may
+    be the same token as the end.
     """
     ends = rows == vocabulary.end_of_text
     return np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, rows.shape[1]).astype(np.int32)

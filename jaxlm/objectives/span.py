@@ -1,7 +1,7 @@
-"""Span corruption: spans of the text are cut out, a sentinel stands for each, and the decoder writes them.
+"""Span corruption: replace spans of the text by sentinels; the decoder writes the spans.
 
-T5 (arXiv 1910.10683, section 3.1.4). The text ends with a span, so a single span is always its end. Special tokens are text here: an
-end of text that the window holds may lie in a span.
+T5 (arXiv 1910.10683, section 3.1.4). The text ends with a span, so a single span is always its end.
+Special tokens are text here: an end of text in the window may lie in a span.
 """
 
 from bisect import bisect_right
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm import config, counter_rng
-from jaxlm.config import ConfigError
+from jaxlm import counter_rng
+from jaxlm.config import ConfigError, ObjectiveConfig
 from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 
-class Sizes(NamedTuple):
+class SpanSizes(NamedTuple):
     """Tokens of one sample."""
 
     window: int  # of raw text
@@ -25,92 +25,113 @@ class Sizes(NamedTuple):
 
     @property
     def source(self) -> int:
-        """What the encoder reads: the rest of the text, a sentinel per span and end_of_text."""
+        """Tokens for the encoder: the text outside spans, a sentinel per span and end_of_text."""
         return self.window - self.noise + self.spans + 1
 
     @property
     def target(self) -> int:
-        """What the decoder writes: a sentinel before each span and end_of_text."""
+        """Tokens for the decoder: the spans, a sentinel before each and end_of_text."""
         return self.noise + self.spans + 1
 
 
-def build(
-    settings: config.ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary
-) -> Objective:
-    """Windows of as many tokens as corrupted fill the encoder's S: 568 for S = 512, and T = 114 with T5's settings.
+def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
+    """Build the objective for the window whose corrupted text fills the encoder's S tokens.
 
-    Batches have source [B, S] and tokens, targets, weights [B, T]. `ConfigError` if spans don't fit into the text or there are
-    more of them than sentinels.
+    With T5's config it has 568 tokens for S = 512, and T = 114. Batches have source [B, S] and
+    tokens, targets, weights [B, T]. Raises `ConfigError` if the spans don't fit into the text or
+    there are more of them than sentinels.
     """
-    sizes = fitting(sequence_length, settings)
+    sizes = fit_sizes(sequence_length, config)
     if sizes.spans > sizes.window - sizes.noise:
-        reason = f"{sizes.spans} spans with {sizes.noise} of {sizes.window} tokens leave no text between some of them"
-        raise ConfigError("objective.mean_span", reason)
+        raise ConfigError(
+            "objective.mean_span",
+            f"{sizes.spans} spans with {sizes.noise} of {sizes.window} tokens "
+            "leave no text between some of them",
+        )
     if sizes.spans > len(vocabulary.sentinels):
         raise ConfigError(
             "tokenizer.sentinels",
-            f"a sample has {sizes.spans} spans, but there are {len(vocabulary.sentinels)} sentinels",
+            f"a sample has {sizes.spans} spans, "
+            f"but there are {len(vocabulary.sentinels)} sentinels",
         )
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        source, target = corrupted(windows, samples, seed, sizes, vocabulary.sentinels)
-        targets = layout.ended(target, vocabulary)
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        source, target = corrupt_spans(windows, samples, seed, sizes, vocabulary.sentinels)
+        targets = layout.append_end(target, vocabulary)
         return Batch(
-            tokens=layout.shifted(targets, settings, vocabulary),
-            source=layout.ended(source, vocabulary),
+            tokens=layout.shift_right(targets, config, vocabulary),
+            source=layout.append_end(source, vocabulary),
             targets=targets,
             weights=np.ones(targets.shape, np.float32),
         )
 
-    return Objective(sizes.window, sizes.window, sizes.target, sizes.source, sizes.target, make)
+    return Objective(
+        window=sizes.window,
+        stride=sizes.window,
+        length=sizes.target,
+        source_length=sizes.source,
+        predictions=sizes.target,
+        make_batch=make_batch,
+    )
 
 
-def fitting(sequence_length: int, settings: config.ObjectiveConfig) -> Sizes:
-    """The longest window whose corrupted text has `sequence_length` tokens; `ConfigError` at `data.sequence_length` if none has.
+def fit_sizes(sequence_length: int, config: ObjectiveConfig) -> SpanSizes:
+    """Return the sizes of the longest window whose source has `sequence_length` tokens.
 
-    One token more of text lengthens the source by one (of text, or by a sentinel for a new span) or leaves it as it is.
-    So every length from that of the shortest window on is met exactly.
+    Raises `ConfigError` at `data.sequence_length` if there is none.
     """
     shortest = 2  # a token that stays and one that goes
-    if sequence_length < sizes_of(shortest, settings).source:
+    if sequence_length < window_sizes(shortest, config).source:
         raise ConfigError(
             "data.sequence_length",
             f"{sequence_length} is too short for one span, a token of text and the end",
         )
-    too_long = (
-        int((sequence_length + 1) / (1 - settings.noise)) + shortest + 1
-    )  # its text alone is longer
+
+    # One token more of text lengthens the source by one (of text, or by a sentinel for a new span)
+    # or leaves it as it is. So every length from that of the shortest window on is met exactly.
+    # The last window of the range is too long: its text outside spans alone exceeds the source.
+    too_long = int((sequence_length + 1) / (1 - config.noise)) + shortest + 1
     windows = range(shortest, too_long)
-    behind = bisect_right(
-        windows, sequence_length, key=lambda window: sizes_of(window, settings).source
+    count = bisect_right(
+        windows, sequence_length, key=lambda window: window_sizes(window, config).source
     )
-    return sizes_of(windows[behind - 1], settings)
+    return window_sizes(windows[count - 1], config)
 
 
-def sizes_of(window: int, settings: config.ObjectiveConfig) -> Sizes:
-    """Noise and spans of so many tokens of text, rounded as in T5's `random_spans_noise_mask`."""
-    noise = min(max(round(window * settings.noise), 1), window - 1)
-    return Sizes(window, noise, max(round(noise / settings.mean_span), 1))
+def window_sizes(window: int, config: ObjectiveConfig) -> SpanSizes:
+    """Return noise and spans of a window, rounded as in T5's `random_spans_noise_mask`."""
+    noise = min(max(round(window * config.noise), 1), window - 1)
+    return SpanSizes(window, noise, spans=max(round(noise / config.mean_span), 1))
 
 
-def corrupted(
-    windows: np.ndarray, samples: np.ndarray, seed: int, sizes: Sizes, sentinels: np.ndarray
+def corrupt_spans(
+    windows: np.ndarray, samples: np.ndarray, seed: int, sizes: SpanSizes, sentinels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [B, window] -> source and target without their ends, int32 [B, S - 1] and [B, T - 1].
+    """Return source int32 [B, S - 1] and target int32 [B, T - 1] of windows int32 [B, W].
 
-    Source and target are the same text with every other piece replaced by its sentinel: in one the spans, in the other the rest.
+    Both are without their ends. They are the same text with every other piece replaced by its
+    sentinel: in the source the spans, in the target the text between them.
     """
-    kept = random_ops.composition(
-        seed, samples, counter_rng.SPAN_TEXT, sizes.window - sizes.noise, sizes.spans
+    text = random_ops.random_composition(
+        seed,
+        samples,
+        counter_rng.SPAN_TEXT,
+        total=sizes.window - sizes.noise,
+        parts=sizes.spans,
     )
-    cut = random_ops.composition(seed, samples, counter_rng.SPAN_NOISE, sizes.noise, sizes.spans)
-    lengths = np.stack([kept, cut], axis=2).ravel()
-    pieces = np.tile(np.arange(2 * sizes.spans), len(windows))
-    piece = np.repeat(pieces, lengths).reshape(
-        windows.shape
-    )  # 2 i: text before span i, 2 i + 1: span i
-    starts, in_span = np.diff(piece, axis=1, prepend=-1) != 0, piece % 2 == 1
-    stand_in = sentinels[piece // 2]
-    source = np.where(in_span, stand_in, windows)[starts | ~in_span]
-    target = np.where(in_span, windows, stand_in)[starts | in_span]
+    noise = random_ops.random_composition(
+        seed, samples, counter_rng.SPAN_NOISE, total=sizes.noise, parts=sizes.spans
+    )
+
+    # Number the pieces of each window: 2 i is the text before span i, 2 i + 1 is span i.
+    lengths = np.stack([text, noise], axis=2).ravel()
+    numbers = np.tile(np.arange(2 * sizes.spans), len(windows))
+    piece = np.repeat(numbers, lengths).reshape(windows.shape)
+
+    # A piece that is replaced leaves its sentinel at its first position.
+    is_start = np.diff(piece, axis=1, prepend=-1) != 0
+    in_span = piece % 2 == 1
+    sentinel = sentinels[piece // 2]
+    source = np.where(in_span, sentinel, windows)[is_start | ~in_span]
+    target = np.where(in_span, windows, sentinel)[is_start | in_span]
     return source.reshape(len(windows), -1), target.reshape(len(windows), -1)

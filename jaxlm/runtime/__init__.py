@@ -1,13 +1,16 @@
-"""Process and platform: settings that must come before jax, several processes, signals, the run's lock, exit codes. Imports no jax."""
+"""Process and platform: what must be set before jax, several processes, signals, exit codes.
 
-from jaxlm.runtime.cluster import Cluster, detect, shared
-from jaxlm.runtime.command import Parser, command, lock, run
+Importing it imports no jax.
+"""
+
+from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_fields
+from jaxlm.runtime.command import Parser, command, lock_run_directory, run
 from jaxlm.runtime.platform import (
     code_version,
     configure,
     describe_devices,
-    devices,
     private_directory,
+    select_devices,
     versions,
 )
 from jaxlm.runtime.process_group import ProcessGroup
@@ -15,18 +18,18 @@ from jaxlm.runtime.stop import StopSignal
 
 __all__ = [
     "Cluster",
-    "ProcessGroup",
     "Parser",
+    "ProcessGroup",
     "StopSignal",
     "code_version",
     "command",
     "configure",
     "describe_devices",
-    "detect",
-    "devices",
-    "lock",
+    "detect_cluster",
+    "lock_run_directory",
     "private_directory",
     "run",
-    "shared",
+    "select_devices",
     "versions",
+    "without_process_fields",
 ]

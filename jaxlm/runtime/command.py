@@ -1,4 +1,4 @@
-"""A command's life: arguments, exit codes, the lock of its run directory."""
+"""The life of a command: arguments, exit codes, the lock of its run directory."""
 
 import argparse
 import contextlib
@@ -15,13 +15,16 @@ from typing import NoReturn
 
 from jaxlm.config import UserError
 from jaxlm.runtime.distributed import is_initialized
-from jaxlm.runtime.output import complain
+from jaxlm.runtime.output import print_error
 
-INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes, as shells count
+INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes, as in shells
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of a command, with its examples kept as written in --help; a mistake is a UserError in one line."""
+    """The parser of a command's arguments.
+
+    --help keeps the examples as they are written; a mistake is a UserError of one line.
+    """
 
     def __init__(self, prog: str, description: str, epilog: str):
         super().__init__(
@@ -33,63 +36,64 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        hint = (
-            "; settings are written without dashes: key=value"
-            if message.startswith("unrecognized") and "=" in message
-            else ""
-        )
+        hint = ""
+        if message.startswith("unrecognized") and "=" in message:
+            hint = "; config values are written without dashes: key=value"
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
 def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's `main` on the arguments and returns its exit code; in a process of its own, `run(main)`.
+    """Call the `main` of a command with the arguments and return its exit code.
 
-    A UserError becomes one line on stderr and its exit code; a closed pipe and Ctrl-C stay quiet; anything else is our
-    mistake and keeps its traceback (1).
+    A UserError becomes one line on stderr and its exit code; a closed pipe and Ctrl-C stay quiet;
+    anything else is our mistake and keeps its traceback (1). `run(main)` also ends the process.
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-        return code
     except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
+        print_error(f"error: {' '.join(str(error).split())}")
         code = error.exit_code
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else the interpreter's last flush complains
+        # Otherwise the interpreter's last flush would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         code = INTERRUPTED
     except Exception:
-        complain(traceback.format_exc())
+        print_error(traceback.format_exc())
         code = 1
+
     return code
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a command's `main` on this process's arguments and ends the process with its exit code.
+    """Call the `main` of a command with this process's arguments and end with its exit code.
 
-    After an error it doesn't wait for the threads of libraries (Orbax leaves some waiting for ever when a save failed), nor for
-    the other processes of its run.
+    After an error it waits neither for the threads of libraries (Orbax leaves some waiting for ever
+    when a save failed) nor for the other processes of its run.
     """
     code = command(main)
+
     threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if code and (is_initialized() or not all(thread.daemon for thread in threads)):
+    must_wait = is_initialized() or not all(thread.daemon for thread in threads)
+    if code and must_wait:
         for child in multiprocessing.active_children():
             child.terminate()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
     sys.exit(code)
 
 
 @contextlib.contextmanager
-def lock(run_directory: Path) -> Iterator[None]:
-    """Makes the run directory and holds its lock: two trainers would overwrite each other's checkpoints.
+def lock_run_directory(run_directory: Path) -> Iterator[None]:
+    """Make the run directory and hold its lock while the block runs.
 
-    Raises UserError if another process holds it or the directory can't be written.
+    Two trainers would overwrite each other's checkpoints. Raises UserError if another process holds
+    the lock or the directory can't be written.
     """
     try:
         run_directory.mkdir(parents=True, exist_ok=True)
@@ -97,24 +101,25 @@ def lock(run_directory: Path) -> Iterator[None]:
     except FileExistsError as error:
         raise UserError(f"run_directory: {run_directory} is a file, not a folder") from error
     except OSError as error:
-        raise UserError(
-            f"run_directory: can't write to {run_directory}: {error.strerror}"
-        ) from error
+        reason = f"can't write to {run_directory}: {error.strerror}"
+        raise UserError(f"run_directory: {reason}") from error
+
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            reason = f"another process (pid {holder}) trains in {run_directory}: stop it or choose another run_directory"
-            raise UserError(reason) from error
-        except OSError as error:  # some cluster file systems have no locks
-            print(
-                f"warning: can't lock {run_directory} ({error.strerror}); start one trainer only",
-                file=sys.stderr,
-            )
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            pid = file.read().strip() or "unknown"
+            problem = f"another process (pid {pid}) trains in {run_directory}"
+            raise UserError(f"{problem}: stop it or choose another run_directory") from error
+        except OSError as error:  # some file systems of clusters have no locks
+            problem = f"can't lock {run_directory} ({error.strerror})"
+            print(f"warning: {problem}; start one trainer only", file=sys.stderr)
+
+        # The pid is only for the message: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+
         yield

@@ -1,8 +1,9 @@
-"""The processes of a run: how they meet, agree on what they run, and notice when one of them goes.
+"""The processes of a run: how they connect, compare what they run, and notice a lost one.
 
-They talk through the key-value store of jax's coordination service, which process 0 hosts. Of a process that ends with an error
-the others read the reason there within a second; one that was killed stops counting up its beat; and when process 0 itself goes,
-the connection that each of the others keeps to it breaks.
+They talk through the key-value store of jax's coordination service, which process 0 hosts. A
+process that ends with an error leaves the reason there, and the others read it within a second. A
+process that was killed no longer updates its heartbeat. When process 0 itself goes, the connection
+breaks that each of the others keeps to it.
 """
 
 import contextlib
@@ -21,227 +22,257 @@ from typing import Any, NoReturn
 from jaxlm.config import LostError, RuntimeConfig, UserError
 from jaxlm.runtime import distributed
 from jaxlm.runtime.cluster import Cluster
-from jaxlm.runtime.command import lock
-from jaxlm.runtime.output import complain, to_log
+from jaxlm.runtime.command import lock_run_directory
+from jaxlm.runtime.output import print_error, redirect_output
 from jaxlm.runtime.stop import PeerStop, StopSignal
 
-QUIET_SECONDS = 2.0  # within which what fails in all processes has failed in each
-# An error of jax that a lost peer may have caused.
+# An error that all processes share has reached each of them after this time.
+SETTLE_SECONDS = 2.0
+
+# Words in an error of jax that a lost process may have caused
 LOST = re.compile(
-    r"gloo|nccl|connection|socket|coordination|peer|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED",
+    r"gloo|nccl|connection|socket|coordination|peer|heartbeat"
+    r"|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED",
     re.IGNORECASE,
 )
 
 
 class ProcessGroup:
-    """This process among those of the run; entered once, around all that it does with the run directory.
+    """This process among those of the run; entered once, around all use of the run directory.
 
-    Process 0 holds the directory's lock; what the others print goes to logs/process-N.log.
+    Process 0 holds the lock of the directory; the others print to logs/process-N.log.
     """
 
     def __init__(self, cluster: Cluster, runtime: RuntimeConfig, run_directory: Path):
         self.cluster, self.runtime, self.run_directory = cluster, runtime, run_directory
-        self.hosts = (
-            socket.gethostname(),
-        ) * cluster.processes  # of each process, once they have met
+        # Host of each process; the real ones after `initialize`
+        self.hosts = (socket.gethostname(),) * cluster.processes
+
         self._stack = contextlib.ExitStack()
-        self._client: Any = None  # of jax's coordination service
+        self._store: Any = None  # of jax's coordination service
         self._coordinator: socket.socket | None = None  # breaks when process 0 goes
         self._done = threading.Event()
 
     @property
-    def leads(self) -> bool:
-        return self.cluster.leads
+    def is_leader(self) -> bool:
+        return self.cluster.is_leader
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
+        """Return whether this process is the only one of the run."""
         return self.cluster.processes == 1
 
     def __enter__(self) -> "ProcessGroup":
-        if self.leads:
-            self._stack.enter_context(lock(self.run_directory))
-        if not self.alone:
-            to_log(self.run_directory, self.cluster.process)
+        if self.is_leader:
+            self._stack.enter_context(lock_run_directory(self.run_directory))
+        if not self.is_single:
+            redirect_output(self.run_directory, self.cluster.process)
         return self
 
     def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> None:
         with self._stack:
-            if self._client is None:
+            if self._store is None:
                 return
             if error is not None:
-                self._fail(error)
+                self._report_error(error)
             else:
                 self._done.set()
                 distributed.shutdown()
 
-    def answers(self) -> bool:
-        """Whether process 0 waits for the others already."""
+    def leader_is_listening(self) -> bool:
+        """Return whether process 0 waits for the others already."""
         return distributed.is_listening(self.cluster)
 
-    def meet(self) -> None:
-        """Waits for the other processes. Jax must not have been used before. Does nothing for one process.
+    def initialize(self) -> None:
+        """Connect to the other processes and start to watch them. jax must not have been used yet.
 
-        Raises ConfigError if process 0 can't listen at the coordinator's address, LostError if the others don't find it there.
+        Does nothing in a run of one process. Raises ConfigError if process 0 can't listen at the
+        coordinator's address, LostError if the others don't find it there.
         """
-        if self.alone:
+        if self.is_single:
             return
-        self._coordinator = distributed.initialize(self.cluster, self.runtime)
-        self._client = distributed.client()
-        self._client.key_value_set(f"jaxlm/host/{self.cluster.process}", socket.gethostname())
-        self._client.wait_at_barrier(
-            "jaxlm/hosts", 1000 * self.runtime.initialization_timeout_seconds
-        )
-        self.hosts = tuple(self._read("host").values())
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
-    def agree(self, what: str, facts: Mapping[str, str]) -> None:
-        """Waits until all processes have said the same `facts`, once for each `what`. UserError names the first that differs, and where."""
-        if self.alone:
+        self._coordinator = distributed.initialize(self.cluster, self.runtime)
+        self._store = distributed.key_value_store()
+
+        timeout_milliseconds = 1000 * self.runtime.initialization_timeout_seconds
+        self._store.key_value_set(f"jaxlm/host/{self.cluster.process}", socket.gethostname())
+        self._store.wait_at_barrier("jaxlm/hosts", timeout_milliseconds)
+        self.hosts = tuple(self._read_folder("host").values())
+
+        threading.Thread(target=self._watch, name="process-group", daemon=True).start()
+
+    def require_equal(self, topic: str, facts: Mapping[str, str]) -> None:
+        """Wait until all processes have given their `facts` on a topic, once for each topic.
+
+        Raises UserError in all processes if they differ: it names the first difference and where.
+        """
+        if self.is_single:
             return
-        self._client.key_value_set(
-            f"jaxlm/facts/{what}/{self.cluster.process}", json.dumps(dict(facts))
-        )
-        if self.leads:
-            others = (
-                self._wait_for(f"facts/{what}/{process}")
-                for process in range(1, self.cluster.processes)
-            )
-            found = (
-                difference(facts, json.loads(text), f"process {n} ({self.hosts[n]})")
-                for n, text in enumerate(others, 1)
-            )
-            self._client.key_value_set(f"jaxlm/agreed/{what}", next(filter(None, found), ""))
-        if verdict := self._wait_for(f"agreed/{what}"):
+
+        text = json.dumps(dict(facts))
+        self._store.key_value_set(f"jaxlm/facts/{topic}/{self.cluster.process}", text)
+
+        if self.is_leader:
+            problem = ""
+            for process in range(1, self.cluster.processes):
+                theirs = json.loads(self._wait_for_value(f"facts/{topic}/{process}"))
+                name = f"process {process} ({self.hosts[process]})"
+                problem = describe_difference(facts, theirs, name)
+                if problem:
+                    break
+            self._store.key_value_set(f"jaxlm/verdict/{topic}", problem)
+
+        verdict = self._wait_for_value(f"verdict/{topic}")
+        if verdict:
             raise UserError(verdict)
 
     def stop_signal(self) -> StopSignal | PeerStop:
-        """What tells the training loop to save and stop."""
-        return StopSignal() if self.alone else PeerStop()
+        """Return the signal that tells the training loop to save and stop."""
+        return StopSignal() if self.is_single else PeerStop()
 
-    # What the processes know of each other
+    # The key-value store
 
-    def _read(self, folder: str) -> dict[int, str]:
-        """Process -> value."""
+    def _read_folder(self, folder: str) -> dict[int, str]:
+        """Return the value of each process that has set one, by process."""
         values = {
             int(key.rpartition("/")[2]): value
-            for key, value in self._client.key_value_dir_get(f"jaxlm/{folder}")
+            for key, value in self._store.key_value_dir_get(f"jaxlm/{folder}")
         }
         return dict(sorted(values.items()))
 
-    def _wait_for(self, key: str) -> str:
-        return self._client.blocking_key_value_get(
-            f"jaxlm/{key}", 1000 * self.runtime.initialization_timeout_seconds
-        )
+    def _wait_for_value(self, key: str) -> str:
+        timeout_milliseconds = 1000 * self.runtime.initialization_timeout_seconds
+        return self._store.blocking_key_value_get(f"jaxlm/{key}", timeout_milliseconds)
+
+    # Watching the others
 
     def _watch(self) -> None:
-        """Beats, and looks after the others, until the run ends or one of them is lost."""
+        """Send heartbeats and check the other processes, until the run ends or one is lost."""
         limit = self.runtime.heartbeat_timeout_seconds
-        # The last beat of each, and when it was first seen.
-        heard: dict[int, tuple[str, float]] = dict.fromkeys(
-            range(self.cluster.processes), ("", time.monotonic())
+        # The last heartbeat of each process, and when it was first seen
+        start = time.monotonic()
+        last_beats: dict[int, tuple[str, float]] = dict.fromkeys(
+            range(self.cluster.processes), ("", start)
         )
-        while not self._pause(min(1.0, limit / 10)):
+
+        while not self._wait_for_end(min(1.0, limit / 10)):
             now = time.monotonic()
             try:
-                self._client.key_value_set(
-                    f"jaxlm/beat/{self.cluster.process}", f"{now}", allow_overwrite=True
-                )
-                failed = self._read("failed")
-                beats = self._read("beat") if self.leads else {}
-            except Exception as error:  # of whatever type: process 0 can't be asked any more
+                key = f"jaxlm/beat/{self.cluster.process}"
+                self._store.key_value_set(key, f"{now}", allow_overwrite=True)
+                failed = self._read_folder("failed")
+                beats = self._read_folder("beat") if self.is_leader else {}
+            except Exception as error:  # whatever its type: process 0 can't be asked any more
                 if self._done.is_set():
                     return
-                self._lose(0, f"is gone: {first_line(error)}")
-            for process, reason in failed.items():
-                # What fails in all of them, such as a loss that is no number, ends this one in its own words.
-                if self._done.wait(QUIET_SECONDS):
-                    return
-                self._lose(process, reason)
-            for process, beat in beats.items():
-                if beat != heard[process][0]:
-                    heard[process] = beat, now
-            for process, (_, since) in heard.items():
-                if self.leads and now - since > limit:
-                    reason = f"is gone: silent for {limit} s (runtime.heartbeat_timeout_seconds)"
-                    self._client.key_value_set(
-                        f"jaxlm/failed/{process}", reason, allow_overwrite=True
-                    )
-                    self._until_read(others=self.cluster.processes - 2)
-                    self._lose(process, reason)
+                self._exit_without(0, f"is gone: {first_line(error)}")
 
-    def _pause(self, seconds: float) -> bool:
-        """Waits; returns whether the run has ended. A broken connection to process 0 is noticed at once."""
+            for process, reason in failed.items():
+                # An error that all processes share, such as a loss that is no number, ends this
+                # one with its own message.
+                if self._done.wait(SETTLE_SECONDS):
+                    return
+                self._exit_without(process, reason)
+
+            for process, beat in beats.items():
+                if beat != last_beats[process][0]:
+                    last_beats[process] = beat, now
+
+            # Process 0 decides who is lost, and tells the others before it ends.
+            for process, (_, since) in last_beats.items():
+                if self.is_leader and now - since > limit:
+                    reason = f"is gone: silent for {limit} s (runtime.heartbeat_timeout_seconds)"
+                    self._set_failed(process, reason)
+                    self._keep_store_for(others=self.cluster.processes - 2)
+                    self._exit_without(process, reason)
+
+    def _wait_for_end(self, seconds: float) -> bool:
+        """Wait up to `seconds` and return whether the run has ended.
+
+        A broken connection to process 0 is noticed at once.
+        """
         if self._coordinator is None:
             return self._done.wait(seconds)
+
         readable, _, _ = select.select([self._coordinator], [], [], seconds)
         if readable and not self._done.is_set():
             self._check_coordinator()
         return self._done.is_set()
 
     def _check_coordinator(self) -> None:
-        """The service says things to a connection that says nothing, and closes it now and then: only a refused new one means an end."""
+        """Read from the connection to process 0; if it was closed, open a new one.
+
+        The service sends data on a silent connection and closes it now and then: only a refused new
+        one means that process 0 is gone.
+        """
         assert self._coordinator is not None
         with contextlib.suppress(OSError):
             if self._coordinator.recv(4096):
                 return
+
         self._coordinator.close()
+        timeout = self.runtime.heartbeat_timeout_seconds
         try:
-            self._coordinator = socket.create_connection(
-                self.cluster.address, timeout=self.runtime.heartbeat_timeout_seconds
-            )
+            self._coordinator = socket.create_connection(self.cluster.address, timeout=timeout)
         except OSError as error:
             if not self._done.is_set():
-                self._lose(
-                    0,
-                    f"is gone: {self.cluster.coordinator} answers no more ({error.strerror or error})",
-                )
+                problem = error.strerror or error
+                reason = f"is gone: {self.cluster.coordinator} does not answer ({problem})"
+                self._exit_without(0, reason)
 
-    def _lose(self, process: int, how: str) -> NoReturn:
-        """Ends this process, since jax can't go on without another."""
-        complain(
-            f"error: process {process} ({self.hosts[process]}) {how}; start the run again to go on from its last checkpoint"
+    def _exit_without(self, process: int, reason: str) -> NoReturn:
+        """End this process, since jax can't go on without `process`."""
+        print_error(
+            f"error: process {process} ({self.hosts[process]}) {reason}; "
+            "start the run again to resume from its last checkpoint"
         )
         sys.stdout.flush()
         os._exit(LostError.exit_code)
 
-    def _fail(self, error: BaseException) -> None:
-        """This process ends with `error`: unless another one is the cause, the others are told."""
-        if (
-            isinstance(error, Exception)
-            and not isinstance(error, UserError)
-            and LOST.search(str(error))
-        ):
-            time.sleep(
-                2 * QUIET_SECONDS
-            )  # the watching thread ends the process if it finds out who is gone
+    # Telling the others
+
+    def _report_error(self, error: BaseException) -> None:
+        """Tell the others that this process ends with `error`, unless one of them is the cause."""
+        is_users = isinstance(error, UserError) or not isinstance(error, Exception)
+        if not is_users and LOST.search(str(error)):
+            # The watching thread ends this process if it finds out who is gone.
+            time.sleep(2 * SETTLE_SECONDS)
             limit = self.runtime.heartbeat_timeout_seconds
-            complain(
-                f"a collective failed ({first_line(error)}): waiting up to {limit} s to see whether another process is gone"
+            print_error(
+                f"a collective failed ({first_line(error)}): "
+                f"waiting up to {limit} s to see whether another process is gone"
             )
             time.sleep(1.1 * limit)
+
         self._done.set()
         with contextlib.suppress(Exception):
-            self._client.key_value_set(
-                f"jaxlm/failed/{self.cluster.process}",
-                f"failed: {first_line(error)}",
-                allow_overwrite=True,
-            )
-        self._until_read(others=self.cluster.processes - 1)
+            self._set_failed(self.cluster.process, f"failed: {first_line(error)}")
+        self._keep_store_for(others=self.cluster.processes - 1)
 
-    def _until_read(self, others: int) -> None:
-        """When process 0 ends, so does the store: it waits until the `others` have read why, and ended."""
-        if self.leads and others:
-            time.sleep(2 * QUIET_SECONDS)
+    def _set_failed(self, process: int, reason: str) -> None:
+        self._store.key_value_set(f"jaxlm/failed/{process}", reason, allow_overwrite=True)
+
+    def _keep_store_for(self, others: int) -> None:
+        """Keep process 0, which hosts the store, alive until the others have read the reason."""
+        if self.is_leader and others:
+            time.sleep(2 * SETTLE_SECONDS)
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error, with its type unless it is a UserError."""
     text = " ".join(str(error).partition("\n")[0].split())
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def difference(ours: Mapping[str, str], theirs: Mapping[str, str], who: str) -> str:
-    """'process 1 (host) differs from process 0 in training.steps: 20 -> 30', or ''."""
-    for field in [*ours, *(field for field in theirs if field not in ours)]:
-        if ours.get(field) != theirs.get(field):
-            return f"{who} differs from process 0 in {field}: {ours.get(field, 'absent')} -> {theirs.get(field, 'absent')}"
+def describe_difference(ours: Mapping[str, str], theirs: Mapping[str, str], name: str) -> str:
+    """Return where the process `name` differs from process 0, or ''.
+
+    'process 1 (host) differs from process 0 in training.steps: 20 -> 30'
+    """
+    fields = [*ours, *(field for field in theirs if field not in ours)]
+    for field in fields:
+        our_value, their_value = ours.get(field, "absent"), theirs.get(field, "absent")
+        if our_value != their_value:
+            return f"{name} differs from process 0 in {field}: {our_value} -> {their_value}"
     return ""

@@ -1,4 +1,4 @@
-"""Signals that end a run in good order: the step is finished and saved first."""
+"""Signals that stop a run: the step is finished and saved first."""
 
 import os
 import signal
@@ -7,9 +7,11 @@ from types import FrameType
 
 
 class StopSignal:
-    """For one process: while entered, SIGINT and SIGTERM only set `requested`, so that a step can end and be saved.
+    """The stop signal of a run of one process.
 
-    A Ctrl-C after a first signal raises KeyboardInterrupt as usual. Outside the main thread, where Python has no signals, it does nothing.
+    While entered, SIGINT and SIGTERM only set `requested`, so that a step can end and be saved. A
+    Ctrl-C after a first signal raises KeyboardInterrupt as usual. Outside the main thread, where
+    Python has no signals, it does nothing.
     """
 
     requested: str | None = None  # "SIGINT" or "SIGTERM"
@@ -17,10 +19,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                number: signal.signal(number, self._receive)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_) -> None:
@@ -28,7 +28,7 @@ class StopSignal:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked after every step."""
+        """Return whether to stop after this step. Ask after every step."""
         return self.requested is not None
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -39,9 +39,10 @@ class StopSignal:
 
 
 class PeerStop:
-    """For several processes: a SIGTERM (or Ctrl-C) to any of them stops all after the same step, which they agree on.
+    """The stop signal of a run of several processes.
 
-    jax's distributed runtime handles SIGTERM from the moment the processes have met; a handler of ours would take it away.
+    A SIGTERM (or Ctrl-C) to any of them stops all after the same step, on which they agree. jax's
+    distributed runtime handles SIGTERM from its start; a handler of ours would replace its own.
     """
 
     requested = "SIGTERM"
@@ -54,7 +55,7 @@ class PeerStop:
         signal.signal(signal.SIGINT, self._previous)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked after every step, by every process."""
+        """Return whether to stop after this step. Every process asks after every step."""
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,4 @@
-"""The model card: what it says is what the run was, what authors write stays, and nothing that comes from outside does harm."""
+"""The model card says what the run was and keeps what authors write; foreign text does no harm."""
 
 import json
 import math
@@ -169,8 +169,15 @@ def test_tokens_of_each_source(made):
     run, settings, store = made
     facts = card.gather_facts(run, settings, 12345)
     objective = objectives.build(settings.objective, 32, store.tokenizer.vocabulary)
-    stream = Stream(store.train, (3.0, 1.0), ("books", "forum"), objective, facts.schedule, seed=0)
-    counts = np.bincount(stream.places(0)[0][: 10 * 8 + 30 * 16], minlength=2)
+    stream = Stream(
+        store.train,
+        weights=(3.0, 1.0),
+        names=("books", "forum"),
+        objective=objective,
+        schedule=facts.schedule,
+        seed=0,
+    )
+    counts = np.bincount(stream.locate_block(0)[0][: 10 * 8 + 30 * 16], minlength=2)
     books, forum = facts.sources
     assert [books.samples, forum.samples] == counts.tolist() and books.share == 0.75
     for source, array, text in zip(facts.sources, store.train, (TEXT, TEXT * 2), strict=True):
@@ -206,7 +213,7 @@ def test_samples_of_sources_at_any_size():
 )
 def test_lengths_are_those_of_the_real_vocabulary(kind):
     name = "masked" if kind == "framed" else kind
-    base = tiny.FAMILIES[config.schema.TRAINED_BY[name]]
+    base = tiny.FAMILIES[config.objective.TRAINED_BY[name]]
     begin = "<s>" if kind in ("framed", "infilling") else None
     source = config.SourceConfig(
         name="text", path="text.txt", format="pairs" if kind == "pairs" else "text"
@@ -222,7 +229,9 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
     real = objectives.build(
         settings.objective, 32, data.tokenizer.byte_tokenizer(special).vocabulary
     )
-    assert card.facts.sample_lengths(settings)._replace(make=None) == real._replace(make=None)
+    assert card.facts.sample_lengths(settings)._replace(make_batch=None) == real._replace(
+        make_batch=None
+    )
 
 
 def test_results_and_yardsticks(made):
@@ -411,7 +420,7 @@ def test_settings_that_differ_make_the_run_again(made):
         f"data.sources={json.dumps(sources)}" if edit.startswith("data.sources=") else edit
         for edit in edits
     ]
-    again = config.edited(
+    again = config.apply_edits(
         config.Config(data=config.DataConfig(store=settings.data.store)),
         [*edits, "run_directory=runs/lark"],
     )
@@ -550,18 +559,21 @@ def test_what_cannot_be_written_is_named(made, tmp_path):
         ("", 40, 0),
         ('{"step": 7, "train/loss": 3.5}\n', 40, 1),
         (
-            '{"step": 7, "train/loss": null}\n{"step": 8, "eval/loss": NaN, "train/loss": Infinity}\n',
+            '{"step": 7, "train/loss": null}\n'
+            '{"step": 8, "eval/loss": NaN, "train/loss": Infinity}\n',
             40,
             0,
         ),
         ('{"step": 7, "train/loss": 3.5}\n{"step": 8, "train/lo', 40, 1),
         (
-            '[1]\n7\n{}\n{"step": "x", "train/loss": 1}\n{"step": true, "train/loss": 1}\n\xff\n{"step": 5, "train/loss": "2"}\n',
+            '[1]\n7\n{}\n{"step": "x", "train/loss": 1}\n'
+            '{"step": true, "train/loss": 1}\n\xff\n{"step": 5, "train/loss": "2"}\n',
             40,
             0,
         ),
         (
-            '{"step": 5, "train/loss": 9.0}\n{"step": 6, "train/loss": 8.0}\n{"step": 5, "train/loss": 4.0}\n',
+            '{"step": 5, "train/loss": 9.0}\n{"step": 6, "train/loss": 8.0}\n'
+            '{"step": 5, "train/loss": 4.0}\n',
             40,
             2,
         ),

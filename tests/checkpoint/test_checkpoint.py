@@ -1,7 +1,6 @@
-"""States come back bit for bit on any devices; what can't be restored or resumed says so in one line."""
+"""States come back bit for bit on any devices; what can't be restored says so in one line."""
 
 import dataclasses
-import json
 import os
 import resource
 import shutil
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -19,19 +17,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxlm.checkpoint import Checkpoints, run
-from jaxlm.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    NoCheckpointError,
-    SourceConfig,
-    TrainingConfig,
-    UserError,
-    edited,
-)
-from jaxlm.data.schedule import BatchSchedule
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import NoCheckpointError, UserError
 
 # After a failed save or restore Orbax's tasks lose their exceptions, which were raised here too.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -305,10 +292,16 @@ def test_a_full_disk_is_an_error_of_the_next_wait(tmp_path):
     assert [path.name for path in reopened.directory.iterdir()] == ["2"]
 
 
+SETUP = """
+import sys, pathlib, jax, jax.numpy as jnp
+from jaxlm import runtime
+from jaxlm.checkpoint import Checkpoints
+"""
+
+
 def child(program, *arguments):
-    """A training process that runs alone."""
-    setup = "import sys, pathlib, jax, jax.numpy as jnp; from jaxlm import runtime; from jaxlm.checkpoint import Checkpoints\n"
-    command = [sys.executable, "-c", setup + textwrap.dedent(program), *map(str, arguments)]
+    """Start a training process that runs alone."""
+    command = [sys.executable, "-c", SETUP + textwrap.dedent(program), *map(str, arguments)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -331,14 +324,14 @@ def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it,
         directory = pathlib.Path(argv[0])
         checkpoints = Checkpoints(directory, keep=1)
         {break_it}
-        checkpoints.save(1, {{"w": jax.random.normal(jax.random.key(0), (256, 256)), "b": jnp.ones(8)}})
+        weights = jax.random.normal(jax.random.key(0), (256, 256))
+        checkpoints.save(1, {{"w": weights, "b": jnp.ones(8)}})
         checkpoints.close()
     runtime.run(main)
     """
     process = child(program, tmp_path / "checkpoints")
-    _, errors = process.communicate(
-        timeout=30
-    )  # without the forced exit it would wait for Orbax's threads for ever
+    # Without the forced exit it would wait for Orbax's threads for ever.
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert errors.startswith(
         f"error: {tmp_path}/checkpoints: can't save a checkpoint: "
@@ -347,181 +340,24 @@ def test_a_command_whose_save_fails_prints_one_line_and_ends(tmp_path, break_it,
 
 
 def test_a_killed_save_leaves_the_newest_finished_one(tmp_path):
+    """The process is killed as soon as its sixth save has begun; 4 MB take longer than that."""
     program = """
+    import os, signal
     checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3)
-    for step in range(1, 1000):
+    for step in range(1, 7):
         checkpoints.save(step, {"w": jnp.full((1024, 1024), step, jnp.float32)})
-        print(step, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
     """
     process = child(program, tmp_path / "checkpoints")
-    assert process.stdout
-    while int(process.stdout.readline()) < 5:
-        pass
-    time.sleep(0.013)  # into the next save
-    process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     newest = checkpoints.steps()[-1]
-    assert newest >= 4  # the fifth save began, so the fourth had ended
+    assert newest >= 5  # the sixth save began, so the fifth had ended
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=one_device)}
     assert bool((checkpoints.restore(newest, wanted)["w"] == newest).all())
     checkpoints.save(newest + 1, make())
     checkpoints.close()
     assert all(path.name.isdigit() for path in checkpoints.directory.iterdir())  # no remains
-
-
-# config.json and the rules of resuming
-
-
-@pytest.fixture
-def directory(tmp_path):
-    path = tmp_path / "runs" / "a"
-    path.mkdir(parents=True)
-    return path
-
-
-def config(*edits):
-    base = Config(
-        run_directory="runs/a",
-        model=ModelConfig(layers=2),
-        data=DataConfig(sources=(SourceConfig(name="a", path="a.txt"),)),
-    )
-    return edited(base, edits)
-
-
-def test_config_json_holds_sections_hash_and_versions(directory):
-    run.write_run_config(directory, config("training.steps=5"), "0123abcd", {"jax": "1.2"})
-    document = json.loads((directory / "config.json").read_text())
-    assert document["training"]["steps"] == 5
-    assert (document["store"], document["versions"]) == ({"hash": "0123abcd"}, {"jax": "1.2"})
-    assert run.read_run_config(directory) == (config("training.steps=5"), "0123abcd")
-    assert [path.name for path in directory.iterdir()] == ["config.json"]
-
-
-def test_the_same_config_goes_on_without_notes(directory):
-    run.write_run_config(directory, config(), "h", {})
-    assert run.resume_config(directory, config(), 10) == (config(), [])
-
-
-def test_what_may_change_is_noted(directory):
-    run.write_run_config(directory, config(), "h", {})
-    edits = [
-        "training.steps=2000",
-        "optimizer.learning_rate=1e-3",
-        "parallel.zero=1",
-        "data.store=other",
-        "data.prefetch_threads=2",
-    ]
-    effective, notes = run.resume_config(
-        directory, config(*edits, "run_directory=/elsewhere/a"), 10
-    )
-    assert effective == config(*edits, "run_directory=/elsewhere/a")
-    assert sorted(notes) == [
-        "data.prefetch_threads: 1 -> 2",
-        "data.store: stores -> other",
-        "optimizer.learning_rate: 0.0003 -> 0.001",
-        "parallel.zero: 0 -> 1",
-        "training.steps: 1000 -> 2000",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("edit", "change"),
-    [
-        ("model.layers=4", "model.layers: 2 -> 4"),
-        ("model.kv_heads=4", "model.kv_heads: none -> 4"),
-        ("tokenizer.end_of_text=<eos>", "tokenizer.end_of_text: <|endoftext|> -> <eos>"),
-        ("data.sources.0.name=b", "data.sources.0.name: a -> b"),
-        ("data.sequence_length=512", "data.sequence_length: 1024 -> 512"),
-        ("data.validation.share=0.1", "data.validation.share: 0.05 -> 0.1"),
-        ("seed=1", "seed: 0 -> 1"),
-        ("precision.params=bfloat16", "precision.params: float32 -> bfloat16"),
-    ],
-)
-def test_another_run_is_refused(directory, edit, change):
-    run.write_run_config(directory, config(), "h", {})
-    with pytest.raises(UserError) as error:
-        run.resume_config(directory, config(edit, "training.steps=7"), 10)
-    assert (
-        str(error.value)
-        == f"{directory} holds a run that differs in {change}: for a new run set run_directory={directory}-2"
-    )
-
-
-def test_every_change_is_listed_and_the_proposed_name_is_free(directory):
-    directory.with_name("a-2").mkdir()
-    run.write_run_config(directory, config(), "h", {})
-    with pytest.raises(UserError) as error:
-        run.resume_config(directory, config("model.layers=4", "seed=1"), 10)
-    assert "seed: 0 -> 1; model.layers: 2 -> 4: " in str(error.value)
-    assert str(error.value).endswith(f"run_directory={directory}-3")
-
-
-def test_another_token_store_is_refused(directory):
-    run.write_run_config(directory, config(), "aaa", {})
-    moved = config("data.sources.0.path=b.txt")
-    assert run.resume_config(directory, moved, 10)[1] == ["data.sources.0.path: a.txt -> b.txt"]
-    run.check_store(directory, moved, "aaa")  # the same text elsewhere
-    with pytest.raises(UserError) as error:
-        run.check_store(directory, moved, "bbb")
-    changes = "data.sources.0.path: a.txt -> b.txt; prepared data: aaa -> bbb"
-    assert (
-        str(error.value)
-        == f"{directory} holds a run that differs in {changes}: for a new run set run_directory={directory}-2"
-    )
-
-
-def test_another_source_is_refused(directory):
-    run.write_run_config(directory, config(), "h", {})
-    two = dataclasses.replace(
-        config(),
-        data=DataConfig(
-            sources=(SourceConfig(name="a", path="a.txt"), SourceConfig(name="b", path="b.txt"))
-        ),
-    )
-    with pytest.raises(UserError, match=r"data\.sources\.1\.name: none -> b; "):
-        run.resume_config(directory, two, 10)
-
-
-def test_a_changed_batch_size_holds_from_the_resumed_step_on(directory):
-    asked = config("training.batch_size=64")
-    run.write_run_config(directory, config(), "h", {})
-    for step in (500, 900):  # the second resume, with the same edit, changes nothing more
-        effective, notes = run.resume_config(directory, asked, step)
-        run.write_run_config(directory, effective, "h", {})
-        assert effective.training == TrainingConfig(batch_size=32, batch_schedule=((500, 64),))
-        assert notes == (["training.batch_schedule: [] -> [[500, 64]]"] if step == 500 else [])
-
-
-def test_a_batch_changed_again_counts_the_samples_that_were_seen(directory):
-    run.write_run_config(
-        directory, config("training.batch_schedule=[[100, 48], [700, 96]]"), "h", {}
-    )
-    effective, _ = run.resume_config(
-        directory, config("training.batch_size=16", "training.batch_schedule=[[800, 24]]"), 500
-    )
-    assert effective.training.batch_schedule == ((100, 48), (500, 16), (800, 24))
-    samples = BatchSchedule(
-        effective.training.batch_size, effective.training.batch_schedule
-    ).first_sample(810)
-    assert samples == 100 * 32 + 400 * 48 + 300 * 16 + 10 * 24
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", '{"model": ', "[]", '{"model": {"layer": 2}}', '{"seed": 0}', '{"store": 1}', "\x80"],
-)
-def test_a_damaged_config_is_one_line_that_names_it(directory, text):
-    (directory / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError) as error:
-        run.resume_config(directory, config(), 10)
-    assert str(error.value).startswith(f"{directory}/config.json:") and "\n" not in str(error.value)
-
-
-def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"^run_directory: can't write .*/file/config\.json: Not a directory"
-    ):
-        run.write_run_config(tmp_path / "file", config(), "h", {})

@@ -1,4 +1,4 @@
-"""What a user sees after a mistake: one line that names the key or the file, exit code 2, and nothing that stands in the way."""
+"""A user's mistake gives one line that names the key or the file, and exit code 2."""
 
 import json
 import logging
@@ -12,15 +12,21 @@ import absl.logging
 import jax
 import pytest
 
-from jaxlm import runtime, state, train
+import jaxlm
+from jaxlm import runtime, train, trainer
+from jaxlm.config import UserError
 
 RECIPE = """
-from jaxlm.config import Config, DataConfig, EvaluationConfig, ModelConfig, PrecisionConfig, SourceConfig, TokenizerConfig, TrainingConfig, ValidationConfig
+from jaxlm.config import *
 
 config = Config(
     model=ModelConfig(vocabulary_size=257, layers=1, width=16, heads=2, context_length=16),
     tokenizer=TokenizerConfig(kind="bytes"),
-    data=DataConfig(sources=(SourceConfig(name="text", path="text.txt"),), sequence_length=16, validation=ValidationConfig(method="tail", share=0.1)),
+    data=DataConfig(
+        sources=(SourceConfig(name="text", path="text.txt"),),
+        sequence_length=16,
+        validation=ValidationConfig(method="tail", share=0.1),
+    ),
     training=TrainingConfig(steps=2, batch_size=8),
     evaluation=EvaluationConfig(samples=0, steps=1),
     precision=PrecisionConfig(compute="float32"),
@@ -51,7 +57,10 @@ def stocked(tmp_path_factory):
 
 @pytest.fixture
 def folder(stocked, tmp_path, monkeypatch):
-    """The working directory of a user, with the files above. What a command sets for its whole process is put back."""
+    """Enter the working directory of a user, with the files above.
+
+    What a command sets for its whole process is put back.
+    """
     shutil.copytree(stocked, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     assert len(jax.devices()) == 8  # a command could ask for more before jax starts
@@ -72,7 +81,7 @@ def contents(folder):
 
 
 def only_line(text):
-    """The message: stderr holds one line and nothing else."""
+    """Return the message. stderr holds one line and nothing else."""
     assert text.startswith("error: ") and text.endswith("\n") and text.count("\n") == 1, text
     assert "Traceback" not in text
     return text.removeprefix("error: ").rstrip("\n")
@@ -127,7 +136,7 @@ LATER = [  # found with jax (on the 8 devices of these tests) or in the data
         ["parallel.zero=1", "parallel.data=8", "parallel.fsdp=1"],
         "parallel.zero: stage 1 splits the state over parallel.fsdp, which is 1",
     ),
-    (["--devices", "1000"], "runtime.devices: 1000 devices asked for, "),
+    (["--devices", "1000"], "runtime.devices: 1000 devices requested, "),
     (["run_directory=file"], "run_directory: "),
     (["data.store=file"], "data.store: file"),
     (["--data", "tex.txt"], "data.sources: tex.txt: no such file (did you mean 'text.txt'?)"),
@@ -161,17 +170,17 @@ def test_mistakes_found_later_start_no_run(folder, capsys, argv, message):
     before = contents(folder)
     assert command("--config", "recipe.py", *argv) == 2
     assert only_line(capsys.readouterr().err).startswith(message)
-    found = contents(folder) - before
+    new = contents(folder) - before
     assert not {
         path
-        for path in found
+        for path in new
         if path.endswith((".jsonl", ".json", ".bin")) and path != "stores/fingerprints.json"
     }
     assert (folder / "file").read_bytes() == b""
 
 
 def test_a_tokenizer_larger_than_the_model(folder, capsys):
-    """A tokenizer from a file tells its size only once it is read."""
+    """The size of a tokenizer from a file is known only once it is read."""
     inner = {
         "version": "1.0",
         "truncation": None,
@@ -194,10 +203,7 @@ def test_a_tokenizer_larger_than_the_model(folder, capsys):
 
 
 def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys, monkeypatch):
-    """The mistake that shows last: all has been prepared when no window fits. What it leaves must not stand in the way."""
-    monkeypatch.setattr(
-        state, "create", lambda *_: None
-    )  # takes seconds to compile, and no step is reached
+    # This mistake shows last: all data is prepared when no window fits. It must not block a retry.
     shutil.copy("short.txt", "mine.txt")
     argv = ["--config", "recipe.py", "--data", "mine.txt"]
     assert command(*argv) == 2
@@ -205,9 +211,15 @@ def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys
     assert line.startswith(
         "data.sequence_length: a window takes 17 tokens, but the training split of "
     )
+
+    # With more data it comes as far as the state, which would take seconds to compile.
+    def create_state(*_, **__):
+        raise UserError("the data is ready")
+
+    monkeypatch.setattr(trainer, "build_state", create_state)
     shutil.copy("text.txt", "mine.txt")
-    monkeypatch.setattr(train, "loop", lambda *_: 0)
-    assert command(*argv) == 0, capsys.readouterr().err
+    assert command(*argv) == 2
+    assert only_line(capsys.readouterr().err) == "the data is ready"
 
 
 ITSELF = [
@@ -216,18 +228,19 @@ ITSELF = [
 ]
 
 
+def python(*arguments):
+    """Run Python in a process of its own."""
+    root = Path(jaxlm.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
 @pytest.mark.parametrize(("argv", "message"), ITSELF, ids=["without jax", "with jax"])
 def test_the_command_itself(folder, argv, message):
-    """In a process of its own, as a shell starts it: nothing but the line, whatever libraries would like to say."""
-    root = Path(train.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxlm.train", *argv],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    """Run as a shell does, a command prints nothing but the line, whatever libraries log."""
+    done = python("-m", "jaxlm.train", *argv)
     assert done.returncode == 2
     assert only_line(done.stderr).startswith(message)
 
@@ -237,3 +250,40 @@ def test_help_needs_no_config(capsys):
         command("--help")
     assert left.value.code == 0
     assert "python -m jaxlm.train --config configs/" in capsys.readouterr().out
+
+
+WITHOUT_JAX = """
+import importlib, sys
+from jaxlm import runtime
+
+for name in ("train", "evaluate", "generate", "convert", "harness"):
+    main = importlib.import_module(f"jaxlm.{name}").main
+    try:
+        runtime.command(main, ["--help"])
+    except SystemExit as end:
+        assert end.code == 0, name
+    if name != "harness":  # lm_eval parses its arguments
+        assert runtime.command(main, ["--no-such-option"]) == 2, name
+
+main = sys.modules["jaxlm.train"].main
+for edit in ("layers=3", "model.heads=7", "training.microbatches=3", "runtime.processes=2"):
+    assert runtime.command(main, ["--config", "recipe.py", edit]) == 2, edit
+
+loaded = {"jax", "flax", "optax", "orbax", "grain"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_help_and_config_errors_do_not_load_jax(folder):
+    """Loading jax takes a second, several times as long as everything else at the start."""
+    done = python("-c", WITHOUT_JAX)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_of_an_older_version_is_told_the_new_name(folder, capsys):
+    (folder / "my.py").write_text(
+        "# An old recipe.\n\nfrom jaxlm.config import Config, Model\nconfig = Config()\n"
+    )
+    assert command("--config", "my.py") == 2
+    message = only_line(capsys.readouterr().err)
+    assert message == "my.py:3: jaxlm.config.Model is called ModelConfig"

@@ -17,7 +17,7 @@ schedules = st.builds(
 )
 
 
-def brute_size(schedule: BatchSchedule, step: int) -> int:
+def counted_size(schedule: BatchSchedule, step: int) -> int:
     size = schedule.batch_size
     for start, changed in schedule.changes:
         if step >= start:
@@ -28,9 +28,9 @@ def brute_size(schedule: BatchSchedule, step: int) -> int:
 @settings(deadline=None)
 @given(schedules)
 def test_schedule_equals_counting(schedule):
-    counted = np.cumsum([0] + [brute_size(schedule, step) for step in range(60)]).tolist()
+    counted = np.cumsum([0] + [counted_size(schedule, step) for step in range(60)]).tolist()
     assert [schedule.size(step) for step in range(60)] == [
-        brute_size(schedule, step) for step in range(60)
+        counted_size(schedule, step) for step in range(60)
     ]
     assert [schedule.first_sample(step) for step in range(61)] == counted
 
@@ -86,10 +86,12 @@ def test_permutation_of_mixed_epochs_and_huge_sizes():
 
 
 def test_permutation_is_uniform():
-    # Where element 0 of 7 lands, over 7,000 epochs: each place is Binomial(7000, 1/7), 1000 +- 29; 6 standard deviations are allowed.
+    # Element 0 of 7 lands in each place Binomial(7000, 1/7) times, 1000 +- 29. The bound is 6
+    # standard deviations.
     landed = permute(np.zeros(7000, np.int64), 7, 0, 0, np.arange(7000))
     assert abs(np.bincount(landed, minlength=7) - 1000).max() < 6 * 29
-    # Neighbours end up far apart: the mean distance of two random elements of 10,000 is 3,333 (standard error 24 over 9,999 pairs).
+    # Neighbours end up far apart: the mean distance of two random elements of 10,000 is 3,333, with
+    # a standard error of 24 over 9,999 pairs.
     assert abs(np.abs(np.diff(images(10_000))).mean() - 3333) < 6 * 24
 
 
@@ -99,13 +101,13 @@ weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
 @settings(deadline=None, max_examples=30)
 @given(weights, st.integers(0, 3 * PERIOD))
 def test_mixture_equals_counting(values, first):
-    mixture, total = Mixture(values), first + 500
-    sources, counts = mixture(np.arange(total))
+    mixture, stop = Mixture(values), first + 500
+    sources, counts = mixture(np.arange(stop))
     seen = np.zeros(len(values), np.int64)
     for source, count in zip(sources.tolist(), counts.tolist(), strict=True):
         assert count == seen[source]
         seen[source] += 1
-    window = mixture(np.arange(first, total))
+    window = mixture(np.arange(first, stop))
     assert np.array_equal(window, (sources[first:], counts[first:]))
 
 
@@ -118,9 +120,8 @@ def test_mixture_has_the_shares_and_spreads_them(values):
     assert (np.abs(mixture.slots - ideal * PERIOD) < len(values)).all()
     chosen = mixture(np.arange(PERIOD))[0][:, None] == np.arange(len(values))
     drift = np.cumsum(chosen, axis=0) - np.arange(1, PERIOD + 1)[:, None] * mixture.slots / PERIOD
-    assert np.abs(drift).max() < len(
-        values
-    )  # samples ahead of or behind the exact share, anywhere in the run
+    # Samples ahead of the exact share, or behind it, anywhere in the run.
+    assert np.abs(drift).max() < len(values)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,17 @@ import pytest
 
 from jaxlm import config
 from jaxlm.config import ConfigError, UserError
-from jaxlm.data import sources
+from jaxlm.data import fingerprints
+from jaxlm.data.fingerprints import fingerprint_source
+from jaxlm.data.sources import list_files, read_documents, stdlib_folder
 
 
-def source(path: Path | str, **values) -> config.SourceConfig:
+def text_source(path: Path | str, **values) -> config.SourceConfig:
     return config.SourceConfig(name="corpus", path=str(path), **values)
 
 
-def write(folder: Path, **texts: str) -> Path:
-    """One file per keyword; `__` in a name stands for a slash, and `.txt` is added."""
+def write_texts(folder: Path, **texts: str) -> Path:
+    """Write one file per keyword; `__` in a name stands for a slash, and `.txt` is added."""
     for name, text in texts.items():
         path = folder / (name.replace("__", "/") + ".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,42 +24,46 @@ def write(folder: Path, **texts: str) -> Path:
     return folder
 
 
-def read(of: config.SourceConfig) -> list[tuple[str, str]]:
-    return [(document.name, document.text) for document in sources.documents(of)]
+def named_texts(source: config.SourceConfig) -> list[tuple[str, str]]:
+    return [(document.name, document.text) for document in read_documents(source)]
 
 
 def test_a_file_is_one_document_with_its_newlines_as_they_are(tmp_path):
-    write(tmp_path, novel="Zoë\r\nline two\r")
-    assert read(source(tmp_path / "novel.txt")) == [("novel.txt", "Zoë\r\nline two\r")]
+    write_texts(tmp_path, novel="Zoë\r\nline two\r")
+    assert named_texts(text_source(tmp_path / "novel.txt")) == [("novel.txt", "Zoë\r\nline two\r")]
 
 
 def test_folder_is_read_recursively_in_order_without_hidden_or_empty_files(tmp_path):
-    write(tmp_path, b="two", a__z="one", c="", **{".hidden": "no", ".git__config": "no"})
-    assert read(source(tmp_path)) == [("a/z.txt", "one"), ("b.txt", "two")]
+    write_texts(tmp_path, b="two", a__z="one", c="", **{".hidden": "no", ".git__config": "no"})
+    assert named_texts(text_source(tmp_path)) == [("a/z.txt", "one"), ("b.txt", "two")]
 
 
 def test_globs_with_double_stars(tmp_path):
-    write(tmp_path, x__one="1", x__y__two="2", three="3")
-    assert read(source(tmp_path / "**" / "t*.txt")) == [("three.txt", "3"), ("x/y/two.txt", "2")]
-    assert read(source(tmp_path / "x" / "*.txt")) == [("one.txt", "1")]
+    write_texts(tmp_path, x__one="1", x__y__two="2", three="3")
+    assert named_texts(text_source(tmp_path / "**" / "t*.txt")) == [
+        ("three.txt", "3"),
+        ("x/y/two.txt", "2"),
+    ]
+    assert named_texts(text_source(tmp_path / "x" / "*.txt")) == [("one.txt", "1")]
 
 
 def test_missing_path_names_the_key_the_path_and_a_near_miss(tmp_path):
-    write(tmp_path, shakespeare="text")
+    write_texts(tmp_path, shakespeare="text")
     with pytest.raises(
         ConfigError,
-        match=r"^data\.sources: .*shakespear\.txt: no such file \(did you mean 'shakespeare\.txt'\?\)$",
+        match=r"^data\.sources: .*shakespear\.txt: no such file "
+        r"\(did you mean 'shakespeare\.txt'\?\)$",
     ):
-        sources.files(source(tmp_path / "shakespear.txt"))
+        list_files(text_source(tmp_path / "shakespear.txt"))
     with pytest.raises(ConfigError, match="holds no files"):
         (tmp_path / "empty").mkdir()
-        sources.files(source(tmp_path / "empty"))
+        list_files(text_source(tmp_path / "empty"))
 
 
 def test_text_that_is_not_utf8_names_file_and_byte(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(UserError, match=r"latin\.txt: not UTF-8 at byte 3 \(0xe9\)$"):
-        read(source(tmp_path))
+        named_texts(text_source(tmp_path))
 
 
 def test_json_lines_by_ending_and_key(tmp_path):
@@ -69,16 +75,16 @@ def test_json_lines_by_ending_and_key(tmp_path):
         json.dumps({"body": "second"}),
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert read(source(tmp_path, text_key="body")) == [
+    assert named_texts(text_source(tmp_path, text_key="body")) == [
         ("a.jsonl:1", "first ☃"),
         ("a.jsonl:5", "second"),
     ]
     (tmp_path / "a.jsonl").rename(tmp_path / "a.log")
-    assert read(source(tmp_path / "a.log", text_key="body", format="jsonl"))[1] == (
+    assert named_texts(text_source(tmp_path / "a.log", text_key="body", format="jsonl"))[1] == (
         "a.log:5",
         "second",
     )
-    assert len(read(source(tmp_path / "a.log"))) == 1
+    assert len(named_texts(text_source(tmp_path / "a.log"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_json_lines_by_ending_and_key(tmp_path):
         (b'["x"]', "must be a JSON object, got list"),
         (b'{"txt": "x"}', r"no key 'text' \(did you mean 'txt'\?\); data\.sources\.text_key"),
         (b'{"content": "x"}', r"no key 'text' \(it has 'content'\)"),
-        (b'{"text": 3}', "'text' must be a text, got int"),
+        (b'{"text": 3}', "'text' must be a string, got int"),
         (b'{"text": "\xff"}', r"not UTF-8 at byte 10 \(0xff\)"),
         (b'{"text": "ab\\ud800"}', "half a surrogate pair at character 2"),
     ],
@@ -97,7 +103,7 @@ def test_json_lines_by_ending_and_key(tmp_path):
 def test_bad_json_line_names_file_and_line(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(UserError, match=rf"a\.jsonl:3: {reason}") as error:
-        read(source(tmp_path))
+        named_texts(text_source(tmp_path))
     assert "\n" not in str(error.value)
 
 
@@ -108,11 +114,11 @@ def test_pairs_are_read_by_their_keys(tmp_path):
         {"source": "ja ☃", "target": ""},
     ]
     (tmp_path / "a.txt").write_text("\n".join(map(json.dumps, lines)))
-    found = list(sources.documents(source(tmp_path / "a.txt", format="pairs")))
-    assert [document.texts for document in found] == [("guten Tag", "good day"), ("ja ☃", "")]
-    assert [document.name for document in found] == ["a.txt:1", "a.txt:3"]
-    turned = sources.documents(
-        source(tmp_path, format="pairs", source_key="target", target_key="source")
+    pairs = list(read_documents(text_source(tmp_path / "a.txt", format="pairs")))
+    assert [pair.texts for pair in pairs] == [("guten Tag", "good day"), ("ja ☃", "")]
+    assert [pair.name for pair in pairs] == ["a.txt:1", "a.txt:3"]
+    turned = read_documents(
+        text_source(tmp_path, format="pairs", source_key="target", target_key="source")
     )
     assert next(turned).texts == ("good day", "guten Tag")
 
@@ -124,46 +130,48 @@ def test_pairs_are_read_by_their_keys(tmp_path):
         ('["x"]', "must be a JSON object, got list"),
         (
             '{"de": "x", "en": "y"}',
-            r"no key 'source' \(it has 'de', 'en'\); data\.sources\.source_key names the key of the source",
+            r"no key 'source' \(it has 'de', 'en'\); "
+            r"data\.sources\.source_key names the key of the source",
         ),
         (
             '{"source": "x", "targets": "y"}',
-            r"no key 'target' \(did you mean 'targets'\?\); data\.sources\.target_key names the key of the t",
+            r"no key 'target' \(did you mean 'targets'\?\); "
+            r"data\.sources\.target_key names the key of the target",
         ),
-        ('{"source": "x", "target": ["y"]}', "'target' must be a text, got list"),
+        ('{"source": "x", "target": ["y"]}', "'target' must be a string, got list"),
         ('{"source": "x\\udc00", "target": "y"}', "half a surrogate pair at character 1"),
     ],
 )
 def test_bad_pair_names_file_and_line(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_text('{"source": "a", "target": "b"}\n\n' + line + "\n")
     with pytest.raises(UserError, match=rf"a\.jsonl:3: {reason}") as error:
-        list(sources.documents(source(tmp_path, format="pairs")))
+        list(read_documents(text_source(tmp_path, format="pairs")))
     assert "\n" not in str(error.value)
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\nnot JSON\n')
-    assert next(sources.documents(source(tmp_path))).text == "fine"
+    assert next(read_documents(text_source(tmp_path))).text == "fine"
 
 
 def test_standard_library_is_modules_without_test_suites():
     stdlib = config.SourceConfig(name="stdlib", format="python_stdlib")
-    names = [path.relative_to(sources.stdlib_folder()) for path in sources.files(stdlib)]
+    names = [path.relative_to(stdlib_folder()) for path in list_files(stdlib)]
     assert {Path("os.py"), Path("json/decoder.py"), Path("unittest/mock.py")} <= set(names)
     assert len(names) > 400
     assert not any(
         {"test", "tests", "site-packages", "idlelib"} & set(name.parts) for name in names
     )
     assert names == sorted(names)
-    first = next(sources.documents(stdlib))
+    first = next(read_documents(stdlib))
     assert (first.name, first.text) == (
         "__future__.py",
-        (sources.stdlib_folder() / "__future__.py").read_bytes().decode(),
+        (stdlib_folder() / "__future__.py").read_bytes().decode(),
     )
 
 
 def age(*paths: Path) -> None:
-    """Sets the files' time of change a minute back, as of a corpus that was not touched just now."""
+    """Set the time of change a minute back: the hash of a file that is just written is not kept."""
     for path in paths:
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 60 * 10**9))
@@ -171,37 +179,42 @@ def age(*paths: Path) -> None:
 
 def test_fingerprint_follows_names_and_contents_not_the_folder(tmp_path):
     cache = tmp_path / "cache.json"
-    one, two = write(tmp_path / "one", a="x", b="y"), write(tmp_path / "two", a="x", b="y")
-    assert sources.fingerprint(source(one), cache) == sources.fingerprint(source(two), cache)
-    before = sources.fingerprint(source(one), cache)
-    write(one, a="z")
-    changed = sources.fingerprint(source(one), cache)
+    one, two = (
+        write_texts(tmp_path / "one", a="x", b="y"),
+        write_texts(tmp_path / "two", a="x", b="y"),
+    )
+    assert fingerprint_source(text_source(one), cache) == fingerprint_source(
+        text_source(two), cache
+    )
+    before = fingerprint_source(text_source(one), cache)
+    write_texts(one, a="z")
+    changed = fingerprint_source(text_source(one), cache)
     (two / "b.txt").rename(two / "c.txt")
-    assert len({before, changed, sources.fingerprint(source(two), cache)}) == 3
+    assert len({before, changed, fingerprint_source(text_source(two), cache)}) == 3
 
 
 def test_fingerprint_does_not_read_unchanged_files_again(tmp_path, monkeypatch):
-    cache, folder = tmp_path / "cache.json", write(tmp_path / "one", a="x", b="y")
+    cache, folder = tmp_path / "cache.json", write_texts(tmp_path / "one", a="x", b="y")
     age(folder / "a.txt", folder / "b.txt")
-    before = sources.fingerprint(source(folder), cache)
+    before = fingerprint_source(text_source(folder), cache)
     read_files = []
-    digest = sources.hashlib.file_digest
+    digest = fingerprints.hashlib.file_digest
     monkeypatch.setattr(
-        sources.hashlib,
+        fingerprints.hashlib,
         "file_digest",
         lambda file, kind: read_files.append(Path(file.name).name) or digest(file, kind),
     )
-    assert sources.fingerprint(source(folder), cache) == before
+    assert fingerprint_source(text_source(folder), cache) == before
     assert read_files == []
-    write(folder, b="Y")
-    assert sources.fingerprint(source(folder), cache) != before
+    write_texts(folder, b="Y")
+    assert fingerprint_source(text_source(folder), cache) != before
     assert read_files == ["b.txt"]
 
 
 def test_fingerprint_survives_a_damaged_cache(tmp_path):
-    cache, folder = tmp_path / "cache.json", write(tmp_path / "one", a="x")
+    cache, folder = tmp_path / "cache.json", write_texts(tmp_path / "one", a="x")
     age(folder / "a.txt")
-    before = sources.fingerprint(source(folder), cache)
+    before = fingerprint_source(text_source(folder), cache)
     for damage in ("{", "[]", json.dumps({str(folder / "a.txt"): None})):
         cache.write_text(damage)
-        assert sources.fingerprint(source(folder), cache) == before
+        assert fingerprint_source(text_source(folder), cache) == before

@@ -79,7 +79,7 @@ def test_special_token_in_a_document_is_plain_text(bpe, tmp_path):
             assert tok.decode(ids) == text
 
 
-def test_bpe_has_all_bytes_and_the_asked_size(bpe):
+def test_bpe_has_all_bytes_and_the_requested_size(bpe):
     assert (bpe.size, bpe.end_of_text) == (300, 0)
     assert set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(bpe.inner.get_vocab())
     assert len(bpe.encode("the cat sat on the mat")) < 10
@@ -87,11 +87,14 @@ def test_bpe_has_all_bytes_and_the_asked_size(bpe):
 
 
 def test_training_is_deterministic_across_processes(bpe):
-    script = f"from jaxlm.data.tokenizer import *; print(train_bpe({TEXTS!r}, 300, SpecialTokens({END!r})).hash)"
-    found = subprocess.run(
+    script = (
+        "from jaxlm.data.tokenizer import *; "
+        f"print(train_bpe({TEXTS!r}, 300, SpecialTokens({END!r})).hash)"
+    )
+    child = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    assert found == bpe.hash
+    )
+    assert child.stdout.strip() == bpe.hash
 
 
 def test_saved_tokenizers_load_equal(bpe, tmp_path):
@@ -117,21 +120,19 @@ def test_saved_tokenizers_load_equal(bpe, tmp_path):
         max_size=60,
     )
 )
-def test_long_texts_are_cut_only_where_tokens_end(bpe, parts):
-    text, whole = "".join(parts), tokenizer.PIECE_CHARACTERS
-    try:
-        tokenizer.PIECE_CHARACTERS = 3
-        pieces = list(bpe.pieces(text))
-    finally:
-        tokenizer.PIECE_CHARACTERS = whole
+def test_long_texts_are_split_only_where_tokens_end(bpe, parts):
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tokenizer, "PIECE_CHARACTERS", 3)
+        pieces = list(bpe.split_text(text))
     assert "".join(pieces) == text
     assert np.concatenate(bpe.encode_batch(pieces)).tolist() == bpe.encode(text).tolist()
 
 
-def test_long_texts_are_cut(bpe):
+def test_long_texts_are_split(bpe):
     text = "some words\nand more\n" * 20_000
     for tok in (bpe, BYTES):
-        pieces = list(tok.pieces(text))
+        pieces = list(tok.split_text(text))
         assert len(pieces) == len(text) // (tokenizer.PIECE_CHARACTERS + 20) + 1
         assert "".join(pieces) == text
 
@@ -164,7 +165,8 @@ def test_unusable_tokenizer_files_name_the_key(tmp_path):
     path = word_level(tmp_path / "t.json", "<|end_of_text|>", "[PAD]")
     with pytest.raises(
         ConfigError,
-        match=r"^tokenizer\.end_of_text: .*t\.json has no token '<\|endoftext\|>' \(did you mean '<\|end_of_text",
+        match=r"^tokenizer\.end_of_text: .*t\.json has no token '<\|endoftext\|>' "
+        r"\(did you mean '<\|end_of_text",
     ):
         tokenizer.load_tokenizer(path, PLAIN)
     with pytest.raises(
@@ -204,7 +206,7 @@ def test_special_tokens_of_bytes_follow_them():
 
 
 def test_tokenizers_without_further_special_tokens_are_fixed_for_ever(bpe):
-    """Stores are found by these hashes."""
+    """The names of stores depend on these hashes."""
     assert (
         tokenizer.byte_tokenizer(SpecialTokens("<eos>")).hash
         == "626c39a6e13ff1b5aac3ee31be21d0676862f5d9e0cd4609b871f35bbb852ccc"
@@ -214,14 +216,14 @@ def test_tokenizers_without_further_special_tokens_are_fixed_for_ever(bpe):
 
 @pytest.fixture(scope="module", params=["bytes", "bpe", "file"])
 def full(request, tmp_path_factory) -> tokenizer.Tokenizer:
-    """A tokenizer with all special tokens."""
+    """Return a tokenizer with all special tokens."""
     if request.param == "bytes":
         return tokenizer.byte_tokenizer(ALL)
-    made = tokenizer.train_bpe(iter(TEXTS), 300, ALL)
+    trained = tokenizer.train_bpe(iter(TEXTS), 300, ALL)
     if request.param == "bpe":
-        return made
+        return trained
     path = tmp_path_factory.mktemp("saved") / "tokenizer.json"
-    made.save(path)
+    trained.save(path)
     return tokenizer.load_tokenizer(path, ALL)
 
 
@@ -264,7 +266,7 @@ def test_saved_tokenizers_keep_their_special_tokens(full, tmp_path):
 
 
 def unigram(path, *special):
-    """As T5's: the special tokens are pieces of the model as well."""
+    """Write a tokenizer like T5's: the special tokens are pieces of the model as well."""
     pieces = [
         ("<pad>", 0.0),
         ("</s>", 0.0),
@@ -284,9 +286,8 @@ def unigram(path, *special):
 
 def test_special_tokens_that_the_model_knows_as_words_are_plain_text_too(tmp_path):
     tok = tokenizer.load_tokenizer(unigram(tmp_path / "t.json"), SpecialTokens("</s>", pad="<pad>"))
-    assert (
-        "</s>" in tok.inner.encode("ab</s>", add_special_tokens=False).tokens
-    )  # what the library makes of it
+    # The library alone reads the special token.
+    assert "</s>" in tok.inner.encode("ab</s>", add_special_tokens=False).tokens
     for text in ("ab</s>", "</s></s>", "a </s> b", "<pad>"):
         assert not {tok.end_of_text, tok.vocabulary.pad} & set(tok.encode(text).tolist())
     assert "".join(tok.decode(tok.encode("ab</s>b")).split()) == "ab</s>b"
@@ -310,7 +311,8 @@ def test_sentinels_of_a_file_are_those_that_it_has(tmp_path):
     [
         (
             SpecialTokens("</s>", "[CLS]"),
-            r"tokenizer\.begin_of_text: .*t\.json has no token '\[CLS\]' \(its special tokens: '<pad>', '</s>'",
+            r"tokenizer\.begin_of_text: .*t\.json has no token '\[CLS\]' "
+            r"\(its special tokens: '<pad>', '</s>'",
         ),
         (
             SpecialTokens("</s>", pad="<pat>"),

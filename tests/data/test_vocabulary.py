@@ -15,7 +15,10 @@ TEXTS = [
 
 
 def word_piece() -> Tokenizer:
-    """As BERT's: split at spaces and punctuation, "##" before what goes on with a word."""
+    """Train a tokenizer like BERT's.
+
+    It splits at spaces and punctuation, with "##" before a token that continues a word.
+    """
     inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     inner.decoder = tokenizers.decoders.WordPiece()
@@ -30,7 +33,10 @@ def word_piece() -> Tokenizer:
 
 
 def sentence_piece() -> Tokenizer:
-    """As Llama's: spaces are "▁", and characters without a piece of their own fall back to bytes."""
+    """Return a tokenizer like Llama's.
+
+    Spaces are "▁", and characters without a piece of their own fall back to bytes.
+    """
     names = [
         "<unk>",
         "</s>",
@@ -64,11 +70,11 @@ BPE, BYTE, WORD_PIECE, SENTENCE_PIECE = (
 )
 
 
-def words(of: Tokenizer, text: str) -> list[str]:
-    """The text's words by the vocabulary's rule."""
-    ids, rule = of.encode(text), of.vocabulary
-    begins = 1 + np.flatnonzero(rule.first[ids[1:]] != rule.last[ids[:-1]])
-    return [of.decode(part) for part in np.split(ids, begins)]
+def words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the words of a text by the vocabulary's rule."""
+    ids, rule = tokenizer.encode(text), tokenizer.vocabulary
+    begins = 1 + np.flatnonzero(rule.first_class[ids[1:]] != rule.last_class[ids[:-1]])
+    return [tokenizer.decode(part) for part in np.split(ids, begins)]
 
 
 @settings(deadline=None, max_examples=50)
@@ -85,8 +91,9 @@ def test_words_of_byte_level_tokens_are_gpt2s(parts):
     text = " ".join(parts)
     pattern = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     expected = [text[start:end].strip() for _, (start, end) in pattern.pre_tokenize_str(text)]
-    for of in (BPE, BYTE):  # a space that is a token of its own belongs to no word
-        assert [word.strip() for word in words(of, text) if word != " "] == expected
+    for tokenizer in (BPE, BYTE):
+        # A space that is a token of its own belongs to no word.
+        assert [word.strip() for word in words(tokenizer, text) if word != " "] == expected
 
 
 @settings(deadline=None, max_examples=50)
@@ -100,13 +107,13 @@ def test_words_of_byte_level_tokens_are_gpt2s(parts):
 def test_words_of_word_pieces_are_the_librarys(parts):
     encoding = WORD_PIECE.inner.encode(" ".join(parts), add_special_tokens=False)
     ids, numbers, rule = np.array(encoding.ids), np.array(encoding.word_ids), WORD_PIECE.vocabulary
-    joins = rule.first[ids[1:]] == rule.last[ids[:-1]]
+    joins = rule.first_class[ids[1:]] == rule.last_class[ids[:-1]]
     assert np.array_equal(joins, numbers[1:] == numbers[:-1])
 
 
 def test_words_of_sentence_pieces():
-    found = words(SENTENCE_PIECE, "the cats, 1984 日本é. t")
-    assert [word.strip() for word in found if word != " "] == [
+    parts = words(SENTENCE_PIECE, "the cats, 1984 日本é. t")
+    assert [word.strip() for word in parts if word != " "] == [
         "the",
         "cats",
         ",",
@@ -118,55 +125,48 @@ def test_words_of_sentence_pieces():
 
 
 def test_classes_of_single_tokens():
-    def found(of: Tokenizer, token: str) -> tuple[int, int, bool]:
-        number = of.inner.token_to_id(token)
-        return (
-            int(of.vocabulary.first[number]),
-            int(of.vocabulary.last[number]),
-            bool(of.vocabulary.ends_sentence[number]),
-        )
+    def classes(tokenizer: Tokenizer, token: str) -> tuple[int, int, bool]:
+        number, rule = tokenizer.inner.token_to_id(token), tokenizer.vocabulary
+        ends_sentence = bool(rule.ends_sentence[number])
+        return int(rule.first_class[number]), int(rule.last_class[number]), ends_sentence
 
     letter, digit, other, begins, ends = 0, 1, 2, -1, -2
-    assert found(BPE, "c") == (letter, letter, False)
-    assert found(BPE, "9") == (digit, digit, False)
-    assert found(BPE, "(") == (other, other, False)
-    assert found(BPE, ".") == (other, other, True)
-    assert found(BPE, "Ġ") == (begins, ends, False)
-    assert found(BPE, "Ġthe") == (begins, letter, False)
-    assert found(BPE, "Ã") == (letter, letter, False)  # the byte 0xC3, the first of é
-    assert found(SENTENCE_PIECE, "<0x0A>") == (begins, ends, False)
-    assert found(SENTENCE_PIECE, "<0x3F>") == (other, other, True)  # a question mark
-    assert found(SENTENCE_PIECE, "▁t") == (begins, letter, False)
-    assert found(WORD_PIECE, "!") == (begins, letter, True)
+    assert classes(BPE, "c") == (letter, letter, False)
+    assert classes(BPE, "9") == (digit, digit, False)
+    assert classes(BPE, "(") == (other, other, False)
+    assert classes(BPE, ".") == (other, other, True)
+    assert classes(BPE, "Ġ") == (begins, ends, False)
+    assert classes(BPE, "Ġthe") == (begins, letter, False)
+    assert classes(BPE, "Ã") == (letter, letter, False)  # the byte 0xC3, the first of é
+    assert classes(SENTENCE_PIECE, "<0x0A>") == (begins, ends, False)
+    assert classes(SENTENCE_PIECE, "<0x3F>") == (other, other, True)  # a question mark
+    assert classes(SENTENCE_PIECE, "▁t") == (begins, letter, False)
+    assert classes(WORD_PIECE, "!") == (begins, letter, True)
 
 
 @pytest.mark.parametrize(
-    "of",
+    "tokenizer",
     [BPE, BYTE, WORD_PIECE, SENTENCE_PIECE],
     ids=["bpe", "bytes", "wordpiece", "sentencepiece"],
 )
-def test_special_tokens_have_no_text_and_join_nothing(of):
-    rule = of.vocabulary
-    names = {token.content for token in of.inner.get_added_tokens_decoder().values()}
-    assert {of.inner.id_to_token(number) for number in np.flatnonzero(rule.special)} == names
-    assert (rule.first[rule.special] == -1).all() and (rule.last[rule.special] == -2).all()
-    assert rule.last.max() <= 2 and -1 not in rule.last and -2 not in rule.first
+def test_special_tokens_have_no_text_and_join_nothing(tokenizer):
+    rule = tokenizer.vocabulary
+    names = {token.content for token in tokenizer.inner.get_added_tokens_decoder().values()}
+    special = {tokenizer.inner.id_to_token(number) for number in np.flatnonzero(rule.special)}
+    assert special == names
+    assert (rule.first_class[rule.special] == -1).all()
+    assert (rule.last_class[rule.special] == -2).all()
+    assert rule.last_class.max() <= 2 and -1 not in rule.last_class and -2 not in rule.first_class
     assert not rule.ends_sentence[rule.special].any()
-    assert (rule.special.dtype, rule.first.dtype, rule.last.dtype, rule.ends_sentence.dtype) == (
-        bool,
-        np.int8,
-        np.int8,
-        bool,
-    )
-    assert (
-        len(rule.special)
-        == len(rule.first)
-        == len(rule.last)
-        == len(rule.ends_sentence)
-        == rule.size
-        == of.size
-    )
-    assert of.vocabulary is rule  # computed once
+
+    for table, dtype in (
+        (rule.special, bool),
+        (rule.first_class, np.int8),
+        (rule.last_class, np.int8),
+        (rule.ends_sentence, bool),
+    ):
+        assert table.dtype == dtype and len(table) == rule.size == tokenizer.size
+    assert tokenizer.vocabulary is rule  # computed once
 
 
 def test_roles_are_ids():
@@ -189,7 +189,7 @@ def test_ids_that_no_token_has_are_no_text():
     inner.add_tokens(["c d"])
     rule = Tokenizer(inner, SpecialTokens("</s>")).vocabulary
     assert rule.special.tolist() == [False, True, False, True, False, True, False]
-    assert rule.first.tolist() == [-1, -1, -1, -1, -1, -1, 0]
+    assert rule.first_class.tolist() == [-1, -1, -1, -1, -1, -1, 0]
 
 
 def test_bytes_are_spelled_as_the_library_does():
@@ -202,18 +202,18 @@ def test_bytes_are_spelled_as_the_library_does():
 
 
 def test_special_tokens_follow_what_the_objective_needs():
-    made = config.TokenizerConfig(
+    tokenizer = config.TokenizerConfig(
         begin_of_text="[CLS]", end_of_text="[SEP]", mask="[MASK]", sentinels=7
     )
-    assert special_tokens(made, ()) == SpecialTokens("[SEP]", "[CLS]")
-    assert special_tokens(made, ("pad", "mask")) == SpecialTokens(
+    assert special_tokens(tokenizer, ()) == SpecialTokens("[SEP]", "[CLS]")
+    assert special_tokens(tokenizer, ("pad", "mask")) == SpecialTokens(
         "[SEP]", "[CLS]", "<pad>", "[MASK]"
     )
-    assert special_tokens(made, ("pad", "sentinels")) == SpecialTokens(
+    assert special_tokens(tokenizer, ("pad", "sentinels")) == SpecialTokens(
         "[SEP]", "[CLS]", "<pad>", None, 7
     )
-    assert special_tokens(config.TokenizerConfig(), ()).settings == {"end_of_text": "<|endoftext|>"}
+    assert special_tokens(config.TokenizerConfig(), ()).keywords == {"end_of_text": "<|endoftext|>"}
     for needs in ((), ("pad", "sentinels")):
-        special = special_tokens(made, needs)
-        assert SpecialTokens(**special.settings) == special
-        assert len(special.names) == 1 + made.special_count(needs)
+        special = special_tokens(tokenizer, needs)
+        assert SpecialTokens(**special.keywords) == special
+        assert len(special.names) == 1 + tokenizer.special_count(needs)

@@ -1,4 +1,4 @@
-"""The command that writes, fills masks and makes vectors, on small models of each family in Hugging Face directories."""
+"""The command that generates, fills masks and embeds, on small models of each family."""
 
 import io
 import json
@@ -13,9 +13,10 @@ from jaxlm import config, generate, interop, models, runtime
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.decoding import prompts as reading
-from jaxlm.decoding.generation import GenerationSettings, Generator
+from jaxlm.decoding.generation import DecodingConfig, TextGenerator
 from jaxlm.decoding.sampling import SamplingConfig
-from jaxlm.interop import tokenizer as special_tokens
+from jaxlm.interop.tokenizer import TokenizerFrame
+from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
 
 TOKENIZER = byte_tokenizer(SpecialTokens("<end>", "<begin>", "<pad>", "<mask>", 3))
@@ -56,11 +57,11 @@ MODELS = {
     ),
 }
 SPECIAL = {
-    "decoder": special_tokens.TokenizerFrame("<end>", eos_ids=(END,)),
-    "encoder": special_tokens.TokenizerFrame(
+    "decoder": TokenizerFrame("<end>", eos_ids=(END,)),
+    "encoder": TokenizerFrame(
         "<end>", "<begin>", "<pad>", "<mask>", before=(BEGIN,), after=(END,), pad_id=PAD
     ),
-    "encoder_decoder": special_tokens.TokenizerFrame(
+    "encoder_decoder": TokenizerFrame(
         "<end>",
         None,
         "<pad>",
@@ -111,7 +112,7 @@ def directory(tmp_path_factory):
             *loaded_plain(family),
             tokens={name: number for name, number in ids.items() if number is not None},
         )
-        special_tokens.write_tokenizer(folder, TOKENIZER.inner.to_str(), special, 64)
+        write_tokenizer(folder, TOKENIZER.inner.to_str(), special, 64)
         return str(folder)
 
     return make
@@ -151,12 +152,12 @@ def call(monkeypatch, tmp_path, capsys):
 @cache
 def generator(family="decoder", **settings):
     model, params = loaded(family)
-    return Generator(
+    return TextGenerator(
         model,
         models.unstacked(params),
         TOKENIZER,
         SPECIAL[family],
-        GenerationSettings(**{"new_tokens": 30} | settings),
+        DecodingConfig(**{"max_new_tokens": 30} | settings),
     )
 
 
@@ -185,10 +186,10 @@ def test_a_batch_of_prompts_is_written_in_their_order():
 @pytest.mark.parametrize("size", [1, 2])
 def test_texts_do_not_depend_on_the_batch(size):
     choice = SamplingConfig(temperature=1.2, top_k=40)
-    together = [text.ids.tolist() for text in texts(PROMPTS, choice=choice, samples=2, seed=5)]
+    together = [text.ids.tolist() for text in texts(PROMPTS, sampling=choice, samples=2, seed=5)]
     apart = [
         text.ids.tolist()
-        for text in texts(PROMPTS, choice=choice, samples=2, seed=5, batch_size=size)
+        for text in texts(PROMPTS, sampling=choice, samples=2, seed=5, batch_size=size)
     ]
     assert together == apart and together[0] != together[1]
 
@@ -196,7 +197,7 @@ def test_texts_do_not_depend_on_the_batch(size):
 def test_a_stop_string_ends_a_text():
     whole = texts(PROMPTS)
     stop = whole[0].text[9:12]
-    for text, before in zip(texts(PROMPTS, stops=(stop,)), whole, strict=True):
+    for text, before in zip(texts(PROMPTS, stop_strings=(stop,)), whole, strict=True):
         place = before.text.find(stop)
         assert text.text == (before.text if place < 0 else before.text[:place])
         assert text.finish == ("stop" if place >= 0 else before.finish)
@@ -231,9 +232,9 @@ def test_what_is_written_for_gaps_is_put_in_their_places():
     made = generator("encoder_decoder")
     source = np.array([*b"one ", FIRST, *b" two ", FIRST - 1, END])
     written = np.array([FIRST, *b"1", FIRST - 1, *b"2", LAST, *b"3"])
-    assert made.filled(source, written) == "one 1 two 2"
-    assert made.filled(source, written[:2]) == "one 1 two <extra_id_1>"
-    assert made.filled(np.array([*b"one", END]), written) is None
+    assert made.fill_gaps(source, written) == "one 1 two 2"
+    assert made.fill_gaps(source, written[:2]) == "one 1 two <extra_id_1>"
+    assert made.fill_gaps(np.array([*b"one", END]), written) is None
     (text,) = made(["one <extra_id_0> two"])
     assert text.prompt_tokens == 10 and text.text.startswith("one ") and text.text.endswith(" two")
     (text,) = made(["one two"])
@@ -242,10 +243,15 @@ def test_what_is_written_for_gaps_is_put_in_their_places():
 
 def test_only_names_that_a_family_reads_are_special_in_prompts():
     names = {"<mask>": MASK}
-    assert reading.encode(TOKENIZER, "a<mask>b<end>", names).tolist() == [97, MASK, 98, *b"<end>"]
-    assert reading.encode(TOKENIZER, "<mask>", names).tolist() == [MASK]
+    assert reading.encode_with_special(TOKENIZER, "a<mask>b<end>", names).tolist() == [
+        97,
+        MASK,
+        98,
+        *b"<end>",
+    ]
+    assert reading.encode_with_special(TOKENIZER, "<mask>", names).tolist() == [MASK]
     framed = {
-        family: reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], "<mask>").tolist()
+        family: reading.encode_prompt(MODELS[family], TOKENIZER, SPECIAL[family], "<mask>").tolist()
         for family in MODELS
     }
     plain = list(b"<mask>")
@@ -327,7 +333,7 @@ def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
     found = np.load(tmp_path / "vectors.npy")
     model, params = loaded(family)
     for text, vector in zip(texts, found, strict=True):
-        ids = reading.framed(MODELS[family], TOKENIZER, SPECIAL[family], text)
+        ids = reading.encode_prompt(MODELS[family], TOKENIZER, SPECIAL[family], text)
         features = np.asarray(model.features(params, Batch(tokens=ids[None])))[0]
         expected = {"mean": features.mean(axis=0), "first": features[0], "last": features[-1]}[pool]
         np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-5)

@@ -23,7 +23,8 @@ SPECIAL = ["<pad>", "<end>", "<unk>"]
 def words(lstrip):
     """As RoBERTa's (whose mask takes the space before it), or GPT-2's with a mask."""
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = byte_level  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
         CORPUS,
@@ -71,7 +72,7 @@ def ours(inner):
 @pytest.mark.parametrize("text", TEXTS)
 def test_names_become_the_tokens_that_the_tokenizer_sees_there(make, text):
     inner = make()
-    found = prompts.encode(ours(inner), text, {"<mask>": inner.token_to_id("<mask>")})
+    found = prompts.encode_with_special(ours(inner), text, {"<mask>": inner.token_to_id("<mask>")})
     assert found.tolist() == inner.encode(text, add_special_tokens=False).ids
 
 
@@ -79,5 +80,7 @@ def test_a_mask_stands_for_the_space_that_its_tokens_begin_with():
     """So it did in training, where a mask replaced a whole token."""
     narrow, wide = words(lstrip=False), words(lstrip=True)
     for text in TEXTS:
-        found = prompts.encode(ours(narrow), text, {"<mask>": narrow.token_to_id("<mask>")})
+        found = prompts.encode_with_special(
+            ours(narrow), text, {"<mask>": narrow.token_to_id("<mask>")}
+        )
         assert found.tolist() == wide.encode(text, add_special_tokens=False).ids

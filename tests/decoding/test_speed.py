@@ -1,4 +1,6 @@
-"""Tokens per second of generation beside those of transformers, GPT-2 124M shape: pytest -m campaign -s, on a quiet machine.
+"""Tokens per second of generation beside those of transformers, in the shape of GPT-2 124M.
+
+Run it on a quiet machine: pytest -m campaign -s.
 
 Each side has a process of its own, since both keep threads that wait busily, and they take turns.
 """
@@ -17,7 +19,9 @@ import json, sys, time
 import numpy as np
 
 rows, prompt, new = int(sys.argv[1]), 32, 64
-prompts = [np.random.default_rng(row).integers(0, 50257, prompt).astype(np.int32) for row in range(rows)]
+prompts = [
+    np.random.default_rng(row).integers(0, 50257, prompt).astype(np.int32) for row in range(rows)
+]
 
 def measured(generate):
     generate()
@@ -31,18 +35,20 @@ def measured(generate):
 OURS = """
 import jax
 from jaxlm import config, models
-from jaxlm.decoding.engine import Ends, Writer
+from jaxlm.decoding.engine import Engine, StopTokens
 
 model = models.build(config.ModelConfig(vocabulary_size=50257, layers=12, width=768, heads=12))
-writer = Writer(model, jax.jit(lambda key: models.unstacked(model.init(key)))(jax.random.key(0)), Ends(()))
-measured(lambda: writer.write(prompts, [new] * rows))
+params = jax.jit(lambda key: models.unstacked(model.init(key)))(jax.random.key(0))
+engine = Engine(model, params, StopTokens(()))
+measured(lambda: engine.generate(prompts, [new] * rows))
 """
 THEIRS = """
 import torch, transformers
 
 peer = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
 ids = torch.from_numpy(np.stack(prompts)).long()
-exactly = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+exactly = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+exactly |= {"eos_token_id": None}
 with torch.inference_mode():
     measured(lambda: peer.generate(ids, attention_mask=torch.ones_like(ids), **exactly))
 """

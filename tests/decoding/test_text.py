@@ -1,4 +1,4 @@
-"""Text as it comes: whole characters, stop strings, and the same text however the tokens are handed over."""
+"""Streamed text: whole characters, stop strings, and the same text in whatever pieces."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.decoding.text import Text
+from jaxlm.decoding.text import TextStream
 
 BYTES = byte_tokenizer(SpecialTokens("<end>"))
 STORY = "Käse für 3 € 😀 — 日本語, e\u0301; then the END of it."
@@ -51,7 +51,7 @@ def parts(ids, sizes):
 
 @pytest.mark.parametrize("sizes", [[1], [2], [3, 1], [5], [1000]])
 def test_only_whole_characters_come(sizes):
-    text, shown = Text(BYTES.decode, BYTES.encode("Once ").tolist()), []
+    text, shown = TextStream(BYTES.decode, BYTES.encode("Once ").tolist()), []
     for part in parts(BYTES.encode(STORY), sizes):
         shown.append(text.add(part))
     shown.append(text.add([], last=True))
@@ -60,7 +60,7 @@ def test_only_whole_characters_come(sizes):
 
 
 def test_what_is_no_character_is_shown_in_the_end():
-    text = Text(BYTES.decode, [])
+    text = TextStream(BYTES.decode, [])
     assert [text.add([0xE2]), text.add([0x82]), text.add([0x41]), text.add([0xE2])] == [
         "",
         "",
@@ -72,7 +72,7 @@ def test_what_is_no_character_is_shown_in_the_end():
 
 def test_spaces_between_prompt_and_continuation_stay():
     decode = pieces_tokenizer().decode
-    text = Text(decode, [0, 8])  # "the"
+    text = TextStream(decode, [0, 8])  # "the"
     assert [text.add([number]) for number in (3, 4, 1, 5, 6, 7, 2)] == [
         " cat",
         "s",
@@ -83,12 +83,12 @@ def test_spaces_between_prompt_and_continuation_stay():
         " a",
     ]
     # At the beginning of a text there is none.
-    assert Text(decode, [0]).add([3, 4]) == "cats"
+    assert TextStream(decode, [0]).add([3, 4]) == "cats"
 
 
 @pytest.mark.parametrize("sizes", [[1], [4], [1000]])
 def test_text_ends_before_a_stop_string(sizes):
-    text, shown = Text(BYTES.decode, [], ["END", "never"]), ""
+    text, shown = TextStream(BYTES.decode, [], ["END", "never"]), ""
     for part in parts(BYTES.encode(STORY), sizes):
         shown += text.add(part)
     shown += text.add([], last=True)
@@ -100,7 +100,7 @@ def test_text_ends_before_a_stop_string(sizes):
 
 
 def test_nothing_of_a_stop_string_is_shown_early():
-    text = Text(BYTES.decode, [], ["abcd", "bcx"])
+    text = TextStream(BYTES.decode, [], ["abcd", "bcx"])
     assert [text.add(BYTES.encode(new)) for new in ("1a", "b", "c", "c")] == ["1", "", "", "abcc"]
     assert [text.add(BYTES.encode(new)) for new in ("ab", "c")] == ["", ""]
     assert text.add(BYTES.encode("x")) == "a" and text.stopped
@@ -108,7 +108,7 @@ def test_nothing_of_a_stop_string_is_shown_early():
 
 
 def test_the_beginning_of_a_stop_string_at_the_end_is_text():
-    text = Text(BYTES.decode, [], ["abcd"])
+    text = TextStream(BYTES.decode, [], ["abcd"])
     assert text.add(BYTES.encode("1abc")) == "1" and text.add([], last=True) == "abc"
 
 
@@ -118,7 +118,7 @@ def test_random_bytes_come_out_the_same_in_any_pieces():
         ids = rng.choice([0x41, 0x20, 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xFF], 40)
         texts = []
         for sizes in ([1], [7, 2], [1000]):
-            text = Text(BYTES.decode, [])
+            text = TextStream(BYTES.decode, [])
             for part in parts(ids, sizes):
                 text.add(part)
             text.add([], last=True)

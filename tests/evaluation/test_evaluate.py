@@ -1,4 +1,4 @@
-"""The evaluation of trained models: windows and sums against plain loops, published definitions and transformers; the command."""
+"""Evaluation: windows and sums against plain loops, published definitions and transformers."""
 
 import json
 import math
@@ -18,13 +18,18 @@ from jaxlm import config, evaluate, load_model, objectives, runtime
 from jaxlm.data import Document
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.evaluation import texts
-from jaxlm.evaluation.likelihood import Request, rolling, rounded
-from jaxlm.evaluation.likelihood import Scorer as LikelihoodScorer
-from jaxlm.evaluation.progress import Progress, duration
-from jaxlm.evaluation.pseudo import HiddenTokens, framed
-from jaxlm.evaluation.report import Row, Sums, figures, table, total
-from jaxlm.evaluation.windows import SlidingWindows, most_tokens
+from jaxlm.evaluation import score_model, texts
+from jaxlm.evaluation.likelihood import LikelihoodScorer as LikelihoodScorer
+from jaxlm.evaluation.likelihood import Request, padded_length, rolling_requests
+from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
+from jaxlm.evaluation.report import (
+    ScoreSums,
+    SourceScores,
+    compute_metrics,
+    format_table,
+    total_scores,
+)
+from jaxlm.evaluation.windows import SlidingWindows, tokens_of_windows
 from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.types import Batch
 
@@ -46,7 +51,8 @@ def story(*parts):
 
 
 class Held(list):
-    """Documents in the place of a source, which the fixture below makes `evaluate.documents` give back."""
+    """Documents in the place of a source, which the fixture below makes
+    `score_model.read_documents` return."""
 
     name, format = "text", "auto"
 
@@ -58,11 +64,11 @@ def source(documents):
 @pytest.fixture(autouse=True)
 def from_memory(monkeypatch, request):
     if "folder" not in request.fixturenames:
-        monkeypatch.setattr(evaluate, "documents", lambda source: source)
+        monkeypatch.setattr(score_model, "read_documents", lambda source: source)
 
 
 def untrained(settings, devices=1):
-    """A model of a run before its first step, as jaxlm.load_model gives it, with the tokenizer of bytes."""
+    """A run's model before its first step, as load_model returns it, with the bytes tokenizer."""
     model, where = load_model.place_model(settings.model, settings.precision, devices)
     params = jax.jit(model.init, out_shardings=where)(jax.random.key(0))
     return load_model.LoadedModel(Path("model"), model, params, BYTES, SPECIAL, settings, None)
@@ -78,13 +84,13 @@ def asking(**values):
         seed=0,
         draws=1,
         per_document=False,
-        pseudo_windows=None,
+        pseudo_windows=16,
     )
-    return evaluate.Asked(**(asked | values))
+    return score_model.EvaluationOptions(**(asked | values))
 
 
 class Reference:
-    """Log-probabilities by one pass over a whole text; what is behind it, up to a length that is compiled once, can't be seen."""
+    """Log-probabilities by one pass over a whole text, padded to a length that is compiled once."""
 
     def __init__(self, model, params):
         self.apply, self.params = jax.jit(model.apply), params
@@ -106,7 +112,7 @@ def log_softmax(logits):
 
 
 def test_documents_are_joined_between_begin_and_end():
-    tokens = texts.read(story("ab", "\N{SNOWMAN}"), BYTES, begin=[BEGIN], end=[END])
+    tokens = texts.read_texts(story("ab", "\N{SNOWMAN}"), BYTES, begin=[BEGIN], end=[END])
     assert tokens.ids.tolist() == [BEGIN, 97, 98, END, BEGIN, 0xE2, 0x98, 0x83, END]
     assert tokens.ends.tolist() == [4, 9]
     assert tokens.scored.tolist() == [False, True, True, True, False, True, True, True, True]
@@ -114,7 +120,7 @@ def test_documents_are_joined_between_begin_and_end():
 
 
 def test_sizes_are_those_of_the_texts():
-    tokens = texts.read(story(), BYTES, end=[END])
+    tokens = texts.read_texts(story(), BYTES, end=[END])
     assert tokens.size.documents == len(STORY)
     assert tokens.size.bytes == len("".join(STORY).encode()) == len(tokens) - len(STORY)
     assert tokens.size.words == sum(len(text.split()) for text in STORY) == 18
@@ -122,7 +128,7 @@ def test_sizes_are_those_of_the_texts():
 
 @pytest.mark.parametrize("most", range(1, 60, 7))
 def test_a_limit_cuts_the_text_behind_a_character(most):
-    tokens = texts.read(
+    tokens = texts.read_texts(
         story("one \N{SNOWMAN} two", "three \N{SNOWMAN} four"), BYTES, end=[END], most_tokens=most
     )
     text = BYTES.decode(tokens.ids)
@@ -137,8 +143,8 @@ def test_no_more_documents_are_read_than_are_needed():
         while True:
             yield Document("again", "x" * 100)
 
-    assert len(texts.read(endless(), BYTES, most_tokens=1000)) == 1000
-    assert texts.read(endless(), BYTES, most_documents=3).size == (3, 300, 3)
+    assert len(texts.read_texts(endless(), BYTES, most_tokens=1000)) == 1000
+    assert texts.read_texts(endless(), BYTES, most_documents=3).size == (3, 300, 3)
 
 
 def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
@@ -147,7 +153,7 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
     )
-    rows = pairs.read(np.arange(2), objective)
+    rows = pairs.read_samples(np.arange(2), objective)
     assert rows.tolist() == [
         [*b"ques", END, *b"an", END],
         [*b"q", END, PAD, PAD, PAD, *b"a", END, PAD],
@@ -169,7 +175,9 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
 def test_every_token_but_the_first_is_a_target_once(lengths, context, stride, rows, per_document):
     stride = min(stride, context)
     ids = np.arange(sum(lengths), dtype=np.int32)  # each token says where it stands
-    tokens = texts.Tokens(ids, np.cumsum(lengths), np.ones(len(ids), bool), texts.Size())
+    tokens = texts.TokenizedTexts(
+        ids, np.cumsum(lengths), np.ones(len(ids), bool), texts.TextSize()
+    )
     windows = SlidingWindows(tokens, context, stride, rows, per_document)
     batches = [windows[index] for index in range(len(windows))]
     assert all(batch.tokens.shape == (rows, context) for batch in batches)
@@ -194,8 +202,10 @@ def test_every_token_but_the_first_is_a_target_once(lengths, context, stride, ro
 def test_a_smaller_stride_gives_a_limit_as_many_windows():
     ids = np.arange(500, dtype=np.int32)
     for count in (1, 2, 7):
-        most = most_tokens(count, 32, 8)
-        tokens = texts.Tokens(ids[:most], np.array([most]), np.ones(most, bool), texts.Size())
+        most = tokens_of_windows(count, 32, 8)
+        tokens = texts.TokenizedTexts(
+            ids[:most], np.array([most]), np.ones(most, bool), texts.TextSize()
+        )
         assert SlidingWindows(tokens, 32, 8, 4, False).windows == count
 
 
@@ -207,7 +217,9 @@ def test_sums_over_windows_are_those_of_a_plain_loop():
     for devices, per_document in ((1, False), (2, True)):
         model = untrained(tiny.CONFIG, devices)
         asked = asking(context=24, stride=10, batch_size=3, per_document=per_document)
-        row = evaluate.slid(model, asked, evaluate.Scorer(model), source(documents))
+        row = score_model.score_decoder(
+            model, asked, score_model.ModelScorer(model), source(documents)
+        )
         ids = [np.array([END, *BYTES.encode(document.text)]) for document in documents]
         if not per_document:
             ids = [np.array([token for of in ids for token in [*of[1:].tolist(), END]])]
@@ -232,8 +244,8 @@ def test_a_pseudo_log_likelihood_hides_each_token_in_turn():
     model = untrained(tiny.ENCODER)
     apply = jax.jit(model.model.apply)
     asked = asking(context=12, batch_size=4)
-    found = evaluate.pseudo(
-        model, asked, evaluate.Scorer(model), source(story("It was the best", " of times")), 3
+    found = score_model.score_hidden_tokens(
+        model, asked, score_model.ModelScorer(model), source(story("It was the best", " of times"))
     )
     text = [*b"It was the best", END, *b" of times", END]
     nats = count = 0
@@ -252,8 +264,8 @@ def test_a_pseudo_log_likelihood_hides_each_token_in_turn():
 
 
 def test_pieces_of_documents_are_framed_and_padded():
-    tokens = texts.read(story("abcd", "e"), BYTES)
-    rows = framed(tokens, 5, BYTES.vocabulary, per_document=True)
+    tokens = texts.read_texts(story("abcd", "e"), BYTES)
+    rows = frame_texts(tokens, 5, BYTES.vocabulary, per_document=True)
     assert rows.rows.tolist() == [
         [BEGIN, 97, 98, 99, END],
         [BEGIN, 100, END, PAD, PAD],
@@ -274,7 +286,7 @@ def test_pieces_of_documents_are_framed_and_padded():
     without_begin = byte_tokenizer(
         SpecialTokens("<|endoftext|>", None, "<pad>", "<mask>")
     ).vocabulary
-    assert framed(tokens, 5, without_begin, per_document=False).rows.tolist() == [
+    assert frame_texts(tokens, 5, without_begin, per_document=False).rows.tolist() == [
         [97, 98, 99, 100, 101]
     ]
 
@@ -307,7 +319,7 @@ def test_likelihoods_of_continuations_are_those_of_whole_texts():
 
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_rolling_windows_score_each_token_once(count, context):
-    windows = list(rolling(list(range(count)), -1, context))
+    windows = list(rolling_requests(list(range(count)), -1, context))
     assert [token for window in windows for token in window.continuation] == list(range(count))
     for window in windows:
         assert len(window.context) + len(window.continuation) <= context + 1
@@ -318,7 +330,7 @@ def test_rolling_windows_score_each_token_once(count, context):
 
 
 def test_lengths_are_rounded_to_few():
-    assert [rounded(n, 1000) for n in (1, 16, 17, 25, 33, 49, 700, 999)] == [
+    assert [padded_length(n, 1000) for n in (1, 16, 17, 25, 33, 49, 700, 999)] == [
         16,
         16,
         24,
@@ -335,10 +347,10 @@ def test_lengths_are_rounded_to_few():
 
 def test_figures_follow_from_the_sums():
     rows = [
-        Row("a", 1, 30, 100, 20, Sums(10, 20.0, 5)),
-        Row("b", 2, 70, 300, 30, Sums(30, 60.0, 9)),
+        SourceScores("a", 1, 30, 100, 20, ScoreSums(10, 20.0, 5)),
+        SourceScores("b", 2, 70, 300, 30, ScoreSums(30, 60.0, 9)),
     ]
-    found = figures(total(rows), "causal")
+    found = compute_metrics(total_scores(rows), "causal")
     assert (
         found["documents"],
         found["tokens"],
@@ -351,38 +363,30 @@ def test_figures_follow_from_the_sums():
         found["bits_per_byte"] == 80 / math.log(2) / 400
         and found["bits_per_word"] == 80 / math.log(2) / 50
     )
-    masked = figures(rows[0]._replace(pseudo=Sums(4, 2.0, 1)), "masked")
+    masked = compute_metrics(rows[0]._replace(pseudo=ScoreSums(4, 2.0, 1)), "masked")
     assert (
         masked["masked_accuracy"] == 0.5
         and masked["pseudo_perplexity"] == math.exp(0.5)
         and "bits_per_byte" not in masked
     )
-    nothing = figures(Row("c", 0, 0, 0, 0, Sums(3, math.nan, 0)), "causal")
+    nothing = compute_metrics(SourceScores("c", 0, 0, 0, 0, ScoreSums(3, math.nan, 0)), "causal")
     assert nothing["loss"] is None and nothing["bits_per_byte"] is None
-    assert figures(Row("d", 0, 1, 1, 1, Sums(1, 1e3, 0)), "causal")["perplexity"] is None
+    assert (
+        compute_metrics(SourceScores("d", 0, 1, 1, 1, ScoreSums(1, 1e3, 0)), "causal")["perplexity"]
+        is None
+    )
 
 
 def test_the_table_is_aligned():
     rows = [
-        figures(Row(name, 1, 5, n, None, Sums(n, 2.0 * n, 0)), "span")
+        compute_metrics(SourceScores(name, 1, 5, n, None, ScoreSums(n, 2.0 * n, 0)), "span")
         for name, n in (("a", 10), ("longer", 12345))
     ]
-    assert table(rows) == (
+    assert format_table(rows) == (
         "source  documents  tokens   bytes  targets    loss  perplexity\n"
         "a               1       5      10       10  2.0000      7.3891\n"
         "longer          1       5  12,345   12,345  2.0000      7.3891"
     )
-
-
-def test_progress_is_plain_where_there_is_no_terminal(capsys, monkeypatch):
-    clock = iter([0.0, 1.0, 11.0, 12.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress("books", 100)
-    for done in (1, 20, 30):
-        progress(done)
-    progress.close()
-    assert capsys.readouterr().err == "books 20/100 20% eta 0:44\n"
-    assert duration(7384) == "2:03:04"
 
 
 # The command
@@ -399,7 +403,10 @@ EDITS = tiny_run.FAMILIES | {
 PAIRS_RECIPE = {  # what stands in the place of what
     'path="text.txt"': 'path="pairs.jsonl", format="pairs"',
     'method="tail", share=0.1': 'method="hash", share=0.3',
-    "model=ModelConfig(vocabulary_size=257": 'objective=ObjectiveConfig(kind="pairs"), model=ModelConfig(family="encoder_decoder", vocabulary_size=258',
+    "model=ModelConfig(vocabulary_size=257": (
+        'objective=ObjectiveConfig(kind="pairs"), '
+        'model=ModelConfig(family="encoder_decoder", vocabulary_size=258'
+    ),
 }
 PAIRS = [{"source": f"{number} birds", "target": f"the {number} birds"} for number in range(40)]
 
@@ -416,6 +423,10 @@ def stocked(tmp_path_factory):
         "".join(json.dumps({"body": f"the bird of stone number {n}"}) + "\n" for n in range(9))
     )
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    recipe = (folder / "tiny.py").read_text()
+    for old, new in PAIRS_RECIPE.items():
+        recipe = recipe.replace(old, new)
+    (folder / "tiny_pairs.py").write_text(recipe)
     return folder
 
 
@@ -429,18 +440,9 @@ def run_of(folder, kind):
     """A finished run's directory."""
     directory = f"runs/{kind}"
     if not Path(directory).exists():
-        recipe = folder / "tiny.py"
-        text = other = recipe.read_text()
-        for old, new in PAIRS_RECIPE.items() if kind == "pairs" else ():
-            other = other.replace(old, new)
-        recipe.write_text(other)
-        assert (
-            tiny_run.run(
-                *EDITS[kind], "evaluation.draws=2", "evaluation.batch_size=3", directory=directory
-            )
-            == 0
-        )
-        recipe.write_text(text)
+        edits = (*EDITS[kind], "evaluation.draws=2", "evaluation.batch_size=3")
+        recipe = "tiny_pairs.py" if kind == "pairs" else "tiny.py"
+        assert tiny_run.run(*edits, directory=directory, recipe=recipe) == 0
     return directory
 
 
@@ -613,24 +615,24 @@ def test_mistakes_take_one_line(folder, capsys):
         assert said.startswith(f"error: {message}") and said.count("\n") == 1, said
 
 
-def test_a_store_that_is_gone_is_built_again_of_the_same_text(folder, capsys):
+def test_a_store_that_is_gone_is_built_again_of_the_same_text(
+    folder, tmp_path, monkeypatch, capsys
+):
     run = run_of(folder, "decoder")
+    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy"))
     own = scored(run)["total"]
-    (folder / "stores").rename("elsewhere")
+    shutil.rmtree("stores")
     assert scored(run)["total"] == own
-    (folder / "text.txt").rename("other.txt")
+    Path("text.txt").unlink()
     assert scored(run)["total"] == own  # the store is there again
     shutil.rmtree("stores")
-    (folder / "text.txt").write_text("another text " * 2000)
+    Path("text.txt").write_text("another text " * 2000)
     capsys.readouterr()
     assert command(run) == 2
     assert (
         "runs/decoder: its text is not what it was trained on (prepared data: "
         in capsys.readouterr().err
     )
-    shutil.rmtree("stores", ignore_errors=True)
-    (folder / "elsewhere").rename("stores")
-    (folder / "other.txt").replace("text.txt")
 
 
 def test_help_has_examples(capsys):
@@ -709,7 +711,7 @@ def test_the_loss_is_that_of_transformers_over_the_same_windows(gpt2, folder, co
 
 
 def of_the_guide(model, ids, max_length, stride):
-    """Nats per target by the loop of transformers' guide to the perplexity of fixed-length models; sums of targets, not of means."""
+    """Nats per target by the loop of transformers' guide to perplexity, summed over targets."""
     import torch
 
     nats, count, previous_end = 0.0, 0, 0

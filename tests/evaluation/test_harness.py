@@ -1,4 +1,4 @@
-"""Models of jaxlm in lm-evaluation-harness: the answers of its own model for transformers, tasks from disk, what is refused."""
+"""Models of jaxlm in lm-evaluation-harness, against its own model for transformers."""
 
 import contextlib
 import json

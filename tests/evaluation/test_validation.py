@@ -1,13 +1,12 @@
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.token_arrays import batches_equal, write_numbered
 
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError
-from jaxlm.data.loader import Share
-from jaxlm.data.shards import TokenArray, TokenWriter
+from jaxlm.data.loader import LocalBatches
 from jaxlm.evaluation.validation import EvaluationWindows, unigram_entropy
 from jaxlm.objectives import Objective, Vocabulary
 from jaxlm.types import Batch
@@ -15,27 +14,18 @@ from jaxlm.types import Batch
 VOCABULARY = Vocabulary(5000, 4999, special=np.arange(5000) >= 4999)
 
 
-def numbered(folder: Path, count: int, first: int = 0) -> TokenArray:
-    """Tokens that are their own positions (plus `first`), in several shards: a window shows where it was cut."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = TokenWriter(folder, "validation", np.dtype("<u4"), max(count // 3, 1))
-    writer.add(np.arange(first, first + count))
-    shards = writer.close()["shards"]
-    return TokenArray(
-        [folder / shard["file"] for shard in shards],
-        [shard["tokens"] for shard in shards],
-        np.dtype("<u4"),
-    )
-
-
 def build(kind: str, length: int) -> Objective:
-    return objectives.build(config.ObjectiveConfig(kind=kind), length, VOCABULARY)  # type: ignore[arg-type]
+    objective = config.ObjectiveConfig(kind=kind)  # type: ignore[arg-type]
+    return objectives.build(objective, length, VOCABULARY)
 
 
 def hiding(window: int) -> Objective:
-    """Batches that say which tokens, sample numbers and seed the objective was given; every second token is a target."""
+    """Return an objective whose batches show the tokens, sample numbers and seed it was given.
 
-    def make(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+    Every second token is a target.
+    """
+
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         weights = np.tile(np.arange(window) % 2, (len(windows), 1)).astype(np.float32)
         return Batch(
             tokens=windows,
@@ -45,13 +35,13 @@ def hiding(window: int) -> Objective:
             segments=np.full(windows.shape, seed),
         )
 
-    return Objective(window, window, window, 0, window, make)
-
-
-def same(one: Batch, other: Batch) -> bool:
-    return all(
-        (a is None and b is None) or np.array_equal(np.asarray(a), np.asarray(b))
-        for a, b in zip(one, other, strict=True)
+    return Objective(
+        window=window,
+        stride=window,
+        length=window,
+        source_length=0,
+        predictions=window,
+        make_batch=make_batch,
     )
 
 
@@ -63,7 +53,9 @@ def same(one: Batch, other: Batch) -> bool:
 def test_causal_evaluation_targets_every_token_but_the_first_once(
     tmp_path, counts, length, batch_size, draws
 ):
-    arrays = [numbered(tmp_path / str(i), count, first=1000 * i) for i, count in enumerate(counts)]
+    arrays = [
+        write_numbered(tmp_path / str(i), count, first=1000 * i) for i, count in enumerate(counts)
+    ]
     windows = EvaluationWindows(arrays, build("causal", length), batch_size, draws, 0)
     found = list(windows)
     assert len(found) == len(windows)
@@ -86,16 +78,18 @@ def test_causal_evaluation_targets_every_token_but_the_first_once(
 
 
 def test_the_last_causal_window_is_padded_with_zeros(tmp_path):
-    (batch,) = EvaluationWindows([numbered(tmp_path, 5, first=7)], build("causal", 6), 1, 1, 0)
+    (batch,) = EvaluationWindows(
+        [write_numbered(tmp_path, 5, first=7)], build("causal", 6), 1, 1, 0
+    )
     assert batch.tokens.tolist() == [[7, 8, 9, 10, 11, 0]]
     assert np.asarray(batch.targets).tolist() == [[8, 9, 10, 11, 0, 0]]
     assert np.asarray(batch.weights).tolist() == [[1, 1, 1, 1, 0, 0]]
 
 
 def test_evaluation_windows_are_a_list(tmp_path):
-    windows = EvaluationWindows([numbered(tmp_path, 101)], build("causal", 10), 4, 1, 0)
+    windows = EvaluationWindows([write_numbered(tmp_path, 101)], build("causal", 10), 4, 1, 0)
     assert len(windows) == 3
-    assert same(windows[2], windows[2])
+    assert batches_equal(windows[2], windows[2])
     for index in (3, -1):
         with pytest.raises(IndexError):
             windows[index]
@@ -105,9 +99,9 @@ def test_evaluation_windows_are_a_list(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 4, 30])
 def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp_path, batch_size):
     arrays = [
-        numbered(tmp_path / "a", 29),
-        numbered(tmp_path / "b", 9, first=100),
-        numbered(tmp_path / "c", 30, first=200),
+        write_numbered(tmp_path / "a", 29),
+        write_numbered(tmp_path / "b", 9, first=100),
+        write_numbered(tmp_path / "c", 30, first=200),
     ]
     windows = EvaluationWindows(arrays, hiding(10), batch_size, 3, 11)
     rows = [
@@ -132,7 +126,7 @@ def test_hidden_text_is_evaluated_in_whole_windows_with_samples_of_their_own(tmp
 
 
 def test_hidden_text_is_evaluated_the_same_whatever_the_batch(tmp_path):
-    array = numbered(tmp_path, 205)
+    array = write_numbered(tmp_path, 205)
     pairs = [
         list(EvaluationWindows([array], build("prefix", 10), size, 2, 5)) for size in (3, 7, 7)
     ]
@@ -146,16 +140,17 @@ def test_hidden_text_is_evaluated_the_same_whatever_the_batch(tmp_path):
 
 
 def test_a_prefix_of_random_length_counts_as_hidden(tmp_path):
-    windows = EvaluationWindows([numbered(tmp_path, 29)], build("prefix", 10), 6, 3, 0)
+    windows = EvaluationWindows([write_numbered(tmp_path, 29)], build("prefix", 10), 6, 3, 0)
     assert (windows.draws, len(windows)) == (3, 1)
     assert windows[0].tokens[:, 0].tolist() == [0, 10, 0, 10, 0, 10]
 
 
 def test_hidden_text_needs_a_whole_window(tmp_path):
-    arrays = [numbered(tmp_path / "a", 9), numbered(tmp_path / "b", 4)]
+    arrays = [write_numbered(tmp_path / "a", 9), write_numbered(tmp_path / "b", 4)]
     with pytest.raises(
         ConfigError,
-        match=r"^data\.sequence_length: a window takes 10 tokens, but the validation split has at most 9",
+        match=r"^data\.sequence_length: a window takes 10 tokens, "
+        r"but the validation split has at most 9",
     ):
         EvaluationWindows(arrays, hiding(10), 4, 1, 0)
 
@@ -202,14 +197,15 @@ def test_unigram_entropy_counts_the_targets_that_are_evaluated():
 @pytest.mark.parametrize("count", [43, 47, 60])
 def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
     """Also of the last one, which is filled up."""
-    windows = EvaluationWindows([numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
+    windows = EvaluationWindows([write_numbered(tmp_path, count)], build("causal", 5), 8, 1, 0)
     shares = [
-        Share(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4)) for p in range(4)
+        LocalBatches(windows, lambda size, p=p: (size * p // 4, size * (p + 1) // 4))
+        for p in range(4)
     ]
     for index, whole in enumerate(windows):
         parts = [share[index] for share in shares]
         joined = Batch(
             *(None if a[0] is None else np.concatenate(a) for a in zip(*parts, strict=True))
         )
-        assert same(joined, whole)
+        assert batches_equal(joined, whole)
     assert {len(share) for share in shares} == {len(windows)}

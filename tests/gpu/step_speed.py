@@ -53,7 +53,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     started = time.perf_counter()
 
     # What the config says of the process comes before jax, as in jaxlm.train.
-    from jaxlm import config, flops, hardware, runtime, train
+    from jaxlm import config, flops, hardware, runtime
 
     settings = config.load(ROOT / "configs" / f"{name}.py", edits)
     runtime.configure(settings.runtime)
@@ -62,8 +62,9 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     from support import synthetic
 
     from jaxlm import state, step
+    from jaxlm.run import build_run
 
-    run = train.assemble(settings, 0)
+    run = build_run(settings, 0)
     device = run.placement.mesh.devices.flat[0]
     objective = synthetic.objective(settings)
     batches = [synthetic.batch(settings, number) for number in range(HOST_BATCHES)]

@@ -99,7 +99,10 @@ CELLS = [
 
 @pytest.mark.parametrize(("family", "fields", "listed"), CELLS)
 def test_chunks_score_as_the_whole(family, fields, listed):
-    """Prompts of unequal length, padded to the right; then more tokens. Float32 sums in another order: 1e-4 of scores around 10."""
+    """Prompts of unequal length, padded to the right; then more tokens.
+
+    Float32 sums in another order: 1e-4 of scores around 10.
+    """
     model, params = build(family, fields)
     random = np.random.default_rng(0)
     totals = LENGTHS + sum(CHUNKS[1:])

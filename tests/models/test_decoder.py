@@ -1,4 +1,4 @@
-"""What a decoder's logits depend on, its padded vocabulary, its dtypes and its dropout."""
+"""The reach of a decoder's logits, its padded vocabulary, its dtypes and its dropout."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.random_params import random_params
+from support.trees import random_params
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
@@ -80,7 +80,10 @@ def test_reach(name):
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
 def test_packed_documents_equal_separate_ones(positions):
-    """Row 0 is two documents in one; rows 1 and 2 are each of them with something behind it that a causal model can't see."""
+    """Row 0 is two documents in one; rows 1 and 2 have one each.
+
+    What follows it there a causal model can't see.
+    """
     model = models.build(replace(TINY, positions=positions))
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (3, LENGTH), np.int32)
     tokens[1, :4], tokens[2, :5] = tokens[0, :4], tokens[0, 4:]
@@ -201,7 +204,8 @@ def test_bfloat16_stays_close_to_float32():
     (loss16, (x16, scores16)), gradients16 = run("bfloat16")
     assert (x32.dtype, x16.dtype) == (jnp.float32, jnp.bfloat16)
     assert scores32.dtype == scores16.dtype == jnp.float32
-    # bfloat16 rounds by 2^-9 of a value at most; some 20 roundings lie between tokens and logits, and add up like a random walk.
+    # bfloat16 rounds by 2^-9 of a value at most. Some 20 roundings lie between tokens and logits,
+    # and add up like a random walk.
     scores16, scores32 = np.asarray(scores16), np.asarray(scores32)
     assert np.linalg.norm(scores16 - scores32) < 5 * 2**-9 * np.linalg.norm(scores32)
     assert float(loss16) == pytest.approx(float(loss32), abs=0.01)

@@ -1,4 +1,4 @@
-"""What holds for every family: predicted positions, packing, padding; and one token table or two."""
+"""Predicted positions, packing and padding in all families; and one token table or two."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support.random_params import random_params
+from support.trees import random_params
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
@@ -49,7 +49,7 @@ def random_batch(model: config.ModelConfig, rows: int = 2) -> Batch:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_predicted_positions_are_those_of_the_full_logits(name):
-    """The second row predicts one position less: it is filled up with position 0, which does not count."""
+    """The second row predicts one position less and is filled up with position 0."""
     model = models.build(FAMILIES[name])
     params, batch = random_params(model), random_batch(FAMILIES[name])
     predict = np.array([[1, 4, 8], [2, 3, 0]], np.int32)
@@ -111,7 +111,7 @@ def test_packed_pairs_equal_separate_ones(positions):
     )
 
     def packed(length: int, at: int) -> tuple[np.ndarray, np.ndarray]:
-        """Segments and positions [3, length] of which only those of row 0 are two."""
+        """Return segments and positions [3, length], two of them in row 0."""
         segments, within = (
             np.zeros((3, length), np.int32),
             np.tile(np.arange(length, dtype=np.int32), (3, 1)),

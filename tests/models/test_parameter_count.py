@@ -153,7 +153,8 @@ def test_recipes_have_the_size_of_transformers(name):
     with torch.device("meta"):
         peer = getattr(transformers, cls)(getattr(transformers, cls).config_class(**fields))
         if name == "t5_base":
-            # transformers 5 ties the head of every T5 that it builds, and unties it only when a checkpoint has one.
+            # transformers 5 ties the head of every T5 that it builds, and unties it only when a
+            # checkpoint has one.
             peer.lm_head.weight = torch.nn.Parameter(torch.empty_like(peer.lm_head.weight))
     assert recipe_count(name) == sum(parameter.numel() for parameter in peer.parameters())
 

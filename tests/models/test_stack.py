@@ -1,4 +1,7 @@
-"""Unrolled and scanned stacks and every recomputation policy are the same function with the same gradient and the same tree."""
+"""However a stack is run, it is the same function with the same gradient and the same tree.
+
+Unrolled or scanned, with every recomputation policy.
+"""
 
 from collections import Counter
 from typing import Any
@@ -86,7 +89,10 @@ def primitives(jaxpr: Any) -> Counter:
 
 
 def marked_gather(weights: Tree, axes: Tree) -> Tree:
-    """Stands for gathering: like it, a function with a gradient of its own. A primitive that nothing else uses makes it visible."""
+    """Stand in for gathering: like it, a function with a gradient of its own.
+
+    A primitive that nothing else uses makes it visible.
+    """
     del axes
     gather = jax.custom_vjp(lambda w: jnp.cosh(w))
     gather.defvjp(lambda w: (gather(w), None), lambda _, gradient: (gradient,))
@@ -97,61 +103,72 @@ def work(blocks: str, remat: str) -> tuple[float, float]:
     """(products, gathers) of one block, forward and backward."""
     loss, params = loss_of(Execution(blocks=blocks, remat=remat, gather=marked_gather))
     counts = primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
-    copies = (
-        MODEL.layers if blocks == "unrolled" else 1
-    )  # a scanned block stands in the program once
-    # Outside the blocks: the head's product, three times; the token table, gathered twice, and the last norm.
+    # A scanned block stands in the program once.
+    copies = MODEL.layers if blocks == "unrolled" else 1
+    # Outside the blocks: the head's product, three times; the token table, gathered twice, and the
+    # last norm.
     return (counts["dot_general"] - 3) / copies, (counts["cosh"] - 3) / copies
 
 
 @pytest.mark.parametrize("blocks", WAYS)
 def test_policies_recompute_what_they_say(blocks):
-    """A block has 14 weights. Six multiply activations, two more products are in attention: three times eight, forward and backward."""
+    """A block has 14 weights, of which six multiply activations; attention has two more products.
+
+    That makes three times eight products, forward and backward.
+    """
     assert work(blocks, "none") == (24, 14)
     # The six kernels again; what biases and norms were spread out to is kept.
     assert work(blocks, "weights") == (24, 14 + 6)
-    # The two products of attention again, and all weights but the last bias, which no gradient needs.
+    # The two products of attention again, and all weights but the last bias: no gradient needs it.
     assert work(blocks, "dots") == (24 + 2, 14 + 13)
     # Also the products with weights, but for the last.
     assert work(blocks, "full") == (24 + 7, 14 + 13)
+
+
+class FakeBlock:
+    """A stand-in for a Flax module whose `apply` is a function of the test."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+
+    def apply(self, variables, x, inputs, dropout_key, cache, first):
+        assert cache is None
+        return self.layer(variables["params"], x, inputs, dropout_key, first), None
+
+
+def run(layer: Any, params: Tree, x: Any, execution: Execution, **options: Any) -> Any:
+    """Run a stack of fake blocks over the parameter `w`, whose axes are ("layers", "embed")."""
+    inputs, key = options.get("inputs", [None]), options.get("dropout_key")
+    axes = {"w": ("layers", "embed")}
+    block: Any = FakeBlock(layer)
+    return run_stack(block, inputs, params, axes, x, key, execution)
 
 
 @pytest.mark.parametrize("blocks", WAYS)
 def test_every_layer_gets_its_own_weights_and_key(blocks):
     key = jax.random.key(3)
 
-    def apply(weights, x, layer_key, number):
-        return jnp.concatenate(
-            [x[1:], weights["w"] + jax.random.uniform(layer_key) + 10.0 * number]
-        )
+    def layer(weights, x, inputs, layer_key, first):
+        new = weights["w"] + jax.random.uniform(layer_key) + jnp.where(first, 0.5, 0.0)
+        return jnp.concatenate([x[1:], new])
 
-    out = run_stack(
-        [apply],
-        {"w": jnp.arange(4.0)[:, None]},
-        {"w": ("layers", None)},
-        jnp.zeros(4),
-        key,
-        Execution(blocks=blocks),
-    )
-    expected = [11 * i + float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
-    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    params = {"w": 11 * jnp.arange(4.0)[:, None]}
+    out = run(layer, params, jnp.zeros(4), Execution(blocks=blocks), dropout_key=key)
+    drawn = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
+    np.testing.assert_allclose(out, 11 * np.arange(4) + drawn + [0.5, 0, 0, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [1, 4, 5])
 @pytest.mark.parametrize("blocks", WAYS)
 def test_kinds_of_layers_take_turns(blocks, layers):
     """Also where the last period is cut short."""
-    kinds = [
-        lambda w, x, _, number, kind=kind: (
-            jnp.roll(x, -1).at[-1].set(100.0 * kind + w["w"][0] + number / 8)
-        )
-        for kind in range(2)
-    ]
+
+    def layer(weights, x, inputs, layer_key, first):
+        return jnp.roll(x, -1).at[-1].set(100.0 * inputs + weights["w"][0])
+
     params = {"w": jnp.arange(float(layers))[:, None]}
-    out = run_stack(
-        kinds, params, {"w": ("layers", None)}, jnp.zeros(layers), None, Execution(blocks=blocks)
-    )
-    np.testing.assert_array_equal(out, [100.0 * (i % 2) + i + i / 8 for i in range(layers)])
+    out = run(layer, params, jnp.zeros(layers), Execution(blocks=blocks), inputs=[0, 1])
+    np.testing.assert_array_equal(out, [100.0 * (i % 2) + i for i in range(layers)])
 
 
 def test_weights_are_gathered_layer_by_layer():
@@ -162,17 +179,10 @@ def test_weights_are_gathered_layer_by_layer():
         seen.append((weights["w"].shape, axes["w"]))
         return jax.tree.map(lambda w: 2 * w, weights)
 
-    def apply(weights, x, *_):
+    def layer(weights, x, *_):
         return x + jnp.sum(weights["w"])
 
-    out = run_stack(
-        [apply],
-        {"w": jnp.ones((3, 2))},
-        {"w": ("layers", "embed")},
-        jnp.zeros(()),
-        None,
-        Execution(gather=gather),
-    )
+    out = run(layer, {"w": jnp.ones((3, 2))}, jnp.zeros(()), Execution(gather=gather))
     assert seen == [((2,), ("embed",))] * 3 and float(out) == 12.0
 
 

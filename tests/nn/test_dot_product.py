@@ -1,4 +1,4 @@
-"""Attention of a sequence with itself and with another against a float64 loop over queries and keys, and the choice of its kernel."""
+"""Self and cross attention against a float64 loop over queries and keys; the choice of a kernel."""
 
 import math
 from collections.abc import Callable
@@ -38,11 +38,17 @@ MASKS: dict[str, tuple[Mask, Rule]] = {
         lambda b, q, k: k <= q or k < PREFIXES[b],
     ),
     "prefix, window": (
-        Mask(True, 2, prefix_lengths=PREFIXES),
+        Mask(causal=True, window=2, prefix_lengths=PREFIXES),
         lambda b, q, k: (k <= q or k < PREFIXES[b]) and q - k < 2,
     ),
     "all": (
-        Mask(True, 4, LENGTHS, segments=SEGMENTS, prefix_lengths=PREFIXES),
+        Mask(
+            causal=True,
+            window=4,
+            lengths=LENGTHS,
+            segments=SEGMENTS,
+            prefix_lengths=PREFIXES,
+        ),
         lambda b, q, k: (
             (k <= q or k < PREFIXES[b])
             and q - k < 4
@@ -81,10 +87,10 @@ def expected(
     return out
 
 
-@pytest.fixture(params=[dot_product.BLOCK, 2], ids=["whole", "blocks"])
+@pytest.fixture(params=[dot_product.QUERY_BLOCK, 2], ids=["whole", "blocks"])
 def blocks(request, monkeypatch) -> int:
-    """Queries taken all at once, and in blocks of two."""
-    monkeypatch.setattr(dot_product, "BLOCK", request.param)
+    """Take the queries all at once, and in blocks of two."""
+    monkeypatch.setattr(dot_product, "QUERY_BLOCK", request.param)
     return request.param
 
 
@@ -136,7 +142,10 @@ CROSS_MASKS: dict[str, tuple[Mask, Rule]] = {
 
 @pytest.mark.parametrize("name", CROSS_MASKS)
 def test_cross_attention(name, blocks):
-    """Keys of another sequence, more of them than queries. What queries behind their own length get is left open, but finite."""
+    """Keys of another sequence, more of them than queries.
+
+    The output of queries after their own length is finite, but otherwise left open.
+    """
     mask, rule = CROSS_MASKS[name]
     q, k, v = random((B, L, H, K), 0), random((B, S, G, K), 1), random((B, S, G, K), 2)
     ours = np.asarray(attend(q, k, v, mask, Execution(), scale=K**-0.5))
@@ -157,7 +166,7 @@ def test_blocks_save_scores():
 
     assert pairs(Mask(causal=True), 512) == 128 * (128 + 256 + 384 + 512)
     assert pairs(Mask(causal=True, window=64), 512) == 128 * (128 + 3 * (128 + 63))
-    for mask in (Mask(), Mask(True, prefix_lengths=PREFIXES)):
+    for mask in (Mask(), Mask(causal=True, prefix_lengths=PREFIXES)):
         assert visible_blocks(mask, 512, 512) == [(range(512), range(512))]
     for length in (64, 255, 257):
         assert visible_blocks(Mask(causal=True), length, length) == [(range(length), range(length))]
@@ -181,7 +190,7 @@ def test_bfloat16_stays_close(qkv: Qkv):
 
 
 def test_dropout_on_the_weights():
-    """With the identity for values, what comes out are the weights."""
+    """If the values are the identity, the output is the weights."""
     n = 64
     q, k = random((4, n, 1, n), 0), random((4, n, 1, n), 1)
     v = jnp.broadcast_to(jnp.eye(n)[None, :, None], (4, n, 1, n))
@@ -201,7 +210,7 @@ def test_dropout_on_the_weights():
 
 H100 = Execution(platform="cuda", compute_capability=9.0)
 A100 = H100._replace(compute_capability=8.0)
-GOOD = Case("bfloat16", 256, 256, 64, Mask(causal=True))
+GOOD = Case(dtype="bfloat16", queries=256, keys=256, head_width=64, mask=Mask(causal=True))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +219,7 @@ GOOD = Case("bfloat16", 256, 256, 64, Mask(causal=True))
         GOOD,
         GOOD._replace(dtype="float16"),
         GOOD._replace(queries=64, keys=200),
-        GOOD._replace(mask=Mask(True, 100, LENGTHS)),
+        GOOD._replace(mask=Mask(causal=True, window=100, lengths=LENGTHS)),
         GOOD._replace(mask=Mask()),
         GOOD._replace(mask=Mask(lengths=LENGTHS, query_lengths=LENGTHS)),
     ],
@@ -234,7 +243,7 @@ def test_cudnn_where_supported(case):
         (H100, GOOD._replace(softcap=True), "soft-cap"),
         (H100, GOOD._replace(dropout=True), "dropout"),
         (H100, GOOD._replace(mask=Mask(segments=SEGMENTS)), "segments"),
-        (H100, GOOD._replace(mask=Mask(True, prefix_lengths=PREFIXES)), "prefix"),
+        (H100, GOOD._replace(mask=Mask(causal=True, prefix_lengths=PREFIXES)), "prefix"),
         (H100, GOOD._replace(mask=Mask(window=100)), "window"),
     ],
 )
@@ -290,7 +299,7 @@ CUDNN_CASES: dict[str, tuple[int, Mask]] = {
 
 @pytest.mark.parametrize("name", CUDNN_CASES)
 def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
-    """What the kernel is asked to do, done by jax's own implementation of the same function for CPUs."""
+    """The call of the kernel, computed by jax's implementation of the same function for CPUs."""
     definition = jax.nn.dot_product_attention
     shapes = []
 
@@ -302,17 +311,11 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     keys, mask = CUDNN_CASES[name]
     queries = 128 if keys == 128 else 70
-    q, k, v, bias = (
-        random(shape, i)
-        for i, shape in enumerate(
-            [(B, queries, H, K), (B, keys, G, K), (B, keys, G, K), (1, H, queries, keys)]
-        )
-    )
-    ours = dot_product.cudnn_attention(q, k, v, mask, 0.5, jnp.asarray(bias))
+    q, k, v = random((B, queries, H, K), 0), random((B, keys, G, K), 1), random((B, keys, G, K), 2)
+    bias = random((1, H, queries, keys), 3)
+    ours = dot_product.cudnn_attention(q, k, v, mask, scale=0.5, bias=jnp.asarray(bias))
     assert shapes == [(128, 256 if keys == 140 else 128)]
-    theirs = dot_product.xla_attention(q, k, v, mask, 0.5, bias, None, 0.0, None)
-    read = (
-        np.arange(queries)
-        < (np.full(B, queries) if mask.query_lengths is None else mask.query_lengths)[:, None]
-    )
+    theirs = dot_product.xla_attention(q, k, v, mask, scale=0.5, bias=bias)
+    lengths = np.full(B, queries) if mask.query_lengths is None else mask.query_lengths
+    read = np.arange(queries) < lengths[:, None]
     np.testing.assert_allclose(np.asarray(ours)[read], np.asarray(theirs)[read], atol=2e-6)

@@ -128,7 +128,7 @@ def test_table(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter(name):
-    """Each with the role and the number of inputs that it has; layers and keys start differently."""
+    """Each has its own role and number of inputs; layers and keys start differently."""
     fields, roles = FAMILIES[name]
     roles = dict(roles)
     sizes: dict[str, Any] = {
@@ -155,7 +155,8 @@ def test_every_parameter(name):
             assert (values == 0).all(), key
         else:
             std = EXPECTED[name][roles.pop(key)]
-            # 2,048 values at least: the standard deviation of their standard deviation is 1.6%, of their mean std / 45.
+            # 2,048 values at least: the standard deviation of their standard deviation is 1.6%,
+            # that of their mean std / 45.
             assert values.std() == pytest.approx(std, rel=0.08), key
             assert abs(values.mean()) < 5 * std / math.sqrt(values.size), key
             assert correlation(values, others[key]) < 5 / math.sqrt(values.size), key
@@ -165,5 +166,8 @@ def test_every_parameter(name):
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of independent values its standard deviation is 1 / sqrt(their number)."""
+    """Return the correlation of two arrays.
+
+    For independent values its standard deviation is 1 / sqrt(their number).
+    """
     return abs(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import config
-from jaxlm.nn.attention import Context
+from jaxlm.nn.attention import AttentionInputs
 from jaxlm.nn.block import Block
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import dropout, site_key
@@ -158,15 +158,15 @@ def test_dropout_keys_of_sites_differ():
 
 
 def test_dropout_of_the_sublayers_is_independent():
-    """Kernels of zero and output biases of one: x + dropout(1) + dropout(1), each 0 or 2."""
+    """If kernels are 0 and output biases 1, y is x + dropout(1) + dropout(1), each 0 or 2."""
     model = config.ModelConfig(width=64, heads=1, dropout=0.5)
-    x, context = jnp.zeros((2, 8, 64)), Context(Mask(causal=True))
+    x, inputs = jnp.zeros((2, 8, 64)), AttentionInputs(Mask(causal=True))
     shapes = jax.eval_shape(
-        lambda key: init_params(Block(model), key, lambda: (x, context)), jax.random.key(0)
+        lambda key: init_params(Block(model), key, lambda: (x, inputs)), jax.random.key(0)
     )
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), shapes)
     params["attention"]["output_bias"] = params["mlp"]["down_bias"] = np.ones(64)
-    y, _ = jax.jit(lambda key: Block(model).apply({"params": params}, x, context, key))(
+    y, _ = jax.jit(lambda key: Block(model).apply({"params": params}, x, inputs, key))(
         jax.random.key(0, impl="rbg")
     )
     # 1,024 draws: five standard deviations of a share are 0.08.

@@ -14,7 +14,7 @@ from jaxlm.nn.positions import (
     alibi_slopes,
     rotary_frequencies,
     rotate,
-    rotation,
+    rotation_at,
     sinusoids,
 )
 
@@ -24,7 +24,7 @@ def rotary(**fields) -> config.ModelConfig:
 
 
 def turning(model: config.ModelConfig, positions_BL: jax.Array) -> Rotation:
-    return rotation(model, positions_BL, model.rotary_theta)
+    return rotation_at(model, positions_BL, model.rotary_theta)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,10 @@ def test_llama3_scaling_has_three_branches():
 
 
 def test_yarn_blends_by_channel():
-    """Fast channels stay, slow ones are divided, a line lies between; scores grow by the square of the attention factor."""
+    """Fast channels stay, slow ones are divided, a line lies between.
+
+    Scores grow by the square of the attention factor.
+    """
     fields = {
         "rotary_scaling_factor": 8.0,
         "rotary_original_length": 64,
@@ -113,7 +116,9 @@ def test_yarn_blends_by_channel():
         rotary_frequencies(model, 10000.0), plain * (1 - share) + plain / 8 * share, rtol=1e-12
     )
     factor = 0.1 * math.log(8) + 1
-    np.testing.assert_allclose(rotation(model, jnp.zeros((1, 1)), 10000.0).cos, factor, rtol=1e-6)
+    np.testing.assert_allclose(
+        rotation_at(model, jnp.zeros((1, 1)), 10000.0).cos, factor, rtol=1e-6
+    )
     own = config.ModelConfig(
         width=32,
         heads=1,
@@ -122,7 +127,7 @@ def test_yarn_blends_by_channel():
         rotary_attention_factor=1.5,
         **fields,
     )
-    np.testing.assert_allclose(rotation(own, jnp.zeros((1, 1)), 10000.0).cos, 1.5, rtol=1e-6)
+    np.testing.assert_allclose(rotation_at(own, jnp.zeros((1, 1)), 10000.0).cos, 1.5, rtol=1e-6)
 
 
 def test_a_share_of_the_channels_is_rotated(x_BLHK):

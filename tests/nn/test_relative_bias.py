@@ -1,4 +1,7 @@
-"""T5's relative bias against transformers' buckets and the definition: row i, column j is the table's row of the bucket of j - i."""
+"""T5's relative bias against transformers' buckets and the definition.
+
+Row i, column j is the table's row of the bucket of j - i.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,10 @@ SIZES = [(32, 128), (8, 20), (16, 300), (64, 33), (4, 1000)]
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("count", "farthest"), SIZES)
 def test_buckets_of_transformers(count, farthest, bidirectional):
-    """All distances up to 2,000 both ways: exact, the buckets' edges included. One size has far buckets narrower than a distance."""
+    """All distances up to 2,000 both ways: exact, the buckets' edges included.
+
+    One size has far buckets narrower than a distance.
+    """
     torch, t5 = (
         pytest.importorskip("torch"),
         pytest.importorskip("transformers.models.t5.modeling_t5"),

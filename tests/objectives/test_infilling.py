@@ -12,22 +12,22 @@ from support.texts import (
     MASK,
     PAD,
     VOCABULARY,
-    build,
-    make,
-    windows,
+    build_objective,
+    make_batch,
+    random_windows,
 )
 
 from jaxlm.objectives import infilling, random_ops
 
 
 def hidden_runs(source, text):
-    """Aligns source with text: [(masks, text tokens that they stand for), ...]; fails unless the rest is the same."""
+    """Return [(masks, hidden tokens), ...]; fails unless the rest of the text is the same."""
     runs, masks, place = [], 0, 0
     for token in [*source, None]:
         if token == MASK:
             masks += 1
             continue
-        # Ends of text repeat, but are never hidden: the next one is the one.
+        # Ends of text repeat, but are never hidden: the next one is meant.
         end = len(text) if token is None else text.index(token, place)
         assert masks or end == place
         if masks:
@@ -47,7 +47,7 @@ def hidden_runs(source, text):
 )
 def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_span, framed, seed):
     vocabulary = FRAMED if framed else VOCABULARY
-    objective = build(
+    objective = build_objective(
         "infilling",
         length,
         vocabulary,
@@ -55,8 +55,8 @@ def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_s
         mean_span=mean_span,
         shuffle_sentences=False,
     )
-    text = windows(objective, 4, ends, seed)
-    batch = make(objective, text, seed=seed)
+    text = random_windows(objective, 4, ends, seed)
+    batch = make_batch(objective, text, seed=seed)
     expected = (
         np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
     )
@@ -77,8 +77,8 @@ def test_the_text_comes_back_and_special_tokens_stay(length, ends, noise, mean_s
 
 @pytest.mark.parametrize(("start", "token"), [(None, END), ("pad", PAD)])
 def test_the_decoder_reads_its_targets_shifted(start, token):
-    objective = build("infilling", 30, FRAMED, decoder_start=start)
-    batch = make(objective, windows(objective, 3))
+    objective = build_objective("infilling", 30, FRAMED, decoder_start=start)
+    batch = make_batch(objective, random_windows(objective, 3))
     assert (batch.tokens[:, 0] == token).all()
     assert np.array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
     assert batch.weights.min() == 1
@@ -90,16 +90,15 @@ def test_span_lengths_are_poisson():
         expected = [
             math.exp(-mean) * mean**k / math.factorial(k) for k in range(len(probabilities))
         ]
-        np.testing.assert_allclose(
-            probabilities, expected, atol=2**-31
-        )  # thresholds are rounded to 2**-32
+        # Thresholds are rounded to 2**-32.
+        np.testing.assert_allclose(probabilities, expected, atol=2**-31)
         assert sum(expected) == pytest.approx(1, abs=2**-32)
     assert np.isfinite(infilling.poisson_thresholds(3000.0).astype(float)).all()  # exp(-3000) is 0
 
 
 def test_masks_are_as_many_as_spans_that_cover_the_noise():
-    objective = build("infilling", 400, shuffle_sentences=False)
-    batch = make(objective, windows(objective, 800))
+    objective = build_objective("infilling", 400, shuffle_sentences=False)
+    batch = make_batch(objective, random_windows(objective, 800))
     masks = (batch.source == MASK).sum(axis=1)
     hidden = 400 - (batch.source_lengths - masks)
     assert (hidden == 120).all()
@@ -113,16 +112,17 @@ def test_masks_are_as_many_as_spans_that_cover_the_noise():
 
 def test_spans_lie_anywhere():
     rows = 9000
-    keys = random_ops.order(0, np.arange(rows), 0, 8)
-    wanted = np.tile([2, 0, 1, 5], (rows, 1))  # of 4 ordinary tokens 0.75 are 3: the spans 2, 0, 1
-    spans = infilling.placed(wanted, keys, np.full(rows, 4), 0.75)
+    keys = random_ops.order_keys(0, np.arange(rows), 0, 8)
+    # The share 0.75 of 4 ordinary tokens is 3, so the spans of 2, 0 and 1 tokens are used.
+    drawn = np.tile([2, 0, 1, 5], (rows, 1))
+    spans = infilling.place_spans(drawn, keys, np.full(rows, 4), 0.75)
     assert spans.used[0].tolist() == [True, True, True, False]
     assert spans.lengths[0].tolist() == [2, 0, 1, 0]
-    # One token stays: it is before, between or behind the spans, 4 slots alike.
+    # One token stays: before, between or after the spans, in one of 4 slots.
     firsts, counts = np.unique(spans.starts[:, :3], axis=0, return_counts=True)
     assert firsts.tolist() == [[0, 2, 2], [0, 2, 3], [0, 3, 3], [1, 3, 3]]
     assert abs(counts - rows / 4).max() < 5 * np.sqrt(rows * 3 / 16)
-    trimmed = infilling.placed(np.array([[5, 1]]), keys[:1], np.array([4]), 0.5)
+    trimmed = infilling.place_spans(np.array([[5, 1]]), keys[:1], np.array([4]), 0.5)
     assert (trimmed.lengths.tolist(), trimmed.used.tolist()) == ([[2, 0]], [[True, False]])
 
 
@@ -131,7 +131,7 @@ def infill(text, starts, lengths):
     spans = infilling.Spans(
         np.array([starts]), np.array([lengths]), np.ones((1, len(starts)), bool)
     )
-    source, sizes = infilling.infilled(line, line >= FIRST_ORDINARY, spans, VOCABULARY)
+    source, sizes = infilling.hide_spans(line, line >= FIRST_ORDINARY, spans, VOCABULARY)
     assert source[0, sizes[0] :].tolist() == [PAD] * (len(text) - sizes[0])
     return source[0, : sizes[0]].tolist()
 
@@ -140,7 +140,7 @@ def test_one_mask_for_each_span():
     assert infill([201, 202, 203, 204, 205], [1], [3]) == [201, MASK, 205]
     assert infill([201, 202, 203, 204, 205], [0, 2], [2, 2]) == [MASK, MASK, 205]
     assert infill([201, 202, 203, 204, 205], [0, 2, 5], [0, 3, 0]) == [MASK, 201, 202, MASK, MASK]
-    # Special tokens are not counted and not hidden; behind one a span goes on under a mask of its own.
+    # Special tokens are not counted and not hidden; after one a span has a mask of its own.
     assert infill([201, END, 202, 203, END], [1], [1]) == [201, END, MASK, 203, END]
     assert infill([201, 202, END, 203, 204], [1], [2]) == [201, MASK, END, MASK, 204]
     # No room: the last empty spans go.
@@ -149,7 +149,7 @@ def test_one_mask_for_each_span():
 
 
 def split(line, ends):
-    """The line cut behind each token for which `ends` holds."""
+    """Cut the line after each token for which `ends` holds."""
     parts = [[]]
     for token in line:
         parts[-1].append(token)
@@ -159,9 +159,9 @@ def split(line, ends):
 
 
 def test_sentences_move_within_their_document():
-    objective = build("infilling", 120)
-    text = windows(objective, 60, ends=0.05)
-    moved = infilling.shuffled(text, np.arange(60), 0, VOCABULARY)
+    objective = build_objective("infilling", 120)
+    text = random_windows(objective, 60, ends=0.05)
+    moved = infilling.shuffle_sentences(text, np.arange(60), 0, VOCABULARY)
     for line, shuffled in zip(text.tolist(), moved.tolist(), strict=True):
         documents = [split(one, lambda token: token == END) for one in (line, shuffled)]
         for before, after in zip(*documents, strict=True):
@@ -180,19 +180,18 @@ def test_sentences_move_within_their_document():
 
 def test_all_orders_of_sentences_are_alike():
     rows = 6000
-    text = np.tile(
-        np.array([209, 301, 219, 302, 303], np.int32), (rows, 1)
-    )  # three sentences, the last one unfinished
-    moved = infilling.shuffled(text, np.arange(rows), 0, VOCABULARY)
+    # Three sentences, the last one unfinished.
+    text = np.tile(np.array([209, 301, 219, 302, 303], np.int32), (rows, 1))
+    moved = infilling.shuffle_sentences(text, np.arange(rows), 0, VOCABULARY)
     orders, counts = np.unique(moved, axis=0, return_counts=True)
     assert len(orders) == 6
     assert abs(counts - rows / 6).max() < 5 * np.sqrt(rows * 5 / 36)
 
 
 def test_the_target_is_the_text_in_its_order():
-    objective = build("infilling", 60)
-    text = windows(objective, 5)
-    batch = make(objective, text)
+    objective = build_objective("infilling", 60)
+    text = random_windows(objective, 5)
+    batch = make_batch(objective, text)
     assert np.array_equal(batch.targets, text)
     for line, source in zip(text, batch.source, strict=True):
         kept = source[(source != MASK) & (source != PAD)]

@@ -10,16 +10,16 @@ from support.texts import (
     MASK,
     SIZE,
     VOCABULARY,
-    build,
-    make,
-    windows,
+    build_objective,
+    make_batch,
+    random_windows,
 )
 
 from jaxlm.objectives import masked, random_ops
 
 
 def restored(batch):
-    """The tokens with every target put back."""
+    """Return the tokens with every target put back."""
     text = batch.tokens.copy()
     for row, places, targets, weights in zip(
         text, batch.predict, batch.targets, batch.weights, strict=True
@@ -40,15 +40,15 @@ def restored(batch):
 def test_the_text_comes_back_and_special_tokens_stay(
     length, ends, noise, framed, whole_words, seed
 ):
-    objective = build(
+    objective = build_objective(
         "masked",
         length,
         FRAMED if framed else VOCABULARY,
         noise_share=noise,
         whole_words=whole_words,
     )
-    text = windows(objective, 4, ends, seed)
-    batch = make(objective, text, seed=seed)
+    text = random_windows(objective, 4, ends, seed)
+    batch = make_batch(objective, text, seed=seed)
     original = (
         np.pad(text, ((0, 0), (1, 1)), constant_values=((0, 0), (BEGIN, END))) if framed else text
     )
@@ -67,46 +67,45 @@ def test_the_text_comes_back_and_special_tokens_stay(
 
 
 def test_shares_are_those_of_bert():
-    objective = build("masked", 512)
+    objective = build_objective("masked", 512)
     assert objective.predictions == 77  # round(0.15 * 512)
-    text = windows(objective, 300)
-    batch = make(objective, text)
+    text = random_windows(objective, 300)
+    batch = make_batch(objective, text)
     now = np.take_along_axis(batch.tokens, batch.predict, axis=1)
     chosen = now.size
     ordinary = SIZE - FIRST_ORDINARY
-    # A random token is the old one once in `ordinary` times. Bounds: 5 standard deviations of a binomial count.
+    # A random token is the old one once in `ordinary` times. The bounds are 5 standard deviations
+    # of a binomial count.
     for hits, share in [(now == MASK, 0.8), (now == batch.targets, 0.1 + 0.1 / ordinary)]:
         assert abs(hits.sum() - share * chosen) < 5 * np.sqrt(chosen * share * (1 - share))
     replaced = now[(now != MASK) & (now != batch.targets)] - FIRST_ORDINARY
     assert replaced.min() >= 0
     quarters = np.bincount(replaced * 4 // ordinary, minlength=4)
     assert abs(quarters - len(replaced) / 4).max() < 5 * np.sqrt(len(replaced) * 3 / 16)
-    each = np.bincount(
-        batch.predict.ravel(), minlength=512
-    )  # every position is as likely as any other
+    # Every position is as likely as any other.
+    each = np.bincount(batch.predict.ravel(), minlength=512)
     assert abs(each - 300 * 77 / 512).max() < 5 * np.sqrt(300 * 77 / 512 * (1 - 77 / 512))
 
 
 @pytest.mark.parametrize(("mask_share", "random_share"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_shares_may_be_all_or_none(mask_share, random_share):
-    objective = build("masked", 200, mask_share=mask_share, random_share=random_share)
-    text = windows(objective, 20)
-    batch = make(objective, text)
+    objective = build_objective("masked", 200, mask_share=mask_share, random_share=random_share)
+    text = random_windows(objective, 20)
+    batch = make_batch(objective, text)
     now = np.take_along_axis(batch.tokens, batch.predict, axis=1)
     assert (now == MASK).mean() == mask_share
-    assert (now != batch.targets).mean() == pytest.approx(
-        mask_share + random_share, abs=0.02
-    )  # a draw may hit the old token
+    # A random token may be the old one.
+    assert (now != batch.targets).mean() == pytest.approx(mask_share + random_share, abs=0.02)
 
 
 def words_of(line):
-    """Lists of positions, by the definition in `Vocabulary`."""
+    """Return the positions of each word, by the definition in `Vocabulary`."""
     words = []
     for place, token in enumerate(line):
         before = line[place - 1] if place else END
         joins = (
             min(token, before) >= FIRST_ORDINARY
-            and VOCABULARY.first[token] == VOCABULARY.last[before]
+            and VOCABULARY.first_class[token] == VOCABULARY.last_class[before]
         )
         if joins:
             words[-1].append(place)
@@ -123,12 +122,12 @@ def words_of(line):
     st.integers(0, 2**32),
 )
 def test_words_are_chosen_as_by_a_loop_over_them(length, ends, noise, seed):
-    objective = build("masked", length, noise_share=noise, whole_words=True)
-    text = windows(objective, 3, ends, seed)
+    objective = build_objective("masked", length, noise_share=noise, whole_words=True)
+    text = random_windows(objective, 3, ends, seed)
     ordinary = text >= FIRST_ORDINARY
-    keys = random_ops.order(seed, np.arange(3), 0, length)
-    counts = masked.budgets(ordinary.sum(axis=1), noise)
-    chosen = masked.whole_words(
+    keys = random_ops.order_keys(seed, np.arange(3), 0, length)
+    counts = masked.target_budget(ordinary.sum(axis=1), noise)
+    chosen = masked.choose_words(
         keys, ordinary, counts, *masked.word_bounds(text, ordinary, VOCABULARY)
     )
     for line, places, key, budget in zip(text, chosen, keys, counts, strict=True):
@@ -140,9 +139,9 @@ def test_words_are_chosen_as_by_a_loop_over_them(length, ends, noise, seed):
 
 
 def test_whole_words_are_whole_and_their_tokens_differ_in_fate():
-    objective = build("masked", 400, whole_words=True)
-    text = windows(objective, 50, ends=0.01)
-    batch = make(objective, text)
+    objective = build_objective("masked", 400, whole_words=True)
+    text = random_windows(objective, 50, ends=0.01)
+    batch = make_batch(objective, text)
     fates = set()
     for line, tokens, places, weights in zip(
         text, batch.tokens, batch.predict, batch.weights, strict=True
@@ -156,8 +155,11 @@ def test_whole_words_are_whole_and_their_tokens_differ_in_fate():
 
 
 def test_words_of_one_token_are_chosen_as_tokens_are():
-    single = VOCABULARY._replace(last=np.full(SIZE, 5, np.int8))
-    whole, plain = build("masked", 100, single, whole_words=True), build("masked", 100, single)
-    text = windows(plain, 10, ends=0.1)
-    assert np.array_equal(make(whole, text).tokens, make(plain, text).tokens)
-    assert np.array_equal(make(whole, text).predict, make(plain, text).predict)
+    single = VOCABULARY._replace(last_class=np.full(SIZE, 5, np.int8))
+    whole, plain = (
+        build_objective("masked", 100, single, whole_words=True),
+        build_objective("masked", 100, single),
+    )
+    text = random_windows(plain, 10, ends=0.1)
+    assert np.array_equal(make_batch(whole, text).tokens, make_batch(plain, text).tokens)
+    assert np.array_equal(make_batch(whole, text).predict, make_batch(plain, text).predict)

@@ -4,51 +4,49 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.texts import END, FIRST_ORDINARY, FIRST_SENTINEL, PAD, build, make, windows
+from support.texts import (
+    END,
+    FIRST_ORDINARY,
+    FIRST_SENTINEL,
+    PAD,
+    build_objective,
+    make_batch,
+    random_windows,
+)
 
 from jaxlm import config
 from jaxlm.config import ConfigError
 from jaxlm.objectives import span
 
 
-def pieces(line):
-    """(tokens before the first sentinel, {sentinel: tokens behind it} in order) of a line that ends with end_of_text."""
+def split_at_sentinels(line):
+    """Return (tokens before the first sentinel, {sentinel: tokens after it}) of an ended line."""
     assert line[-1] == END
-    found, current = {}, (start := [])
+    parts, current = {}, (start := [])
     for token in line[:-1]:
         if FIRST_SENTINEL <= token < FIRST_ORDINARY:
-            current = found[token] = []
+            current = parts[token] = []
         else:
             current.append(token)
-    return start, found
+    return start, parts
 
 
 def test_t5s_sizes():
-    # The paper's C4 runs (section 3.1.4 and t5's gin files): 512 tokens of source, 114 of target, from 568 of text.
-    objective = build("span", 512)
-    assert (
-        objective.window,
-        objective.stride,
-        objective.source_length,
-        objective.length,
-        objective.predictions,
-    ) == (
-        568,
-        568,
-        512,
-        114,
-        114,
-    )
-    assert span.fitting(512, config.ObjectiveConfig(kind="span")).spans == 28
+    # The paper's C4 runs (section 3.1.4 and t5's gin files) make 512 tokens of source and 114 of
+    # target from 568 of text.
+    objective = build_objective("span", 512)
+    assert (objective.window, objective.stride) == (568, 568)
+    assert (objective.source_length, objective.length, objective.predictions) == (512, 114, 114)
+    assert span.fit_sizes(512, config.ObjectiveConfig(kind="span")).spans == 28
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(3, 3000), st.floats(0.01, 0.95), st.floats(1.0, 50.0))
 def test_the_longest_window_fits_exactly(length, noise, mean_span):
     objective = config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span)
-    sizes = span.fitting(length, objective)
+    sizes = span.fit_sizes(length, objective)
     assert sizes.source == length
-    assert span.sizes_of(sizes.window + 1, objective).source > length
+    assert span.window_sizes(sizes.window + 1, objective).source > length
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,21 +59,21 @@ def test_the_longest_window_fits_exactly(length, noise, mean_span):
 )
 def test_the_text_comes_back(length, ends, noise, mean_span, seed):
     try:
-        objective = build("span", length, noise_share=noise, mean_span=mean_span)
+        objective = build_objective("span", length, noise_share=noise, mean_span=mean_span)
     except ConfigError as error:
         assert error.path == "objective.mean_span"
         return
-    text = windows(objective, 4, ends, seed)
-    batch = make(objective, text, seed=seed)
-    sizes = span.fitting(
+    text = random_windows(objective, 4, ends, seed)
+    batch = make_batch(objective, text, seed=seed)
+    sizes = span.fit_sizes(
         length, config.ObjectiveConfig(kind="span", noise_share=noise, mean_span=mean_span)
     )
     sentinels = list(range(FIRST_SENTINEL, FIRST_SENTINEL + sizes.spans))
     for line, source, target in zip(
         text.tolist(), batch.source.tolist(), batch.targets.tolist(), strict=True
     ):
-        start, rest = pieces(source)
-        nothing, spans = pieces(target)
+        start, rest = split_at_sentinels(source)
+        nothing, spans = split_at_sentinels(target)
         assert nothing == [] and start
         assert list(spans) == list(rest) == sentinels
         assert (
@@ -88,8 +86,8 @@ def test_the_text_comes_back(length, ends, noise, mean_span, seed):
 
 @pytest.mark.parametrize(("start", "token"), [(None, PAD), ("end_of_text", END)])
 def test_the_decoder_reads_its_targets_shifted(start, token):
-    objective = build("span", 60, decoder_start=start)
-    batch = make(objective, windows(objective, 3))
+    objective = build_objective("span", 60, decoder_start=start)
+    batch = make_batch(objective, random_windows(objective, 3))
     assert (batch.tokens[:, 0] == token).all()
     assert np.array_equal(batch.tokens[:, 1:], batch.targets[:, :-1])
     assert batch.weights.min() == 1
@@ -97,15 +95,16 @@ def test_the_decoder_reads_its_targets_shifted(start, token):
 
 
 def test_span_lengths_are_those_of_a_random_segmentation():
-    objective = build("span", 100)
+    objective = build_objective("span", 100)
     rows = 4000
-    batch = make(objective, np.repeat(windows(objective, 1), rows, axis=0))
+    batch = make_batch(objective, np.repeat(random_windows(objective, 1), rows, axis=0))
     noise, spans = 16, 5  # of a window of 110
     assert objective.length == noise + spans + 1
     starts = np.flatnonzero(batch.targets.ravel() < FIRST_ORDINARY)
     lengths = (np.diff(starts, append=batch.targets.size) - 1).reshape(rows, spans + 1)[:, :-1]
     assert (lengths.sum(axis=1) == noise).all()
-    # With all compositions equally likely, C(noise - a - 1, spans - 2) of C(noise - 1, spans - 1) have a part of length a in a given place.
+    # All C(noise - 1, spans - 1) compositions are equally likely; C(noise - a - 1, spans - 2) of
+    # them have a part of length a in a given place.
     for place in (0, 3, spans - 1):
         for a in range(1, 9):
             share = math.comb(noise - a - 1, spans - 2) / math.comb(noise - 1, spans - 1)
@@ -113,7 +112,7 @@ def test_span_lengths_are_those_of_a_random_segmentation():
                 rows * share * (1 - share)
             )
     hidden = np.zeros(objective.window)
-    places = {token: place for place, token in enumerate(windows(objective, 1)[0].tolist())}
+    places = {token: place for place, token in enumerate(random_windows(objective, 1)[0].tolist())}
     for token in batch.targets[batch.targets >= FIRST_ORDINARY].tolist():
         hidden[places[token]] += 1
     assert hidden[0] == 0 and hidden[-1] == rows  # begins with text, ends with a span
@@ -122,13 +121,12 @@ def test_span_lengths_are_those_of_a_random_segmentation():
 
 def test_lengths_of_spans_and_of_the_text_between_are_independent():
     rows = 4000
-    objective = build("span", 24, noise_share=0.5, mean_span=6.0)  # 2 spans
-    batch = make(objective, np.repeat(windows(objective, 1), rows, axis=0))
+    objective = build_objective("span", 24, noise_share=0.5, mean_span=6.0)  # 2 spans
+    batch = make_batch(objective, np.repeat(random_windows(objective, 1), rows, axis=0))
     text, noise = (
         np.argmax(line == sentinel, axis=1)
         for line, sentinel in [(batch.source, FIRST_SENTINEL), (batch.targets, FIRST_SENTINEL + 1)]
     )
     assert min(text.std(), noise.std()) > 1
-    assert abs(np.corrcoef(text, noise)[0, 1]) < 5 / np.sqrt(
-        rows
-    )  # standard error of a correlation
+    standard_error = 1 / np.sqrt(rows)
+    assert abs(np.corrcoef(text, noise)[0, 1]) < 5 * standard_error

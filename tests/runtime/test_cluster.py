@@ -1,22 +1,15 @@
-"""Which process of which run: from the config and from what schedulers tell. And what goes wrong before the processes have met."""
+"""The place of a process in its run, from the config and from the variables of schedulers."""
 
 import socket
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-from types import SimpleNamespace
 
 import pytest
-from support import multiprocess
 
 from jaxlm import runtime
-from jaxlm.config import ConfigError, LostError, RuntimeConfig
-from jaxlm.runtime import cluster, distributed, platform, process_group
-from jaxlm.runtime.cluster import Cluster, detect
+from jaxlm.config import ConfigError, RuntimeConfig
+from jaxlm.runtime import cluster
+from jaxlm.runtime.cluster import Cluster, detect_cluster
 
-# What `srun` set for one of 12 tasks on two nodes of eight GPUs (SLURM 22.05), as far as it matters.
+# Variables that `srun` sets for one of 12 tasks on two nodes of eight GPUs (SLURM 22.05)
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
@@ -40,42 +33,44 @@ OPEN_MPI = {
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
 
 
+def detect(variables, **config):
+    return detect_cluster(RuntimeConfig(**config), variables)
+
+
 def test_one_process_by_itself():
-    assert detect(RuntimeConfig(), {}) == Cluster()
-    # In a batch script or the shell of salloc the job's variables are set, but there is no step.
+    assert detect({}) == Cluster()
+    assert detect(SLURM, processes=1) == Cluster()
+    # In a batch script or the shell of salloc the variables of the job are set, but no step's.
     job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    assert detect(RuntimeConfig(), job) == Cluster()
-    assert (
-        detect(
-            RuntimeConfig(),
-            SLURM
-            | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0"},
-        )
-        == Cluster()
-    )
-    assert detect(RuntimeConfig(processes=1), SLURM) == Cluster()
+    assert detect(job) == Cluster()
+    one_task = {
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+        "SLURM_NODEID": "0",
+    }
+    assert detect(SLURM | one_task) == Cluster()
 
 
 def test_slurm_tells_a_task_its_place():
-    found = detect(RuntimeConfig(), SLURM)
-    assert found._replace(coordinator="") == Cluster(
-        12, 9, "", (2, 3), "SLURM"
-    )  # two of eight GPUs for each of four tasks
-    host, port = found.address
+    place = detect(SLURM)
+    # Two of eight GPUs for each of the four tasks of its node
+    assert place._replace(coordinator="") == Cluster(12, 9, "", (2, 3), "SLURM")
+    host, port = place.address
     assert host == "gpu07" and 61440 <= port < 65536
-    assert (
-        detect(RuntimeConfig(), SLURM | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"}).coordinator
-        == found.coordinator
-    )
+
+    first = detect(SLURM | {"SLURM_PROCID": "0", "SLURM_NODEID": "0"})
+    assert first.coordinator == place.coordinator and first.is_leader and not place.is_leader
     # Another step of the same job, at the same time, has another port.
-    assert detect(RuntimeConfig(), SLURM | {"SLURM_STEP_ID": "1"}).coordinator != found.coordinator
-    # One task for each GPU; where SLURM binds them, each sees but its own.
-    assert detect(
-        RuntimeConfig(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}
-    ).gpus == (5,)
-    assert detect(RuntimeConfig(), SLURM | {"CUDA_VISIBLE_DEVICES": "0"}).gpus is None
+    assert detect(SLURM | {"SLURM_STEP_ID": "1"}).coordinator != place.coordinator
     # On one machine nothing leaves it.
-    assert detect(RuntimeConfig(), SLURM | {"SLURM_STEP_NUM_NODES": "1"}).address[0] == "127.0.0.1"
+    assert detect(SLURM | {"SLURM_STEP_NUM_NODES": "1"}).address[0] == "127.0.0.1"
+
+
+def test_slurm_tasks_split_the_gpus_that_they_see():
+    one_each = {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}
+    assert detect(SLURM | one_each).gpus == (5,)
+    # Where SLURM binds GPUs to tasks, each task sees only its own.
+    assert detect(SLURM | {"CUDA_VISIBLE_DEVICES": "0"}).gpus is None
 
 
 @pytest.mark.parametrize(
@@ -97,192 +92,74 @@ def test_tasks_per_node_are_written_out():
     assert cluster.tasks_per_node("2") == [2]
 
 
+def test_gpus_are_split_only_where_they_divide():
+    assert cluster.split_gpus(8, task=1, tasks=4) == (2, 3)
+    assert cluster.split_gpus(8, task=0, tasks=3) is None
+    assert cluster.split_gpus(1, task=0, tasks=2) is None
+    assert cluster.split_gpus(4, task=0, tasks=1) is None
+
+
 def test_open_mpi_tells_a_process_its_place():
-    found = detect(RuntimeConfig(), OPEN_MPI)
-    assert (found.processes, found.process, found.gpus, found.address[0]) == (
-        4,
-        3,
-        (1,),
-        "10.96.0.1",
-    )
-    six = detect(
-        RuntimeConfig(),
-        OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "7.0;tcp6://[fe80::b9b,2620::1]:43370"},
-    )
+    place = detect(OPEN_MPI)
+    assert place._replace(coordinator="") == Cluster(4, 3, "", (1,), "Open MPI")
+    assert place.address[0] == "10.96.0.1"
+
+    six = detect(OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "7.0;tcp6://[fe80::b9b,2620::1]:43370"})
     assert six.address[0] == "fe80::b9b" and six.coordinator.startswith("[fe80::b9b]:")
-    assert (
-        detect(RuntimeConfig(), OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}).address[0]
-        == "127.0.0.1"
-    )
-    # Open MPI 5 no longer says where mpirun is.
-    with pytest.raises(
-        ConfigError,
-        match=r"^runtime\.coordinator: is needed for one of 4 processes under Open MPI$",
-    ):
-        detect(
-            RuntimeConfig(), {name: value for name, value in OPEN_MPI.items() if "uri" not in name}
-        )
+    assert detect(OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}).address[0] == "127.0.0.1"
+
+    # Open MPI 5 no longer tells the address of mpirun.
+    newer = {name: value for name, value in OPEN_MPI.items() if "uri" not in name}
+    message = r"^runtime\.coordinator: is needed for one of 4 processes under Open MPI$"
+    with pytest.raises(ConfigError, match=message):
+        detect(newer)
 
 
 def test_an_indexed_job_of_kubernetes_has_its_index_and_its_first_pod(monkeypatch):
     monkeypatch.setattr(socket, "getfqdn", lambda: "bert-2.pods.lab.svc.cluster.local")
-    found = detect(RuntimeConfig(processes=4), KUBERNETES)
-    assert (found.processes, found.process, found.address[0]) == (
-        4,
-        2,
-        "bert-0.pods.lab.svc.cluster.local",
-    )
-    with pytest.raises(
-        ConfigError,
-        match=r"^runtime\.processes: is needed for one of several processes .* under Kubernetes$",
-    ):
-        detect(RuntimeConfig(), KUBERNETES)
+    place = detect(KUBERNETES, processes=4)
+    assert (place.processes, place.process) == (4, 2)
+    assert place.address[0] == "bert-0.pods.lab.svc.cluster.local"
+
+    message = r"^runtime\.processes: is needed for one of several processes .* under Kubernetes$"
+    with pytest.raises(ConfigError, match=message):
+        detect(KUBERNETES)
+
     monkeypatch.setattr(socket, "getfqdn", lambda: "bert-2")  # no headless service
     with pytest.raises(ConfigError, match=r"^runtime\.coordinator: is needed"):
-        detect(RuntimeConfig(processes=4), KUBERNETES)
+        detect(KUBERNETES, processes=4)
 
 
 def test_the_config_wins():
-    asked = RuntimeConfig(processes=3, process=1, coordinator="[::1]:5000")
-    assert detect(asked, {}) == Cluster(3, 1, "[::1]:5000")
-    assert detect(asked, {}).address == ("::1", 5000)
-    assert detect(RuntimeConfig(coordinator="other:1"), SLURM).coordinator == "other:1"
+    place = detect({}, processes=3, process=1, coordinator="[::1]:5000")
+    assert place == Cluster(3, 1, "[::1]:5000") and place.address == ("::1", 5000)
+    assert detect(SLURM, coordinator="other:1").coordinator == "other:1"
+    assert detect(SLURM, process=2).process == 2
 
 
 @pytest.mark.parametrize(
-    ("asked", "key"),
+    ("config", "key"),
     [
-        (RuntimeConfig(processes=2), "process"),
-        (RuntimeConfig(processes=2, process=0), "coordinator"),
-        (RuntimeConfig(process=0), "processes"),
-        (RuntimeConfig(coordinator="a:1"), "processes"),
+        ({"processes": 2}, "process"),
+        ({"processes": 2, "process": 0}, "coordinator"),
+        ({"process": 0}, "processes"),
+        ({"coordinator": "a:1"}, "processes"),
     ],
 )
-def test_what_is_missing_is_named(asked, key):
+def test_a_missing_key_is_named(config, key):
     with pytest.raises(ConfigError, match=rf"^runtime\.{key}: is needed for one of"):
-        detect(asked, {})
+        detect({}, **config)
 
 
 def test_fewer_processes_than_the_scheduler_started_are_refused():
     with pytest.raises(ConfigError, match=r"^runtime\.processes: 4 leaves no place for process 9"):
-        detect(RuntimeConfig(processes=4), SLURM)
+        detect(SLURM, processes=4)
 
 
-def test_devices_of_a_host_stand_together():
-    """SLURM may deal processes out to the nodes in turn."""
-    found = [
-        SimpleNamespace(process_index=process, id=10 * process + n)
-        for process in range(4)
-        for n in range(2)
-    ]
-    assert [d.id for d in platform.arranged(found, None, ("a", "b", "a", "b"))] == [
-        0,
-        1,
-        20,
-        21,
-        10,
-        11,
-        30,
-        31,
-    ]
-    assert [d.id for d in platform.arranged(found, 1, ("a", "a", "b", "b"))] == [0, 10, 20, 30]
-
-
-# Before they have met
-
-
-def test_a_coordinator_that_is_not_there_is_named_after_the_time_limit():
-    here = Cluster(2, 1, f"127.0.0.1:{multiprocess.free_port()}")
-    began = time.monotonic()
-    with pytest.raises(
-        LostError,
-        match=rf"^process 1 can't reach the coordinator at {here.coordinator}: tried for 1 s \(Connection ref",
-    ):
-        distributed.connect(here, 1)
-    assert 0.9 < time.monotonic() - began < 5
-    assert LostError.exit_code == 5
-
-
-def test_a_coordinator_that_comes_late_is_found():
-    port = multiprocess.free_port()
-    here = Cluster(2, 1, f"127.0.0.1:{port}")
-    assert not distributed.is_listening(here)
-    with socket.socket() as late:
-        late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        late.bind(("127.0.0.1", port))
-        threading.Timer(0.5, late.listen).start()
-        distributed.connect(here, 20).close()
-        assert distributed.is_listening(here)
-
-
-def test_an_address_that_cannot_be_listened_on_names_its_key():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            ConfigError,
-            match=rf"^runtime\.coordinator: process 0 can't listen on 127\.0\.0\.1 port {port}: Address already",
-        ):
-            distributed.listening_address(Cluster(2, 0, f"127.0.0.1:{port}"), RuntimeConfig())
-    with pytest.raises(
-        ConfigError, match=r"^runtime\.coordinator_bind: process 0 can't listen on 192\.0\.2\.1"
-    ):
-        distributed.listening_address(
-            Cluster(2, 0, "127.0.0.1:5"), RuntimeConfig(coordinator_bind="192.0.2.1")
-        )
-    assert distributed.listening_address(Cluster(2, 1, "[::1]:5"), RuntimeConfig()) == "[::1]:5"
-
-
-def test_processes_that_do_not_come_end_the_wait(tmp_path):
-    """jax itself would abort with a stack trace."""
-    program = f"""
-    import pathlib
-    from jaxlm import runtime
-    from jaxlm.config import RuntimeConfig
-    def main(argv):
-        where = "127.0.0.1:{multiprocess.free_port()}"
-        asked = RuntimeConfig(platform="cpu", processes=2, process=0, coordinator=where, initialization_timeout_seconds=2)
-        runtime.configure(asked)
-        with runtime.Group(runtime.detect(asked), asked, pathlib.Path({str(tmp_path / "run")!r})) as group:
-            group.meet()
-    runtime.run(main)
-    """
-    arguments = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, timeout=60, env=multiprocess.environment()
-    )
-    assert done.returncode == 5
-    assert (
-        done.stderr.startswith("error: not all of the 2 processes came to 127.0.0.1:")
-        and done.stderr.count("\n") == 1
-    )
-
-
-def test_the_first_difference_is_named():
-    ours, theirs = {"a": "1", "b": "2"}, {"a": "1", "c": "3"}
-    assert process_group.difference(ours, ours, "process 1") == ""
-    assert (
-        process_group.difference(ours, theirs, "process 1")
-        == "process 1 differs from process 0 in b: 2 -> absent"
-    )
-    assert (
-        process_group.difference({"a": "1"}, theirs, "process 1")
-        == "process 1 differs from process 0 in c: absent -> 3"
-    )
-
-
-def test_what_a_process_alone_decides_is_not_compared():
+def test_the_place_of_a_process_is_no_part_of_the_run():
     one = RuntimeConfig(
         processes=2, process=0, coordinator="127.0.0.1:1", coordinator_bind="0.0.0.0"
     )
     two = RuntimeConfig(processes=2, process=1, coordinator="localhost:1")
-    assert runtime.shared(one) == runtime.shared(two) == RuntimeConfig()
-
-
-def test_a_process_alone_needs_no_others(tmp_path):
-    with runtime.ProcessGroup(Cluster(), RuntimeConfig(), tmp_path / "run") as alone:
-        alone.meet()
-        alone.agree("anything", {"a": "1"})
-        assert alone.leads and alone.alone and isinstance(alone.stop_signal(), runtime.StopSignal)
-    assert not (tmp_path / "run" / "logs").exists()
+    shared = [runtime.without_process_fields(config) for config in (one, two)]
+    assert shared == [RuntimeConfig()] * 2

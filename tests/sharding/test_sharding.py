@@ -4,15 +4,22 @@ import math
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 from support import tiny
 
-from jaxlm import config, models, sharding, state, step
+from jaxlm import config, models, sharding, state
 from jaxlm.config import ConfigError
+from jaxlm.models.stack import REMAT
+from jaxlm.precision import cast_for_compute, cast_for_gather
+from jaxlm.run import describe_mesh
+from jaxlm.types import Tree
 
 MESHES = [
     ("decoder", dict(zero=0)),
@@ -31,24 +38,53 @@ MESHES = [
 ]
 
 
-def first_gradients(parts: tiny.Parts) -> dict[str, np.ndarray]:
-    params = parts.start().params
-    run = jax.jit(
-        lambda p, b: step.gradients(
-            parts.model, parts.config.training, parts.placement, p, b, None
-        )[1]
-    )
-    found = jax.device_get(run(params, parts.put(tiny.batch(0, parts.config))))
+class Trained(NamedTuple):
+    """The results of the first steps on one mesh."""
+
+    losses: list[float]
+    gradients: dict[str, np.ndarray]  # of the first step, clipped
+    grad_norm: float  # of the first step, before clipping
+
+
+def train(parts: tiny.Parts, steps: int) -> Trained:
+    """Train for `steps` from the initial values of one device, with one compiled program.
+
+    Every step is waited for, as emulated devices need it.
+    """
+    current, step = parts.place(tiny.initial_state(parts.config)), parts.step()
+    losses, norms, gradients = [], [], {}
+    for number in range(steps):
+        current, metrics = step(current, parts.put(tiny.batch(number, parts.config)))
+        losses.append(float(metrics.loss))
+        norms.append(float(metrics.grad_norm))
+        if number == 0:
+            gradients = first_gradients(parts, current)
+
+    assert_placed(parts, current)
+    return Trained(losses, gradients, norms[0])
+
+
+def first_gradients(parts: tiny.Parts, after: state.TrainState) -> dict[str, np.ndarray]:
+    """Return the gradients of the first step: Adam's first moment is then (1 - beta1) of them."""
+    share = 1 - parts.config.optimizer.beta1
+    moments = jax.device_get(optax.tree.get(after.optimizer, "mu"))
     return {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+        jax.tree_util.keystr(path): leaf / share
+        for path, leaf in jax.tree_util.tree_leaves_with_path(moments)
     }
 
 
+def assert_placed(parts: tiny.Parts, current: state.TrainState) -> None:
+    """Check that every array of a state lies where the tables say."""
+    for array, where in zip(
+        jax.tree.leaves(current), jax.tree.leaves(parts.shardings()), strict=True
+    ):
+        assert array.sharding.is_equivalent_to(where, array.ndim), (array.sharding, where)
+
+
 @cache
-def one_device(family: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    parts = tiny.parts(1, tiny.FAMILIES[family])
-    return tiny.losses(parts, 5), first_gradients(parts)
+def one_device(family: str) -> Trained:
+    return train(tiny.parts(1, tiny.FAMILIES[family]), 5)
 
 
 def mesh_name(value) -> str:
@@ -57,16 +93,19 @@ def mesh_name(value) -> str:
 
 @pytest.mark.parametrize(("family", "parallel"), MESHES, ids=mesh_name)
 def test_every_mesh_computes_what_one_device_does(family, parallel):
-    losses, gradients = one_device(family)
-    parts = tiny.parts(8, tiny.FAMILIES[family], **parallel)
-    # float32 sums in another order: 2e-7 a step at worst here, a wrong normalisation or a lost shard is above 1e-3.
-    np.testing.assert_allclose(tiny.losses(parts, 5), losses, rtol=2e-6)
-    total = math.sqrt(sum(float(np.sum(np.square(g))) for g in gradients.values()))
-    for path, gradient in first_gradients(parts).items():
-        # Per tensor, relative to its norm; tensors that are all but zero are held against the global norm.
-        error = np.linalg.norm(gradient - gradients[path]) / max(
-            np.linalg.norm(gradients[path]), 1e-3 * total
-        )
+    expected = one_device(family)
+    found = train(tiny.parts(8, tiny.FAMILIES[family], **parallel), 5)
+    # float32 sums in another order: 2e-7 a step at worst here. A wrong normalisation or a lost
+    # shard is above 1e-3.
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=2e-6)
+    np.testing.assert_allclose(found.grad_norm, expected.grad_norm, rtol=1e-5)
+
+    total = math.sqrt(sum(float(np.sum(np.square(g))) for g in expected.gradients.values()))
+    for path, gradient in found.gradients.items():
+        # Per tensor, relative to its norm. Tensors that are all but zero are held against the
+        # global norm.
+        size = max(np.linalg.norm(expected.gradients[path]), 1e-3 * total)
+        error = np.linalg.norm(gradient - expected.gradients[path]) / size
         assert error < 1e-5, (path, error)
 
 
@@ -74,14 +113,18 @@ def test_every_mesh_computes_what_one_device_does(family, parallel):
     "parallel", [dict(zero=2, devices=8), dict(zero=0, devices=1)], ids=["zero2", "one"]
 )
 def test_microbatches_change_nothing(parallel):
-    settings = replace(tiny.CONFIG, training=replace(tiny.CONFIG.training, microbatches=2))
-    parallel = dict(parallel)
-    parts = tiny.parts(parallel.pop("devices"), settings, **parallel)
-    np.testing.assert_allclose(tiny.losses(parts, 3), one_device("decoder")[0][:3], rtol=2e-6)
+    training = replace(tiny.CONFIG.training, microbatches=2)
+    devices = parallel["devices"]
+    parts = tiny.parts(devices, replace(tiny.CONFIG, training=training), zero=parallel["zero"])
+    found = train(parts, 3)
+    np.testing.assert_allclose(found.losses, one_device("decoder").losses[:3], rtol=2e-6)
 
 
 def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> int:
-    """The formula: 4 bytes per element, over tensor where a dimension is one of its axes, over fsdp along the width."""
+    """Compute the formula: 4 bytes per element, divided by the sizes of the mesh axes.
+
+    By tensor where a dimension is one of its axes, by fsdp along the width.
+    """
     total = 0
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     leaves = zip(
@@ -108,51 +151,132 @@ SPLITS += [
 ]
 
 
+def held_bytes(tree: Tree) -> set[int]:
+    """Count the bytes on each device on the arrays themselves."""
+    counts = dict.fromkeys(jax.devices(), 0)
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            counts[shard.device] += shard.data.nbytes
+    return set(counts.values())
+
+
 @pytest.mark.parametrize(("family", "zero", "tensor"), SPLITS)
 def test_bytes_per_device_are_the_formula(family, zero, tensor):
+    """The arrays are zeros: `train` checks that a step leaves its state where the tables say."""
     parts = tiny.parts(8, tiny.FAMILIES[family], zero=zero, tensor=tensor)
-    current = parts.start()
-
-    def held(tree) -> set[int]:
-        """Bytes on each device, counted on the arrays themselves."""
-        counts = dict.fromkeys(jax.devices(), 0)
-        for leaf in jax.tree.leaves(tree):
-            for shard in leaf.addressable_shards:
-                counts[shard.device] += shard.data.nbytes
-        return set(counts.values())
+    shapes, where = state.state_shapes(parts.model, parts.optimizer), parts.shardings()
+    current = parts.place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
 
     fsdp, counter = 8 // tensor, 4
-    shapes = state.state_shapes(parts.model, parts.optimizer)
-    where = state.state_shardings(parts.model, parts.optimizer, parts.placement)
     params = expected_bytes(parts.model, fsdp, tensor, split=zero == 3)
-    moments = 2 * expected_bytes(parts.model, fsdp, tensor, split=zero >= 1)
-    assert (
-        held(current.params) == {params} == {sharding.bytes_per_device(shapes.params, where.params)}
-    )
+    assert held_bytes(current.params) == {params}
+    assert sharding.bytes_per_device(shapes.params, where.params) == params
+
     # Two moments, and the two step counters of the chain (Adam's and the schedule's).
-    assert (
-        held(current.optimizer)
-        == {moments + 2 * counter}
-        == {sharding.bytes_per_device(shapes.optimizer, where.optimizer)}
+    moments = 2 * expected_bytes(parts.model, fsdp, tensor, split=zero >= 1) + 2 * counter
+    assert held_bytes(current.optimizer) == {moments}
+    assert sharding.bytes_per_device(shapes.optimizer, where.optimizer) == moments
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_each_stage_splits_one_more_tree(zero):
+    """Stage 1 splits the optimizer's moments, 2 the gradients too, 3 the parameters as well."""
+    parts = tiny.parts(8, zero=zero)
+    shapes = state.state_shapes(parts.model, parts.optimizer).params
+
+    def is_split(tree_name: str) -> bool:
+        return "fsdp" in parts.placement.tree(tree_name, shapes)["embedding"]["tokens"].spec
+
+    split = [name for name in ("optimizer", "gradients", "parameters") if is_split(name)]
+    assert split == ["optimizer", "gradients", "parameters"][:zero]
+
+
+def constraints(function, *arguments) -> set[tuple[tuple[int, ...], P]]:
+    """Trace `function` and return (shape, spec) of every sharding that it asks for."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    requested = set()
+    for equation in tiny.equations(jaxpr):
+        if equation.primitive.name == "sharding_constraint":
+            requested.add((equation.outvars[0].aval.shape, equation.params["sharding"].spec))
+    return requested
+
+
+def split_kernels(parts: tiny.Parts, tree_name: str) -> set[tuple[tuple[int, ...], P]]:
+    """Return (shape, spec) of the stacked MLP kernels in a tree, where fsdp splits them."""
+    shapes = state.state_shapes(parts.model, parts.optimizer).params
+    where = parts.placement.tree(tree_name, shapes)
+    kernels = zip(
+        jax.tree.leaves(shapes["blocks"]["mlp"]),
+        jax.tree.leaves(where["blocks"]["mlp"]),
+        strict=True,
     )
+    return {(leaf.shape, place.spec) for leaf, place in kernels if "fsdp" in place.spec}
 
 
-def test_gradients_are_split_from_stage_2_on():
-    for zero in (1, 2):
-        parts = tiny.parts(8, zero=zero)
-        kinds = parts.placement.tree(
-            "gradients", state.state_shapes(parts.model, parts.optimizer).params
-        )
-        assert ("fsdp" in kinds["embedding"]["tokens"].spec) == (zero == 2)
+def test_gradients_reach_the_optimizer_placed_like_its_moments():
+    """Each device updates the part of the weights whose moments it holds.
+
+    Seen in the constraints on [layers, ...] kernels. Those on single layers are the gathers'. At
+    stage 1 the gradients are whole until the optimizer reads them, from stage 2 on they are split.
+    """
+    for zero in (0, 1, 2):
+        parts = tiny.parts(8, zero=zero, blocks="scanned")
+        moments = split_kernels(parts, "optimizer")
+        assert len(moments) == (2 if zero else 0)  # [D, F] and [F, D]
+
+        abstract = state.abstract_state(parts.model, parts.optimizer, parts.placement)
+        assert moments <= constraints(parts.step(), abstract, tiny.batch(0))
+        if zero:
+            in_gradients = constraints(parts.gradients, abstract.params, tiny.batch(0))
+            assert moments & in_gradients == (moments if zero == 2 else set())
+
+
+def test_activations_are_placed_between_the_layers():
+    """All by rows, and heads, the MLP's width and the vocabulary by the tensor axis as well."""
+    parts = tiny.parts(8, data=2, tensor=2)
+    params = state.state_shapes(parts.model, parts.optimizer).params
+    rows, length, config = 16, 32, parts.config.model
+    batch = ("data", "fsdp")
+    assert constraints(parts.gradients, params, tiny.batch(0)) >= {
+        ((rows, length, config.width), P(batch, None, None)),
+        ((rows, length, config.hidden_width), P(batch, None, "tensor")),
+        ((rows, length, config.heads, config.width_per_head), P(batch, None, "tensor", None)),
+        ((rows, length, 384), P(batch, None, "tensor")),  # scores of the padded vocabulary
+    }
 
 
 def test_initial_values_do_not_depend_on_the_mesh():
-    one, sharded = tiny.parts(1).start(), tiny.parts(8, zero=3, tensor=2).start()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
-        one.params,
-        sharded.params,
-    )
+    """And `create_state` puts every array where the tables say."""
+    parts = tiny.parts(8, zero=3, tensor=2)
+    current = parts.start()
+    assert_placed(parts, current)
+    assert held_bytes(current.params) == {expected_bytes(parts.model, 4, 2, split=True)}
+
+    one_device = tiny.initial_state(tiny.CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(current), one_device)
+
+
+def test_a_state_around_given_parameters_is_new_and_placed():
+    parts = tiny.parts(8, zero=1)
+    params = parts.place(tiny.initial_state(tiny.CONFIG)).params
+    current = state.state_from_params(parts.model, parts.optimizer, parts.placement, params)
+    assert_placed(parts, current)
+    assert current.params is params
+    assert int(current.step) == 0
+    for moment in jax.tree.leaves(optax.tree.get(current.optimizer, "mu")):
+        assert not np.asarray(moment).any()
+
+
+@pytest.mark.parametrize("remat", ["none", "weights", "dots", "full"])
+def test_the_model_recomputes_what_the_config_says(remat):
+    """`tests/models/test_stack.py` counts what each policy recomputes."""
+    parts = tiny.parts(1, remat=remat, blocks="scanned")
+    jaxpr = jax.make_jaxpr(parts.gradients)(tiny.initial_state(tiny.CONFIG).params, tiny.batch(0))
+    policies = set()
+    for equation in tiny.equations(jaxpr.jaxpr):
+        if "policy" in equation.params and equation.params["policy"] is not None:
+            policies.add(equation.params["policy"])
+    assert policies == (set() if remat == "none" else {REMAT[remat]})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +297,12 @@ def test_model_and_batch_must_divide():
     mesh = sharding.make_mesh(config.ParallelConfig(tensor=8), jax.devices())
     with pytest.raises(ConfigError, match=r"parallel.tensor: 8 does not divide model.heads \(4\)"):
         sharding.check_mesh(mesh, tiny.CONFIG.model, [16], 1, config.EvaluationConfig())
+    mesh = sharding.make_mesh(config.ParallelConfig(tensor=4), jax.devices())
+    with pytest.raises(ConfigError, match=r"4 does not divide model.encoder_heads \(2\)"):
+        sharding.check_mesh(mesh, tiny.ENCODER_DECODER.model, [16], 1, config.EvaluationConfig())
     mesh = sharding.make_mesh(config.ParallelConfig(), jax.devices())
+    with pytest.raises(ConfigError, match=r"16 sequences .* 8 devices x 4 microbatches"):
+        sharding.check_mesh(mesh, tiny.CONFIG.model, [16], 4, config.EvaluationConfig())
     with pytest.raises(ConfigError, match=r"training.batch_size: 12 sequences"):
         sharding.check_mesh(mesh, tiny.CONFIG.model, [16, 12], 1, config.EvaluationConfig())
     with pytest.raises(ConfigError, match=r"evaluation.batch_size: 12 sequences"):
@@ -191,15 +320,15 @@ def test_unknown_axes_and_collisions_name_the_parameter():
 
 
 def test_a_width_that_does_not_divide_stays_whole_and_is_listed():
-    settings = replace(tiny.CONFIG, model=replace(tiny.CONFIG.model, width=36, head_width=16))
-    parts = tiny.parts(8, settings, zero=3)
+    model = replace(tiny.CONFIG.model, width=36, head_width=16)
+    parts = tiny.parts(8, replace(tiny.CONFIG, model=model), zero=3)
     shapes = state.state_shapes(parts.model, parts.optimizer).params
-    listed = sharding.replicated(shapes, parts.placement.tree("parameters", shapes))
+    listed = sharding.list_replicated(shapes, parts.placement.tree("parameters", shapes))
     assert "embedding.tokens" in listed
     gpt2 = models.build(config.ModelConfig())
     shapes = jax.eval_shape(gpt2.init, jax.random.key(0))
     placement = sharding.Placement(parts.placement.mesh, gpt2.axes, zero=3)
-    assert sharding.replicated(shapes, placement.tree("parameters", shapes)) == []
+    assert sharding.list_replicated(shapes, placement.tree("parameters", shapes)) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -207,47 +336,76 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
     precision = config.PrecisionConfig(compute="bfloat16", gradients=dtype)
     mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
 
-    def used(weight):
-        return sharding.gather(
-            mesh, 3, precision, {"kernel": weight}, {"kernel": ("embed", "mlp")}
-        )["kernel"]
+    def gathered(weight):
+        axes = {"kernel": ("embed", "mlp")}
+        return sharding.gather(mesh, 3, precision, {"kernel": weight}, axes)["kernel"]
 
+    # A gradient has the dtype of the layer's weight and is summed in it. It comes back in the dtype
+    # that is stored.
     weight = jnp.ones((8, 8), jnp.float32)
-    # A gradient has the dtype of what the layer is given, and is summed in it; it comes back in the dtype that is stored.
-    assert used(weight).dtype == dtype
-    assert jax.grad(lambda w: used(w).astype(jnp.float32).sum())(weight).dtype == jnp.float32
+    assert gathered(weight).dtype == dtype
+    assert jax.grad(lambda w: gathered(w).astype(jnp.float32).sum())(weight).dtype == jnp.float32
+
+
+def test_weights_travel_in_the_compute_dtype():
+    """A bfloat16 gather moves half of the bytes. Vectors along the width travel as they are."""
+    precision = config.PrecisionConfig(compute="bfloat16")
+    mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
+
+    def travelling(axes) -> set[str]:
+        """Return the dtypes of the arrays that are asked to be whole."""
+
+        def gathered(weight):
+            return sharding.gather(mesh, 3, precision, {"w": weight}, {"w": axes})["w"]
+
+        shape = jax.ShapeDtypeStruct((8,) * len(axes), jnp.float32)
+        dtypes = set()
+        for equation in tiny.equations(jax.make_jaxpr(gathered)(shape).jaxpr):
+            if equation.primitive.name == "sharding_constraint":
+                dtypes.add(equation.invars[0].aval.dtype.name)
+        return dtypes
+
+    assert travelling(("embed", "mlp")) == {"bfloat16"}
+    assert travelling(("norm",)) == {"float32"}
+
+
+@pytest.mark.parametrize("cast", [cast_for_gather, cast_for_compute])
+def test_norms_and_biases_along_the_width_are_not_cast(cast):
+    precision = config.PrecisionConfig(compute="bfloat16", gradients="bfloat16")
+    weight = jnp.ones((2, 8), jnp.float32)
+    assert cast(("layers", "norm"), weight, precision).dtype == jnp.float32
+    assert cast(("layers", "mlp"), weight, precision).dtype == jnp.bfloat16
 
 
 def test_the_mesh_is_described_with_its_hosts():
     devices = [SimpleNamespace(process_index=n // 2, id=n) for n in range(8)]
-    mesh = lambda **sizes: SimpleNamespace(
-        devices=np.array(devices).reshape(*sizes.values()), shape=sizes
-    )  # noqa: E731
+
+    def mesh(**sizes) -> Any:
+        return SimpleNamespace(devices=np.array(devices).reshape(*sizes.values()), shape=sizes)
+
     hosts = ("a", "a", "b", "b")
     assert (
-        sharding.describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4)
+        describe_mesh(mesh(data=1, fsdp=8, tensor=1), ("a",) * 4)
         == "data 1 x fsdp 8 x tensor 1 on 4 processes (a: 0-3)"
     )
     where = "on 4 processes (a: 0-1; b: 2-3)"
     assert (
-        sharding.describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts)
+        describe_mesh(mesh(data=2, fsdp=2, tensor=2), hosts)
         == f"data 2 (across hosts) x fsdp 2 x tensor 2 {where}"
     )
     assert (
-        sharding.describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts)
+        describe_mesh(mesh(data=1, fsdp=4, tensor=2), hosts)
         == f"data 1 x fsdp 4 (across hosts) x tensor 2 {where}"
     )
     one = mesh(data=2, fsdp=4, tensor=1)
-    assert sharding.describe_mesh(
-        SimpleNamespace(devices=np.array(devices[:2] * 4).reshape(2, 4, 1), shape=one.shape), ("a",)
-    ).endswith("tensor 1")
+    one.devices = np.array(devices[:2] * 4).reshape(2, 4, 1)  # of one process
+    assert describe_mesh(one, ("a",)).endswith("tensor 1")
 
 
 def test_many_hosts_are_shortened():
-    assert sharding.ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
+    assert sharding.describe_ranges([0, 1, 2, 4, 7, 8]) == "0-2, 4, 7-8"
     hosts = [f"n{n}" for n in range(20)]
     devices = [SimpleNamespace(process_index=n, id=n) for n in range(20)]
-    mesh = SimpleNamespace(
-        devices=np.array(devices).reshape(20, 1, 1), shape=dict(data=20, fsdp=1, tensor=1)
-    )
-    assert sharding.describe_mesh(mesh, hosts).endswith("n7: 7; 12 more hosts)")
+    sizes = dict(data=20, fsdp=1, tensor=1)
+    mesh: Any = SimpleNamespace(devices=np.array(devices).reshape(20, 1, 1), shape=sizes)
+    assert describe_mesh(mesh, hosts).endswith("n7: 7; 12 more hosts)")

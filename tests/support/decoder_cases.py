@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from support import model_references
-from support.cases import ROWS, VOCABULARY, Pair, TorchStack, made
+from support.cases import ROWS, Pair, TorchStack
+from support.parity import VOCABULARY, build_reference
 
 
-def decoder(**fields) -> config.ModelConfig:
-    return config.ModelConfig(vocabulary_size=VOCABULARY, context_length=ROWS, **fields)
+def decoder(**fields) -> ModelConfig:
+    return ModelConfig(vocabulary_size=VOCABULARY, context_length=ROWS, **fields)
 
 
 def gpt2() -> Pair:
     sizes = {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_inner": 50, "n_positions": ROWS}
-    peer = made("GPT2LMHeadModel", **sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    model = decoder(layers=2, width=36, heads=3, mlp_width=50)
-    return Pair(peer, model, lambda state, fill=7.0: model_references.gpt2(state, 3, 2, fill))
+    reference = build_reference(
+        "GPT2LMHeadModel", **sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    config = decoder(layers=2, width=36, heads=3, mlp_width=50)
+    return Pair(reference, config, lambda state, fill=7.0: model_references.gpt2(state, 3, 2, fill))
 
 
 LLAMA_SIZES = {
@@ -46,22 +49,22 @@ LLAMA: dict[str, Any] = {
 
 def llama() -> Pair:
     """Six heads in two groups."""
-    peer = made("LlamaForCausalLM", **LLAMA_SIZES)
-    model = decoder(**LLAMA)
+    reference = build_reference("LlamaForCausalLM", **LLAMA_SIZES)
+    config = decoder(**LLAMA)
     return Pair(
-        peer,
-        model,
-        lambda state, fill=7.0: model_references.llama(state, model.width_per_head, 2, fill),
+        reference,
+        config,
+        lambda state, fill=7.0: model_references.llama(state, config.width_per_head, 2, fill),
     )
 
 
 def post_norm() -> Pair:
     """norm(x + f(x)), exact GELU, a head with a bias."""
-    peer = TorchStack(causal=True, norm_first=False)
+    reference = TorchStack(causal=True, norm_first=False)
     fields = {"norm_placement": "post", "activation": "gelu", "tied_head": False, "head_bias": True}
-    model = decoder(layers=2, width=36, heads=3, mlp_width=50, **fields)
+    config = decoder(layers=2, width=36, heads=3, mlp_width=50, **fields)
     return Pair(
-        peer, model, lambda state, fill=7.0: model_references.torch_stack(state, 3, 2, fill)
+        reference, config, lambda state, fill=7.0: model_references.torch_stack(state, 3, 2, fill)
     )
 
 

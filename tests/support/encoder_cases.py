@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.types import Tree
 from support import model_references
-from support.cases import PAD, ROWS, VOCABULARY, Pair, TorchStack, made
+from support.cases import ROWS, Pair, TorchStack
 from support.model_references import (
     State,
     dense,
@@ -18,12 +18,16 @@ from support.model_references import (
     stacked,
     to_heads,
 )
+from support.parity import VOCABULARY, build_reference
 
 
 def bert(
     state: State, root: str, head: dict[str, str], head_width: int, layers: int, fill: float = 7.0
 ) -> Tree:
-    """transformers' BertForMaskedLM and RobertaForMaskedLM; `head` names what stands between the stack and the vocabulary."""
+    """Map transformers' BertForMaskedLM and RobertaForMaskedLM.
+
+    `head` names the tensors between the stack and the vocabulary.
+    """
 
     def layer(i: int) -> Tree:
         s = part(state, f"{root}.encoder.layer.{i}.")
@@ -69,9 +73,8 @@ def masked_lm(cls: str, theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         "num_hidden_layers": 2,
         "num_attention_heads": 3,
         "intermediate_size": 50,
-        "pad_token_id": PAD,
     }
-    peer = made(
+    reference = build_reference(
         f"{cls}ForMaskedLM",
         **sizes,
         hidden_dropout_prob=0.0,
@@ -84,22 +87,20 @@ def masked_lm(cls: str, theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         "activation": "gelu",
         "head_bias": True,
     }
-    model = encoder(
+    config = encoder(
         layers=2, width=36, heads=3, mlp_width=50, head_transform=True, **fields, **ours
     )
     return Pair(
-        peer, model, lambda state, fill=7.0: bert(state, cls.lower(), HEADS[cls], 12, 2, fill)
+        reference, config, lambda state, fill=7.0: bert(state, cls.lower(), HEADS[cls], 12, 2, fill)
     )
 
 
-def encoder(**fields) -> config.ModelConfig:
-    return config.ModelConfig(
-        family="encoder", vocabulary_size=VOCABULARY, context_length=ROWS, **fields
-    )
+def encoder(**fields) -> ModelConfig:
+    return ModelConfig(family="encoder", vocabulary_size=VOCABULARY, context_length=ROWS, **fields)
 
 
 def pre_norm() -> Pair:
-    model = encoder(
+    config = encoder(
         layers=2,
         width=36,
         heads=3,
@@ -110,7 +111,7 @@ def pre_norm() -> Pair:
     )
     return Pair(
         TorchStack(causal=False, norm_first=True),
-        model,
+        config,
         lambda state, fill=7.0: model_references.torch_stack(state, 3, 2, fill),
     )
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from jaxlm import config
+from jaxlm.config import ModelConfig
 from jaxlm.types import Tree
-from support import model_references
-from support.cases import PAD, ROWS, VOCABULARY, Pair, made
+from support.cases import ROWS, Pair
 from support.model_references import (
     State,
     dense,
@@ -23,16 +22,15 @@ from support.model_references import (
     to_heads,
     torch_layers,
 )
+from support.parity import VOCABULARY, build_reference, randomise
 
 
-def model_of(**fields) -> config.ModelConfig:
-    return config.ModelConfig(
-        family="encoder_decoder", vocabulary_size=VOCABULARY, width=36, **fields
-    )
+def model_of(**fields) -> ModelConfig:
+    return ModelConfig(family="encoder_decoder", vocabulary_size=VOCABULARY, width=36, **fields)
 
 
 def attention(state: State, names: dict[str, str], head_width: int) -> Tree:
-    """Projections by our name -> theirs."""
+    """Map the projections, given {our name: theirs}."""
     out = from_heads(state, names["output"], head_width)
     for name in ("query", "key", "value"):
         out |= to_heads(state, names[name], name, head_width)
@@ -40,7 +38,10 @@ def attention(state: State, names: dict[str, str], head_width: int) -> Tree:
 
 
 def t5_stack(state: State, head_width: int, layers: int) -> Tree:
-    """transformers' T5Stack. Its sublayers are numbered; the first layer owns the bias of all of them."""
+    """Map transformers' T5Stack.
+
+    Its sublayers are numbered. The first layer owns the bias of all of them.
+    """
 
     def layer(i: int) -> Tree:
         s = part(state, f"block.{i}.layer.")
@@ -74,7 +75,10 @@ def t5_stack(state: State, head_width: int, layers: int) -> Tree:
 
 
 def t5(theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
-    """One layer in the encoder, two in the decoder; so few buckets that their last ones are used."""
+    """Return a T5 with one encoder layer and two decoder layers.
+
+    It has so few buckets that the last ones are used.
+    """
     sizes = {
         "d_model": 36,
         "d_kv": 10,
@@ -84,12 +88,11 @@ def t5(theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         "num_decoder_layers": 2,
     }
     buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
-    peer = made(
+    reference = build_reference(
         "T5ForConditionalGeneration",
         **sizes,
         **buckets,
         dropout_rate=0.0,
-        pad_token_id=PAD,
         **theirs,
     )
     bare = {
@@ -105,7 +108,7 @@ def t5(theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         "relative_max_distance": 12,
         "attention_scale": 1.0,
     }
-    model = model_of(
+    config = model_of(
         layers=2,
         encoder_layers=1,
         heads=3,
@@ -115,32 +118,32 @@ def t5(theirs: dict[str, Any], ours: dict[str, Any]) -> Pair:
         **positions,
         **ours,
     )
-    if not model.tied_head:
-        # transformers 5 ties the head of every T5 that it builds, and unties it only when a checkpoint has one.
-        peer.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 36))
-        model_references.randomise(peer, seed=1)
-    for weight in (w for name, w in peer.named_parameters() if name.endswith(".q.weight")):
-        weight.data *= (
-            10**-0.5
-        )  # what T5 has in place of scaled scores: without it attention is nearly one-hot
+    if not config.tied_head:
+        # transformers 5 ties the head of every T5 that it builds, and unties it only when a
+        # checkpoint has one.
+        reference.lm_head.weight = torch.nn.Parameter(torch.empty(VOCABULARY, 36))
+        randomise(reference)
+    for weight in (w for name, w in reference.named_parameters() if name.endswith(".q.weight")):
+        # T5 has this in place of scaled scores. Without it attention is nearly one-hot.
+        weight.data *= 10**-0.5
 
     def convert(state: State, fill: float = 7.0) -> Tree:
         encoder, decoder = (
             t5_stack(part(state, "encoder."), 10, 1),
             t5_stack(part(state, "decoder."), 10, 2),
         )
-        if not model.tied_head:
+        if not config.tied_head:
             decoder["head"] = {"kernel": rows(state["lm_head.weight"], fill).T}
         return {
             "encoder": {"embedding": {"tokens": rows(state["shared.weight"], fill)}} | encoder,
             "decoder": decoder,
         }
 
-    return Pair(peer, model, convert)
+    return Pair(reference, config, convert)
 
 
 def bart_stack(state: State, heads: int, layers: int) -> Tree:
-    """transformers' BartEncoder and BartDecoder, but for the shared token table."""
+    """Map transformers' BartEncoder and BartDecoder without the shared token table."""
 
     def projections(name: str) -> dict[str, str]:
         return {
@@ -175,7 +178,7 @@ def bart_stack(state: State, heads: int, layers: int) -> Tree:
 
 
 def bart(scaled: bool) -> Pair:
-    """Stacks of different layers, heads and widths of the MLP."""
+    """Return a BART whose stacks differ in layers, heads and widths of the MLP."""
     sizes = {
         "encoder_layers": 1,
         "decoder_layers": 2,
@@ -188,18 +191,17 @@ def bart(scaled: bool) -> Pair:
         "decoder_ffn_dim": 30,
         "max_position_embeddings": ROWS,
     }
-    peer = made(
+    reference = build_reference(
         "BartForConditionalGeneration",
         **sizes,
         **widths,
         dropout=0.0,
-        pad_token_id=PAD,
         scale_embedding=scaled,
     )
     # A buffer of zeros there: as a parameter it gets values and a gradient.
-    del peer.final_logits_bias
-    peer.final_logits_bias = torch.nn.Parameter(torch.empty(1, VOCABULARY))
-    model_references.randomise(peer, seed=1)
+    del reference.final_logits_bias
+    reference.final_logits_bias = torch.nn.Parameter(torch.empty(1, VOCABULARY))
+    randomise(reference)
     fields: dict[str, Any] = {
         "norm_placement": "post",
         "embedding_norm": True,
@@ -208,7 +210,7 @@ def bart(scaled: bool) -> Pair:
     }
     encoder = {"encoder_layers": 1, "encoder_heads": 6, "encoder_mlp_width": 50}
     places = {"context_length": ROWS, "position_offset": 2, "embedding_scaling": scaled}
-    model = model_of(layers=2, heads=3, mlp_width=30, **encoder, **places, **fields)
+    config = model_of(layers=2, heads=3, mlp_width=30, **encoder, **places, **fields)
 
     def convert(state: State, fill: float = 7.0) -> Tree:
         encoder, decoder = (
@@ -221,11 +223,14 @@ def bart(scaled: bool) -> Pair:
             "decoder": decoder | {"head": {"bias": padded(state["final_logits_bias"][0], fill)}},
         }
 
-    return Pair(peer, model, convert)
+    return Pair(reference, config, convert)
 
 
 class OriginalTransformer(torch.nn.Module):
-    """Vaswani et al. 2017 from torch's layers: post-norm, ReLU, sinusoidal positions, one table for both stacks and the head."""
+    """Vaswani et al. 2017 from torch's layers.
+
+    Post-norm, ReLU, sinusoidal positions, one table for both stacks and the head.
+    """
 
     def __init__(self):
         super().__init__()
@@ -241,10 +246,10 @@ class OriginalTransformer(torch.nn.Module):
             torch.nn.TransformerEncoderLayer(**layer), 2, enable_nested_tensor=False
         )
         self.decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(**layer), 2)
-        model_references.randomise(self.eval(), seed=1)
+        randomise(self.eval())
 
     def embed(self, ids):
-        """Sines before cosines, as tensor2tensor lays out the channels of section 3.5."""
+        """Embed with sines before cosines, tensor2tensor's layout of section 3.5."""
         angles = np.arange(ids.shape[1])[:, None] / 10000.0 ** (np.arange(18) / 18)
         waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         return self.table(ids) * math.sqrt(36) + torch.from_numpy(waves).float()

@@ -1,4 +1,7 @@
-"""Tensors of torch models in our layout. The maps are linear, so they carry gradients as well as weights."""
+"""Tensors of torch models in our layout.
+
+The maps are linear, so they apply to gradients as well as to weights.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -12,31 +15,24 @@ from jaxlm.types import Tree
 State = Mapping[str, np.ndarray]
 
 
-def randomise(peer: torch.nn.Module, seed: int) -> None:
-    """Random values in every tensor, norms and biases too, so that none can be left out or swapped unseen."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in peer.parameters():
-            parameter.copy_(0.25 * torch.randn(parameter.shape, generator=generator))
-        for name, parameter in peer.named_parameters():
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter += 1.0
+def weights(reference: torch.nn.Module) -> State:
+    """Return copies of the parameters."""
+    return {
+        name: parameter.detach().numpy().copy() for name, parameter in reference.named_parameters()
+    }
 
 
-def weights(peer: torch.nn.Module) -> State:
-    return {name: parameter.detach().numpy().copy() for name, parameter in peer.named_parameters()}
-
-
-def gradients(peer: torch.nn.Module) -> State:
+def gradients(reference: torch.nn.Module) -> State:
+    """Return copies of the gradients of the parameters that have one."""
     return {
         name: parameter.grad.numpy().copy()
-        for name, parameter in peer.named_parameters()
+        for name, parameter in reference.named_parameters()
         if parameter.grad is not None
     }
 
 
 def rows(table_VD: np.ndarray, fill: float) -> np.ndarray:
-    """The table with its padding rows; `fill` is a value that would show if they were ever used."""
+    """Return the table with its padding rows; `fill` would show in a result if they were used."""
     V = table_VD.shape[0]
     return np.pad(table_VD, ((0, padded_vocabulary(V) - V), (0, 0)), constant_values=fill)
 
@@ -50,7 +46,7 @@ def stacked(layer: Callable[[int], Tree], layers: int) -> Tree:
 
 
 def part(state: State, prefix: str) -> dict[str, np.ndarray]:
-    """The tensors under a prefix, by the rest of their names."""
+    """Return the tensors under a prefix, by the rest of their names."""
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -60,27 +56,27 @@ def norm(state: State, name: str) -> Tree:
 
 
 def dense(state: State, name: str, ours: str) -> Tree:
-    """A torch linear layer [out, in] -> our kernel [in, out] and bias."""
+    """Map a torch linear layer [out, in] -> our kernel [in, out] and bias."""
     out = {f"{ours}_kernel": state[f"{name}.weight"].T}
     return out | {f"{ours}_bias": state[f"{name}.bias"]} if f"{name}.bias" in state else out
 
 
 def to_heads(state: State, name: str, ours: str, K: int) -> Tree:
-    """A torch projection [H K, D] -> our kernel [D, H, K] and bias [H, K]."""
+    """Map a torch projection [H K, D] -> our kernel [D, H, K] and bias [H, K]."""
     kernel, *bias = dense(state, name, ours).values()
     out = {f"{ours}_kernel": kernel.reshape(kernel.shape[0], -1, K)}
     return out | {f"{ours}_bias": bias[0].reshape(-1, K)} if bias else out
 
 
 def from_heads(state: State, name: str, K: int) -> Tree:
-    """A torch projection [D, H K] -> our output kernel [H, K, D] and bias [D]."""
+    """Map a torch projection [D, H K] -> our output kernel [H, K, D] and bias [D]."""
     kernel, *bias = dense(state, name, "output").values()
     out = {"output_kernel": kernel.reshape(-1, K, kernel.shape[1])}
     return out | {"output_bias": bias[0]} if bias else out
 
 
 def gpt2(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
-    """transformers' GPT2LMHeadModel, whose weights are [in, out] and fuse query, key and value."""
+    """Map transformers' GPT2LMHeadModel, whose weights are [in, out] and fuse q, k and v."""
 
     def layer(i: int) -> Tree:
         s = part(state, f"transformer.h.{i}.")
@@ -122,7 +118,7 @@ def gpt2(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
 
 
 def llama(state: State, head_width: int, layers: int, fill: float = 7.0) -> Tree:
-    """transformers' LlamaForCausalLM with an untied head."""
+    """Map transformers' LlamaForCausalLM with an untied head."""
 
     def layer(i: int) -> Tree:
         s = part(state, f"model.layers.{i}.")
@@ -150,7 +146,7 @@ def llama(state: State, head_width: int, layers: int, fill: float = 7.0) -> Tree
 
 
 def torch_attention(state: State, name: str, heads: int) -> Tree:
-    """A torch.nn.MultiheadAttention, which stacks query, key and value."""
+    """Map a torch.nn.MultiheadAttention, which stacks query, key and value."""
     fused, fused_bias = state[f"{name}.in_proj_weight"], state[f"{name}.in_proj_bias"]
     D = fused.shape[1]
     attention = from_heads(state, f"{name}.out_proj", D // heads)
@@ -165,7 +161,10 @@ def torch_attention(state: State, name: str, heads: int) -> Tree:
 
 
 def torch_layers(state: State, heads: int, layers: int) -> Tree:
-    """torch.nn.TransformerEncoder's and TransformerDecoder's layers; a decoder's second attention reads the encoder."""
+    """Map the layers of torch.nn.TransformerEncoder and TransformerDecoder.
+
+    A decoder's second attention reads the encoder.
+    """
 
     def layer(i: int) -> Tree:
         s = part(state, f"layers.{i}.")
@@ -183,7 +182,10 @@ def torch_layers(state: State, heads: int, layers: int) -> Tree:
 
 
 def torch_stack(state: State, heads: int, layers: int, fill: float = 7.0) -> Tree:
-    """A torch.nn.TransformerEncoder between token and position tables and an untied head; with or without a norm at its end."""
+    """Map a torch.nn.TransformerEncoder between two tables and an untied head.
+
+    It may have a norm at its end.
+    """
     tables = {"tokens": rows(state["tokens.weight"], fill), "positions": state["positions.weight"]}
     final_norm = {"final_norm": norm(state, "stack.norm")} if "stack.norm.weight" in state else {}
     return {

@@ -18,8 +18,8 @@ def vocabulary(settings: config.Config) -> objectives.Vocabulary:
         pad=2,
         mask=3,
         sentinels=np.arange(first_text - sentinels, first_text, dtype=np.int32),
-        first=np.zeros(size, np.int8),
-        last=np.zeros(size, np.int8),
+        first_class=np.zeros(size, np.int8),
+        last_class=np.zeros(size, np.int8),
         ends_sentence=np.zeros(size, bool),
     )
 
@@ -49,4 +49,4 @@ def batch(settings: config.Config, number: int) -> Batch:
     cumulative = np.cumsum(1 / np.arange(1, count + 1))
     drawn = np.searchsorted(cumulative, random.random((rows, built.window)) * cumulative[-1])
     windows = (first + np.minimum(drawn, count - 1)).astype(np.int32)
-    return built.make(windows, np.arange(rows, dtype=np.int64) + rows * number, settings.seed)
+    return built.make_batch(windows, np.arange(rows, dtype=np.int64) + rows * number, settings.seed)

@@ -1,4 +1,4 @@
-"""A vocabulary and texts for the tests of objectives."""
+"""Build objectives, texts and batches over a small vocabulary."""
 
 from typing import Any
 
@@ -17,26 +17,29 @@ VOCABULARY = Vocabulary(
     pad=PAD,
     mask=MASK,
     sentinels=np.arange(FIRST_SENTINEL, FIRST_ORDINARY, dtype=np.int32),
-    first=(np.arange(SIZE) % 2).astype(np.int8),
-    last=(np.arange(SIZE) // 2 % 2).astype(np.int8),
+    first_class=(np.arange(SIZE) % 2).astype(np.int8),
+    last_class=(np.arange(SIZE) // 2 % 2).astype(np.int8),
     ends_sentence=np.arange(SIZE) % 10 == 9,
 )
 FRAMED = VOCABULARY._replace(begin_of_text=BEGIN)
 
 
-def build(kind, length, vocabulary=VOCABULARY, **settings):
-    return objectives.build(config.ObjectiveConfig(kind=kind, **settings), length, vocabulary)
+def build_objective(kind, length, vocabulary=VOCABULARY, **fields):
+    """Build an objective; `fields` are those of its config."""
+    return objectives.build(config.ObjectiveConfig(kind=kind, **fields), length, vocabulary)
 
 
-def windows(objective, rows, ends=0.0, seed=0):
-    """int32 [rows, window] of different ordinary tokens in each row, of which the share `ends` is replaced by end_of_text."""
+def random_windows(objective, rows, ends=0.0, seed=0):
+    """Return different ordinary tokens in each row; int32 [rows, window].
+
+    The share `ends` of them is replaced by end_of_text.
+    """
     rng = np.random.default_rng(seed)
-    drawn = rng.permuted(
-        np.tile(np.arange(FIRST_ORDINARY, SIZE, dtype=np.int32), (rows, 1)), axis=1
-    )[:, : objective.window]
+    ordinary = np.tile(np.arange(FIRST_ORDINARY, SIZE, dtype=np.int32), (rows, 1))
+    drawn = rng.permuted(ordinary, axis=1)[:, : objective.window]
     return np.where(rng.random(drawn.shape) < ends, np.int32(END), drawn)
 
 
-def make(objective, text, first_sample=0, seed=0) -> Any:
-    """The batch of samples with consecutive numbers."""
-    return objective.make(text, first_sample + np.arange(len(text)), seed)
+def make_batch(objective, text, first_sample=0, seed=0) -> Any:
+    """Return the batch of samples with consecutive numbers."""
+    return objective.make_batch(text, first_sample + np.arange(len(text)), seed)

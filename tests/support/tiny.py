@@ -1,16 +1,30 @@
-"""A model of each family, small enough to train in a test, and the parts to do so."""
+"""A model of each family, small enough to train in a test, and everything that trains it."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-from jaxlm import config, models, optim, sharding, state, step
+from jaxlm import models, optim, sharding, state, step
+from jaxlm.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from jaxlm.types import Batch
 
-CONFIG = config.Config(
-    model=config.ModelConfig(
+CONFIG = Config(
+    model=ModelConfig(
         vocabulary_size=300,
         layers=2,
         width=64,
@@ -22,16 +36,17 @@ CONFIG = config.Config(
         gated=True,
         activation="silu",
     ),
-    data=config.DataConfig(sequence_length=32),
-    optimizer=config.OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
-    precision=config.PrecisionConfig(compute="float32"),
-    training=config.TrainingConfig(steps=100, batch_size=16),
+    data=DataConfig(sequence_length=32),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
+    precision=PrecisionConfig(compute="float32"),
+    training=TrainingConfig(steps=100, batch_size=16),
 )
 
-# As BERT: post-norm, token types, a transform before the head; learned positions from the third row on, as RoBERTa.
+# As BERT: post-norm, token types, a transform before the head. Learned positions from the third row
+# on, as RoBERTa.
 ENCODER = replace(
     CONFIG,
-    model=config.ModelConfig(
+    model=ModelConfig(
         family="encoder",
         vocabulary_size=300,
         layers=2,
@@ -45,13 +60,13 @@ ENCODER = replace(
         head_bias=True,
         head_transform=True,
     ),
-    objective=config.ObjectiveConfig(kind="masked"),
+    objective=ObjectiveConfig(kind="masked"),
 )
 
 # As T5: relative positions, unscaled attention, an untied head; stacks of different sizes.
 ENCODER_DECODER = replace(
     CONFIG,
-    model=config.ModelConfig(
+    model=ModelConfig(
         family="encoder_decoder",
         vocabulary_size=300,
         layers=2,
@@ -72,66 +87,90 @@ ENCODER_DECODER = replace(
         tied_head=False,
         initializer="t5",
     ),
-    objective=config.ObjectiveConfig(kind="span"),
-    tokenizer=config.TokenizerConfig(sentinels=20),
+    objective=ObjectiveConfig(kind="span"),
+    tokenizer=TokenizerConfig(sentinels=20),
 )
 
-FAMILIES = {settings.model.family: settings for settings in (CONFIG, ENCODER, ENCODER_DECODER)}
+FAMILIES = {config.model.family: config for config in (CONFIG, ENCODER, ENCODER_DECODER)}
 
 
 class Parts(NamedTuple):
-    """What a step needs, on one mesh."""
+    """The parts of a training step on one mesh."""
 
-    config: config.Config
+    config: Config
     model: models.Model
     placement: sharding.Placement
-    optimizer: object
+    optimizer: optax.GradientTransformation
 
     def start(self) -> state.TrainState:
+        """Create a new state on the mesh, as a run does. This compiles a program."""
         return state.create_state(self.model, self.optimizer, self.placement, seed=0)
 
-    def step(self):
+    def place(self, host_state: state.TrainState) -> state.TrainState:
+        """Put a state from the host on the mesh. Compiles nothing."""
+        return jax.device_put(host_state, self.shardings())
+
+    def shardings(self) -> state.TrainState:
+        return state.state_shardings(self.model, self.optimizer, self.placement)
+
+    def step(self, seed: int = 0) -> Callable:
         return step.train_step(
-            self.model, self.optimizer, self.config.training, self.placement, seed=0
+            self.model, self.optimizer, self.config.training, self.placement, seed
+        )
+
+    def gradients(self, params, batch: Batch, key=None):
+        """Return (loss sums, gradients), to be jitted or traced."""
+        return step.accumulate_gradients(
+            self.model, self.config.training, self.placement, params, batch, key
         )
 
     def put(self, batch: Batch) -> Batch:
         return jax.device_put(batch, self.placement.batch())
 
 
-def parts(devices: int, settings: config.Config = CONFIG, **parallel) -> Parts:
-    """`settings` on the first `devices` emulated devices."""
-    settings = replace(settings, parallel=config.ParallelConfig(**parallel))
-    mesh = sharding.make_mesh(settings.parallel, jax.devices()[:devices])
-    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "auto")
-    model = models.build(settings.model, settings.precision, execution)
-    placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
+def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
+    """Build the parts for `config` on the first `devices` emulated devices."""
+    config = replace(config, parallel=ParallelConfig(**parallel))
+    mesh = sharding.make_mesh(config.parallel, jax.devices()[:devices])
+    execution = sharding.build_execution(mesh, config.parallel, config.precision, "auto")
+    model = models.build(config.model, config.precision, execution)
+    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
     return Parts(
-        settings,
-        model,
-        placement,
-        optim.build_optimizer(settings.optimizer, settings.training.steps, model.axes),
+        config, model, sharding.Placement(mesh, model.axes, config.parallel.zero), optimizer
     )
 
 
-def batch(number: int, settings: config.Config = CONFIG) -> Batch:
-    """Random tokens, rows of unequal lengths; and of unequal weight, so that a wrong normalisation shows."""
-    random = np.random.default_rng(number)
-    rows, length = settings.training.batch_size, settings.data.sequence_length
+def initial_state(config: Config) -> state.TrainState:
+    """Return the initial state of `config` on the host. It is shared: do not write to it."""
+    return host_state(replace(config, parallel=ParallelConfig(), training=CONFIG.training))
 
-    def ids(columns: int, below: int = settings.model.vocabulary_size) -> np.ndarray:
+
+@cache
+def host_state(config: Config) -> state.TrainState:
+    return jax.device_get(parts(1, config).start())
+
+
+def batch(number: int, config: Config = CONFIG) -> Batch:
+    """Build a batch of random tokens, with rows of unequal lengths and unequal weights.
+
+    Unequal weights show a wrong normalisation.
+    """
+    random = np.random.default_rng(number)
+    rows, length = config.training.batch_size, config.data.sequence_length
+
+    def ids(columns: int, below: int = config.model.vocabulary_size) -> np.ndarray:
         return random.integers(0, below, (rows, columns)).astype(np.int32)
 
     def weights(columns: int) -> np.ndarray:
-        return (random.random((rows, columns)) < np.linspace(0.2, 1.0, rows)[:, None]).astype(
-            np.float32
-        )
+        shares = np.linspace(0.2, 1.0, rows)[:, None]
+        return (random.random((rows, columns)) < shares).astype(np.float32)
 
     lengths = random.integers(length // 2, length + 1, rows).astype(np.int32)
-    if settings.model.family == "decoder":
+    if config.model.family == "decoder":
         tokens = ids(length + 1)
         return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], weights=weights(length))
-    if settings.model.family == "encoder":
+
+    if config.model.family == "encoder":
         predict, types = np.sort(ids(5, length // 2), axis=1), np.sort(ids(length, 2), axis=1)
         return Batch(
             tokens=ids(length),
@@ -141,6 +180,7 @@ def batch(number: int, settings: config.Config = CONFIG) -> Batch:
             targets=ids(5),
             weights=weights(5),
         )
+
     return Batch(
         tokens=ids(12),
         source=ids(length),
@@ -150,10 +190,14 @@ def batch(number: int, settings: config.Config = CONFIG) -> Batch:
     )
 
 
-def losses(parts: Parts, steps: int) -> list[float]:
-    """Losses of the first steps; every step is waited for, as emulated devices need it."""
-    current, train_step, found = parts.start(), parts.step(), []
-    for number in range(steps):
-        current, metrics = train_step(current, parts.put(batch(number, parts.config)))
-        found.append(float(metrics.loss))
-    return found
+def equations(jaxpr) -> list:
+    """Return all equations of a jaxpr and of the jaxprs inside it."""
+    collected = []
+    for equation in jaxpr.eqns:
+        collected.append(equation)
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)  # of a ClosedJaxpr
+                if hasattr(inner, "eqns"):
+                    collected += equations(inner)
+    return collected

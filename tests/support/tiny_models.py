@@ -1,4 +1,4 @@
-"""Small models with lively weights, and writing by reading the whole context again for every token: slow, and without a cache."""
+"""Small models with lively weights, and a slow reference that generates without a cache."""
 
 from dataclasses import replace
 from typing import Any
@@ -52,39 +52,37 @@ MODELS = {
 }
 
 
-def lively(model: models.Model, seed: int = 7) -> Tree:
-    """Parameters with which texts are no loops of one token, and no two scores near each other."""
+def lively_params(model: models.Model, seed: int = 7) -> Tree:
+    """Return parameters with which texts are no loops of one token, and no two scores are near."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
-    def random(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = jax.tree_util.keystr(path)
-        values = rng.normal(size=leaf.shape) * (
-            0.1 if "bias'" in name or "scale" in name else 0.7 if "kernel" in name else 1.0
-        )
+        scale = 0.7 if "kernel" in name else 1.0
+        if "bias'" in name or "scale" in name:
+            scale = 0.1
+        values = scale * rng.normal(size=leaf.shape)
         return jnp.asarray(values + ("scale" in name), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(random, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def made(name: str) -> tuple[models.Model, Tree]:
-    model = models.build(MODELS[name])
-    return model, lively(model)
-
-
-def with_length(model: models.Model, context_length: int) -> models.Model:
-    return models.build(replace(model.config, context_length=context_length))
+def build_tiny(name: str, **changes: Any) -> tuple[models.Model, Tree]:
+    """Return a model of `MODELS`, with some fields changed, and lively parameters."""
+    model = models.build(replace(MODELS[name], **changes))
+    return model, lively_params(model)
 
 
 class WholeContext:
-    """Scores of the next token by reading everything before it, row by row."""
+    """Scores of the next token by reading the whole context, row by row and without a cache."""
 
     def __init__(self, model: models.Model, params: Tree, width: int = 64):
         self.params, self.width = params, width
         self.apply = jax.jit(model.apply)
 
     def scores(self, ids: np.ndarray, source: np.ndarray | None = None) -> np.ndarray:
-        """float32 [V] of what follows `ids`."""
+        """Return float32 [V], the scores of the token after `ids`."""
         tokens = np.zeros((1, self.width), np.int32)
         tokens[0, : len(ids)] = ids
         batch = Batch(tokens=tokens, predict=np.array([[len(ids) - 1]]))
@@ -98,17 +96,18 @@ class WholeContext:
         self,
         ids: np.ndarray,
         limit: int,
-        ends: tuple[int, ...] = (),
+        stop_ids: tuple[int, ...] = (),
         source: np.ndarray | None = None,
     ) -> list[int]:
+        """Return the likeliest tokens after `ids`, one by one, the stop token included."""
         new: list[int] = []
-        while len(new) < limit and not (new and new[-1] in ends):
-            new.append(
-                int(self.scores(np.concatenate([ids, new]).astype(np.int32), source).argmax())
-            )
+        while len(new) < limit and not (new and new[-1] in stop_ids):
+            context = np.concatenate([ids, new]).astype(np.int32)
+            new.append(int(self.scores(context, source).argmax()))
         return new
 
 
-def prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+def random_prompts(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    """Return int32 token ids of these lengths."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, VOCABULARY, length).astype(np.int32) for length in lengths]

@@ -1,5 +1,8 @@
-"""A run of each family on a small text, by the command."""
+"""Small runs of each family on a small text, made by the command."""
 
+import contextlib
+import hashlib
+import io
 import json
 import random
 from pathlib import Path
@@ -10,9 +13,15 @@ RECIPE = """
 from jaxlm.config import *
 
 config = Config(
-    model=ModelConfig(vocabulary_size=257, layers=2, width=32, heads=4, context_length=32, dropout=0.1),
+    model=ModelConfig(
+        vocabulary_size=257, layers=2, width=32, heads=4, context_length=32, dropout=0.1
+    ),
     tokenizer=TokenizerConfig(kind="bytes"),
-    data=DataConfig(sources=(SourceConfig(name="text", path="text.txt"),), sequence_length=32, validation=ValidationConfig(method="tail", share=0.1)),
+    data=DataConfig(
+        sources=(SourceConfig(name="text", path="text.txt"),),
+        sequence_length=32,
+        validation=ValidationConfig(method="tail", share=0.1),
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=4),
     precision=PrecisionConfig(compute="float32"),
     training=TrainingConfig(steps=12, batch_size=8),
@@ -43,7 +52,7 @@ FAMILIES = {  # edits of the recipe
 
 
 def write_recipe(folder: Path) -> None:
-    """tiny.py and text.txt in `folder`."""
+    """Write tiny.py and text.txt to `folder`."""
     words = random.Random(0).choices(
         ["tree", "river", "stone", "cloud", "bird", "of", "the", "and"], k=4000
     )
@@ -51,19 +60,37 @@ def write_recipe(folder: Path) -> None:
     (folder / "tiny.py").write_text(RECIPE)
 
 
-def run(*edits: str, directory: str = "runs/tiny") -> int:
-    """The command's exit code, in the working directory that has the recipe."""
-    return runtime.command(
-        train.main, ["--config", "tiny.py", f"run_directory={directory}", *edits]
-    )
+def run(*edits: str, directory: str = "runs/tiny", recipe: str = "tiny.py") -> int:
+    """Run the command in the working directory, which has the recipe; return its exit code."""
+    arguments = ["--config", recipe, f"run_directory={directory}", *edits]
+    return runtime.command(train.main, arguments)
 
 
-def rows(directory: str = "runs/tiny") -> dict[str, list]:
-    """tag -> [(step, value), ...] without the tags that time decides."""
-    found: dict[str, list] = {}
+def finish(folder: Path, family: str) -> None:
+    """Write the recipe, a finished run of it (runs/tiny) and its output.txt to `folder`."""
+    write_recipe(folder)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as output:
+        code = run(*FAMILIES[family], "evaluation.samples=1", "evaluation.sample_tokens=8")
+    assert code == 0, output.getvalue()
+    (folder / "output.txt").write_text(output.getvalue())
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of the names and contents of all files below `folder`."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        total.update(f"{path.relative_to(folder)}\0".encode())
+        if path.is_file():
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def rows(directory: str | Path = "runs/tiny") -> dict[str, list]:
+    """Return tag -> [(step, value), ...], without the tags that depend on time."""
+    values: dict[str, list] = {}
     for line in (Path(directory) / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         for tag, value in row.items():
             if tag not in ("step", "train/tokens_per_second", "train/mfu"):
-                found.setdefault(tag, []).append((row["step"], value))
-    return found
+                values.setdefault(tag, []).append((row["step"], value))
+    return values

@@ -1,6 +1,7 @@
-"""The first 20 losses of each family are those on file: a change that must not alter the maths shows here if it does.
+"""The first 20 losses of each family are those on file: whatever alters the maths shows here.
 
-A change that means to alter them regenerates the files, and its diff shows by how much: python tests/trainer/test_golden.py
+A change that means to alter them regenerates the files, and its diff shows by how much:
+python tests/trainer/test_golden.py
 """
 
 import contextlib
@@ -18,7 +19,7 @@ STEPS = 20
 
 
 def losses(family: str) -> dict[str, list[float]]:
-    """Losses of a run in the working directory, from text to metrics: the whole path."""
+    """Return the losses of a run in the working directory: the whole path from text to metrics."""
     edits = (
         f"training.steps={STEPS}",
         "model.dropout=0",
@@ -26,8 +27,8 @@ def losses(family: str) -> dict[str, list[float]]:
         "checkpoint.every_steps=0",
     )
     assert tiny_run.run(*tiny_run.FAMILIES[family], *edits, directory=f"runs/{family}") == 0
-    found = tiny_run.rows(f"runs/{family}")
-    return {tag: [value for _, value in found[tag]] for tag in ("train/loss", "eval/loss")}
+    rows = tiny_run.rows(f"runs/{family}")
+    return {tag: [value for _, value in rows[tag]] for tag in ("train/loss", "eval/loss")}
 
 
 @pytest.mark.parametrize("family", tiny_run.FAMILIES)
@@ -35,12 +36,12 @@ def test_losses_are_those_on_file(family, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_run.write_recipe(tmp_path)
     expected = json.loads((GOLDEN / f"{family}.json").read_text())
-    found = losses(family)
-    assert found.keys() == expected.keys() and len(found["train/loss"]) == STEPS
+    actual = losses(family)
+    assert actual.keys() == expected.keys() and len(actual["train/loss"]) == STEPS
     for tag, values in expected.items():
-        # Other processors and versions of XLA add up in another order: after 20 steps of AdamW that is below 1e-4 of a loss. A wrong
-        # epsilon, mask or decay is above it.
-        np.testing.assert_allclose(found[tag], values, rtol=1e-4)
+        # Other processors and versions of XLA add up in another order: after 20 steps of AdamW
+        # that is below 1e-4 of a loss. A wrong epsilon, mask or decay is above it.
+        np.testing.assert_allclose(actual[tag], values, rtol=1e-4)
 
 
 def regenerate() -> None:

@@ -1,11 +1,10 @@
-"""The command end to end on a small text: it trains, stops, resumes to the bit, moves to other meshes, and says what it does."""
+"""The command end to end on a small text: it trains, stops, resumes to the bit, changes meshes."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -13,11 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from support import tiny, tiny_run
+from support.random_state import abstract_state_of, assert_same, random_state
 from support.tiny_run import rows, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxlm import config, state, train
+from jaxlm import config, train, trainer
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.throughput import Throughput
 
 
 @pytest.fixture
@@ -28,10 +29,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def saved_arrays(directory: str, step: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, read without the trainer."""
-    tree = ocp.StandardCheckpointer().restore(
-        (Path(directory) / "checkpoints" / str(step) / "state").absolute()
-    )
+    """Return the arrays of a checkpoint, read without the trainer."""
+    path = Path(directory) / "checkpoints" / str(step) / "state"
+    tree = ocp.StandardCheckpointer().restore(path.absolute())
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -44,34 +44,50 @@ def same_bits(a: dict, b: dict) -> bool:
     )
 
 
-def test_a_run_from_text_to_samples(folder, capsys):
-    assert run("evaluation.samples=1", "evaluation.sample_tokens=8") == 0
-    out = capsys.readouterr().out
-    assert (
-        "step 12/12 100%" in out and "bits per byte (gzip -9" in out and "--- sample 1 ---" in out
-    )
-    found = rows()
-    assert [step for step, _ in found["train/loss"]] == list(range(1, 13))
-    assert found["train/tokens"][-1] == (12, 12 * 8 * 32)
-    assert [step for step, _ in found["eval/loss"]] == [6, 12]
-    losses = dict(found["train/loss"])
-    # An untrained model is at ln 257 = 5.55; a text of 17 letters is far below that after 12 steps at this rate.
+def test_a_run_from_text_to_samples(finished_run):
+    folder = finished_run("decoder")
+    out = (folder / "output.txt").read_text()
+    parts = ("step 12/12 100%", "bits per byte (gzip -9", "--- sample 1 ---", "model card: ")
+    assert all(part in out for part in parts)
+
+    values = rows(folder / "runs/tiny")
+    assert [step for step, _ in values["train/loss"]] == list(range(1, 13))
+    assert values["train/tokens"][-1] == (12, 12 * 8 * 32)
+    assert [step for step, _ in values["eval/loss"]] == [6, 12]
+    losses = dict(values["train/loss"])
+    # An untrained model is at ln 257 = 5.55; a text of 17 letters is far below that after 12 steps.
     assert abs(losses[1] - np.log(257)) < 0.3 and losses[12] < 3.5
-    # Bits per byte by its definition: nats of every target (all tokens but the first) over the bytes of the held-out tail.
-    text = (folder / "text.txt").read_bytes()
-    tail = len(text) - int(len(text) * 0.9)
-    step, loss = found["eval/loss"][-1]
-    assert found["eval/bits_per_byte"][-1] == (
-        step,
-        pytest.approx(loss * tail / np.log(2) / tail, rel=1e-3),
-    )
-    events = EventAccumulator("runs/tiny/tensorboard", size_guidance={"scalars": 0}).Reload()
+
+    events = EventAccumulator(str(folder / "runs/tiny/tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
     assert {e.step: e.value for e in events.Scalars("train/loss")} == pytest.approx(losses)
     assert {"config/text_summary", "sample/1/text_summary"} <= {
         tag + "/text_summary" for tag in events.Tags()["tensors"]
     }
-    assert json.loads(Path("runs/tiny/config.json").read_text())["model"]["layers"] == 2
-    assert Checkpoints(folder / "runs/tiny/checkpoints", keep=2).latest() == 12
+    run_config = json.loads((folder / "runs/tiny/config.json").read_text())
+    assert run_config["model"]["layers"] == 2
+    saved = [path.name for path in (folder / "runs/tiny/checkpoints").iterdir()]
+    assert sorted(saved, key=int) == ["8", "12"]
+
+
+def test_an_encoder_shows_the_masks_that_it_fills(finished_run):
+    out = (finished_run("encoder") / "output.txt").read_text()
+    assert " of 5 right)" in out and "--- sample 1 ---" in out
+    check_learning(rows(finished_run("encoder") / "runs/tiny"), masked=True)
+
+
+def test_an_encoder_decoder_shows_the_gaps_that_it_fills(finished_run):
+    out = (finished_run("encoder_decoder") / "output.txt").read_text()
+    assert "written: " in out and "filled: " in out
+    check_learning(rows(finished_run("encoder_decoder") / "runs/tiny"), masked=False)
+
+
+def check_learning(values: dict[str, list], masked: bool) -> None:
+    """The letters of 8 words and the space: under 3 nats. Random ones of the vocabulary: over 5."""
+    losses = [value for _, value in values["train/loss"]]
+    entropy = values["eval/unigram_entropy"][-1][1]
+    assert losses[0] > 5 and losses[-1] < 4 and 1.5 < entropy < 3.1
+    assert ("eval/masked_accuracy" in values) == masked
 
 
 SLOW_STOPS = {
@@ -90,43 +106,40 @@ STOPS = [
 
 
 @pytest.mark.parametrize(("family", "stop"), STOPS)
-def test_stopping_anywhere_and_resuming_is_the_unbroken_run(folder, capsys, family, stop):
+def test_stopping_anywhere_and_resuming_is_the_unbroken_run(copied_run, capsys, family, stop):
+    copied_run(family)  # runs/tiny, which nothing interrupted
     edits = tiny_run.FAMILIES[family]
-    assert run(*edits, directory="runs/whole") == 0
-    assert stopped_after(stop, *edits, directory="runs/stopped") == train.STOPPED
-    said = capsys.readouterr().out
-    assert (
-        f"after step {stop} of 12; saved" in said
-        and "python -m jaxlm.train --config tiny.py" in said
-    )
+    assert stopped_after(stop, *edits, directory="runs/stopped") == trainer.STOPPED
+    out = capsys.readouterr().out
+    assert f"stopped by SIGTERM after step {stop} of 12; saved" in out
+    assert "resume with\n  python -m jaxlm.train --config tiny.py" in out
     assert run(*edits, directory="runs/stopped") == 0
-    assert same_bits(saved_arrays("runs/stopped", 12), saved_arrays("runs/whole", 12))
-    assert rows("runs/stopped") == rows("runs/whole")
+    assert f"runs/stopped: resumes after step {stop}" in capsys.readouterr().out
+    assert same_bits(saved_arrays("runs/stopped", 12), saved_arrays("runs/tiny", 12))
+    assert rows("runs/stopped") == rows("runs/tiny")
 
 
 def stopped_after(step: int | None, *edits: str, directory: str) -> int:
-    """Runs until `step` is done, then sends this process SIGTERM, as a cluster would."""
-    ticks = train.Throughput.tick
+    """Run until `step` is done, then send this process SIGTERM, as a cluster would."""
+    wait = Throughput.wait
 
-    def tick(clock, done, metrics):
-        ticks(clock, done, metrics)
+    def wait_and_stop(throughput, done, metrics):
+        wait(throughput, done, metrics)
         if done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    train.Throughput.tick = tick
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "wait", wait_and_stop)
         return run(*edits, directory=directory)
-    finally:
-        train.Throughput.tick = ticks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", tiny_run.FAMILIES)
-def test_resuming_on_other_meshes(folder, capsys, family):
-    """8 -> 4 -> 1 devices and other ZeRO stages: the same tokens, bit-equal state, losses that agree."""
+def test_resuming_on_other_meshes(copied_run, capsys, family):
+    """8 -> 4 -> 1 devices and other ZeRO stages: the same tokens, bit-equal state, equal losses."""
+    copied_run(family)
     edits = tiny_run.FAMILIES[family]
-    assert run(*edits, directory="runs/whole") == 0
-    whole = dict(rows("runs/whole")["train/loss"])
+    whole = dict(rows()["train/loss"])
     for stop, devices, zero in ((4, 8, 3), (8, 4, 2), (None, 1, 0)):
         code = stopped_after(
             stop,
@@ -135,40 +148,33 @@ def test_resuming_on_other_meshes(folder, capsys, family):
             f"parallel.zero={zero}",
             directory="runs/moved",
         )
-        assert code == (0 if stop is None else train.STOPPED)
+        assert code == (0 if stop is None else trainer.STOPPED)
     found = dict(rows("runs/moved")["train/loss"])
     assert found.keys() == whole.keys()
-    # float32 sums in another order, amplified by Adam over 12 steps; another token stream would be off by 1e-1.
+    # float32 sums in another order, amplified by Adam over 12 steps; another token stream would be
+    # off by 1e-1.
     assert max(abs(found[step] - whole[step]) for step in whole) < 1e-4
 
 
 @pytest.mark.parametrize(
     "family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"]
 )
-def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
-    settings = tiny.FAMILIES[family]
-    parts, checkpoints = (
-        tiny.parts(8, settings, zero=3, tensor=2),
-        Checkpoints(folder / "checkpoints", keep=1),
-    )
-    current, _ = parts.step()(parts.start(), parts.put(tiny.batch(0, settings)))
-    before = jax.device_get(current)
-    checkpoints.save(1, current, {})
-    checkpoints.wait()
-    for devices, parallel in ((4, dict(zero=2)), (2, dict(zero=1)), (1, {})):
-        other = tiny.parts(devices, settings, **parallel)
-        restored = checkpoints.restore(
-            1, state.abstract_state(other.model, other.optimizer, other.placement)
-        )
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), restored, before)
-        assert jax.tree.leaves(restored.params)[0].sharding.mesh.size == devices
-    checkpoints.close()
+def test_a_restored_state_is_bit_equal_on_another_mesh(tmp_path, family):
+    config = tiny.FAMILIES[family]
+    before = random_state(tiny.parts(8, config, zero=3, tensor=2))
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, before, {})
+        checkpoints.wait()
+        for devices, parallel in ((4, dict(zero=2)), (2, dict(zero=1)), (1, {})):
+            abstract = abstract_state_of(tiny.parts(devices, config, **parallel))
+            restored = checkpoints.restore(1, abstract)
+            assert_same(restored, before)
+            assert jax.tree.leaves(restored.params)[0].sharding.mesh.size == devices
 
 
 @pytest.mark.parametrize(
-    ("family", "edits", "said"),
+    ("family", "edits", "text"),
     [
-        ("encoder", (), " of 5 right)"),
         (
             "encoder_decoder",
             ("objective.kind=infilling", "model.positions=learned", "tokenizer.begin_of_text=<s>"),
@@ -177,98 +183,100 @@ def test_a_restored_state_is_bit_equal_on_another_mesh(folder, family):
         ("decoder", ("objective.kind=prefix", "evaluation.sample_tokens=4"), "of the "),
     ],
 )
-def test_every_objective_trains_and_shows_what_it_learned(folder, capsys, family, edits, said):
+def test_other_objectives_train_and_show_what_they_learned(folder, capsys, family, edits, text):
     assert run(*tiny_run.FAMILIES[family], *edits, "evaluation.samples=1", "model.dropout=0") == 0
     out = capsys.readouterr().out
-    assert said in out and "--- sample 1 ---" in out
-    found = rows()
-    losses = [value for _, value in found["train/loss"]]
-    entropy = found["eval/unigram_entropy"][-1][1]
-    # The letters of 8 words and the space: under 3 nats. Random ones of the vocabulary are above 5.
-    assert losses[0] > 5 and losses[-1] < 4 and 1.5 < entropy < 3.1
-    assert ("eval/masked_accuracy" in found) == (family == "encoder")
+    assert text in out and "--- sample 1 ---" in out
+    check_learning(rows(), masked=False)
 
 
 def test_the_same_config_gives_the_same_bits(folder):
+    edits = ("training.steps=3", "runtime.devices=2", "parallel.zero=2", "evaluation.steps=1")
     for directory in ("runs/a", "runs/b"):
-        assert (
-            run("training.steps=4", "runtime.devices=2", "parallel.zero=2", directory=directory)
-            == 0
-        )
-    assert same_bits(saved_arrays("runs/a", 4), saved_arrays("runs/b", 4))
+        assert run(*edits, directory=directory) == 0
+    assert same_bits(saved_arrays("runs/a", 3), saved_arrays("runs/b", 3))
     assert rows("runs/a") == rows("runs/b")
 
 
-def test_a_finished_run_can_be_extended_but_not_changed(folder, capsys):
-    assert run("training.steps=4") == 0
-    assert run("training.steps=4") == 0
-    assert "4 of 4 steps are done" in capsys.readouterr().out
-    assert run("training.steps=6", "model.layers=3") == 2
+def test_a_finished_run_can_be_extended_but_not_changed(copied_run, capsys):
+    folder = copied_run("decoder")
+    assert run() == 0
+    assert "12 of 12 steps are done" in capsys.readouterr().out
+    assert run("training.steps=14", "model.layers=3") == 2
     assert "model.layers: 2 -> 3" in capsys.readouterr().err
-    assert run("training.steps=6", "optimizer.kind=adafactor") == 2
+    assert run("training.steps=14", "optimizer.kind=adafactor") == 2
     assert "optimizer.kind: adamw -> adafactor" in capsys.readouterr().err
     (folder / "text.txt").write_text("another text " * 2000)
-    assert run("training.steps=6") == 2
+    assert run("training.steps=14") == 2
     assert "prepared data: " in capsys.readouterr().err
 
 
-def test_a_batch_size_changed_at_resume_goes_on_with_the_next_sample(folder, capsys):
-    assert run("training.steps=4", "training.batch_size=4") == 0
-    # On 8 devices, which the first batch size does not divide over: evaluation must not trip over it either.
-    assert run("training.steps=6", "training.batch_size=16", "runtime.devices=8") == 0
-    assert json.loads(Path("runs/tiny/config.json").read_text())["training"]["batch_schedule"] == [
-        [4, 16]
-    ]
-    assert dict(rows()["train/tokens"])[6] == (4 * 4 + 2 * 16) * 32
+def test_a_batch_size_changed_at_resume_goes_on_with_the_next_sample(copied_run):
+    """On 3 devices, which the first batch size does not divide over: nor may the evaluation."""
+    copied_run("decoder")
+    edits = ("training.batch_size=12", "runtime.devices=3", "evaluation.steps=1")
+    assert run("training.steps=13", *edits) == 0
+    run_config = json.loads(Path("runs/tiny/config.json").read_text())
+    assert run_config["training"]["batch_schedule"] == [[12, 12]]
+    assert dict(rows()["train/tokens"])[13] == (12 * 8 + 12) * 32
+
+
+def test_a_resumed_run_knows_the_best_loss_so_far(copied_run):
+    """At a rate that spoils the model no step but the last is saved: none is better than before."""
+    copied_run("decoder")
+    edits = (
+        "optimizer.learning_rate=100",
+        "optimizer.warmup_steps=0",
+        "optimizer.schedule=constant",
+    )
+    often = ("evaluation.every_steps=1", "evaluation.steps=2", "checkpoint.every_steps=0")
+    assert run("training.steps=14", *edits, *often, "evaluation.samples=0") == 0
+    losses = dict(rows()["eval/loss"])
+    assert losses[13] > losses[12]
+    saved = [int(path.name) for path in Path("runs/tiny/checkpoints").iterdir()]
+    assert sorted(saved) == [12, 14]
 
 
 def test_the_best_checkpoint_stays(folder):
     # A rate at which the loss is best early on and gets worse: the best is not among the newest.
-    assert (
-        run(
-            "training.steps=12",
-            "evaluation.every_steps=1",
-            "optimizer.learning_rate=1.0",
-            "optimizer.warmup_steps=8",
-            "checkpoint.keep=1",
-        )
-        == 0
-    )
+    edits = ("optimizer.learning_rate=1.0", "optimizer.warmup_steps=8", "checkpoint.keep=1")
+    assert run("training.steps=12", "evaluation.every_steps=1", *edits) == 0
     losses = dict(rows()["eval/loss"])
-    best = min(losses, key=losses.get)
-    kept = Checkpoints(Path("runs/tiny/checkpoints").absolute(), keep=1)
-    assert best < 12 and kept.steps() == [best, 12] and kept.best() == best
+    best = min(losses, key=lambda step: losses[step])
+    with Checkpoints(Path("runs/tiny/checkpoints"), keep=1) as kept:
+        assert best < 12 and kept.steps() == [best, 12] and kept.best() == best
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_4(folder, capsys):
-    assert (
-        run(
-            "optimizer.learning_rate=1e30",
-            "optimizer.gradient_clip=none",
-            "optimizer.warmup_steps=0",
-        )
-        == 4
-    )
-    assert "the loss is" in capsys.readouterr().err
+def test_a_diverged_loss_ends_the_run_with_4_and_is_not_saved(folder, capsys):
+    """Also between two log lines, where only the save would notice."""
+    edits = ("optimizer.learning_rate=1e30", "optimizer.gradient_clip=none")
+    rare = ("logging.every_steps=99", "evaluation.every_steps=0", "checkpoint.every_steps=2")
+    assert run(*edits, "optimizer.warmup_steps=0", *rare) == 4
+    assert "the loss is nan at step 2" in capsys.readouterr().err
+    assert not list(Path("runs/tiny/checkpoints").iterdir())
 
 
 def test_ctrl_c_in_a_process_of_its_own_saves_and_exits_75(folder):
     """The real command line, interrupted as a user would."""
-    command = [
-        sys.executable,
-        "-m",
-        "jaxlm.train",
-        "--config",
-        "tiny.py",
-        "training.steps=100000",
-        "runtime.platform=cpu",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics, deadline = Path("runs/tiny/metrics.jsonl"), time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    arguments = ["--config", "tiny.py", "training.steps=100000", "runtime.platform=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlm.train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 75, err
     assert "stopped by SIGINT" in out and "Traceback" not in err
     assert config.load("runs/tiny/config.json").training.steps == 100_000
+
+
+def test_the_command_to_resume_is_that_of_all_processes():
+    arguments = ["--config", "a b.py", "seed=1", "runtime.process=1", "runtime.processes=2"]
+    command = train.resume_command([*arguments, "runtime.coordinator=host:1"])
+    assert command == "python -m jaxlm.train --config 'a b.py' seed=1"

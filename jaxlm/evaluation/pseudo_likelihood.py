@@ -1,15 +1,18 @@
-"""Pseudo-log-likelihood: each token of a text is hidden in turn and predicted from all others (arXiv 1910.14659)."""
+"""Pseudo-log-likelihood: each token is hidden in turn and predicted from all others.
+
+Salazar et al. 2020, arXiv 1910.14659.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.evaluation.texts import Tokens
+from jaxlm.evaluation.texts import TokenizedTexts
 from jaxlm.objectives import Vocabulary
 from jaxlm.types import Batch
 
 
-class Framed(NamedTuple):
+class FramedTexts(NamedTuple):
     """Texts as an encoder reads them."""
 
     rows: np.ndarray  # int32 [n, L]: padded
@@ -17,34 +20,36 @@ class Framed(NamedTuple):
     hidden: np.ndarray  # int64 [targets, 2]: row and column of each token that is to be hidden
 
 
-def framed(tokens: Tokens, context: int, vocabulary: Vocabulary, per_document: bool) -> Framed:
-    """Pieces of at most `context` tokens, between begin_of_text and end_of_text where the vocabulary has a begin.
+def frame_texts(
+    tokens: TokenizedTexts, context: int, vocabulary: Vocabulary, per_document: bool
+) -> FramedTexts:
+    """Cut texts into pieces of at most `context` tokens.
 
-    Pieces are cut from all documents in a row, or from each on its own. Special tokens are never hidden.
+    Where the vocabulary has a begin_of_text, each piece is framed by it and end_of_text. Pieces are
+    cut from all documents in a row, or from each on its own. Special tokens are never hidden.
     """
-    begin, end = (
-        ([vocabulary.begin_of_text], [vocabulary.end_of_text])
-        if vocabulary.begin_of_text is not None
-        else ([], [])
-    )
+    begin, end = [], []
+    if vocabulary.begin_of_text is not None:
+        begin, end = [vocabulary.begin_of_text], [vocabulary.end_of_text]
     width = context - len(begin) - len(end)
     ends = tokens.ends.tolist() if per_document else [len(tokens)]
     texts = [tokens.ids[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
     pieces = [text[at : at + width] for text in texts for at in range(0, len(text), width)]
-    rows = np.full(
-        (len(pieces), context), 0 if vocabulary.pad is None else vocabulary.pad, np.int32
-    )
+
+    pad = 0 if vocabulary.pad is None else vocabulary.pad
+    rows = np.full((len(pieces), context), pad, np.int32)
     lengths = np.array([len(begin) + len(piece) + len(end) for piece in pieces], np.int32)
     for row, piece, length in zip(rows, pieces, lengths, strict=True):
         row[:length] = np.concatenate([begin, piece, end])
+
     ordinary = ~vocabulary.special[rows] & (np.arange(context) < lengths[:, None])
-    return Framed(rows, lengths, np.argwhere(ordinary))
+    return FramedTexts(rows, lengths, np.argwhere(ordinary))
 
 
 class HiddenTokens:
-    """Batches in each row of which one token is hidden: as many rows as there are targets."""
+    """Batches of rows with one hidden token each; there are as many rows as targets."""
 
-    def __init__(self, texts: Framed, mask: int, batch_size: int):
+    def __init__(self, texts: FramedTexts, mask: int, batch_size: int):
         self.texts, self.mask, self.batch_size = texts, mask, batch_size
 
     def __len__(self) -> int:

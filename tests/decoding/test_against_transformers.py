@@ -1,4 +1,4 @@
-"""Token for token what generate() of transformers writes: greedy and by beams, prompts of unequal length in one batch."""
+"""Token for token what generate() of transformers writes, greedy and by beam search."""
 
 from functools import cache
 
@@ -10,10 +10,10 @@ transformers = pytest.importorskip("transformers")
 
 torch.set_num_threads(1)
 
-from jaxlm import interop, models  # noqa: E402
-from jaxlm.decoding.beam import BeamWriter, Search  # noqa: E402
-from jaxlm.decoding.engine import Ends, Writer  # noqa: E402
-from jaxlm.decoding.sampling import SamplingConfig  # noqa: E402
+from jaxlm import interop, models
+from jaxlm.decoding.beam import BeamConfig, BeamSearch
+from jaxlm.decoding.engine import Engine, StopTokens
+from jaxlm.decoding.sampling import SamplingConfig
 
 VOCABULARY, PAD, END = 97, 0, 1
 LENGTHS = [12, 3, 1, 30, 7, 7, 19, 2]
@@ -87,33 +87,33 @@ class Peer:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * SCALES[name])
         self.theirs.save_pretrained(folder)
         model, params = interop.load(folder)
-        self.writer = Writer(models.build(model), models.unstacked(params), Ends((END,), PAD))
+        self.engine = Engine(models.build(model), models.unstacked(params), StopTokens((END,), PAD))
         self.starts = (
             [np.array([fields["decoder_start_token_id"]], np.int32)] * 8
             if "decoder_start_token_id" in fields
             else None
         )
 
-    def ours(self, prompts, limit, choice=SamplingConfig()):  # noqa: B008 (immutable)
+    def ours(self, prompts, limit, sampling=SamplingConfig()):  # noqa: B008 (immutable)
         if self.starts is None:
-            return listed(self.writer.write(prompts, [limit] * len(prompts), choice))
+            return listed(self.engine.generate(prompts, [limit] * len(prompts), sampling))
         return listed(
-            self.writer.write(
-                self.starts[: len(prompts)], [limit] * len(prompts), choice, sources=prompts
+            self.engine.generate(
+                self.starts[: len(prompts)], [limit] * len(prompts), sampling, sources=prompts
             )
         )
 
     def our_beams(self, prompts, limit, search):
-        beams = BeamWriter(self.writer, search)
+        beams = BeamSearch(self.engine, search)
         limits = [limit] * len(prompts)
         return listed(
-            beams.write(prompts, limits)
+            beams.generate(prompts, limits)
             if self.starts is None
-            else beams.write(self.starts[: len(prompts)], limits, prompts)
+            else beams.generate(self.starts[: len(prompts)], limits, prompts)
         )
 
     def expected(self, prompts, limit, **options):
-        """Prompts are padded on the left where they are continued, so that all end at the same column."""
+        """What transformers writes; prompts that it continues are padded on the left."""
         width = max(map(len, prompts))
         padding = [
             (width - len(ids), 0) if self.starts is None else (0, width - len(ids))
@@ -173,19 +173,19 @@ def test_penalised_repetitions(peer, name):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_four_beams(peer, name):
-    found = peer(name).our_beams(prompts(), 40, Search(4))
+    found = peer(name).our_beams(prompts(), 40, BeamConfig(4))
     assert found == peer(name).expected(prompts(), 40, num_beams=4)
     assert found != [row[:40] for row in peer(name).ours(prompts(), 64)]
 
 
 SEARCHES = {
-    "1 beam": Search(1),
-    "5 beams, longer ones": Search(5, length_penalty=2.0),
-    "shorter ones": Search(3, length_penalty=-1.0),
-    "any length": Search(3, length_penalty=0.0),
-    "early": Search(4, early_stopping=True),
-    "never early": Search(4, 1.5, early_stopping="never"),
-    "repetitions": Search(3, repetition_penalty=1.5),
+    "1 beam": BeamConfig(1),
+    "5 beams, longer ones": BeamConfig(5, length_penalty=2.0),
+    "shorter ones": BeamConfig(3, length_penalty=-1.0),
+    "any length": BeamConfig(3, length_penalty=0.0),
+    "early": BeamConfig(4, early_stopping=True),
+    "never early": BeamConfig(4, 1.5, early_stopping="never"),
+    "repetitions": BeamConfig(3, repetition_penalty=1.5),
 }
 
 
@@ -205,7 +205,9 @@ def test_beams(peer, search):
 def test_several_ends_and_a_least_length(peer):
     llama = peer("llama")
     ends = (END, 20, 33, 47, 51)
-    writer = Writer(llama.writer.model, llama.writer.params, Ends(ends, PAD, least=5))
+    engine = Engine(
+        llama.engine.model, llama.engine.params, StopTokens(ends, PAD, min_new_tokens=5)
+    )
     options = {"eos_token_id": list(ends), "min_new_tokens": 5}
     cut = [
         [at for at, token in enumerate(row) if token in ends]
@@ -218,9 +220,9 @@ def test_several_ends_and_a_least_length(peer):
             for row in expected
         ]
         found = (
-            BeamWriter(writer, Search(beams)).write(prompts(), [40] * 8)
+            BeamSearch(engine, BeamConfig(beams)).generate(prompts(), [40] * 8)
             if beams > 1
-            else writer.write(prompts(), [40] * 8)
+            else engine.generate(prompts(), [40] * 8)
         )
         assert listed(found) == expected
     assert any(places and 5 <= places[0] < 39 for places in cut)
@@ -228,20 +230,24 @@ def test_several_ends_and_a_least_length(peer):
 
 def test_forced_first_and_last_tokens(peer):
     bart = peer("bart")
-    writer = Writer(bart.writer.model, bart.writer.params, Ends((END,), PAD, first=2, last=END))
+    engine = Engine(
+        bart.engine.model,
+        bart.engine.params,
+        StopTokens((END,), PAD, forced_first_id=2, forced_last_id=END),
+    )
     options = {"forced_bos_token_id": 2, "forced_eos_token_id": END}
     for beams in (1, 3):
         expected = bart.expected(prompts(), 12, num_beams=beams, **options)
         limits = [12] * 8
         one = (
-            BeamWriter(writer, Search(beams)).write(bart.starts, limits, prompts())
+            BeamSearch(engine, BeamConfig(beams)).generate(bart.starts, limits, prompts())
             if beams > 1
             else None
         )
-        assert listed(one or writer.write(bart.starts, limits, sources=prompts())) == expected
+        assert listed(one or engine.generate(bart.starts, limits, sources=prompts())) == expected
         assert all(row[0] == 2 and row[-1] == END for row in expected)
 
 
 def test_a_row_of_beams_does_not_depend_on_its_batch(peer):
-    together = peer("gpt2").our_beams(prompts()[:3], 20, Search(3))
-    assert together[1:2] == peer("gpt2").our_beams(prompts()[1:2], 20, Search(3))
+    together = peer("gpt2").our_beams(prompts()[:3], 20, BeamConfig(3))
+    assert together[1:2] == peer("gpt2").our_beams(prompts()[1:2], 20, BeamConfig(3))

@@ -3,13 +3,14 @@ import numpy as np
 from jaxlm import counter_rng
 
 
-def test_counter_continues_splitmix64():
-    # The published generator (Vigna, splitmix64.c): outputs of the state 0 after one and two additions of the golden gamma.
+def test_mixing_is_that_of_splitmix64():
+    # The published generator (Vigna, splitmix64.c) adds the golden gamma to its state, here from 0
+    # on, and mixes it.
     state = np.array([counter_rng.GOLDEN, 2 * int(counter_rng.GOLDEN) % 2**64], np.uint64)
     assert counter_rng.mix(state).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
-def test_counter_values_depend_on_the_four_coordinates_alone():
+def test_bits_depend_on_the_four_coordinates_alone():
     samples, positions = np.arange(50)[:, None], np.arange(70)
     grid = counter_rng.random_bits(7, samples, counter_rng.PHASE, positions)
     assert grid.shape == (50, 70)
@@ -39,7 +40,7 @@ def test_counter_values_depend_on_the_four_coordinates_alone():
     assert len(np.unique(drawn)) == len(drawn)
 
 
-def test_counter_bits_are_fair():
+def test_all_bits_are_fair():
     values = counter_rng.random_bits(
         0, np.arange(100)[:, None], counter_rng.PHASE, np.arange(100)
     ).ravel()
@@ -49,8 +50,8 @@ def test_counter_bits_are_fair():
     assert abs(neighbours - 0.5) < 5 * 0.5 / np.sqrt(64 * 9_999)
 
 
-def test_counter_is_fixed_for_ever():
-    """A run that resumes must see the same data: a changed constant here would silently reshuffle every old run."""
+def test_bits_are_fixed_for_ever():
+    """A changed constant would silently reshuffle every old run when it resumes."""
     assert [int(counter_rng.random_bits(0, 0, 0, 0)), int(counter_rng.random_bits(1, 2, 3, 4))] == [
         0x2130748AAAC80268,
         0x848324AFF46FF61D,

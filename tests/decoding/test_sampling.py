@@ -1,11 +1,18 @@
-"""The next token: what is kept against the definitions in numpy, draws against their probabilities."""
+"""The next token: filters against their definitions in numpy, draws against probabilities."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.decoding.sampling import SamplingConfig, kept, penalised, pick, sample_tokens, seen
+from jaxlm.decoding.sampling import (
+    SamplingConfig,
+    filter_scores,
+    penalize_repetitions,
+    pick_tokens,
+    sample_tokens,
+    seen_tokens,
+)
 
 RANDOM = np.random.default_rng(0)
 SCORES = {
@@ -18,7 +25,7 @@ SCORES = {
         RANDOM.random((5, 40)) < 0.5, -np.inf, RANDOM.normal(size=(5, 40))
     ).astype(np.float32),
 }
-CHOICES = {
+CONFIGS = {
     "temperature": SamplingConfig(temperature=0.7),
     "top-k": SamplingConfig(temperature=1.0, top_k=5),
     "top-1": SamplingConfig(temperature=1.0, top_k=1),
@@ -37,14 +44,14 @@ def probabilities(row):
     return shares / shares.sum()
 
 
-def reference(choice, row):
+def reference(sampling, row):
     """The kept ids of one row, step by step from the definitions."""
-    row = (row / np.float32(choice.temperature)).astype(np.float32)
+    row = (row / np.float32(sampling.temperature)).astype(np.float32)
     ids = [i for i in range(len(row)) if row[i] > -np.inf]
-    if choice.top_k is not None:
-        least = sorted(row[ids], reverse=True)[: choice.top_k][-1]
+    if sampling.top_k is not None:
+        least = sorted(row[ids], reverse=True)[: sampling.top_k][-1]
         ids = [i for i in ids if row[i] >= least]
-    if choice.top_p < 1:
+    if sampling.top_p < 1:
         share = probabilities(row[ids])
         order, gone, total = (
             sorted(range(len(ids)), key=lambda n: (row[ids[n]], ids[n])),
@@ -53,22 +60,28 @@ def reference(choice, row):
         )
         for n in order[:-1]:  # one stays in any case
             total += share[n]
-            if total > 1 - choice.top_p + 1e-7:
+            if total > 1 - sampling.top_p + 1e-7:
                 break
             gone.add(n)
         ids = [i for n, i in enumerate(ids) if n not in gone]
     share = probabilities(row[ids])
-    return [i for n, i in enumerate(ids) if share[n] >= choice.min_p * share.max() * (1 - 1e-6)]
+    return [i for n, i in enumerate(ids) if share[n] >= sampling.min_p * share.max() * (1 - 1e-6)]
 
 
-@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("sampling", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
-def test_kept_tokens_are_those_of_the_definitions(scores, choice):
-    found = np.asarray(kept(choice, jnp.asarray(scores)))
+def test_kept_tokens_are_those_of_the_definitions(scores, sampling):
+    found = np.asarray(filter_scores(sampling, jnp.asarray(scores)))
     for row, left in zip(scores, found, strict=True):
-        ids = reference(choice, row)
+        ids = reference(sampling, row)
         assert np.flatnonzero(left > -np.inf).tolist() == ids
-        np.testing.assert_allclose(left[ids], row[ids] / choice.temperature, rtol=1e-6)
+        np.testing.assert_allclose(left[ids], row[ids] / sampling.temperature, rtol=1e-6)
+
+
+def test_top_p_drops_tokens_that_sum_to_exactly_the_rest():
+    scores = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32))
+    kept = filter_scores(SamplingConfig(temperature=1.0, top_p=0.75), jnp.asarray(scores))
+    assert np.flatnonzero(np.asarray(kept)[0] > -np.inf).tolist() == [0, 1]
 
 
 def test_kept_tokens_are_those_of_transformers():
@@ -77,17 +90,18 @@ def test_kept_tokens_are_those_of_transformers():
         pytest.importorskip("transformers.generation.logits_process"),
     )
     for scores in SCORES.values():
-        for choice in CHOICES.values():
-            theirs = process.TemperatureLogitsWarper(choice.temperature)(
+        for sampling in CONFIGS.values():
+            theirs = process.TemperatureLogitsWarper(sampling.temperature)(
                 None, torch.from_numpy(scores)
             )
-            if choice.top_k is not None:
-                theirs = process.TopKLogitsWarper(choice.top_k)(None, theirs)
-            if choice.top_p < 1:
-                theirs = process.TopPLogitsWarper(choice.top_p)(None, theirs)
-            theirs = process.MinPLogitsWarper(choice.min_p)(None, theirs).numpy()
-            ours = np.asarray(kept(choice, jnp.asarray(scores)))
-            # Which of equally likely tokens top-p keeps is up to the sort there: as many are kept, equally likely.
+            if sampling.top_k is not None:
+                theirs = process.TopKLogitsWarper(sampling.top_k)(None, theirs)
+            if sampling.top_p < 1:
+                theirs = process.TopPLogitsWarper(sampling.top_p)(None, theirs)
+            theirs = process.MinPLogitsWarper(sampling.min_p)(None, theirs).numpy()
+            ours = np.asarray(filter_scores(sampling, jnp.asarray(scores)))
+            # Which of equally likely tokens top-p keeps is up to the sort there:
+            # as many are kept, equally likely.
             np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=1e-6)
 
 
@@ -98,7 +112,7 @@ def test_repetitions_are_penalised_as_in_transformers():
     )
     tokens, lengths = RANDOM.integers(0, 40, (5, 12)), np.array([12, 1, 5, 0, 7])
     scores = SCORES["random"]
-    ours = np.asarray(penalised(scores, seen(tokens, lengths, 40), 1.7))
+    ours = np.asarray(penalize_repetitions(scores, seen_tokens(tokens, lengths, 40), 1.7))
     for row in range(5):
         ids = torch.from_numpy(tokens[row : row + 1, : lengths[row]])
         theirs = process.RepetitionPenaltyLogitsProcessor(1.7)(
@@ -114,10 +128,10 @@ def test_the_likeliest_token_is_taken_at_temperature_0():
     assert np.array_equal(found, scores.argmax(axis=1))
 
 
-def drawn(rows, seed=0, position=0, choice=CHOICES["all"]):
+def drawn(rows, seed=0, position=0, sampling=CONFIGS["all"]):
     scores = np.broadcast_to(SCORES["random"][:1], (len(rows), 40))
     return np.asarray(
-        sample_tokens(choice, scores, jax.random.key(seed), np.asarray(rows, np.int32), position)
+        sample_tokens(sampling, scores, jax.random.key(seed), np.asarray(rows, np.int32), position)
     )
 
 
@@ -134,11 +148,13 @@ def test_a_draw_is_decided_by_seed_row_and_position():
 def test_draws_have_the_scores_probabilities():
     draws = (
         np.bincount(
-            drawn(range(20_000), choice=SamplingConfig(temperature=0.8, top_k=6)), minlength=40
+            drawn(range(20_000), sampling=SamplingConfig(temperature=0.8, top_k=6)), minlength=40
         )
         / 20_000
     )
-    left = np.asarray(kept(SamplingConfig(temperature=0.8, top_k=6), SCORES["random"][:1]))[0]
+    left = np.asarray(
+        filter_scores(SamplingConfig(temperature=0.8, top_k=6), SCORES["random"][:1])
+    )[0]
     expected = probabilities(left)
     # Five standard errors of a share.
     assert (np.abs(draws - expected) <= 5 * np.sqrt(expected * (1 - expected) / 20_000)).all()
@@ -150,7 +166,7 @@ def test_a_pick_is_where_the_sum_of_probabilities_passes_the_number():
     numbers = np.concatenate(
         [np.linspace(0, 1, 5000, endpoint=False), [np.nextafter(np.float32(1), np.float32(0))]]
     ).astype(np.float32)
-    found = np.asarray(pick(np.broadcast_to(shares, (len(numbers), 1000)), numbers))
+    found = np.asarray(pick_tokens(np.broadcast_to(shares, (len(numbers), 1000)), numbers))
     sums = np.cumsum(shares[0].astype(np.float64))
     assert (shares[0][found] > 0).all()
     # Where a number is within rounding of a sum, either side will do.

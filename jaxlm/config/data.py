@@ -1,0 +1,114 @@
+"""The sections `tokenizer` and `data`: where the text comes from and how it becomes samples."""
+
+from typing import Literal
+
+from jaxlm.config.errors import ConfigError
+from jaxlm.config.fields import NonEmpty, Positive, PositiveFloat, Share, refuser, section
+
+
+@section("tokenizer")
+class TokenizerConfig:
+    """The tokenizer.
+
+    bytes   the 256 bytes and the end of text
+    bpe     byte-level BPE, trained on the training split
+    file    any tokenizer.json
+    """
+
+    kind: Literal["bytes", "bpe", "file"] = "bpe"
+    path: NonEmpty | None = None  # file: the tokenizer.json
+    vocabulary_size: Positive | None = None  # bpe. None: model.vocabulary_size
+    end_of_text: NonEmpty = "<|endoftext|>"  # the token that ends every document
+    # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
+    begin_of_text: NonEmpty | None = None
+    pad: NonEmpty = "<pad>"  # where the objective needs it
+    mask: NonEmpty = "<mask>"  # where the objective needs it
+    sentinels: Positive = 100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
+    training_megabytes: PositiveFloat = 256.0  # bpe: MB of the training text to read, at most
+
+    def special_count(self, needs: tuple[str, ...]) -> int:
+        """Count the special tokens, beside the end of text, of a tokenizer that is made here.
+
+        `needs` are the kinds of special tokens that the objective needs.
+        """
+        count = sum(self.sentinels if need == "sentinels" else 1 for need in needs)
+        return count + (self.begin_of_text is not None)
+
+    def __post_init__(self):
+        refuse = refuser("tokenizer")
+        if self.kind == "file" and self.path is None:
+            refuse("path", "tokenizer.kind='file' needs the path of a tokenizer.json")
+        if self.kind != "file" and self.path is not None:
+            refuse("path", f"is only read with tokenizer.kind='file', got kind={self.kind!r}")
+
+        if self.mask in (self.end_of_text, self.begin_of_text, self.pad):
+            refuse("mask", f"{self.mask!r} is another special token too")
+        if self.vocabulary_size is not None and self.kind != "bpe":
+            reason = f"is only used with tokenizer.kind='bpe', got kind={self.kind!r}"
+            refuse("vocabulary_size", reason)
+
+
+@section("data.sources")
+class SourceConfig:
+    """One corpus."""
+
+    name: NonEmpty
+    path: NonEmpty | None = None  # a file, a folder or a glob
+    # auto: JSON lines for files that end in .jsonl or .ndjson, else text
+    format: Literal["auto", "text", "jsonl", "pairs", "python_stdlib"] = "auto"
+    text_key: str = "text"  # JSON lines: the key of the document
+    source_key: str = "source"  # pairs in JSON lines: the key of the encoder's text
+    target_key: str = "target"  # pairs in JSON lines: the key of the decoder's text
+    weight: PositiveFloat = 1.0  # share of the samples, relative to the other sources
+
+    def __post_init__(self):
+        if (self.path is None) != (self.format == "python_stdlib"):
+            problem = "needs a path" if self.path is None else "takes no path"
+            reason = f"source {self.name!r} {problem} (format {self.format!r})"
+            raise ConfigError("data.sources.path", reason)
+
+
+@section("data.validation")
+class ValidationConfig:
+    """The text that is held out from training.
+
+    hash     a share of the documents, by the hash of their text
+    tail     the last share of each source
+    source   files of their own
+    """
+
+    method: Literal["hash", "tail", "source"] = "hash"
+    share: Share = 0.05  # hash: of the documents; tail: of each source's bytes
+    path: NonEmpty | None = None  # source: a file, a folder or a glob
+
+    def __post_init__(self):
+        if (self.method == "source") != (self.path is not None):
+            problem = "does not read a path"
+            if self.path is None:
+                problem = "needs the path of the validation files"
+            reason = f"data.validation.method={self.method!r} {problem}"
+            raise ConfigError("data.validation.path", reason)
+
+        if self.method != "source" and not 0 < self.share < 1:
+            raise ConfigError("data.validation.share", f"must be between 0 and 1, got {self.share}")
+
+
+@section("data")
+class DataConfig:
+    """The sources of the text, and the samples that are cut from it."""
+
+    sources: tuple[SourceConfig, ...] = (
+        SourceConfig(name="python_stdlib", format="python_stdlib"),
+    )
+    sequence_length: Positive = 1024  # tokens per sample; of an encoder-decoder's source
+    store: NonEmpty = "stores"  # folder of the tokenized corpora, shared by runs
+    validation: ValidationConfig = ValidationConfig()
+    prefetch_batches: Positive = 4  # batches that are prepared ahead
+    prefetch_threads: Positive = 1
+
+    def __post_init__(self):
+        names = [source.name for source in self.sources]
+        if not names:
+            raise ConfigError("data.sources", "needs at least one source")
+        if len(set(names)) < len(names):
+            raise ConfigError("data.sources", f"two sources have the same name: {', '.join(names)}")

@@ -1,0 +1,223 @@
+"""Build a token store: measure the text, make the tokenizer, write the shards."""
+
+import gzip
+import lzma
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data.shards import TokenWriter
+from jaxlm.data.split import (
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    SourceSplit,
+    SplitDocument,
+    SplitSize,
+    find_tail_starts,
+    measure_splits,
+    numbered_sources,
+    split_documents,
+    total_size,
+)
+from jaxlm.data.store import TOKENIZER
+from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from jaxlm.data.vocabulary import SpecialTokens
+from jaxlm.files import write_atomically
+from jaxlm.progress import LINE_SECONDS, Progress
+
+SHARD_TOKENS = 1 << 28
+BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
+EXCERPT_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
+COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
+
+
+def build_store(
+    folder: Path,
+    data: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    vocabulary_size: int,
+    special: SpecialTokens,
+    report: Callable[[str], None],
+    shard_tokens: int,
+) -> dict[str, Any]:
+    """Write the tokenizer and the shards into `folder` and return the manifest."""
+    # The first pass over the text counts it, so that an empty split is found at once.
+    tail_starts = find_tail_starts(data)
+    sizes = measure_splits(data, tail_starts)
+
+    # Only training text reaches the tokenizer.
+    tokenizer = build_tokenizer(
+        tokenizer_config,
+        vocabulary_size,
+        special,
+        training_texts(data, tail_starts),
+        total_size(sizes, TRAIN).bytes,
+        report,
+    )
+    write_atomically(folder / TOKENIZER, tokenizer.inner.to_str())
+
+    # The last pass tokenises the documents into the shards of their source and split.
+    dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+    writers = {
+        (source, split): TokenWriter(folder, f"{split}-{source}", dtype, shard_tokens)
+        for source, split in sizes
+    }
+    validation_text = bytearray()
+    text_bytes = sum(size.bytes for size in sizes.values())
+    for piece, ids in tokenize(split_documents(data, tail_starts), tokenizer, text_bytes):
+        writer = writers[piece.source, piece.split]
+        writer.add(ids)
+        if piece.is_last:
+            writer.end_document(tokenizer.end_of_text)
+        if piece.split == VALIDATION and len(validation_text) <= COMPRESSED_BYTES:
+            validation_text += piece.text.encode()
+
+    entries = {}
+    sources = numbered_sources(data)
+    for (source, split), writer in writers.items():
+        text_entry = describe_text(sources[source][0], sizes[source, split])
+        entries[source, split] = text_entry | writer.close()
+
+    return {
+        "dtype": dtype.name,
+        "tokenizer": {
+            "hash": tokenizer.hash,
+            "size": tokenizer.size,
+            "end_of_text": tokenizer.end_of_text,
+        },
+        "splits": {
+            split: [entry for (_, name), entry in entries.items() if name == split]
+            for split in SPLITS
+        },
+        "validation": describe_validation(
+            entries, total_size(sizes, VALIDATION), bytes(validation_text)
+        ),
+    }
+
+
+# Tokenizer
+
+
+def training_texts(data: DataConfig, tail_starts: tuple[int, ...] | None) -> Iterator[str]:
+    """Yield the texts of the training split."""
+    for document in split_documents(data, tail_starts):
+        if document.split == TRAIN:
+            yield from document.texts
+
+
+def build_tokenizer(
+    config: TokenizerConfig,
+    vocabulary_size: int,
+    special: SpecialTokens,
+    texts: Iterator[str],
+    text_bytes: int,
+    report: Callable[[str], None],
+) -> Tokenizer:
+    """Return the tokenizer of the config; a BPE is trained on `texts`, `text_bytes` in all."""
+    if config.kind == "bytes":
+        return byte_tokenizer(special)
+    if config.path is not None:
+        return load_tokenizer(Path(config.path).expanduser(), special)
+
+    started = time.monotonic()
+    budget = min(int(config.training_megabytes * 1e6), text_bytes)
+    tokenizer = train_bpe(choose_excerpts(texts, text_bytes, budget), vocabulary_size, special)
+    report(
+        f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB "
+        f"in {time.monotonic() - started:.1f} s"
+    )
+    return tokenizer
+
+
+def choose_excerpts(texts: Iterator[str], text_bytes: int, budget: int) -> Iterator[str]:
+    """Yield excerpts of at most `budget` bytes in all, spread evenly over `text_bytes` of texts."""
+    seen = kept = 0
+    for text in texts:
+        for start in range(0, len(text), EXCERPT_CHARACTERS):
+            excerpt = text[start : start + EXCERPT_CHARACTERS]
+            size = len(excerpt.encode())
+            seen += size
+            if (kept + size) * text_bytes <= seen * budget:
+                kept += size
+                yield excerpt
+
+
+# Tokens
+
+
+class Piece(NamedTuple):
+    """A stretch of a text that can be tokenised on its own; `is_last` ends the text."""
+
+    source: int
+    split: str
+    text: str
+    is_last: bool
+
+
+def tokenize(
+    documents: Iterator[SplitDocument], tokenizer: Tokenizer, text_bytes: int
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield (piece, its ids) in order; shows the progress through `text_bytes`.
+
+    Pieces are tokenised in batches so that all cores work.
+    """
+    progress = Progress(text_bytes, line_seconds=LINE_SECONDS)
+    done = 0
+    for batch in batch_pieces(cut_pieces(documents, tokenizer)):
+        yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
+        done += sum(len(piece.text.encode()) for piece in batch)
+        progress.update(done, f"tokenised {done / 1e6:,.0f} of {text_bytes / 1e6:,.0f} MB")
+    progress.close()
+
+
+def cut_pieces(documents: Iterator[SplitDocument], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Yield the texts of the documents, long ones in several pieces."""
+    for document in documents:
+        for text in document.texts:
+            left = len(text)
+            for piece in tokenizer.split_text(text):
+                left -= len(piece)
+                yield Piece(document.source, document.split, piece, is_last=left == 0)
+
+
+def batch_pieces(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Yield lists of about BATCH_CHARACTERS."""
+    batch, characters = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+# Manifest
+
+
+def describe_text(source: SourceConfig, size: SplitSize) -> dict[str, Any]:
+    """Return what the manifest says of a source's text. Each pair counts as two documents."""
+    entry: dict[str, Any] = {"source": source.name, "bytes": size.bytes}
+    if source.format == "pairs":
+        entry["pairs"] = size.documents
+    return entry
+
+
+def describe_validation(
+    entries: dict[SourceSplit, dict[str, Any]], size: SplitSize, text: bytes
+) -> dict[str, Any]:
+    """Return tokens and bytes of the validation split, and its size after common compressors."""
+    tokens = sum(entry["tokens"] for (_, split), entry in entries.items() if split == VALIDATION)
+    is_small = size.bytes <= COMPRESSED_BYTES
+    return {
+        "bytes": size.bytes,
+        "tokens": tokens,
+        "gzip_bytes": len(gzip.compress(text, 9, mtime=0)) if is_small else None,
+        "xz_bytes": len(lzma.compress(text, preset=9)) if is_small else None,
+    }

@@ -1,0 +1,68 @@
+"""Hash the files of a source, without reading unchanged files again."""
+
+import contextlib
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from jaxlm.config import SourceConfig, UserError
+from jaxlm.data.sources import base_folder, list_files
+from jaxlm.files import write_atomically
+
+SETTLED_NANOSECONDS = 2_000_000_000
+
+
+def fingerprint_source(
+    source: SourceConfig, cache_path: Path, config_key: str = "data.sources"
+) -> str:
+    """Return the SHA-256 of the names and contents of a source's files.
+
+    `cache_path` (JSON) remembers the hash of each file by path, size and time of change. It may be
+    missing, and is left alone where it can't be written.
+    """
+    base, known = base_folder(source), read_cache(cache_path)
+    new: dict[str, list] = {}
+    digest = hashlib.sha256()
+    for path in list_files(source, config_key):
+        line = f"{path.relative_to(base).as_posix()}\0{hash_file(path, known, new)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+
+    if new:
+        with contextlib.suppress(OSError):
+            cache_path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cache_path, json.dumps(known | new))
+    return digest.hexdigest()
+
+
+def hash_file(path: Path, known: dict, new: dict) -> str:
+    """Return the SHA-256 of a file, from `known` if its size and time of change are the same.
+
+    A hash that was computed is added to `new`.
+    """
+    key = str(path.absolute())
+    try:
+        status = path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+        entry = known.get(key)
+        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
+            return entry[2]
+        with path.open("rb") as file:
+            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+    # A file that changed just now may change again within the clock's resolution, so its hash is
+    # not remembered.
+    if time.time_ns() - status.st_mtime_ns > SETTLED_NANOSECONDS:
+        new[key] = [*state, content_hash]
+    return content_hash
+
+
+def read_cache(path: Path) -> dict:
+    """Return the remembered hashes; none if the file is missing or damaged."""
+    try:
+        cache = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}

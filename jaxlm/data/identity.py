@@ -1,0 +1,113 @@
+"""Name a store: the hash of everything that decides its tokens.
+
+These are the contents and formats of the sources, the validation split and the config of the
+tokenizer. Where files lie, and the names and weights of sources, do not count.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data.fingerprints import fingerprint_source
+from jaxlm.data.split import numbered_sources
+from jaxlm.data.tokenizer import load_tokenizer
+from jaxlm.data.vocabulary import SpecialTokens, special_tokens
+
+FORMAT = 1
+
+
+class StoreIdentity(NamedTuple):
+    """The name of a store and what it follows from."""
+
+    folder: Path  # where the store is or will be
+    inputs: dict[str, Any]  # JSON data; `folder.name` is the hash of it
+    special: SpecialTokens
+
+
+def identify_store(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    needs: tuple[str, ...],
+) -> StoreIdentity:
+    """Return which store the config means, whether or not it is built.
+
+    `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
+    objective needs (`ObjectiveConfig.needs`).
+    """
+    root = Path(data.store).expanduser()
+    special = special_tokens(tokenizer, needs)
+    # The tokenizer comes first: its mistakes are found before the corpus is read.
+    tokenizer_inputs = describe_tokenizer(tokenizer, vocabulary_size, special)
+
+    with contextlib.ExitStack() as stack:
+        # One process of a machine at a time hashes the files; the others then find the hashes in
+        # the cache. A folder that can't be written has no cache.
+        with contextlib.suppress(OSError):
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
+        source_inputs = describe_sources(data, root / "fingerprints.json")
+
+    inputs = {
+        "format": FORMAT,
+        "sources": source_inputs,
+        "validation": {"method": data.validation.method, "share": data.validation.share},
+        "tokenizer": tokenizer_inputs,
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return StoreIdentity(root / key, inputs, special)
+
+
+def describe_tokenizer(
+    tokenizer: TokenizerConfig, vocabulary_size: int, special: SpecialTokens
+) -> dict[str, Any]:
+    """Return what decides the tokenizer, as JSON data."""
+    spec: dict[str, Any] = {"kind": tokenizer.kind, **special.keywords}
+    if tokenizer.kind == "bpe":
+        spec |= {"size": vocabulary_size, "training_megabytes": tokenizer.training_megabytes}
+    elif tokenizer.path is not None:
+        spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), special).hash
+
+    # In older stores the begin of text was numbered before the padding.
+    if tokenizer.kind != "file" and special.pad is not None and special.begin_of_text is not None:
+        spec["numbering"] = "pad first"
+    return spec
+
+
+def describe_sources(data: DataConfig, cache: Path) -> list[dict[str, Any]]:
+    """Return the contents and formats of the sources, as JSON data."""
+    return [
+        {
+            "fingerprint": fingerprint_source(source, cache, config_key),
+            "format": source.format,
+            **json_keys(source),
+        }
+        for source, config_key in numbered_sources(data)
+    ]
+
+
+def json_keys(source: SourceConfig) -> dict[str, str]:
+    """Return the fields of the config that say where the text is in JSON lines."""
+    if source.format == "pairs":
+        return {"source_key": source.source_key, "target_key": source.target_key}
+    return {"text_key": source.text_key}
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file, which ends with the process whatever happens.
+
+    `on_wait` is called if another process has it.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

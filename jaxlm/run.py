@@ -1,0 +1,151 @@
+"""The parts of a training run that its config alone decides: mesh, model and optimizer."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxlm import models, objectives, optim, runtime, sharding
+from jaxlm.config import Config, ConfigError
+from jaxlm.data.schedule import BatchSchedule
+from jaxlm.models import Model
+from jaxlm.nn.execution import Execution
+from jaxlm.sharding import Placement
+from jaxlm.state import state_shapes, state_shardings
+from jaxlm.types import Batch
+
+SHOWN_HOSTS = 8  # in the description of a mesh
+
+
+class Run(NamedTuple):
+    """The parts of a run that its config alone decides."""
+
+    config: Config
+    schedule: BatchSchedule
+    placement: Placement
+    execution: Execution
+    model: Model
+    optimizer: optax.GradientTransformation
+    steps_in_flight: int  # steps that may run while the host prepares the next one
+    example: Batch  # one sample, as the objective makes it
+
+    @property
+    def devices(self) -> list[Any]:
+        """Return the jax devices of the mesh."""
+        return list(self.placement.mesh.devices.flat)
+
+
+def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
+    """Build mesh, model and optimizer. `hosts` are the hosts of the processes.
+
+    Raises ConfigError where they don't fit each other, or the batches from `first_step` on.
+    """
+    sentinels = config.tokenizer.sentinels
+    example = objectives.example(config.objective, config.data.sequence_length, sentinels)
+    schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
+
+    devices = runtime.select_devices(config.runtime, hosts)
+    mesh = sharding.make_mesh(config.parallel, devices)
+    sharding.check_mesh(
+        mesh,
+        config.model,
+        schedule.sizes(first_step),
+        config.training.microbatches,
+        config.evaluation,
+    )
+
+    execution = sharding.build_execution(
+        mesh,
+        config.parallel,
+        config.precision,
+        config.runtime.attention,
+        deterministic=config.runtime.deterministic,
+    )
+    model = models.build(config.model, config.precision, execution)
+    placement = Placement(mesh, model.axes, config.parallel.zero)
+    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+
+    # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
+    # other with a deadline, which they would miss if steps piled up.
+    steps_in_flight = 0 if devices[0].platform == "cpu" else 1
+    return Run(
+        config=config,
+        schedule=schedule,
+        placement=placement,
+        execution=execution,
+        model=model,
+        optimizer=optimizer,
+        steps_in_flight=steps_in_flight,
+        example=example,
+    )
+
+
+def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
+    """Return lines on what is about to run: size, mesh, bytes, kernels, and what may surprise."""
+    config, mesh = run.config, run.placement.mesh
+    devices = runtime.describe_devices(run.devices)
+    axes = describe_mesh(mesh, hosts)
+    lines = [
+        f"{devices}: {axes}, ZeRO {config.parallel.zero}, {config.precision.compute}",
+        f"model: {config.model.family}, {run.model.parameter_count():,} parameters",
+    ]
+
+    shapes = state_shapes(run.model, run.optimizer)
+    shardings = state_shardings(run.model, run.optimizer, run.placement)
+    params = sharding.bytes_per_device(shapes.params, shardings.params)
+    optimizer = sharding.bytes_per_device(shapes.optimizer, shardings.optimizer)
+    lines.append(f"bytes per device: parameters {params:,}, optimizer state {optimizer:,}")
+
+    try:
+        kernels = run.model.kernels(run.example)
+    except ValueError as error:
+        raise ConfigError("runtime.attention", str(error)) from error
+    lines += [f"{name}: {kernel} ({reason})" for name, (kernel, reason) in kernels.items()]
+
+    lines.append(f"blocks {run.execution.blocks}, remat {run.execution.remat}")
+
+    warmup, steps = config.optimizer.warmup_steps, config.training.steps
+    if warmup > steps:
+        lines.append(f"warning: optimizer.warmup_steps={warmup} is cut to training.steps={steps}")
+
+    if config.parallel.zero:
+        optimizer_shardings = run.placement.tree("optimizer", shapes.params)
+        unsplit = sharding.list_replicated(shapes.params, optimizer_shardings)
+        if unsplit:
+            names = ", ".join(unsplit)
+            share = "more than 1% of the bytes"
+            lines.append(f"warning: {share} are not split over parallel.fsdp: {names}")
+    return lines
+
+
+def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:
+    """Return 'data 2 (across hosts) x fsdp 4 x tensor 1', and the processes of each host.
+
+    `hosts` are the names of the hosts by process. A single process is not mentioned.
+    """
+    names = np.vectorize(lambda device: hosts[device.process_index], otypes=[object])(mesh.devices)
+    parts = []
+    for axis, (name, size) in enumerate(mesh.shape.items()):
+        across = (names != np.take(names, [0], axis=axis)).any()
+        parts.append(f"{name} {size}" + (" (across hosts)" if across else ""))
+    axes = " x ".join(parts)
+    if len(hosts) == 1:
+        return axes
+
+    processes: dict[str, list[int]] = {}
+    for process, host in enumerate(hosts):
+        processes.setdefault(host, []).append(process)
+    places = [f"{host}: {describe_ranges(numbers)}" for host, numbers in processes.items()]
+    shown = "; ".join(places[:SHOWN_HOSTS])
+    more = f"; {len(places) - SHOWN_HOSTS} more hosts" if len(places) > SHOWN_HOSTS else ""
+    return f"{axes} on {len(hosts)} processes ({shown}{more})"
+
+
+def describe_ranges(numbers: Sequence[int]) -> str:
+    """Return '0-3, 6' for the increasing numbers 0, 1, 2, 3, 6."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    ranges = zip(starts, ends, strict=True)
+    return ", ".join(str(start) if start == end else f"{start}-{end}" for start, end in ranges)

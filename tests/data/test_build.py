@@ -1,0 +1,147 @@
+import gzip
+import json
+import lzma
+import zlib
+
+import numpy as np
+import tokenizers
+from support.stores import (
+    all_texts,
+    build_store,
+    data_config,
+    random_text,
+    read_texts,
+    read_tokens,
+    write_corpus,
+)
+
+from jaxlm import config
+from jaxlm.data import build, open_store
+from jaxlm.data.tokenizer import train_bpe
+from jaxlm.data.vocabulary import SpecialTokens
+
+
+def test_store_holds_every_document_once_and_ends_each(tmp_path):
+    store, lines = build_store(data_config(tmp_path, write_corpus(tmp_path / "c")))
+    (train,), (validation,) = read_texts(store, store.train), read_texts(store, store.validation)
+    assert sorted(train + validation) == sorted(random_text(number) for number in range(40))
+    assert train == sorted(train, key=lambda document: int(document.split()[-1]))
+    end = store.tokenizer.end_of_text
+    assert read_tokens(store.train[0])[-1] == read_tokens(store.validation[0])[-1] == end
+
+    assert lines == [
+        f"store {store.path}: train {len(store.train[0]):,} tokens in {len(train)} documents, "
+        f"validation {len(store.validation[0]):,} tokens, {store.validation_bytes:,} bytes"
+    ]
+
+
+def test_manifest_counts_documents_bytes_and_tokens(tmp_path):
+    store, _ = build_store(data_config(tmp_path, write_corpus(tmp_path / "c")))
+    (train,) = read_texts(store, store.train)
+    (entry,) = store.manifest["splits"]["train"]
+    assert (entry["documents"], entry["bytes"]) == (len(train), len("".join(train).encode()))
+    assert entry["tokens"] == len(store.train[0]) == entry["bytes"] + entry["documents"]
+
+    lengths = [len(document.encode()) + 1 for document in train]
+    offsets = np.fromfile(store.path / entry["offsets"], "<i8")
+    assert offsets.tolist() == np.cumsum([0, *lengths]).tolist()
+
+
+def test_manifest_is_plain_json_with_checksums(tmp_path):
+    data = data_config(tmp_path, write_corpus(tmp_path / "c"))
+    store, _ = build_store(data, shard_tokens=1500)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    for entry in manifest["splits"]["train"] + manifest["splits"]["validation"]:
+        for shard in entry["shards"]:
+            assert shard["crc32"] == zlib.crc32((store.path / shard["file"]).read_bytes())
+    assert manifest["tokenizer"] == {"hash": store.tokenizer.hash, "size": 257, "end_of_text": 256}
+
+
+def test_validation_text_is_measured_as_the_compressors_do(tmp_path, monkeypatch):
+    store, _ = build_store(data_config(tmp_path, write_corpus(tmp_path / "c")))
+    text = "".join(read_texts(store, store.validation)[0]).encode()
+    assert store.validation_bytes == len(text)
+    assert store.gzip_bytes == len(gzip.compress(text, 9))
+    assert store.xz_bytes == len(lzma.compress(text, preset=9))
+
+    monkeypatch.setattr(build, "COMPRESSED_BYTES", len(text) - 1)
+    store, _ = build_store(data_config(tmp_path / "other", tmp_path / "c"))
+    assert (store.validation_bytes, store.gzip_bytes, store.xz_bytes) == (len(text), None, None)
+
+
+def test_bpe_is_trained_on_the_training_split_only(tmp_path):
+    folder = write_corpus(tmp_path / "c", 1)
+    (folder / "z.txt").write_text("x" * 50 + "qzjqzjqzj " * 300)
+    data = data_config(tmp_path, folder, method="tail", share=0.9)
+    store, lines = build_store(data, config.TokenizerConfig(kind="bpe"))
+    size = store.tokenizer.size
+    assert lines[0].startswith(f"tokenizer: byte-level BPE, {size} ids, trained on 0.0 MB in ")
+    assert not any("qz" in token for token in store.tokenizer.inner.get_vocab())
+    assert "".join(all_texts(store)) == random_text(0) + (folder / "z.txt").read_text()
+
+
+def test_bpe_is_trained_on_at_most_the_megabytes_of_the_config(tmp_path, monkeypatch):
+    excerpts = []
+
+    def train_on_list(texts, size, special):
+        excerpts[:] = texts
+        return train_bpe(excerpts, size, special)
+
+    monkeypatch.setattr(build, "train_bpe", train_on_list)
+    data = data_config(tmp_path, write_corpus(tmp_path / "c"))
+    limited = config.TokenizerConfig(kind="bpe", training_megabytes=0.002)
+    _, lines = build_store(data, limited)
+    assert 1_000 < sum(len(excerpt.encode()) for excerpt in excerpts) <= 2_000
+    assert "trained on 0.0 MB" in lines[0]
+
+    store, _ = build_store(data, config.TokenizerConfig(kind="bpe"))
+    assert excerpts == read_texts(store, store.train)[0]
+
+
+def test_training_text_is_spread_over_the_corpus():
+    numbers = [f"{number:04}" for number in range(1000)]
+    excerpts = list(build.choose_excerpts(iter(numbers), text_bytes=4000, budget=400))
+    assert len(excerpts) == 100
+    assert np.diff([int(excerpt) for excerpt in excerpts]).tolist() == [10] * 99
+
+
+def test_long_texts_give_several_excerpts():
+    texts = ["ab", "c" * 100_000]
+    excerpts = build.choose_excerpts(iter(texts), text_bytes=100_002, budget=100_002)
+    assert list(excerpts) == ["ab", "c" * 65536, "c" * 34464]
+
+
+def test_large_vocabularies_take_32_bits(tmp_path):
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 70_000, "?": 1}, unk_token="?")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.save(str(tmp_path / "t.json"))
+    (tmp_path / "c.txt").write_text("a b c " * 100)
+
+    tokenizer = config.TokenizerConfig(kind="file", path=str(tmp_path / "t.json"))
+    data = data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5)
+    store, _ = build_store(data, tokenizer)
+    assert store.manifest["dtype"] == "uint32"
+    assert read_tokens(store.train[0])[:3].tolist() == [0, 70_000, 1]
+
+
+def test_special_tokens_that_the_objective_needs_are_in_the_store(tmp_path):
+    data = data_config(tmp_path, write_corpus(tmp_path / "c"))
+    tokenizer = config.TokenizerConfig(kind="bytes", begin_of_text="<s>", sentinels=2)
+    store, _ = build_store(data, tokenizer, needs=("pad", "sentinels"))
+    expected = SpecialTokens("<|endoftext|>", "<s>", "<pad>", None, 2)
+    assert store.tokenizer.special == open_store(store.path).tokenizer.special == expected
+    assert store.tokenizer.size == 261
+    assert sorted(all_texts(store)) == sorted(random_text(number) for number in range(40))
+
+
+def test_progress_of_long_tokenisation_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)
+    (tmp_path / "c.txt").write_text("x" * 3_000_000)
+    build_store(data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5))
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "tokenised 0 of 3 MB"
+    assert shown[-1].startswith("tokenised 3 of 3 MB eta 0:00")

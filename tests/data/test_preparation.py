@@ -1,0 +1,134 @@
+import fcntl
+import multiprocessing
+import shutil
+from typing import Any
+
+import pytest
+from support.stores import BYTES, build_store, data_config, write_corpus
+
+from jaxlm import config
+from jaxlm.config import ConfigError, LostError
+from jaxlm.data import await_store, build, open_store, preparation, prepare
+
+
+@pytest.fixture
+def data(tmp_path):
+    return data_config(tmp_path, write_corpus(tmp_path / "c"))
+
+
+def test_failed_build_leaves_nothing_that_looks_finished(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "describe_validation", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_store(data)
+    assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
+
+    monkeypatch.undo()
+    assert build_store(data)[0].path.is_dir()
+
+
+def test_remains_of_a_killed_process_are_removed(data):
+    store, _ = build_store(data)
+    unfinished = store.path.with_name(f".{store.hash}.building")
+    shutil.rmtree(store.path)
+    unfinished.mkdir()
+    (unfinished / "train-0-00099.bin").write_bytes(b"old")
+
+    again, _ = build_store(data)
+    assert not unfinished.exists()
+    assert not (again.path / "train-0-00099.bin").exists()
+
+
+def test_unwritable_store_names_the_key(data, tmp_path):
+    (tmp_path / "stores").write_text("a file where the folder should be")
+    with pytest.raises(ConfigError, match=r"^data\.store: .*stores"):
+        build_store(data)
+
+
+def build_in_child(data: config.DataConfig, barrier: Any, queue: Any) -> None:
+    barrier.wait()
+    store, _ = build_store(data, config.TokenizerConfig(kind="bpe"))
+    queue.put((store.path / "manifest.json").stat().st_ino)
+
+
+def test_two_processes_build_one_store(data):
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(2), context.Queue()
+    children = [
+        context.Process(target=build_in_child, args=(data, barrier, queue)) for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    manifests = {queue.get(timeout=60) for _ in children}
+    for child in children:
+        child.join()
+    assert len(manifests) == 1
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_waiting_for_another_build_is_reported(data, tmp_path):
+    store, _ = build_store(data)
+    built_by_other = store.path.rename(tmp_path / "built")
+    lock = store.path.with_name(f".{store.hash}.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lines = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if "another process" in line:
+            built_by_other.rename(store.path)
+            lock.close()
+
+    assert prepare(data, BYTES, 300, report).hash == store.hash
+    assert "another process builds it, waiting" in lines[0]
+
+
+class FakeTime:
+    """A clock that moves when somebody sleeps; `on_sleep` is called with the time."""
+
+    def __init__(self, on_sleep=lambda now: None):
+        self.now, self.on_sleep = 0.0, on_sleep
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.on_sleep(self.now)
+
+
+def test_the_store_of_another_process_is_awaited(data, monkeypatch):
+    def prepare_after_a_second(now: float) -> None:
+        if now >= 1:
+            build_store(data)
+
+    clock, lines = FakeTime(prepare_after_a_second), []
+    monkeypatch.setattr(preparation, "time", clock)
+    folder = await_store(data, BYTES, 300, lines.append, ready=lambda: False, seconds=30)
+    assert 1 <= clock.now < 2
+    assert open_store(folder).hash == build_store(data)[0].hash
+    assert len(lines) == 1 and f"{folder}: waiting up to 30 s" in lines[0]
+
+
+def test_a_store_that_is_there_is_not_awaited(data):
+    store, lines = build_store(data)
+    folder = await_store(data, BYTES, 300, lines.append, ready=lambda: False, seconds=0)
+    assert folder == store.path
+    assert len(lines) == 1  # that of the build
+
+
+def test_the_wait_for_a_store_ends(data, monkeypatch):
+    clock = FakeTime()
+    monkeypatch.setattr(preparation, "time", clock)
+    message = (
+        r"^data\.store: process 0 has not prepared .* within 5 s "
+        r"\(runtime\.preparation_timeout_seconds\)"
+    )
+    with pytest.raises(LostError, match=message):
+        await_store(data, BYTES, 300, lambda _: None, ready=lambda: False, seconds=5)
+    assert 5 < clock.now < 6
+
+
+def test_the_wait_ends_when_process_0_has_another_store(data):
+    folder = await_store(data, BYTES, 300, lambda _: None, ready=lambda: True, seconds=60)
+    with pytest.raises(ConfigError, match=r"^data\.store: there is no .* here"):
+        open_store(folder)
