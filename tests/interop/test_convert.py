@@ -423,7 +423,7 @@ def test_a_run_that_appears_while_an_import_waits_is_kept(imported, tmp_path, ca
         (path / "config.json").write_text("other")
         yield
 
-    monkeypatch.setattr(runtime, "lock", other_process)
+    monkeypatch.setattr(runtime, "lock_run_directory", other_process)
     assert converted("import", imported("gpt2")[0], run) == 2
     assert_one_line(capsys, ["run", "not empty"])
     assert (run / "config.json").read_text() == "other"

@@ -131,12 +131,12 @@ def test_layers_are_fetched_one_by_one_from_devices_without_host_memory(tmp_path
         "parameters", parameter_shapes(GPT2)
     )
     interop.save(tmp_path / "one", GPT2, params)
-    fetched, one_layer = [], write_weights.slice_layer
-    monkeypatch.setattr(write_weights, "on_host", lambda shard: False)
+    fetched, slice_layer = [], write_weights.slice_layer
+    monkeypatch.setattr(write_weights, "is_on_host", lambda shard: False)
     monkeypatch.setattr(
         write_weights,
-        "one_layer",
-        lambda stack, layer: fetched.append(layer) or one_layer(stack, layer),
+        "slice_layer",
+        lambda stack, layer: fetched.append(layer) or slice_layer(stack, layer),
     )
     interop.save(tmp_path / "two", GPT2, jax.device_put(params, shardings))
     assert set(fetched) == set(range(GPT2.layers))
