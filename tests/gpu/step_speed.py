@@ -66,7 +66,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     from jaxlm import state, step
     from jaxlm.run import build_run
 
-    run = build_run(settings, 0)
+    run = build_run(settings, first_step=0)
     device = run.placement.mesh.devices.flat[0]
     objective = synthetic.objective(settings)
     batches = [synthetic.batch(settings, number) for number in range(HOST_BATCHES)]
