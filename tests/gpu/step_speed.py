@@ -36,11 +36,13 @@ class Shape(NamedTuple):
     edits: tuple[str, ...] = ()
 
 
+# The largest batches whose activations fit without recomputation. The scores of all targets fit
+# beside them, so they are not cut into tiles, which the backward pass would compute again.
 SHAPES = {
-    "gpt2_124m": Shape((64, 32, 16)),
-    "llama_1b": Shape((8, 4, 2), ("parallel.remat=none",)),
-    "bert_base": Shape((256, 128, 64)),
-    "t5_base": Shape((128, 64, 32)),
+    "gpt2_124m": Shape((64, 32, 16), ("training.loss_tile=1024",)),
+    "llama_1b": Shape((8, 4, 2), ("parallel.remat=none", "training.loss_tile=2048")),
+    "bert_base": Shape((256, 128, 64), ("training.loss_tile=512",)),
+    "t5_base": Shape((128, 64, 32), ("training.loss_tile=512",)),
 }
 
 
@@ -64,7 +66,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     from jaxlm import state, step
     from jaxlm.run import build_run
 
-    run = build_run(settings, 0)
+    run = build_run(settings, first_step=0)
     device = run.placement.mesh.devices.flat[0]
     objective = synthetic.objective(settings)
     batches = [synthetic.batch(settings, number) for number in range(HOST_BATCHES)]

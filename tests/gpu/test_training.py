@@ -173,12 +173,11 @@ def test_a_step_in_bfloat16_is_that_of_float32(gpu, family, record):
     assert relative_loss <= 2**-10
     # The gradient of a weight collects some 10 roundings in two layers and the head, forward and
     # backward, which add up like independent errors: sqrt(10) * 0.2% = 0.6% where nothing amplifies
-    # them. Post-norm does: it divides sums that nearly cancel by their small size. On a CPU, whose
-    # products round alike, the whole gradient of decoder, encoder and encoder-decoder is off by
-    # 0.5%, 1.6% and 1.0%, the worst tensor by 0.7%, 4.1% (token types, a sum over all positions)
-    # and 1.3%. The bounds are twice the largest of these.
-    assert relative_gradient <= 0.033
-    assert shares[worst] <= 0.082
+    # them. Post-norm does: it divides sums that nearly cancel by their small size. On a CPU the
+    # whole gradient of decoder, encoder and encoder-decoder is off by 0.5%, 1.6% and 1.0%, the
+    # worst tensor by 0.7%, 4.1% (token types, a sum over all positions) and 1.3%.
+    assert relative_gradient <= 0.02
+    assert shares[worst] <= 0.05
 
 
 @cache
