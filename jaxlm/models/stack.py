@@ -63,7 +63,7 @@ def unstack(tree: Tree) -> list[Tree]:
     The gradient is one stack, where that of N slices would be a sum of N padded arrays.
     """
     layers = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda w: w[i], tree) for i in range(layers)]  # noqa: B023
+    return [jax.tree.map(lambda w: w[i], tree) for i in range(layers)]  # noqa: B023 (called now)
 
 
 unstack.defvjp(
