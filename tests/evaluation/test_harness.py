@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 from support import tiny, tiny_run
 
-from jaxlm import evaluate, harness, load_model, runtime
+from jaxlm import evaluate, harness, runtime
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
+from jaxlm.evaluation import harness_model
+from jaxlm.evaluation.harness_model import decoding_config
 
 CHOICES = [  # question, answers, the right one
     ("The bird sat on the", ["stone", "the", "river"], 0),
@@ -199,8 +201,8 @@ def test_a_run_reads_texts_behind_the_end_of_text(folder):
 def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setattr(
-        load_model,
-        "load",
+        harness_model,
+        "load_model",
         lambda path, **_: SimpleNamespace(model=SimpleNamespace(config=tiny.ENCODER.model)),
     )
     with pytest.raises(
@@ -234,8 +236,8 @@ def test_mistakes_take_one_line(folder, capsys):
         assert f"error: {message}\n" in capsys.readouterr().err
 
 
-def test_settings_of_tasks():
-    found = harness.generation_settings(
+def test_options_of_tasks():
+    found = decoding_config(
         {
             "until": "\n",
             "max_new_tokens": 9,
@@ -245,19 +247,23 @@ def test_settings_of_tasks():
         },
         4,
     )
-    assert found.stops == ("\n",) and found.new_tokens == 9 and found.choice.temperature == 0
-    found = harness.generation_settings(
-        {"until": ["a", "b"], "do_sample": True, "top_p": 0.9, "top_k": 5}, 4
-    )
     assert (
-        found.stops == ("a", "b") and found.new_tokens == 256 and found.choice[1:4] == (1.0, 5, 0.9)
+        found.stop_strings == ("\n",)
+        and found.max_new_tokens == 9
+        and found.sampling.temperature == 0
     )
-    assert harness.generation_settings({}, 1).choice.temperature == 0
-    assert harness.generation_settings({"temperature": 0.5}, 1).choice.temperature == 0.5
+    found = decoding_config({"until": ["a", "b"], "do_sample": True, "top_p": 0.9, "top_k": 5}, 4)
+    assert (
+        found.stop_strings == ("a", "b")
+        and found.max_new_tokens == 256
+        and found.sampling[1:4] == (1.0, 5, 0.9)
+    )
+    assert decoding_config({}, 1).sampling.temperature == 0
+    assert decoding_config({"temperature": 0.5}, 1).sampling.temperature == 0.5
     with pytest.raises(
         UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"
     ):
-        harness.generation_settings({"num_beams": 4}, 1)
+        decoding_config({"num_beams": 4}, 1)
 
 
 def test_without_the_harness_one_line_says_how_to_install_it(capsys, monkeypatch):

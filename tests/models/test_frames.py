@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from support import tiny
+from support import random_state, tiny
 
 import jaxlm
 from jaxlm import models
@@ -18,6 +18,7 @@ from jaxlm.nn.execution import Execution
 PACKAGE = str(Path(jaxlm.__file__).parent)
 PROJECTIONS = ("BLD,DHK->BLHK", "BLD,DGK->BLGK")  # queries; keys and values of self attention
 MOST_FRAMES = 8  # from Model.features to a projection, an encoder's included
+MOST_FRAMES_OF_A_STEP = 10  # from the jitted step, the loss included
 
 
 def frames_of_projections(monkeypatch, trace) -> list[list[str]]:
@@ -54,3 +55,16 @@ def test_few_frames_from_features_to_a_projection(family, blocks, remat, monkeyp
     for stack in stacks:
         assert "features" in stack[0] and "matmul.py" in stack[-1]
         assert len(stack) <= MOST_FRAMES, stack
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_few_frames_from_the_step_to_a_projection(family, monkeypatch):
+    parts = tiny.parts(1, tiny.FAMILIES[family])
+    step, batch = parts.step(), tiny.batch(0, parts.config)
+    state = random_state.abstract_state_of(parts)
+
+    stacks = frames_of_projections(monkeypatch, lambda: step.trace(state, batch))
+    assert stacks
+    for stack in stacks:
+        assert stack[0] == "step.py:step"
+        assert len(stack) <= MOST_FRAMES_OF_A_STEP, " ".join(stack)
