@@ -1,6 +1,6 @@
 """Time the training step of four recipes on one GPU: tokens/s, MFU, peak memory, as JSON lines.
 
-    python tests/gpu/step_speed.py [--models gpt2_124m ...] [key=value ...]
+    python tests/gpu/step_speed.py [--model NAME] [--model NAME] [key=value ...]
 
 Each recipe runs in a process of its own, on random text cut by its objective, with the batch sizes
 of `SHAPES` in turn until one fits into memory. Edits given on the command line come last.
@@ -164,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--model", action="append", choices=SHAPES, help="may be repeated")
     parser.add_argument(
         "--seconds", type=float, default=600.0, help="within which all must be done"
     )
@@ -177,7 +177,7 @@ def main() -> int:
         return 0
 
     deadline, failures = time.monotonic() + args.seconds, 0
-    for name in args.models:
+    for name in args.model or SHAPES:
         line = json.dumps(attempts(name, args.edits, deadline))
         print(line, flush=True)
         if args.results:
