@@ -234,6 +234,7 @@ def test_cudnn_where_supported(case):
     ("execution", "case", "reason"),
     [
         (Execution(), GOOD, "platform is cpu"),
+        (H100._replace(deterministic=True), GOOD, "runtime.deterministic is on"),
         (H100, GOOD._replace(dtype="float32"), "dtype is float32"),
         (H100, GOOD._replace(head_width=60), "heads of 60 channels"),
         (H100, GOOD._replace(head_width=264), "heads of 264 channels"),
