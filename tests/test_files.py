@@ -1,7 +1,5 @@
 """Files are written whole or not at all."""
 
-import os
-
 import pytest
 
 from jaxlm import files
@@ -14,7 +12,7 @@ def test_a_file_gets_its_new_content(tmp_path):
 
     files.write_atomically(path, b"\x00new")
     assert path.read_bytes() == b"\x00new"
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_leaves_the_old_content(tmp_path):
@@ -26,7 +24,7 @@ def test_an_error_leaves_the_old_content(tmp_path):
         raise ValueError("half-way")
 
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_reader_sees_the_old_file_until_the_end(tmp_path):
