@@ -136,7 +136,7 @@ def snippets(language):
                 yield pytest.param(text, id=f"{document.name}-{number}")
 
 
-@pytest.mark.parametrize("snippet", snippets("python"))
+@pytest.mark.parametrize("snippet", list(snippets("python")))
 def test_python_snippets_load(snippet, tmp_path):
     """A config is loaded as a recipe; the imports of other snippets, and names in them, exist."""
     if "config = Config(" in snippet:
@@ -168,7 +168,7 @@ def commands(text):
                 yield "jaxlm.train", [w for w in words[place + 1 :] if not w.isdigit()]
 
 
-@pytest.mark.parametrize("snippet", snippets("sh"))
+@pytest.mark.parametrize("snippet", list(snippets("sh")))
 def test_the_configs_of_commands_load(snippet):
     """Every `--config FILE key=value` is loaded with its edits."""
     for module, arguments in commands(snippet):
