@@ -168,6 +168,16 @@ def test_flops_are_the_closed_form(made):
     ]
 
 
+def test_the_ramp_of_the_batch_size_is_told_up_to_the_step(made):
+    run, settings, _ = made
+    text = readme.PARTS["hyperparameters"](card.gather_facts(run, settings, 1))
+    assert cell(text, "batch") == [
+        "8 sequences, 256 tokens; from step 10 on 16 sequences, 512 tokens"
+    ]
+    text = readme.PARTS["hyperparameters"](card.gather_facts(run, settings, 1, step=10))
+    assert cell(text, "batch") == ["8 sequences, 256 tokens"]
+
+
 def test_tokens_of_each_source(made):
     run, settings, store = made
     facts = card.gather_facts(run, settings, 12345)

@@ -39,7 +39,7 @@ def features(family: Any, **fields):
     return jax.jit(lambda params, key: model.features(params, BATCHES[family], key)), shapes
 
 
-def random_params(shapes: Tree, is_random) -> Tree:
+def params_with(shapes: Tree, is_random) -> Tree:
     """Build parameters: random where `is_random(path)`, else zero; scales of norms are 1."""
     rng = np.random.default_rng(1)
 
@@ -65,7 +65,7 @@ def test_each_site_drops_its_share(family, site):
     run, shapes = features(family, dropout=RATE)
     # The decoder of an encoder-decoder reads the token table of its encoder.
     stack = "'decoder']" if family == "encoder_decoder" and site != "embedding" else ""
-    params = random_params(shapes, lambda name: SITES[site] in name and stack in name)
+    params = params_with(shapes, lambda name: SITES[site] in name and stack in name)
 
     plain, first, again, other = (
         np.asarray(run(params, key))
@@ -83,10 +83,10 @@ def test_attention_weights_are_dropped(family):
     """And nothing else is: without values to weigh, the output does not depend on the key."""
     run, shapes = features(family, attention_dropout=RATE)
     key = jax.random.key(0)
-    params = random_params(shapes, lambda name: True)
+    params = params_with(shapes, lambda name: True)
     assert abs(run(params, key) - run(params, None)).max() > 0.1
 
-    params = random_params(shapes, lambda name: "value" not in name)
+    params = params_with(shapes, lambda name: "value" not in name)
     np.testing.assert_allclose(run(params, key), run(params, None), atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def without_encoder_blocks(params: Tree) -> Tree:
 def test_cross_attention_weights_are_dropped():
     """Seen where no self attention has values to weigh."""
     run, shapes = features("encoder_decoder", attention_dropout=RATE)
-    params = random_params(shapes, lambda name: "'attention']['value" not in name)
+    params = params_with(shapes, lambda name: "'attention']['value" not in name)
     params = without_encoder_blocks(params)
     assert abs(run(params, jax.random.key(0)) - run(params, None)).max() > 0.1
 
@@ -110,7 +110,7 @@ def test_the_encoder_of_an_encoder_decoder_drops_too():
     come from an encoder that drops.
     """
     run, shapes = features("encoder_decoder", dropout=RATE, shared_embedding=False)
-    params = random_params(
+    params = params_with(
         shapes, lambda name: "cross_attention" in name or "'encoder']['embedding" in name
     )
     params = without_encoder_blocks(params)

@@ -23,7 +23,3 @@ def random_state(parts: tiny.Parts) -> state.TrainState:
         return jax.device_put(values, leaf.sharding)
 
     return jax.tree.map(draw, abstract_state_of(parts))
-
-
-def assert_same(ours, theirs) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), ours, theirs)

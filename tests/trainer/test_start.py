@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 from support import tiny, tiny_run
-from support.random_state import assert_same, random_state
+from support.random_state import random_state
+from support.trees import assert_same
 
 from jaxlm import checkpoint, config, models, runtime, trainer
 from jaxlm.config import NoCheckpointError, UserError

@@ -12,8 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from support import tiny, tiny_run
-from support.random_state import abstract_state_of, assert_same, random_state
+from support.random_state import abstract_state_of, random_state
 from support.tiny_run import rows, run
+from support.trees import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxlm import config, train, trainer
