@@ -110,27 +110,27 @@ def iota(order: re.Match) -> np.ndarray:
     )
 
 
-def compiled(settings: config.Config, devices: int, machines: int = 1) -> Program:
-    """The train step of `settings` on machines with `devices` H100 each."""
+def compiled(run_config: config.Config, devices: int, machines: int = 1) -> Program:
+    """The train step of `run_config` on machines with `devices` H100 each."""
     found = topologies.get_topology_desc(
         platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1"
     ).devices
-    mesh = sharding.make_mesh(settings.parallel, found)
-    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "cudnn")
-    model = models.build(settings.model, settings.precision, execution)
+    mesh = sharding.make_mesh(run_config.parallel, found)
+    execution = sharding.build_execution(mesh, run_config.parallel, run_config.precision, "cudnn")
+    model = models.build(run_config.model, run_config.precision, execution)
     placement, optimizer = (
-        sharding.Placement(mesh, model.axes, settings.parallel.zero),
-        optim.build_optimizer(settings.optimizer, 100, model.axes),
+        sharding.Placement(mesh, model.axes, run_config.parallel.zero),
+        optim.build_optimizer(run_config.optimizer, 100, model.axes),
     )
-    rows = settings.training.batch_size
+    rows = run_config.training.batch_size
     example = objectives.example(
-        settings.objective, settings.data.sequence_length, settings.tokenizer.sentinels
+        run_config.objective, run_config.data.sequence_length, run_config.tokenizer.sentinels
     )
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()),
         example,
     )
-    run = step.train_step(model, optimizer, settings.training, placement, seed=0)
+    run = step.train_step(model, optimizer, run_config.training, placement, seed=0)
     arguments = state.abstract_state(model, optimizer, placement), batch
     program = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
     return Program(program.as_text(), program.memory_analysis().peak_memory_in_bytes)
@@ -141,9 +141,9 @@ def recipe(name: str, *edits: str) -> config.Config:
 
 
 def test_llama_1b_under_zero_3():
-    settings = recipe("llama_1b", "training.batch_size=32", "training.microbatches=1")
-    assert settings.parallel.zero == 3 and settings.parallel.remat == "full"
-    program = compiled(settings, 8)
+    run_config = recipe("llama_1b", "training.batch_size=32", "training.microbatches=1")
+    assert run_config.parallel.zero == 3 and run_config.parallel.remat == "full"
+    program = compiled(run_config, 8)
     counts = program.counts()
     assert "__cudnn$fmhaSoftmax" in program.text and "__cudnn$fmhaSoftmaxBackward" in program.text
     assert counts["all-to-all"] == counts["collective-permute"] == 0
@@ -167,18 +167,18 @@ def test_llama_1b_under_zero_3():
 
 
 def test_gpt2_under_zero_1_with_tensor_parallelism():
-    settings = recipe(
+    run_config = recipe(
         "gpt2_124m", "training.batch_size=32", "training.microbatches=1", "parallel.tensor=2"
     )
-    program = compiled(settings, 8)
+    program = compiled(run_config, 8)
     assert "__cudnn$fmhaSoftmaxBackward" in program.text and program.counts()["all-to-all"] == 0
 
 
 def test_one_gpu_has_no_collectives():
-    settings = recipe(
+    run_config = recipe(
         "gpt2_124m", "training.batch_size=12", "training.microbatches=1", "parallel.zero=0"
     )
-    program = compiled(settings, 1)
+    program = compiled(run_config, 1)
     assert sum(program.counts().values()) == 0 and "__cudnn$fmhaSoftmax" in program.text
 
 
@@ -206,17 +206,17 @@ def test_encoders_and_encoder_decoders_under_zero_3(name):
         "parallel.zero=3",
         "parallel.remat=full",
     ]
-    settings = recipe(name, *edits)
-    program = compiled(settings, 8)
+    run_config = recipe(name, *edits)
+    program = compiled(run_config, 8)
     kinds = (
-        3 if settings.model.family == "encoder_decoder" else 1
+        3 if run_config.model.family == "encoder_decoder" else 1
     )  # encoder, decoder and cross attention
     kernels = attention_kernels(program)
     backward = sum(count for kernel, count in kernels.items() if "Backward" in kernel)
     assert backward >= kinds and sum(kernels.values()) >= 3 * kinds, (
         kernels
     )  # scanned: once forward, once recomputed, once backward
-    counts, length = program.counts(), settings.data.sequence_length
+    counts, length = program.counts(), run_config.data.sequence_length
     assert counts["all-to-all"] == counts["collective-permute"] == 0
     # 16 sequences per GPU: no gathered array has their shape, or that of all 128.
     assert not [
@@ -239,10 +239,10 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
 
 def test_llama_1b_on_two_machines():
     """Parameters are gathered inside a machine; only shards of gradients cross between (HSDP)."""
-    settings = recipe(
+    run_config = recipe(
         "llama_1b", "parallel.data=2", "training.batch_size=64", "training.microbatches=1"
     )
-    program = compiled(settings, 8, machines=2)
+    program = compiled(run_config, 8, machines=2)
     counts = program.counts()
     assert counts["all-to-all"] == counts["collective-permute"] == 0
     assert counts["reduce-scatter"] >= 1

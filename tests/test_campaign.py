@@ -93,7 +93,7 @@ def test_gathering_masked_positions(capfd):
         head_bias=True,
     )
     training = config.TrainingConfig(batch_size=32)
-    settings = config.Config(
+    run_config = config.Config(
         model=shape,
         objective=config.ObjectiveConfig(kind="masked"),
         data=config.DataConfig(sequence_length=128),
@@ -101,7 +101,7 @@ def test_gathering_masked_positions(capfd):
         precision=config.PrecisionConfig(compute="float32"),
         runtime=config.RuntimeConfig(devices=2),
     )
-    run = build_run(settings, 0)
+    run = build_run(run_config, 0)
 
     # Both batches predict the same 19 positions of each row.
     random = np.random.default_rng(0)
@@ -231,14 +231,16 @@ def test_stream(tmp_path, capfd, kind, length, batch, least):
 
 def test_host_time_per_step(tmp_path, capfd, monkeypatch):
     """The loop adds less than 1 ms to the median step (quickstart on one device)."""
-    settings = config.load(
+    run_config = config.load(
         CONFIGS / "quickstart.py",
         ["runtime.devices=1", f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path}"],
     )
     # A small step, so that 1 ms is not lost in its noise.
     steps = {"steps": 300, "batch_size": 1}
-    quiet = replace(settings.evaluation, every_steps=0, steps=1, samples=0)
-    settings = replace(settings, training=replace(settings.training, **steps), evaluation=quiet)
+    quiet = replace(run_config.evaluation, every_steps=0, steps=1, samples=0)
+    run_config = replace(
+        run_config, training=replace(run_config.training, **steps), evaluation=quiet
+    )
     ticks, alone, marks = Throughput.wait, [], []
 
     def tick(clock, done, metrics):
@@ -247,16 +249,19 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(Throughput, "wait", tick)
     with runtime.ProcessGroup(
-        runtime.Cluster(), settings.runtime, Path(settings.run_directory)
+        runtime.Cluster(), run_config.runtime, Path(run_config.run_directory)
     ) as group:
-        assert trainer.train(settings, group, resume_command="") == 0
+        assert trainer.train(run_config, group, resume_command="") == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
-    run = build_run(settings, 0)
+    run = build_run(run_config, 0)
     current = state.create_state(run.model, run.optimizer, run.placement, 0)
-    train_step = step.train_step(run.model, run.optimizer, settings.training, run.placement, 0)
+    train_step = step.train_step(run.model, run.optimizer, run_config.training, run.placement, 0)
     store = data.prepare(
-        settings.data, settings.tokenizer, settings.tokenizer_vocabulary_size, lambda line: None
+        run_config.data,
+        run_config.tokenizer,
+        run_config.tokenizer_vocabulary_size,
+        lambda line: None,
     )
     stream = trainer.build_stream(run, store)
     for number in range(250):

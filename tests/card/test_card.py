@@ -41,7 +41,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def settings_of(folder, names=("books", "forum"), **changes) -> config.Config:
+def build_config(folder, names=("books", "forum"), **changes) -> config.Config:
     for number in range(len(names)):
         (folder / f"{number}.txt").write_text(TEXT * (number + 1))
     sources = tuple(
@@ -75,18 +75,18 @@ ROWS = [
 ]
 
 
-def a_run(folder, settings, rows=tuple(ROWS), recorded=True):
+def a_run(folder, run_config, rows=tuple(ROWS), recorded=True):
     """A run directory as the trainer leaves it, and the store."""
     run = folder / "runs" / "lark"
     run.mkdir(parents=True)
     store = data.prepare(
-        settings.data,
-        settings.tokenizer,
-        settings.tokenizer_vocabulary_size,
+        run_config.data,
+        run_config.tokenizer,
+        run_config.tokenizer_vocabulary_size,
         print,
-        needs=settings.objective.needs,
+        needs=run_config.objective.needs,
     )
-    checkpoint.write_run_config(run, settings, store.hash, {"python": "3.11.7", "jax": "0.10.2"})
+    checkpoint.write_run_config(run, run_config, store.hash, {"python": "3.11.7", "jax": "0.10.2"})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if recorded:
         first = card.new_start(0, [Device()] * 4, 2)
@@ -104,9 +104,9 @@ def a_run(folder, settings, rows=tuple(ROWS), recorded=True):
 
 @pytest.fixture
 def made(tmp_path):
-    settings = settings_of(tmp_path)
-    run, store = a_run(tmp_path, settings)
-    return run, settings, store
+    run_config = build_config(tmp_path)
+    run, store = a_run(tmp_path, run_config)
+    return run, run_config, store
 
 
 def cell(text: str, name: str) -> list[str]:
@@ -119,8 +119,8 @@ def cell(text: str, name: str) -> list[str]:
 
 
 def test_the_metadata_is_read_back(made):
-    run, settings, store = made
-    path = card.write_card(run, card.gather_facts(run, settings, 12345))
+    run, run_config, store = made
+    path = card.write_card(run, card.gather_facts(run, run_config, 12345))
     found = metadata_load(path)
     assert (
         found["library_name"] == "jaxlm"
@@ -151,8 +151,8 @@ def test_the_metadata_is_read_back(made):
 
 
 def test_flops_are_the_closed_form(made):
-    run, settings, _ = made
-    facts = card.gather_facts(run, settings, 12345)
+    run, run_config, _ = made
+    facts = card.gather_facts(run, run_config, 12345)
     layers, width, length, vocabulary = 2, 32, 32, 300
     products = (
         layers * (12 * width**2 * length + 2 * length**2 * width) + length * width * vocabulary
@@ -169,19 +169,19 @@ def test_flops_are_the_closed_form(made):
 
 
 def test_the_ramp_of_the_batch_size_is_told_up_to_the_step(made):
-    run, settings, _ = made
-    text = readme.PARTS["hyperparameters"](card.gather_facts(run, settings, 1))
+    run, run_config, _ = made
+    text = readme.PARTS["hyperparameters"](card.gather_facts(run, run_config, 1))
     assert cell(text, "batch") == [
         "8 sequences, 256 tokens; from step 10 on 16 sequences, 512 tokens"
     ]
-    text = readme.PARTS["hyperparameters"](card.gather_facts(run, settings, 1, step=10))
+    text = readme.PARTS["hyperparameters"](card.gather_facts(run, run_config, 1, step=10))
     assert cell(text, "batch") == ["8 sequences, 256 tokens"]
 
 
 def test_tokens_of_each_source(made):
-    run, settings, store = made
-    facts = card.gather_facts(run, settings, 12345)
-    objective = objectives.build(settings.objective, 32, store.tokenizer.vocabulary)
+    run, run_config, store = made
+    facts = card.gather_facts(run, run_config, 12345)
+    objective = objectives.build(run_config.objective, 32, store.tokenizer.vocabulary)
     stream = Stream(
         store.train,
         weights=(3.0, 1.0),
@@ -231,23 +231,23 @@ def test_lengths_are_those_of_the_real_vocabulary(kind):
     source = config.SourceConfig(
         name="text", path="text.txt", format="pairs" if kind == "pairs" else "text"
     )
-    settings = replace(
+    run_config = replace(
         base,
         model=replace(base.model, vocabulary_size=400),
         objective=config.ObjectiveConfig(kind=name, target_length=24 if kind == "pairs" else None),
         tokenizer=config.TokenizerConfig(kind="bytes", sentinels=20, begin_of_text=begin),
         data=config.DataConfig(sources=(source,), sequence_length=32),
     )
-    special = special_tokens(settings.tokenizer, settings.objective.needs)
-    real = objectives.build(settings.objective, 32, byte_tokenizer(special).vocabulary)
-    assert card_facts.sample_lengths(settings)._replace(make_batch=None) == real._replace(
+    special = special_tokens(run_config.tokenizer, run_config.objective.needs)
+    real = objectives.build(run_config.objective, 32, byte_tokenizer(special).vocabulary)
+    assert card_facts.sample_lengths(run_config)._replace(make_batch=None) == real._replace(
         make_batch=None
     )
 
 
 def test_results_and_yardsticks(made):
-    run, settings, store = made
-    facts = card.gather_facts(run, settings, 12345)
+    run, run_config, store = made
+    facts = card.gather_facts(run, run_config, 12345)
     text = readme.PARTS["results"](facts)
     assert "step 40 (last)" in text and "step 20 (lowest loss)" in text
     assert cell(text, "loss, nats per target") == ["2.75", "2.5"]
@@ -260,22 +260,22 @@ def test_results_and_yardsticks(made):
 
 
 def test_starts_are_recorded_and_counted(made):
-    run, settings, _ = made
+    run, run_config, _ = made
     document = json.loads((run / "training.json").read_text())
     assert [(entry["first_step"], entry["step"]) for entry in document["starts"]] == [
         (0, 10),
         (10, 40),
     ]
-    text = readme.PARTS["hardware"](card.gather_facts(run, settings, 1))
+    text = readme.PARTS["hardware"](card.gather_facts(run, run_config, 1))
     assert (
         "4 x NVIDIA H100 80GB HBM3" in text
         and "In all 6 device hours" in text
         and "not on record" not in text
     )
-    earlier = readme.PARTS["hardware"](card.gather_facts(run, settings, 1, step=25))
+    earlier = readme.PARTS["hardware"](card.gather_facts(run, run_config, 1, step=25))
     assert "11-25" in earlier and "In all 4 device hours" in earlier  # half of the second start
     (run / "training.json").write_text("{")
-    assert card.gather_facts(run, settings, 1).starts == ()
+    assert card.gather_facts(run, run_config, 1).starts == ()
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,9 @@ def test_starts_are_recorded_and_counted(made):
     ],
 )
 def test_steps_of_no_known_time_are_told(made, ran, missing):
-    run, settings, _ = made
+    run, run_config, _ = made
     start = card.new_start(0, [Device()], 1)
-    facts = card.gather_facts(run, settings, 1)._replace(
+    facts = card.gather_facts(run, run_config, 1)._replace(
         starts=tuple(start._replace(first_step=a, step=b, seconds=60.0) for a, b in ran)
     )
     text = readme.PARTS["hardware"](facts)
@@ -302,8 +302,8 @@ def test_steps_of_no_known_time_are_told(made, ran, missing):
 
 
 def test_a_card_of_an_earlier_step(made):
-    run, settings, _ = made
-    facts = card.gather_facts(run, settings, 1, step=20)
+    run, run_config, _ = made
+    facts = card.gather_facts(run, run_config, 1, step=20)
     assert (
         facts.samples(20) == 10 * 8 + 10 * 16
         and facts.evaluated_steps == [10, 20]
@@ -316,11 +316,11 @@ def test_a_card_of_an_earlier_step(made):
 
 
 def test_without_a_record_the_store_is_asked_and_without_a_store_the_card_says_so(tmp_path):
-    settings = settings_of(tmp_path)
-    run, store = a_run(tmp_path, settings, recorded=False)
-    assert card.gather_facts(run, settings, 1).sources[0].tokens == len(store.train[0])
+    run_config = build_config(tmp_path)
+    run, store = a_run(tmp_path, run_config, recorded=False)
+    assert card.gather_facts(run, run_config, 1).sources[0].tokens == len(store.train[0])
     (store.path / "manifest.json").unlink()
-    facts = card.gather_facts(run, settings, 1)
+    facts = card.gather_facts(run, run_config, 1)
     assert cell(readme.PARTS["data"](facts), "books")[2:5] == ["unknown"] * 3
     assert "not on record" in readme.PARTS["hardware"](facts)
     card.write_card(run, facts)
@@ -328,25 +328,25 @@ def test_without_a_record_the_store_is_asked_and_without_a_store_the_card_says_s
 
 def test_a_store_that_was_built_under_other_names(tmp_path):
     """Runs share a store; the names in its manifest are those of the run that built it."""
-    a_run(tmp_path, settings_of(tmp_path))
-    settings = settings_of(tmp_path, names=("novels", "threads"))
+    a_run(tmp_path, build_config(tmp_path))
+    run_config = build_config(tmp_path, names=("novels", "threads"))
     other = tmp_path / "other"
     other.mkdir()
-    run, store = a_run(other, settings)
+    run, store = a_run(other, run_config)
     assert store.manifest["splits"]["train"][0]["source"] == "books"
     assert (
-        "novels" in readme.PARTS["data"](card.gather_facts(run, settings, 1))
-        and "books" not in (card.write_card(run, card.gather_facts(run, settings, 1))).read_text()
+        "novels" in readme.PARTS["data"](card.gather_facts(run, run_config, 1))
+        and "books" not in (card.write_card(run, card.gather_facts(run, run_config, 1))).read_text()
     )
 
 
 def test_an_imported_model(tmp_path):
     run = tmp_path / "gpt"
     run.mkdir()
-    settings = replace(tiny.CONFIG, run_directory=None)
-    checkpoint.write_run_config(run, settings, None, {"jax": "0.10.2"})
+    run_config = replace(tiny.CONFIG, run_directory=None)
+    checkpoint.write_run_config(run, run_config, None, {"jax": "0.10.2"})
     card.record_import(run, "llama")
-    path = card.write_card(run, card.gather_facts(run, settings, 1_234_567))
+    path = card.write_card(run, card.gather_facts(run, run_config, 1_234_567))
     text = path.read_text()
     assert "1.23 million parameters" in text and "No training is on record here" in text
     assert "python_stdlib" not in text  # the config's default source, which nobody trained on
@@ -354,7 +354,7 @@ def test_an_imported_model(tmp_path):
     (run / "metrics.jsonl").write_text(json.dumps({"step": 3, "train/loss": 2.0}) + "\n")
     assert (
         "imported from another model (llama)"
-        in card.write_card(run, card.gather_facts(run, settings, 1_234_567)).read_text()
+        in card.write_card(run, card.gather_facts(run, run_config, 1_234_567)).read_text()
     )
 
 
@@ -370,17 +370,17 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
     run, out = tmp_path / "run", tmp_path / "out"
     run.mkdir()
     out.mkdir()
-    settings = tiny.FAMILIES[family]
-    checkpoint.write_run_config(run, settings, "a" * 16, {})
+    run_config = tiny.FAMILIES[family]
+    checkpoint.write_run_config(run, run_config, "a" * 16, {})
     (run / "metrics.jsonl").write_text(
         json.dumps({"step": 3, "eval/loss": 2.0, "eval/masked_accuracy": 0.5}) + "\n"
     )
-    path = card.write_card(run, card.gather_facts(run, settings, 1))
+    path = card.write_card(run, card.gather_facts(run, run_config, 1))
     assert "python -m jaxlm.generate" in path.read_text()
     path.write_text(
         path.read_text().replace("---\n", "---\nlicense: mit\n", 1) + "\nSigned, the authors.\n"
     )
-    found = card.write_card(out, card.gather_facts(run, settings, 1, exported="somebert"))
+    found = card.write_card(out, card.gather_facts(run, run_config, 1, exported="somebert"))
     text, meta = found.read_text(), metadata_load(found)
     assert found == out / "README.md" and (out / "loss.svg").exists()
     assert (
@@ -409,15 +409,15 @@ def test_an_exported_directory_takes_the_edits_of_the_run_along(tmp_path, family
     ],
 )
 def test_names_stay_texts_in_yaml(made, name, shown):
-    run, settings, _ = made
-    path = card.write_card(run, card.gather_facts(run, settings, 1)._replace(name=name))
+    run, run_config, _ = made
+    path = card.write_card(run, card.gather_facts(run, run_config, 1)._replace(name=name))
     assert metadata_load(path)["model-index"][0]["name"] == shown
 
 
 def test_settings_that_differ_make_the_run_again(made):
-    run, settings, _ = made
+    run, run_config, _ = made
     edits = (
-        readme.PARTS["reproducing"](card.gather_facts(run, settings, 1))
+        readme.PARTS["reproducing"](card.gather_facts(run, run_config, 1))
         .split("```")[1]
         .splitlines()[1:]
     )
@@ -426,16 +426,16 @@ def test_settings_that_differ_make_the_run_again(made):
     ]
     assert sources == [{"name": "books", "weight": 3.0}, {"name": "forum"}]
     for number, source in enumerate(sources):
-        source["path"] = settings.data.sources[number].path
+        source["path"] = run_config.data.sources[number].path
     edits = [
         f"data.sources={json.dumps(sources)}" if edit.startswith("data.sources=") else edit
         for edit in edits
     ]
     again = config.apply_edits(
-        config.Config(data=config.DataConfig(store=settings.data.store)),
+        config.Config(data=config.DataConfig(store=run_config.data.store)),
         [*edits, "run_directory=runs/lark"],
     )
-    assert again == settings
+    assert again == run_config
 
 
 @pytest.mark.parametrize(
@@ -452,16 +452,16 @@ def test_settings_that_differ_make_the_run_again(made):
     ],
 )
 def test_the_shapes_of_the_recipes_are_known(recipe, kin):
-    settings = config.load(Path(__file__).parents[2] / "configs" / f"{recipe}.py")
-    assert similar_model(settings.model) == kin
+    run_config = config.load(Path(__file__).parents[2] / "configs" / f"{recipe}.py")
+    assert similar_model(run_config.model) == kin
 
 
 # --- what authors write ---
 
 
 def test_what_authors_wrote_stays(made):
-    run, settings, _ = made
-    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
+    run, run_config, _ = made
+    path = card.write_card(run, card.gather_facts(run, run_config, 1, step=20))
     text = path.read_text()
     text = text.replace(
         "**Developed by:** **To be filled in by the authors:** names, organisation",
@@ -472,7 +472,7 @@ def test_what_authors_wrote_stays(made):
     )
     text = text.replace("\ntags:\n", "\nlicense: mit\nlanguage:\n- en\n- de\ntags:\n- poetry\n")
     path.write_text(text)
-    again = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    again = card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
     meta = metadata_load(path)
     assert (
         "**Developed by:** Ada" in again
@@ -485,12 +485,12 @@ def test_what_authors_wrote_stays(made):
         and {"poetry", "jaxlm"} <= set(meta["tags"])
     )
     assert "step 40 (last)" in again and "step 20 (last)" not in again  # the rest is renewed
-    assert card.write_card(run, card.gather_facts(run, settings, 1)).read_text() == again
+    assert card.write_card(run, card.gather_facts(run, run_config, 1)).read_text() == again
 
 
 def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
-    run, settings, _ = made
-    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
+    run, run_config, _ = made
+    path = card.write_card(run, card.gather_facts(run, run_config, 1, step=20))
     text = path.read_text()
     begin, end = text.index("<!-- jaxlm:begin software"), text.index("<!-- jaxlm:end software -->")
     text = text[:begin] + text[end + len("<!-- jaxlm:end software -->") :]
@@ -498,7 +498,7 @@ def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     table = next(line for line in text.splitlines() if line.startswith("| loss, nats"))
     text = text.replace(table, table.replace("|", " | "))  # as an editor aligns tables
     path.write_text(text)
-    again = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    again = card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
     assert (
         "(a trial)" in again and "jaxlm:begin software" not in again and "step 40 (last)" in again
     )
@@ -508,22 +508,22 @@ def test_a_generated_part_that_was_changed_or_removed_is_the_authors(made):
     path.write_text(again[:begin] + again[end:])
     assert (
         "| steps | 40 of 40 |"
-        in card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+        in card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
     )
 
 
 def test_a_readme_of_the_authors_own_stays_whole(made):
-    run, settings, _ = made
+    run, run_config, _ = made
     own = "# My notes\n\n---\n\nDon't lose them.\r\n"
     (run / "README.md").write_text(own)
-    text = card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    text = card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
     assert "# My notes\n\n---\n\nDon't lose them." in text and "# Model Card for lark" in text
-    assert card.write_card(run, card.gather_facts(run, settings, 1)).read_text() == text
+    assert card.write_card(run, card.gather_facts(run, run_config, 1)).read_text() == text
 
 
 def test_evaluations_of_others_stay_beside_ours(made):
-    run, settings, _ = made
-    path = card.write_card(run, card.gather_facts(run, settings, 1, step=20))
+    run, run_config, _ = made
+    path = card.write_card(run, card.gather_facts(run, run_config, 1, step=20))
     meta = metadata_load(path)
     theirs = {
         "task": {"type": "text-generation"},
@@ -533,7 +533,7 @@ def test_evaluations_of_others_stay_beside_ours(made):
     meta["model-index"][0]["results"].append(theirs)
     path.write_text(f"---\n{yaml.dump(meta)}---\n{ModelCard.load(path).text}")
     _, results = model_index_to_eval_results(
-        metadata_load(card.write_card(run, card.gather_facts(run, settings, 1)))["model-index"]
+        metadata_load(card.write_card(run, card.gather_facts(run, run_config, 1)))["model-index"]
     )
     assert [r.metric_value for r in results if r.dataset_type == "ai2_arc"] == [0.25]
     assert [r.metric_value for r in results if r.metric_type == "loss"] == [2.75]
@@ -541,19 +541,19 @@ def test_evaluations_of_others_stay_beside_ours(made):
 
 @pytest.mark.parametrize("block", ["a: [", "- a list", "1: 2", "model-index: [{}]"])
 def test_broken_metadata_is_named_and_the_card_left_alone(made, block):
-    run, settings, _ = made
+    run, run_config, _ = made
     text = f"---\n{block}\n---\n# Mine\n"
     (run / "README.md").write_text(text)
     with pytest.raises(UserError, match=r"README\.md: the metadata") as error:
-        card.write_card(run, card.gather_facts(run, settings, 1))
+        card.write_card(run, card.gather_facts(run, run_config, 1))
     assert "\n" not in str(error.value) and (run / "README.md").read_text() == text
 
 
 def test_what_cannot_be_written_is_named(made, tmp_path):
-    run, settings, store = made
+    run, run_config, store = made
     with pytest.raises(UserError, match=r"README\.md: can't be written"):
         card.write_card(
-            tmp_path / "nowhere", card.gather_facts(run, settings, 1)._replace(curves={})
+            tmp_path / "nowhere", card.gather_facts(run, run_config, 1)._replace(curves={})
         )
     with pytest.raises(UserError, match=r"training\.json: can't be written"):
         card.record_progress(
@@ -592,9 +592,9 @@ def test_what_cannot_be_written_is_named(made, tmp_path):
     ids=["none", "one", "null", "cut", "damaged", "resumed"],
 )
 def test_odd_metrics(made, rows, step, losses):
-    run, settings, _ = made
+    run, run_config, _ = made
     (run / "metrics.jsonl").write_bytes(rows.encode("latin-1"))
-    facts = card.gather_facts(run, settings, 1)
+    facts = card.gather_facts(run, run_config, 1)
     assert facts.step == step and len(facts.curves.get("train/loss", {})) == losses
     if losses == 2:
         assert facts.curves["train/loss"] == {5: 4.0, 6: 8.0}
@@ -624,9 +624,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_text(tmp_path, name):
-    settings = settings_of(tmp_path, names=(name, "plain"))
-    run, _ = a_run(tmp_path, settings)
-    path = card.write_card(run, card.gather_facts(run, settings, 1))
+    run_config = build_config(tmp_path, names=(name, "plain"))
+    run, _ = a_run(tmp_path, run_config)
+    path = card.write_card(run, card.gather_facts(run, run_config, 1))
     text, meta = path.read_text(), metadata_load(path)
     shown = " ".join("".join(" " if c in "\n\u202e" else c for c in name).split())
     assert (
@@ -652,24 +652,24 @@ def test_hostile_names_stay_text(tmp_path, name):
 
 
 def test_hostile_names_do_not_keep_a_card_from_being_renewed(tmp_path):
-    settings = settings_of(tmp_path, names=HOSTILE)
-    run, _ = a_run(tmp_path, settings)
-    card.write_card(run, card.gather_facts(run, settings, 1, step=20))
-    path = card.write_card(run, card.gather_facts(run, settings, 1))
+    run_config = build_config(tmp_path, names=HOSTILE)
+    run, _ = a_run(tmp_path, run_config)
+    card.write_card(run, card.gather_facts(run, run_config, 1, step=20))
+    path = card.write_card(run, card.gather_facts(run, run_config, 1))
     assert "Up to step 40" in path.read_text() and "Up to step 20" not in path.read_text()
-    assert path.read_text() == readme_of_a_new_run(run, settings)
+    assert path.read_text() == readme_of_a_new_run(run, run_config)
 
 
-def readme_of_a_new_run(run, settings) -> str:
+def readme_of_a_new_run(run, run_config) -> str:
     (run / "README.md").unlink()
-    return card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+    return card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
 
 
 def test_no_path_of_the_machine_is_told(tmp_path):
-    settings = replace(settings_of(tmp_path), run_directory=str(tmp_path / "runs" / "lark"))
-    run, _ = a_run(tmp_path, settings)
+    run_config = replace(build_config(tmp_path), run_directory=str(tmp_path / "runs" / "lark"))
+    run, _ = a_run(tmp_path, run_config)
     assert (
-        str(tmp_path) not in card.write_card(run, card.gather_facts(run, settings, 1)).read_text()
+        str(tmp_path) not in card.write_card(run, card.gather_facts(run, run_config, 1)).read_text()
     )
 
 
@@ -689,8 +689,8 @@ def points(svg: str, name: str) -> list[tuple[float, float]]:
 
 
 def test_the_picture_has_both_curves(made):
-    run, settings, _ = made
-    card.write_card(run, card.gather_facts(run, settings, 1))
+    run, run_config, _ = made
+    card.write_card(run, card.gather_facts(run, run_config, 1))
     svg = (run / "loss.svg").read_text()
     train, validation = points(svg, "train"), points(svg, "validation")
     assert len(train) == len(validation) == 3

@@ -139,19 +139,19 @@ def call(monkeypatch, tmp_path, capsys):
 
 
 @cache
-def generator(family="decoder", **settings):
+def generator(family="decoder", **run_config):
     model, params = loaded(family)
     return TextGenerator(
         model,
         models.unstacked(params),
         TOKENIZER,
         SPECIAL[family],
-        DecodingConfig(**{"max_new_tokens": 30} | settings),
+        DecodingConfig(**{"max_new_tokens": 30} | run_config),
     )
 
 
-def texts(prompts, **settings):
-    return list(generator(**settings)(tuple(prompts)))
+def texts(prompts, **run_config):
+    return list(generator(**run_config)(tuple(prompts)))
 
 
 PROMPTS = ("Once upon a time", "x", "It was the best")

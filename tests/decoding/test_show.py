@@ -30,15 +30,15 @@ def ids(text: str) -> list[int]:
 @cache
 def setup(family):
     """(config, lively parameters, batch) of a tiny model; ids above 261 are no tokens."""
-    settings = tiny.FAMILIES[family]
-    model = models.build(settings.model)
-    return settings, lively_params(model), tiny.batch(0, settings)._replace(token_types=None)
+    run_config = tiny.FAMILIES[family]
+    model = models.build(run_config.model)
+    return run_config, lively_params(model), tiny.batch(0, run_config)._replace(token_types=None)
 
 
 def sampled(family, evaluation=GREEDY, window=32, seed=0, devices=1, precision=None, **parallel):
-    settings, params, batch = setup(family)
-    settings = replace(settings, precision=precision or settings.precision)
-    parts = tiny.parts(devices, settings, **parallel)
+    run_config, params, batch = setup(family)
+    run_config = replace(run_config, precision=precision or run_config.precision)
+    parts = tiny.parts(devices, run_config, **parallel)
     shapes = jax.eval_shape(parts.model.init, jax.random.key(0))
     params = jax.device_put(params, parts.placement.tree("parameters", shapes))
     return decoding.samples(parts.model, params, TOKENIZER, evaluation, window, [batch], seed)
@@ -50,8 +50,8 @@ def sampled(family, evaluation=GREEDY, window=32, seed=0, devices=1, precision=N
 @pytest.mark.parametrize("window", [32, 8])
 def test_a_decoder_continues_the_prompt_as_it_would_read_it(window):
     """Within the window greedily; beyond it from the last half of the window on."""
-    settings, params, _ = setup("decoder")
-    reference = WholeContext(models.build(settings.model), params, width=32)
+    run_config, params, _ = setup("decoder")
+    reference = WholeContext(models.build(run_config.model), params, width=32)
     context, new = np.array([END, *ids("It was")], np.int32), []
     for _ in range(10):
         if len(context) > window:
@@ -72,8 +72,8 @@ def test_texts_stop_at_the_end_of_text_and_are_drawn_by_the_seed():
 
 
 def test_past_the_window_rows_draw_other_numbers_and_end_alone():
-    settings, params, _ = setup("decoder")
-    engine = show.Engine(models.build(settings.model), params, show.StopTokens(tuple(range(10))))
+    run_config, params, _ = setup("decoder")
+    engine = show.Engine(models.build(run_config.model), params, show.StopTokens(tuple(range(10))))
     flat = show.SamplingConfig(temperature=1e6)
     arguments = {"count": 8, "new_tokens": 24, "window": 8, "sampling": flat, "seed": 0}
     rows = show.continue_beyond_window(engine, np.array([99], np.int32), **arguments)
@@ -87,8 +87,8 @@ def test_past_the_window_rows_draw_other_numbers_and_end_alone():
 
 
 def test_masks_are_filled_with_the_likeliest_token():
-    settings, params, batch = setup("encoder")
-    model = models.build(settings.model)
+    run_config, params, batch = setup("encoder")
+    model = models.build(run_config.model)
     logits = jax.jit(model.apply)(params, batch._replace(predict=None))
     everywhere = np.asarray(logits).argmax(axis=-1)
     guesses = show.guess_masked(model, params, batch)
@@ -99,8 +99,8 @@ def test_masks_are_filled_with_the_likeliest_token():
 
 def test_targets_are_the_likeliest_at_every_token():
     """Read again as inputs, the written tokens are what the model predicts at each place."""
-    settings, params, batch = setup("encoder_decoder")
-    model = models.build(settings.model)
+    run_config, params, batch = setup("encoder_decoder")
+    model = models.build(run_config.model)
     written = np.stack(show.write_targets(model, params, batch, end_of_text=-1))
     assert written.shape == batch.tokens.shape and len(np.unique(written)) > 3
     again = np.concatenate([batch.tokens[:, :1], written[:, :-1]], axis=1)

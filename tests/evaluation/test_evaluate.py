@@ -67,11 +67,11 @@ def from_memory(monkeypatch, request):
         monkeypatch.setattr(score_model, "read_documents", lambda source: source)
 
 
-def untrained(settings, devices=1):
+def untrained(run_config, devices=1):
     """A run's model before its first step, as load_model returns it, with the bytes tokenizer."""
-    model, where = load_model.place_model(settings.model, settings.precision, devices)
+    model, where = load_model.place_model(run_config.model, run_config.precision, devices)
     params = jax.jit(model.init, out_shardings=where)(jax.random.key(0))
-    return load_model.LoadedModel(Path("model"), model, params, BYTES, SPECIAL, settings, None)
+    return load_model.LoadedModel(Path("model"), model, params, BYTES, SPECIAL, run_config, None)
 
 
 def asking(**values):

@@ -57,8 +57,8 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     # What the config says of the process comes before jax, as in jaxlm.train.
     from jaxlm import config, flops, hardware, runtime
 
-    settings = config.load(ROOT / "configs" / f"{name}.py", edits)
-    runtime.configure(settings.runtime)
+    run_config = config.load(ROOT / "configs" / f"{name}.py", edits)
+    runtime.configure(run_config.runtime)
 
     import jax
     from support import synthetic
@@ -66,14 +66,14 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     from jaxlm import state, step
     from jaxlm.run import build_run
 
-    run = build_run(settings, first_step=0)
+    run = build_run(run_config, first_step=0)
     device = run.placement.mesh.devices.flat[0]
-    objective = synthetic.objective(settings)
-    batches = [synthetic.batch(settings, number) for number in range(HOST_BATCHES)]
+    objective = synthetic.objective(run_config)
+    batches = [synthetic.batch(run_config, number) for number in range(HOST_BATCHES)]
 
-    current = state.create_state(run.model, run.optimizer, run.placement, settings.seed)
+    current = state.create_state(run.model, run.optimizer, run.placement, run_config.seed)
     jitted = step.train_step(
-        run.model, run.optimizer, settings.training, run.placement, settings.seed
+        run.model, run.optimizer, run_config.training, run.placement, run_config.seed
     )
     before_compiling = time.perf_counter()
     compiled = jitted.lower(current, run.placement.put(batches[0])).compile()
@@ -92,9 +92,9 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
 
     median = statistics.median(seconds)
     ranked = statistics.quantiles(seconds, n=10, method="inclusive")
-    rows = settings.training.batch_size
+    rows = run_config.training.batch_size
     sizes = objective.length, objective.source_length, objective.predictions
-    step_flops = rows * flops.training_flops(settings.model, *sizes)
+    step_flops = rows * flops.training_flops(run_config.model, *sizes)
     peak_flops = hardware.peak_flops(device.device_kind)
     memory, text = device.memory_stats() or {}, compiled.as_text()
     return {
@@ -102,10 +102,10 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
         "device": device.device_kind,
         "parameters": run.model.parameter_count(),
         "batch_size": rows,
-        "sequence_length": settings.data.sequence_length,
+        "sequence_length": run_config.data.sequence_length,
         "tokens_per_step": rows * objective.tokens,
-        "compute": settings.precision.compute,
-        "remat": settings.parallel.remat,
+        "compute": run_config.precision.compute,
+        "remat": run_config.parallel.remat,
         "edits": list(edits),
         "steps": len(seconds),
         "median_ms": round(1e3 * median, 3),

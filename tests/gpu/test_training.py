@@ -79,7 +79,9 @@ ENCODER_DECODER = replace(
     objective=config.ObjectiveConfig(kind="span"),
     data=config.DataConfig(sequence_length=320),
 )
-FAMILIES = {settings.model.family: settings for settings in (DECODER, ENCODER, ENCODER_DECODER)}
+FAMILIES = {
+    run_config.model.family: run_config for run_config in (DECODER, ENCODER, ENCODER_DECODER)
+}
 STEPS = DECODER.training.steps
 
 
@@ -92,15 +94,15 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def build(settings: config.Config, device: Any, compute: str) -> Parts:
-    """Build the model and optimizer of `settings` on one device, with products of this dtype."""
-    settings = replace(settings, precision=replace(settings.precision, compute=compute))
-    mesh = sharding.make_mesh(settings.parallel, [device])
-    execution = sharding.build_execution(mesh, settings.parallel, settings.precision, "auto")
-    model = models.build(settings.model, settings.precision, execution)
-    placement = sharding.Placement(mesh, model.axes, settings.parallel.zero)
-    optimizer = optim.build_optimizer(settings.optimizer, settings.training.steps, model.axes)
-    return Parts(settings, model, placement, optimizer)
+def build(run_config: config.Config, device: Any, compute: str) -> Parts:
+    """Build the model and optimizer of `run_config` on one device, with products of this dtype."""
+    run_config = replace(run_config, precision=replace(run_config.precision, compute=compute))
+    mesh = sharding.make_mesh(run_config.parallel, [device])
+    execution = sharding.build_execution(mesh, run_config.parallel, run_config.precision, "auto")
+    model = models.build(run_config.model, run_config.precision, execution)
+    placement = sharding.Placement(mesh, model.axes, run_config.parallel.zero)
+    optimizer = optim.build_optimizer(run_config.optimizer, run_config.training.steps, model.axes)
+    return Parts(run_config, model, placement, optimizer)
 
 
 def train(parts: Parts, steps: int) -> tuple[list[float], state.TrainState]:
@@ -143,10 +145,10 @@ def norm(arrays: Iterable[Any]) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_in_bfloat16_is_that_of_float32(gpu, family, record):
     """The step with cuDNN attention and bfloat16 products, and with XLA attention in float32."""
-    settings = FAMILIES[family]
-    rounded, exact = (build(settings, gpu, compute) for compute in ("bfloat16", "float32"))
-    length = settings.data.sequence_length
-    example = objectives.example(settings.objective, length, settings.tokenizer.sentinels)
+    run_config = FAMILIES[family]
+    rounded, exact = (build(run_config, gpu, compute) for compute in ("bfloat16", "float32"))
+    length = run_config.data.sequence_length
+    example = objectives.example(run_config.objective, length, run_config.tokenizer.sentinels)
     assert {kernel for kernel, _ in rounded.model.kernels(example).values()} == {"cudnn"}
     assert {kernel for kernel, _ in exact.model.kernels(example).values()} == {"xla"}
 
