@@ -400,12 +400,14 @@ EDITS = tiny_run.FAMILIES | {
     ),
     "pairs": (),
 }
-PAIRS_RECIPE = {  # what stands in the place of what
-    'path="text.txt"': 'path="pairs.jsonl", format="pairs"',
+PAIRS_RECIPE = {  # lines of the recipe, and what a run of pairs has instead
+    'SourceConfig(name="text", path="text.txt")': (
+        'SourceConfig(name="text", path="pairs.jsonl", format="pairs")'
+    ),
     'method="tail", share=0.1': 'method="hash", share=0.3',
-    "model=ModelConfig(vocabulary_size=257": (
-        'objective=ObjectiveConfig(kind="pairs"), '
-        'model=ModelConfig(family="encoder_decoder", vocabulary_size=258'
+    "model=ModelConfig(\n        vocabulary_size=257": (
+        'objective=ObjectiveConfig(kind="pairs"),\n'
+        '    model=ModelConfig(\n        family="encoder_decoder", vocabulary_size=258'
     ),
 }
 PAIRS = [{"source": f"{number} birds", "target": f"the {number} birds"} for number in range(40)]
@@ -425,6 +427,7 @@ def stocked(tmp_path_factory):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     recipe = (folder / "tiny.py").read_text()
     for old, new in PAIRS_RECIPE.items():
+        assert old in recipe
         recipe = recipe.replace(old, new)
     (folder / "tiny_pairs.py").write_text(recipe)
     return folder
