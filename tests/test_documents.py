@@ -1,4 +1,4 @@
-"""What the documents say is true: links, files, commands, the tree, and every snippet."""
+"""The documents tell the truth: links, files, commands, the tree, and every snippet."""
 
 import ast
 import importlib

@@ -113,7 +113,7 @@ class Peer:
         )
 
     def expected(self, prompts, limit, **options):
-        """What transformers writes; prompts that it continues are padded on the left."""
+        """Generate with transformers; prompts that it continues are padded on the left."""
         width = max(map(len, prompts))
         padding = [
             (width - len(ids), 0) if self.starts is None else (0, width - len(ids))

@@ -180,7 +180,7 @@ def test_the_cache_is_reused_in_place():
 
 @pytest.mark.parametrize("name", ["rotary", "t5"])
 def test_several_rows_are_written_in_bfloat16(name):
-    """Of grouped heads too, where a CPU refuses some products of bfloat16 with float32 sums."""
+    """Grouped heads are included: for them a CPU refuses some bfloat16 products."""
     model, params = build_tiny(name)
     model = models.build(model.config, config.PrecisionConfig(compute="bfloat16"))
     engine = Engine(model, models.unstacked(params), StopTokens(()))

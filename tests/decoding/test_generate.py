@@ -85,7 +85,7 @@ def loaded(family):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """Of a family, as `interop` writes it."""
+    """A directory of each family, as `interop` writes it."""
 
     @cache
     def make(family):

@@ -21,7 +21,7 @@ SPECIAL = ["<pad>", "<end>", "<unk>"]
 
 
 def words(lstrip):
-    """As RoBERTa's (whose mask takes the space before it), or GPT-2's with a mask."""
+    """A tokenizer like RoBERTa's (whose mask takes the space before it), or GPT-2's with a mask."""
     inner = tokenizers.Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.pre_tokenizer = byte_level  # type: ignore[assignment]
@@ -45,7 +45,7 @@ def word_pieces():
 
 
 def sentence_pieces():
-    """As T5's."""
+    """A tokenizer like T5's."""
     inner = tokenizers.Tokenizer(models.Unigram())
     split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     inner.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment,arg-type]

@@ -14,7 +14,7 @@ STORY = "Käse für 3 € 😀 — 日本語, e\u0301; then the END of it."
 
 
 def pieces_tokenizer():
-    """As Llama's: a space is part of the token behind it, and a text's first one is dropped."""
+    """A tokenizer like Llama's: a space belongs to the token after it, the first is dropped."""
     vocabulary = {
         "<s>": 0,
         "▁": 1,

@@ -128,7 +128,7 @@ def asked(*arguments):
 
 
 def answers(model):
-    """What a model says to requests of the three kinds."""
+    """A model's answers to requests of the three kinds."""
     pairs = [(question, " " + choice) for question, choices, _ in CHOICES for choice in choices] + [
         ("", "no context")
     ]

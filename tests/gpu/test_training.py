@@ -86,7 +86,7 @@ STEPS = DECODER.training.steps
 
 
 class Parts(NamedTuple):
-    """What a step needs, on one device."""
+    """The parts of a step, on one device."""
 
     config: config.Config
     model: models.Model

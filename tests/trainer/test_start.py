@@ -72,7 +72,7 @@ def imported(copied_run):
 
 
 def test_a_run_starts_from_imported_weights(imported, capsys):
-    """With other text, optimizer, seed and dropout: its first loss is about the last of before."""
+    """Other text, optimizer, seed and dropout: the first loss is near the last one of before."""
     Path("other.txt").write_text(Path("text.txt").read_text()[::2])
     untrained, trained = imported["train/loss"][0][1], imported["eval/loss"][-1][1]
     optimizer = ("optimizer.kind=adafactor", "optimizer.schedule=constant")
