@@ -20,7 +20,7 @@ def log_probabilities(model, params, contexts):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 4.0])
 def test_the_best_of_all_continuations_of_two_tokens_is_found(length_penalty):
-    """Nothing is cut where there are as many beams as tokens. The likeliest first token ends a text."""
+    """A beam for each token cuts nothing; the likeliest first token ends a text."""
     model, params = build_tiny("learned")
     for prompt in PROMPTS:
         (first,) = log_probabilities(model, params, [prompt])
