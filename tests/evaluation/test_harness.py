@@ -157,6 +157,7 @@ def test_answers_are_those_of_the_harness_own_model(gpt2):
     assert ours[2] == theirs[2]
 
 
+@pytest.mark.slow
 def test_tasks_from_disk_with_a_run(folder, capsys):
     before = list(sys.argv)
     arguments = [
@@ -221,6 +222,7 @@ def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
         harness.JaxLM()
 
 
+@pytest.mark.slow
 def test_mistakes_take_one_line(folder, capsys):
     for path, task, message in (
         ("nowhere", "local_reading", "nowhere: there is no such directory"),
