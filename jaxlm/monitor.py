@@ -50,7 +50,7 @@ class Monitor:
     """Record and show the steps after `first_step`.
 
     What an earlier process recorded of those steps is removed. A record that can't be written (full
-    disk, no permission) costs one warning and is given up; the run goes on.
+    disk, no permission) costs one warning and is given up; the run continues.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Monitor:
 
     def _warn(self, path: Path, error: OSError) -> None:
         reason = error.strerror or error
-        self.line(f"warning: can't write {path} ({reason}): the run goes on without it")
+        self.line(f"warning: can't write {path} ({reason}): the run continues without it")
 
 
 class NullMonitor:

@@ -1,7 +1,7 @@
 """The training run as a story: `train` reads from top to bottom, from the config to the model card.
 
 A run is a pure function of its config: batches come from the step's number, the state from the
-step before. So resuming is to load the newest checkpoint and to go on at its step.
+step before. So resuming is to load the newest checkpoint and to continue at its step.
 """
 
 import dataclasses
@@ -258,7 +258,7 @@ def run_steps(
         buffer=config.data.prefetch_batches,
     )
 
-    # Within the loop every transfer between host and device is asked for by name (device_put,
+    # Within the loop every transfer between host and device is explicit (device_put,
     # device_get); an implicit one, which would stall the device unseen, is an error.
     with group.stop_signal() as stop, jax.transfer_guard("disallow"):
         for step, batch in enumerate(process_batches, start.step + 1):
@@ -307,7 +307,7 @@ def run_steps(
 
 
 def is_due(step: int, every: int) -> bool:
-    """Return whether something that happens `every` so many steps (0: never) happens at `step`."""
+    """Return whether `step` is due; `every` is the interval in steps (0: never)."""
     return every > 0 and step % every == 0
 
 

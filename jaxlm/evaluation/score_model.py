@@ -80,7 +80,7 @@ class ModelScorer:
 
 
 class BatchesWithProgress:
-    """Batches that show how many were asked for."""
+    """Batches that show how many have been read."""
 
     def __init__(self, batches: Batches, progress: Progress, name: str):
         self.batches, self.progress, self.name = batches, progress, name

@@ -15,7 +15,7 @@ _terminal: tuple[int, int] | None = None
 def redirect_output(run_directory: Path, process: int) -> None:
     """Append what this process prints from now on to logs/process-N.log of the run.
 
-    Process 0 goes on printing to the terminal; only what native libraries print on its stdout is
+    Process 0 still prints to the terminal; only what native libraries print on its stdout is
     redirected (gloo prints a line for every device). Raises UserError if the file can't be written.
     """
     global _terminal

@@ -222,7 +222,7 @@ class ProcessGroup:
                 self._exit_without(0, reason)
 
     def _exit_without(self, process: int, reason: str) -> NoReturn:
-        """End this process, since jax can't go on without `process`."""
+        """End this process, since jax can't continue without `process`."""
         print_error(
             f"error: process {process} ({self.hosts[process]}) {reason}; "
             "start the run again to resume from its last checkpoint"
