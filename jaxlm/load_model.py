@@ -22,6 +22,7 @@ from jaxlm.interop.tokenizer import (
     read_tokenizer,
     run_tokenizer_frame,
 )
+from jaxlm.mesh_execution import build_execution
 from jaxlm.precision import cast_for_gather
 from jaxlm.types import Tree, is_axes
 
@@ -136,7 +137,7 @@ def place_model(
     mesh = sharding.make_mesh(parallel, mesh_devices)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())
 
-    execution = sharding.build_execution(mesh, parallel, precision, "auto")
+    execution = build_execution(mesh, parallel, precision, "auto", width=model_config.width)
     model = models.build(model_config, precision, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, sharding.Placement(mesh, model.axes, parallel.zero).tree("parameters", shapes)

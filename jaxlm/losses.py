@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from jaxlm.types import Array, Tree
 
-TILE_BYTES = 512 * 2**20  # float32 scores of one tile on one device, at most
+# Float32 scores of one tile on one device, at most: a share of its memory, or this where jax does
+# not say how much it has (CPUs).
+TILE_SHARE = 1 / 16
+TILE_BYTES = 512 * 2**20
+
+
+def tile_bytes(device_memory: int | None) -> int:
+    """Return the bytes of scores that a device with this memory (None: unknown) has at a time."""
+    return TILE_BYTES if device_memory is None else int(TILE_SHARE * device_memory)
 
 
 class LossSums(NamedTuple):
@@ -49,14 +57,14 @@ def loss_sums(scores_BLV: Array, targets_BL: Array, weights_BL: Array) -> LossSu
 
 
 def tile_length(
-    *, rows: int, positions: int, vocabulary_size: int, devices: int, requested: int | None
+    *, rows: int, positions: int, vocabulary_size: int, requested: int | None, tile_bytes: int
 ) -> int:
     """Return the positions of a tile: a divisor of `positions`, and the longest that is allowed.
 
-    The limit is `requested`, or the length whose scores fit `TILE_BYTES` on each of the `devices`
-    over which the `rows` are split.
+    The limit is `requested`, or the length at which the scores of a device's `rows` fit into
+    `tile_bytes`.
     """
-    limit = requested or max(1, TILE_BYTES * devices // (4 * rows * vocabulary_size))
+    limit = requested or max(1, tile_bytes // (4 * rows * vocabulary_size))
     return next(n for n in range(min(limit, positions), 0, -1) if positions % n == 0)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxlm import models, objectives, optim, runtime, sharding
+from jaxlm import losses, models, objectives, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
 from jaxlm.sharding import Placement
@@ -28,6 +29,8 @@ class Run(NamedTuple):
     execution: Execution
     model: Model
     optimizer: optax.GradientTransformation
+    tile_bytes: int  # of the scores that a device has at a time
+    compiler_options: dict[str, Any]  # of XLA, for the steps
     steps_in_flight: int  # steps that may run while the host prepares the next one
     example: Batch  # one sample, as the objective makes it
 
@@ -56,15 +59,16 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         config.evaluation,
     )
 
-    execution = sharding.build_execution(
+    execution = build_execution(
         mesh,
         config.parallel,
         config.precision,
         config.runtime.attention,
+        width=config.model.width,
         deterministic=config.runtime.deterministic,
     )
     model = models.build(config.model, config.precision, execution)
-    placement = Placement(mesh, model.axes, config.parallel.zero)
+    placement = Placement(mesh, model.axes, config.parallel.zero, config.precision.gradients)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
@@ -77,6 +81,8 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         execution=execution,
         model=model,
         optimizer=optimizer,
+        tile_bytes=losses.tile_bytes(runtime.device_memory(mesh.local_devices[0])),
+        compiler_options=runtime.compiler_options(devices),
         steps_in_flight=steps_in_flight,
         example=example,
     )
@@ -105,6 +111,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     lines += [f"{name}: {kernel} ({reason})" for name, (kernel, reason) in kernels.items()]
 
     lines.append(f"blocks {run.execution.blocks}, remat {run.execution.remat}")
+    lines.append(describe_loss(run))
 
     warmup, steps = config.optimizer.warmup_steps, config.training.steps
     if warmup > steps:
@@ -118,6 +125,25 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
             share = "more than 1% of the bytes"
             lines.append(f"warning: {share} are not split over parallel.fsdp: {names}")
     return lines
+
+
+def describe_loss(run: Run) -> str:
+    """Return whether the loss is computed in tiles, whose scores are computed twice."""
+    targets = run.example.targets
+    assert targets is not None
+    training, positions = run.config.training, targets.shape[1]
+    rows = max(run.schedule.sizes(0)) // (run.placement.batch_shards * training.microbatches)
+    tile = losses.tile_length(
+        rows=rows,
+        positions=positions,
+        vocabulary_size=run.config.model.vocabulary_size,
+        requested=training.loss_tile,
+        tile_bytes=run.tile_bytes,
+    )
+    if tile == positions:
+        return "loss: scores of all positions at once"
+    why = "training.loss_tile" if training.loss_tile else "of the device's memory"
+    return f"loss: {tile} of {positions} positions at a time ({why}), scores computed twice"
 
 
 def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:

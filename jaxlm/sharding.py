@@ -1,4 +1,6 @@
-"""The mesh, the mesh axes of each logical axis, and the ZeRO stages. No other module knows meshes.
+"""The mesh, the mesh axes of each logical axis, and the ZeRO stages.
+
+Only this module and `mesh_execution`, which runs layers and steps by its tables, know meshes.
 
 data     replicas: each has all of the state
 fsdp     ZeRO: the batch is split over data x fsdp, the state over fsdp as the stage says
@@ -7,7 +9,6 @@ tensor   heads, MLP width and vocabulary (Megatron-LM, arXiv 1909.08053)
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.config import ConfigError, EvaluationConfig, ModelConfig, ParallelConfig, PrecisionConfig
-from jaxlm.nn.execution import Execution
-from jaxlm.precision import cast_for_compute, cast_for_gather
+from jaxlm.config import ConfigError, EvaluationConfig, ModelConfig, ParallelConfig
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -137,6 +136,7 @@ class Placement(NamedTuple):
     mesh: Mesh
     axes: Tree
     zero: int
+    gradients: str = "float32"  # the dtype in which gradients are summed over devices
 
     def tree(self, tree_name: str, shapes: Tree) -> Tree:
         """Return the NamedShardings of a tree with the `shapes` of the parameters.
@@ -247,104 +247,6 @@ def replicated_sharding(params: Tree) -> NamedSharding | None:
     """
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
-
-
-# What the layers call
-
-
-def build_execution(
-    mesh: Mesh,
-    parallel: ParallelConfig,
-    precision: PrecisionConfig,
-    attention: str,
-    *,
-    deterministic: bool = False,
-) -> Execution:
-    """Build the description of how the layers run on `mesh`."""
-    device = mesh.devices.flat[0]
-    # Unrolled blocks are faster. Under ZeRO-3 their gathered weights would all be alive at once.
-    scanned = parallel.blocks == "scanned" or (
-        parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1
-    )
-
-    execution = Execution(
-        gather=partial(gather, mesh, parallel.zero, precision),
-        blocks="scanned" if scanned else "unrolled",
-        remat=parallel.remat,
-        attention=attention,
-        platform=device.platform,
-        compute_capability=float(getattr(device, "compute_capability", None) or 0.0),
-        deterministic=deterministic,
-    )
-    if mesh.size == 1:
-        return execution
-    return execution._replace(constrain=partial(constrain, mesh))
-
-
-def activation_spec(axes: Axes) -> P:
-    """Return the PartitionSpec of an activation with these logical axes."""
-    unknown = [name for name in axes if name is not None and name not in ACTIVATIONS]
-    if unknown:
-        raise ValueError(
-            f"unknown logical axis {unknown[0]!r} of an activation; known: {', '.join(ACTIVATIONS)}"
-        )
-    return P(*(None if name is None else ACTIVATIONS[name] for name in axes))
-
-
-def constrain(mesh: Mesh, x: Array, axes: Axes) -> Array:
-    """Place an activation.
-
-    Dimensions that do not divide (few key/value heads, short batches) stay whole.
-    """
-    spec = []
-    for mesh_axes, size in zip(activation_spec(axes), x.shape, strict=True):
-        if mesh_axes is not None:
-            parts = math.prod(mesh.shape[name] for name in np.atleast_1d(mesh_axes))
-            mesh_axes = mesh_axes if size % parts == 0 else None
-        spec.append(mesh_axes)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
-
-
-def gather(mesh: Mesh, zero: int, precision: PrecisionConfig, weights: Tree, axes: Tree) -> Tree:
-    """Return the weights whole over fsdp, in the dtype in which a layer uses them.
-
-    In the backward pass the gradients are summed over devices and then split as the stage says.
-    """
-    return jax.tree_util.tree_map_with_path(
-        partial(gather_weight, mesh, zero, precision), axes, weights, is_leaf=is_axes
-    )
-
-
-def gather_weight(
-    mesh: Mesh, zero: int, precision: PrecisionConfig, path: tuple, axes: Axes, weight: Array
-) -> Array:
-    """Return one weight of `gather`, whose path in the tree is `path`."""
-
-    def place(x: Array, split: bool) -> Array:
-        if mesh.size == 1:
-            return x
-        spec = weight_spec(mesh, axes, x.shape, split, jax.tree_util.keystr(path))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    @jax.custom_vjp
-    def whole(w: Array) -> Array:
-        # Cast before the gather: half of the bytes travel.
-        gathered = place(cast_for_gather(axes, w, precision), split=False)
-        return cast_for_compute(axes, gathered, precision)
-
-    def backward(_: None, gradient: Array) -> tuple[Array]:
-        # Whole first: this asks for the sum over devices, and the split after it turns the sum into
-        # a reduce-scatter. Asked for the split alone, the partitioner may move activations instead.
-        #
-        # Over data x fsdp the split alone is right: it gives a reduce-scatter over fsdp and a sum
-        # of the shards over data. Token tables are the exception: there activations would move.
-        if mesh.shape["data"] == 1 or "vocabulary" in axes:
-            gradient = place(gradient, split=False)
-        gradient = place(gradient, split="gradients" in ZERO[zero])
-        return (gradient.astype(weight.dtype),)
-
-    whole.defvjp(lambda w: (whole(w), None), backward)
-    return whole(weight)
 
 
 # Reports

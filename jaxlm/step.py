@@ -2,15 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import TrainingConfig
-from jaxlm.losses import LossSums, tile_length, tiled_loss_sums, zero_sums
+from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss_sums, zero_sums
+from jaxlm.mesh_execution import (
+    gradient_specs,
+    on_each_device,
+    scatter_dimensions,
+    scatter_microbatch,
+    sum_gradients,
+    sum_over_rows,
+    zero_gradients,
+)
 from jaxlm.models import Model
+from jaxlm.nn.dropout import fold_rows
 from jaxlm.sharding import ZERO, Placement
 from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
@@ -27,16 +38,16 @@ class StepMetrics(NamedTuple):
 def batch_loss(
     model: Model,
     training: TrainingConfig,
-    devices: int,
+    tile_bytes: int,
     targets: Array | float,
     params: Tree,
     batch: Batch,
     key: Array | None,
 ) -> tuple[Array, LossSums]:
-    """Return the loss that is minimised, and the loss sums, of one batch or microbatch.
+    """Return the loss that is minimised, and the loss sums, of the rows of one device.
 
-    The rows are split over `devices`. The loss is divided by `targets`, the number of targets in
-    all microbatches together, and includes the z-loss.
+    The loss is divided by `targets`, the number of targets in all microbatches and on all devices
+    together, and includes the z-loss. Scores take at most `tile_bytes` at a time.
     """
     assert batch.targets is not None
     rows, positions = batch.targets.shape
@@ -44,8 +55,8 @@ def batch_loss(
         rows=rows,
         positions=positions,
         vocabulary_size=model.config.vocabulary_size,
-        devices=devices,
         requested=training.loss_tile,
+        tile_bytes=tile_bytes,
     )
 
     x = model.features(params, batch, key)
@@ -55,58 +66,61 @@ def batch_loss(
     return (sums.loss + training.z_loss * sums.z) / targets, sums
 
 
-def accumulate_gradients(
+def batch_gradients(
     model: Model,
     training: TrainingConfig,
     placement: Placement,
     params: Tree,
-    batch: Batch,
-    key: Array | None,
-) -> tuple[LossSums, Tree]:
-    """Return the loss sums and the float32 gradients of the loss per target.
+    *,
+    tile_bytes: int = TILE_BYTES,
+) -> Callable[[Tree, tuple[Batch, Array], Array | None], tuple[LossSums, Tree]]:
+    """Build `gradients(params, (batch, row numbers), key)`, to be called in a jitted function.
 
-    The microbatches run one after another. Every loss is divided by the number of targets of the
-    whole batch, so their gradients add up to that of the mean over all targets, however the targets
-    are spread over microbatches and devices.
+    It returns the loss sums and the float32 gradients of the loss per target. Every loss is divided
+    by the number of targets of the whole batch, so the gradients of all microbatches and devices
+    add up to that of the mean over all targets, however the targets are spread. Each device
+    accumulates those of its own rows; they are summed over devices once, at the end. Dropout
+    depends on the key and the row's number. Only the shapes of `params` are read.
     """
-    targets = jnp.maximum(jnp.sum(jnp.asarray(batch.weights)), 1.0)
-    loss = partial(batch_loss, model, training, placement.batch_shards, targets)
-    gradient = jax.grad(loss, has_aux=True)
-    shardings = placement.tree("gradients", params)
+    specs = gradient_specs(placement, params)
+    dimensions = scatter_dimensions(specs)
 
-    def place(grads: Tree) -> Tree:
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        return jax.lax.with_sharding_constraint(grads, shardings)
+    def gradients(
+        params: Tree, rows: tuple[Batch, Array], key: Array | None
+    ) -> tuple[LossSums, Tree]:
+        batch, row_numbers = rows
+        row_keys = None if key is None else fold_rows(key, row_numbers)
+        targets = sum_over_rows(placement, jnp.sum(jnp.asarray(batch.weights)))
+        loss = partial(batch_loss, model, training, tile_bytes, jnp.maximum(targets, 1.0))
+        gradient = jax.grad(loss, has_aux=True)
 
-    def microbatch_key(index: Array | int) -> Array | None:
-        return None if key is None else jax.random.fold_in(key, index)
+        if training.microbatches == 1:
+            grads, sums = gradient(params, batch, row_keys)
+            grads = scatter_microbatch(placement, dimensions, grads)
+        else:
 
-    if training.microbatches == 1:
-        grads, sums = gradient(params, batch, microbatch_key(0))
-        return sums, place(grads)
+            def add_microbatch(total: tuple, part: tuple) -> tuple[tuple, None]:
+                grads, sums = gradient(params, *part)
+                grads = scatter_microbatch(placement, dimensions, grads)
+                return jax.tree.map(jnp.add, total, (sums, grads)), None
 
-    def add_microbatch(total: tuple, item: tuple[Batch, Array]) -> tuple[tuple, None]:
-        microbatch, index = item
-        grads, sums = gradient(params, microbatch, microbatch_key(index))
-        return jax.tree.map(jnp.add, total, (sums, place(grads))), None
+            parts = jax.tree.map(lambda x: split_rows(x, training.microbatches), (batch, row_keys))
+            zeros = zero_sums(), zero_gradients(placement, dimensions, params)
+            (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, parts)
 
-    microbatches = jax.tree.map(lambda a: split_rows(a, training.microbatches, placement), batch)
-    zero_grads = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
-    total, _ = jax.lax.scan(
-        add_microbatch,
-        (zero_sums(), zero_grads),
-        (microbatches, jnp.arange(training.microbatches)),
-    )
-    return total
+        return sum_over_rows(placement, sums), sum_gradients(placement, dimensions, grads)
+
+    return on_each_device(placement, gradients, params, out=(sum_specs(), specs))
 
 
-def split_rows(array: Array, parts: int, placement: Placement) -> Array:
-    """Reshape [B, ...] to [parts, B / parts, ...].
+def number_rows(batch: Batch) -> tuple[Batch, Array]:
+    """Return the batch and the numbers of its rows, int32 [B]."""
+    return batch, jnp.arange(batch.tokens.shape[0], dtype=jnp.int32)
 
-    Every part has rows of every device, so that no row moves between devices.
-    """
-    rows = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
-    return jnp.moveaxis(jax.lax.with_sharding_constraint(rows, placement.batch()), 1, 0)
+
+def split_rows(array: Array, parts: int) -> Array:
+    """Reshape a device's rows [B, ...] to [parts, B / parts, ...]: every part takes each n-th."""
+    return jnp.moveaxis(array.reshape(array.shape[0] // parts, parts, *array.shape[1:]), 1, 0)
 
 
 def train_step(
@@ -115,18 +129,24 @@ def train_step(
     training: TrainingConfig,
     placement: Placement,
     seed: int,
+    *,
+    tile_bytes: int = TILE_BYTES,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Build the jitted `step(state, batch) -> (state, metrics)`.
 
-    The old state is donated: its memory is reused. `seed` feeds dropout.
+    The old state is donated: its memory is reused. `seed` feeds dropout. Scores take at most
+    `tile_bytes` at a time on each device.
     """
     has_dropout = model.config.dropout > 0 or model.config.attention_dropout > 0
     shardings = state_shardings(model, optimizer, placement)
-    moment_shardings = placement.tree("optimizer", state_shapes(model, optimizer).params)
+    shapes = state_shapes(model, optimizer).params
+    gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
+    moment_shardings = placement.tree("optimizer", shapes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
-        sums, grads = accumulate_gradients(model, training, placement, state.params, batch, key)
+        sums, grads = gradients(state.params, number_rows(batch), key)
         grad_norm = optax.tree.norm(grads)
 
         # Each device updates the part of the weights whose moments it holds.
@@ -147,23 +167,36 @@ def train_step(
         in_shardings=(shardings, placement.batch()),
         out_shardings=(shardings, placement.replicated()),
         donate_argnums=0,
+        compiler_options=compiler_options,
     )
 
 
 def eval_step(
-    model: Model, training: TrainingConfig, placement: Placement, params: Tree
+    model: Model,
+    training: TrainingConfig,
+    placement: Placement,
+    params: Tree,
+    *,
+    tile_bytes: int = TILE_BYTES,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[Tree, Batch], LossSums]:
     """Build the jitted `step(params, batch) -> LossSums`, without dropout.
 
     Only the shapes of `params` are read.
     """
 
-    def step(params: Tree, batch: Batch) -> LossSums:
-        _, sums = batch_loss(model, training, placement.batch_shards, 1.0, params, batch, None)
-        return sums
+    def device_sums(params: Tree, batch: Batch) -> LossSums:
+        _, sums = batch_loss(model, training, tile_bytes, 1.0, params, batch, None)
+        return sum_over_rows(placement, sums)
 
     return jax.jit(
-        step,
+        on_each_device(placement, device_sums, params, out=sum_specs()),
         in_shardings=(placement.tree("parameters", params), placement.batch()),
         out_shardings=placement.replicated(),
+        compiler_options=compiler_options,
     )
+
+
+def sum_specs() -> LossSums:
+    """Return the PartitionSpecs of sums that every device has."""
+    return jax.tree.map(lambda _: P(), zero_sums())

@@ -244,7 +244,15 @@ def run_steps(
     `record_save` is called with the step and the seconds of each checkpoint.
     """
     config, steps = run.config, run.config.training.steps
-    update = train_step(run.model, run.optimizer, config.training, run.placement, config.seed)
+    update = train_step(
+        run.model,
+        run.optimizer,
+        config.training,
+        run.placement,
+        config.seed,
+        tile_bytes=run.tile_bytes,
+        compiler_options=run.compiler_options,
+    )
     learning_rate = jax.jit(optim.learning_rate_schedule(config.optimizer, steps))
     throughput = build_throughput(run, stream)
     best_loss = checkpoints.best_loss()

@@ -7,13 +7,25 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from jaxlm import config, models, objectives, optim, sharding, state, step
+from jaxlm import (
+    config,
+    losses,
+    mesh_execution,
+    models,
+    objectives,
+    optim,
+    runtime,
+    sharding,
+    state,
+    step,
+)
 
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
@@ -37,6 +49,7 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+H100_BYTES = int(0.75 * 84929347584)  # what jax takes of its memory
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 
@@ -112,16 +125,24 @@ def iota(order: re.Match) -> np.ndarray:
 
 def compiled(run_config: config.Config, devices: int, machines: int = 1) -> Program:
     """The train step of `run_config` on machines with `devices` H100 each."""
+    several = [SimpleNamespace(platform="gpu")] * devices * machines
+    options = runtime.compiler_options(several)
     found = topologies.get_topology_desc(
         platform="cuda", target_config=H100, topology=f"{machines}x{devices}x1"
     ).devices
     mesh = sharding.make_mesh(run_config.parallel, found)
-    execution = sharding.build_execution(mesh, run_config.parallel, run_config.precision, "cudnn")
-    model = models.build(run_config.model, run_config.precision, execution)
-    placement, optimizer = (
-        sharding.Placement(mesh, model.axes, run_config.parallel.zero),
-        optim.build_optimizer(run_config.optimizer, 100, model.axes),
+    execution = mesh_execution.build_execution(
+        mesh,
+        run_config.parallel,
+        run_config.precision,
+        "cudnn",
+        width=run_config.model.width,
     )
+    model = models.build(run_config.model, run_config.precision, execution)
+    placement = sharding.Placement(
+        mesh, model.axes, run_config.parallel.zero, run_config.precision.gradients
+    )
+    optimizer = optim.build_optimizer(run_config.optimizer, 100, model.axes)
     rows = run_config.training.batch_size
     example = objectives.example(
         run_config.objective, run_config.data.sequence_length, run_config.tokenizer.sentinels
@@ -130,7 +151,15 @@ def compiled(run_config: config.Config, devices: int, machines: int = 1) -> Prog
         lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=placement.batch()),
         example,
     )
-    run = step.train_step(model, optimizer, run_config.training, placement, seed=0)
+    run = step.train_step(
+        model,
+        optimizer,
+        run_config.training,
+        placement,
+        seed=0,
+        tile_bytes=losses.tile_bytes(H100_BYTES),
+        compiler_options=options,
+    )
     arguments = state.abstract_state(model, optimizer, placement), batch
     program = run.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
     return Program(program.as_text(), program.memory_analysis().peak_memory_in_bytes)

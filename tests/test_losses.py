@@ -167,16 +167,24 @@ def test_only_the_scores_of_a_tile_are_in_memory():
 def test_tile_length(positions, requested, expected):
     # 8 x 50304 scores are 1.6 MB a position: 333 positions fit 512 MiB.
     tile = tile_length(
-        rows=8, positions=positions, vocabulary_size=50304, devices=1, requested=requested
+        rows=8,
+        positions=positions,
+        vocabulary_size=50304,
+        requested=requested,
+        tile_bytes=512 * 2**20,
     )
     assert tile == expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "expected"), [(8, 2, 512), (8, 8, 1024), (100_000, 1, 1)]
+    ("rows", "gigabytes", "expected"), [(8, 1, 512), (8, 5, 1024), (12, 5, 1024), (100_000, 1, 1)]
 )
-def test_tile_length_counts_each_device_and_is_never_zero(rows, devices, expected):
+def test_tile_length_follows_the_memory_and_is_never_zero(rows, gigabytes, expected):
     tile = tile_length(
-        rows=rows, positions=1024, vocabulary_size=50304, devices=devices, requested=None
+        rows=rows,
+        positions=1024,
+        vocabulary_size=50304,
+        requested=None,
+        tile_bytes=gigabytes * 10**9,
     )
     assert tile == expected

@@ -1,8 +1,7 @@
-"""The training step against float64, its dropout by step, microbatch and seed, and bfloat16."""
+"""The training step against float64, its dropout by step, row and seed, and bfloat16."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ from support import tiny
 
 from jaxlm import step
 from jaxlm.config import DataConfig, ModelConfig, PrecisionConfig, TrainingConfig
-from jaxlm.losses import LossSums
+from jaxlm.losses import LossSums, loss_sums
+from jaxlm.nn.dropout import fold_rows
 from jaxlm.types import Batch, Tree
 
 VOCABULARY, PADDED, ROWS, LENGTH = 300, 384, 8, 16
@@ -190,23 +190,25 @@ def twin_rows() -> tuple[Batch, Batch]:
     )
 
 
-def test_dropout_differs_by_step_microbatch_and_seed(twin_rows):
-    """The key is fold_in(fold_in(key(seed), step), microbatch): a resumed run repeats it."""
-    parts = tiny.parts(1, with_training(DROPPING, microbatches=2))
+def test_dropout_differs_by_step_row_and_seed(twin_rows):
+    """The key is fold_in(fold_in(key(seed), step), row): a resumed run repeats it."""
+    parts = tiny.parts(1, DROPPING)
     host_state = tiny.initial_state(CONFIG)
     steps = {seed: parts.step(seed) for seed in (0, 1)}
 
-    def loss(seed: int, number: int, microbatch: int) -> float:
+    def loss(seed: int, number: int, twin: int) -> float:
         state = parts.place(host_state._replace(step=np.int32(number)))
-        return float(steps[seed](state, twin_rows[microbatch])[1].loss)
+        return float(steps[seed](state, twin_rows[twin])[1].loss)
 
     @jax.jit
-    def expected(seed: Any, number: Any, microbatch: Any) -> Any:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), microbatch)
-        batch = jax.tree.map(lambda rows: rows[::2], twin_rows[0])
-        _, sums = step.batch_loss(
-            parts.model, TrainingConfig(), 1, 1.0, host_state.params, batch, key
-        )
+    def expected(seed: Any, number: Any, twin: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        keys = fold_rows(key, twin + jnp.arange(0, ROWS, 2))
+        batch = jax.tree.map(lambda rows: jnp.asarray(rows)[::2], twin_rows[0])
+        params = jax.tree.map(jnp.asarray, host_state.params)
+        x = parts.model.features(params, batch, keys)
+        scores = parts.model.scores(parts.model.head_weights(params), x)
+        sums = loss_sums(scores, batch.targets, batch.weights)
         return sums.loss / sums.count
 
     places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
@@ -214,6 +216,26 @@ def test_dropout_differs_by_step_microbatch_and_seed(twin_rows):
     assert losses == [loss(*place) for place in places]  # the same place, the same bits
     assert len(set(losses)) == len(places)
     np.testing.assert_allclose(losses, [float(expected(*place)) for place in places], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("devices", "microbatches", "parallel"),
+    [(1, 4, dict()), (4, 1, dict()), (4, 2, dict(zero=3)), (4, 2, dict(zero=1, tensor=2))],
+)
+def test_dropout_follows_the_row_over_devices_and_microbatches(
+    devices, microbatches, parallel, batch
+):
+    model = replace(DROPPING.model, attention_dropout=0.2)
+    config = with_training(replace(DROPPING, model=model), microbatches=microbatches)
+    parts = tiny.parts(devices, config, **parallel)
+    alone = tiny.parts(1, with_training(config, microbatches=1))
+
+    def loss(parts: tiny.Parts) -> float:
+        state = parts.place(tiny.initial_state(CONFIG))
+        return float(parts.step()(state, parts.put(batch))[1].loss)
+
+    # Sums of float32 in another order; other masks differ by 1e-2.
+    assert loss(parts) == pytest.approx(loss(alone), rel=2e-6)
 
 
 @pytest.mark.parametrize("field", ["dropout", "attention_dropout"])
@@ -252,9 +274,7 @@ def test_a_bfloat16_step_is_near_a_float32_step(family):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
 
 
-def test_microbatches_take_rows_of_every_device():
-    """No row moves between devices: each device splits its own."""
-    parts = tiny.parts(4, CONFIG)
+def test_a_device_splits_its_own_rows_into_microbatches():
+    """No row moves between devices."""
     rows = np.arange(ROWS * 2).reshape(ROWS, 2)
-    split = jax.jit(partial(step.split_rows, parts=2, placement=parts.placement))(rows)
-    np.testing.assert_array_equal(split, [rows[0::2], rows[1::2]])
+    np.testing.assert_array_equal(step.split_rows(rows, 2), [rows[0::2], rows[1::2]])

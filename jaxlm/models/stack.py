@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxlm.nn.attention import AttentionInputs
+from jaxlm.nn.dot_product import SCORES
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import PRODUCT
@@ -21,22 +22,37 @@ from jaxlm.types import Tree, is_axes
 Layer = Callable[[Tree, jax.Array, Any], jax.Array]  # (weights, x, index of the layer) -> x
 
 
-def save_all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keep what the forward pass computed, but not the gathered weights: they are gathered again.
-
-    Gathering is a function with a gradient of its own, made of sharding constraints and casts.
-    Products too have their own gradient and casts, but their results are named: names are kept.
-    """
-    return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
+def save_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keep the results of cuDNN's kernel, which its backward pass reads."""
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
-# What the backward pass recomputes, from nothing to everything but each block's input.
+# Keep the results of products and attention, in the dtypes in which they are used. The backward
+# pass computes again what lies between them (norms, activations, sums, casts), which costs little,
+# and gathers weights again. Autodiff by itself would keep all of these, the casts to float32 too.
+SAVE_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(PRODUCT, SCORES), save_attention
+)
+
+# What the backward pass computes again, from next to nothing to everything but each block's input.
 REMAT: dict[str, Callable | None] = {
     "none": None,
-    "weights": save_all_but_weights,
+    "weights": SAVE_PRODUCTS,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def remat_policy(execution: Execution) -> Callable | None:
+    """Return what the forward pass keeps (None: all that autodiff asks for).
+
+    A scan would stack all that autodiff asks for in memory, where unrolled blocks merge most of it
+    with other operations, and gathered weights would all be alive at once.
+    """
+    policy = REMAT[execution.remat]
+    if policy is None and (execution.blocks == "scanned" or execution.gathers):
+        return SAVE_PRODUCTS
+    return policy
 
 
 def init_stack(block: nn.Module, layers: int, key: jax.Array, inputs: Callable[[], tuple]) -> Tree:
@@ -96,7 +112,7 @@ def run_stack(
             x, _ = block.apply(variables, x, layer_inputs, key, None, index == 0)
             return x
 
-        policy = REMAT[execution.remat]
+        policy = remat_policy(execution)
         if policy is None:
             return layer
         # The barrier against merging the recomputation with the forward pass is only a cost inside

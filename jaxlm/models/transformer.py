@@ -160,7 +160,10 @@ class Transformer(NamedTuple):
             return self.apply(params, "relative_bias", queries, keys, positions)
         if self.config.positions == "alibi":
             positions = positions or (jnp.arange(queries)[None], jnp.arange(keys)[None])
-            return alibi_bias(self.config.heads, *positions)
+            bias = alibi_bias(self.config.heads, *positions)
+            axes = ("batch", "heads_act", "length", "length")
+            # It has no gradient: without the stop, kernels would compute one and devices sum it.
+            return jax.lax.stop_gradient(self.execution.constrain(bias, axes))
         return None
 
     def embed(

@@ -3,6 +3,7 @@
 arXiv 1706.03762; multi-query 1911.02150, grouped 2305.13245.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -79,6 +80,16 @@ class MultiHeadAttention(nn.Module):
         """Return the heads' outputs [B, L, H, K]: softmax(q k^T) v with the model's options."""
         config = self.config
         k_BSGK, v_BSGK = key_values.to_projections()
+
+        # Where the devices are more than the heads of keys and values, or don't divide them, each
+        # device gets copies of those that its queries read.
+        copies = math.lcm(k_BSGK.shape[2], self.execution.head_shards) // k_BSGK.shape[2]
+        if copies > 1:
+            k_BSGK, v_BSGK = (
+                self.execution.constrain(jnp.repeat(x, copies, axis=2), KV_HEADS)
+                for x in (k_BSGK, v_BSGK)
+            )
+
         y_BLHK = attend(
             q_BLHK,
             k_BSGK,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.nn.dropout import kept, site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import matmul
 
@@ -18,6 +19,20 @@ MASKED = -1e30  # finite: a row in which everything is masked stays a number
 # would be padding.
 CUDNN_MULTIPLE = 128
 CUDNN_MIN_LENGTH = 64
+
+# Compute capability of the oldest GPUs with flash kernels (Ampere; cuDNN 9 developer guide,
+# "fused flash attention"). 0.0 stands for a GPU that is not there.
+OLDEST_FLASH = 8.0
+
+# Logical axes of the kernel's operands.
+CUDNN_AXES = {
+    "q": ("batch", "length", "heads_act", "head_act"),
+    "k": ("batch", "length", "kv_heads_act", "head_act"),
+    "v": ("batch", "length", "kv_heads_act", "head_act"),
+    "bias": ("batch", "heads_act", "length", "length"),
+    "lengths": ("batch",),
+    "query_lengths": ("batch",),
+}
 
 # XLA: a sequence is cut into at most MAX_BLOCKS blocks of at least QUERY_BLOCK queries.
 QUERY_BLOCK = 128
@@ -80,6 +95,9 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
 
     obstacles = {
         f"the platform is {execution.platform}": execution.platform not in ("cuda", "gpu"),
+        f"the GPU's compute capability is {execution.compute_capability} (8.0 or newer)": 0.0
+        < execution.compute_capability
+        < OLDEST_FLASH,
         f"the dtype is {case.dtype}": case.dtype not in ("bfloat16", "float16"),
         f"heads of {width} channels (multiples of 8 up to {widest})": width % 8 or width > widest,
         f"{case.queries} queries, {case.keys} keys (at least {CUDNN_MIN_LENGTH})": shortest
@@ -125,7 +143,7 @@ def attend(
     kernel, _ = choose_kernel(execution, case)
 
     if kernel == "cudnn":
-        return cudnn_attention(q_BLHK, k_BSGK, v_BSGK, mask, scale=scale, bias=bias)
+        return cudnn_on_each_device(q_BLHK, k_BSGK, v_BSGK, mask, execution, scale=scale, bias=bias)
     return xla_attention(
         q_BLHK,
         k_BSGK,
@@ -140,6 +158,29 @@ def attend(
 
 
 # cuDNN
+
+
+def cudnn_on_each_device(
+    q_BLHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    execution: Execution,
+    *,
+    scale: float,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """Call `cudnn_attention` on each device with its rows and heads of all operands alike."""
+    operands = {"q": q_BLHK, "k": k_BSGK, "v": v_BSGK}
+    optional = {"bias": bias, "lengths": mask.lengths, "query_lengths": mask.query_lengths}
+    operands |= {name: array for name, array in optional.items() if array is not None}
+
+    def kernel(
+        q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, **lengths
+    ) -> jax.Array:
+        return cudnn_attention(q, k, v, mask._replace(**lengths), scale=scale, bias=bias)
+
+    return execution.per_device(kernel, operands, CUDNN_AXES, CUDNN_AXES["q"])
 
 
 def cudnn_attention(
@@ -203,7 +244,7 @@ def xla_attention(
     parts = []
     for rows, columns in visible_blocks(mask, q_BLHK.shape[1], k_BSGK.shape[1]):
         queries, keys = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, rows.start)
+        key = site_key(dropout_key, rows.start)
         part = block_attention(
             q_BLHK[:, queries],
             k_BSGK[:, keys],
@@ -267,8 +308,8 @@ def block_attention(
 
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
     if dropout > 0 and dropout_key is not None:
-        kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
+        is_kept = kept(dropout_key, dropout, weights.shape)
+        weights = jnp.where(is_kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
 
     if cached:
         # The keys and values of a cache lie in memory head by head. XLA's CPU backend turns the

@@ -1,8 +1,8 @@
 """How a model is run, as opposed to what it computes.
 
 Sharding constraints, gathering of weights, the loop over layers, the attention kernel. The layers
-see only functions and names, never a mesh: `jaxlm.sharding` builds an `Execution` for a mesh, and
-the default one is plain single-device JAX.
+see only functions and names, never a mesh: `jaxlm.mesh_execution` builds an `Execution` for a mesh,
+and the default one is plain single-device JAX.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,17 @@ def no_gathering(weights: Tree, axes: Tree) -> Tree:
     return weights
 
 
+def whole_call(
+    function: Callable[..., Array],
+    operands: dict[str, Array],
+    axes: dict[str, Axes],
+    result_axes: Axes,
+) -> Array:
+    """Return `function(**operands)`: the only device has all of them."""
+    del axes, result_axes
+    return function(**operands)
+
+
 class Execution(NamedTuple):
     """Execution choices; none of them changes the maths."""
 
@@ -30,6 +41,11 @@ class Execution(NamedTuple):
     constrain: Callable[[Array, Axes], Array] = no_constraint
     # (weights, their logical axes) -> whole weights; called right before a layer uses them
     gather: Callable[[Tree, Tree], Tree] = no_gathering
+    # (kernel, its operands, their logical axes, those of the result) -> the result, from a call of
+    # the kernel on each device
+    per_device: Callable[..., Array] = whole_call
+    gathers: bool = False  # `gather` brings weights from other devices (ZeRO 3)
+    head_shards: int = 1  # devices over which the heads are split
     blocks: str = "unrolled"  # or "scanned"
     remat: str = "none"  # a name in models.stack.REMAT
     attention: str = "auto"  # "auto", "xla" or "cudnn"

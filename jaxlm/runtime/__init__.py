@@ -7,8 +7,10 @@ from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_field
 from jaxlm.runtime.command import Parser, command, lock_run_directory, run
 from jaxlm.runtime.platform import (
     code_version,
+    compiler_options,
     configure,
     describe_devices,
+    device_memory,
     private_directory,
     select_devices,
     versions,
@@ -23,9 +25,11 @@ __all__ = [
     "StopSignal",
     "code_version",
     "command",
+    "compiler_options",
     "configure",
     "describe_devices",
     "detect_cluster",
+    "device_memory",
     "lock_run_directory",
     "private_directory",
     "run",

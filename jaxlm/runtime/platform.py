@@ -29,6 +29,20 @@ PACKAGES = (
 )
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
+# Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
+# the programs and not XLA_FLAGS: a flag that another version lacks would end the process.
+SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
+    "xla_gpu_enable_latency_hiding_scheduler": (
+        True,
+        "start collectives early and compute in the meantime; XLA's default is one after another",
+    ),
+    # By default XLA combines up to 30 MB, a fraction of a layer. Small collectives take most of
+    # their time to start, and the weights and gradients of a layer travel at the same moment.
+    "xla_gpu_all_gather_combine_threshold_bytes": (2**28, "the weights of a layer together"),
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": (2**28, "the gradients of a layer together"),
+    "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
+}
+
 
 def configure(runtime: RuntimeConfig) -> None:
     """Set platform, device count, XLA flags, compilation cache and log levels, before jax is used.
@@ -75,6 +89,26 @@ def add_xla_flag(name: str, value: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if name not in (flag.partition("=")[0] for flag in flags.split()):
         os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
+
+
+def compiler_options(devices: Sequence[Any]) -> dict[str, Any]:
+    """Return the options with which the steps of a run on these jax devices are compiled.
+
+    An option that the user has set in XLA_FLAGS is left to that.
+    """
+    if devices[0].platform not in ("gpu", "cuda") or len(devices) == 1:
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
+    return {name: value for name, (value, _) in SEVERAL_GPUS.items() if name not in set_by_user}
+
+
+def device_memory(device: Any) -> int | None:
+    """Return the bytes that jax may use on a device; None where it does not say (CPUs)."""
+    try:
+        return (device.memory_stats() or {}).get("bytes_limit")
+    except (NotImplementedError, RuntimeError):  # devices that are only described
+        return None
 
 
 def set_jax_option(name: str, value: Any) -> None:

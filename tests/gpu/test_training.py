@@ -12,7 +12,7 @@ import optax
 import pytest
 from support import synthetic
 
-from jaxlm import config, models, objectives, optim, sharding, state, step
+from jaxlm import config, mesh_execution, models, objectives, optim, sharding, state, step
 from jaxlm.types import Tree
 
 pytestmark = pytest.mark.gpu
@@ -98,7 +98,9 @@ def build(run_config: config.Config, device: Any, compute: str) -> Parts:
     """Build the model and optimizer of `run_config` on one device, with products of this dtype."""
     run_config = replace(run_config, precision=replace(run_config.precision, compute=compute))
     mesh = sharding.make_mesh(run_config.parallel, [device])
-    execution = sharding.build_execution(mesh, run_config.parallel, run_config.precision, "auto")
+    execution = mesh_execution.build_execution(
+        mesh, run_config.parallel, run_config.precision, "auto", width=run_config.model.width
+    )
     model = models.build(run_config.model, run_config.precision, execution)
     placement = sharding.Placement(mesh, model.axes, run_config.parallel.zero)
     optimizer = optim.build_optimizer(run_config.optimizer, run_config.training.steps, model.axes)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from support import tiny
 
-from jaxlm import config, models, sharding, state
+from jaxlm import config, mesh_execution, models, sharding, state
 from jaxlm.config import ConfigError
 from jaxlm.models.stack import REMAT
 from jaxlm.precision import cast_for_compute, cast_for_gather
@@ -336,9 +336,11 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
     precision = config.PrecisionConfig(compute="bfloat16", gradients=dtype)
     mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
 
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("fsdp"), out_specs=P(), check_vma=False)
     def gathered(weight):
         axes = {"kernel": ("embed", "mlp")}
-        return sharding.gather(mesh, 3, precision, {"kernel": weight}, axes)["kernel"]
+        return mesh_execution.gather(mesh, 3, precision, 8, {"kernel": weight}, axes)["kernel"]
 
     # A gradient has the dtype of the layer's weight and is summed in it. It comes back in the dtype
     # that is stored.
@@ -352,21 +354,27 @@ def test_weights_travel_in_the_compute_dtype():
     precision = config.PrecisionConfig(compute="bfloat16")
     mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
 
-    def travelling(axes) -> set[str]:
-        """Return the dtypes of the arrays that are asked to be whole."""
+    def travelling(axes, spec: P | None) -> set[str]:
+        """Return the dtypes of the arrays that are made whole, on each device or (None) in jit."""
 
         def gathered(weight):
-            return sharding.gather(mesh, 3, precision, {"w": weight}, {"w": axes})["w"]
+            return mesh_execution.gather(mesh, 3, precision, 8, {"w": weight}, {"w": axes})["w"]
 
+        if spec is not None:
+            gathered = jax.shard_map(
+                gathered, mesh=mesh, in_specs=spec, out_specs=P(), check_vma=False
+            )
         shape = jax.ShapeDtypeStruct((8,) * len(axes), jnp.float32)
         dtypes = set()
         for equation in tiny.equations(jax.make_jaxpr(gathered)(shape).jaxpr):
-            if equation.primitive.name == "sharding_constraint":
+            if equation.primitive.name in ("sharding_constraint", "all_gather"):
                 dtypes.add(equation.invars[0].aval.dtype.name)
         return dtypes
 
-    assert travelling(("embed", "mlp")) == {"bfloat16"}
-    assert travelling(("norm",)) == {"float32"}
+    assert travelling(("embed", "mlp"), P("fsdp")) == {"bfloat16"}
+    assert travelling(("embed", "mlp"), None) == {"bfloat16"}
+    assert travelling(("norm",), P()) == set()  # every device has it
+    assert travelling(("norm",), None) == {"float32"}
 
 
 @pytest.mark.parametrize("cast", [cast_for_gather, cast_for_compute])

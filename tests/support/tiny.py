@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxlm import models, optim, sharding, state, step
+from jaxlm import mesh_execution, models, optim, sharding, state, step
 from jaxlm.config import (
     Config,
     DataConfig,
@@ -120,9 +120,8 @@ class Parts(NamedTuple):
 
     def gradients(self, params, batch: Batch, key=None):
         """Return (loss sums, gradients), to be jitted or traced."""
-        return step.accumulate_gradients(
-            self.model, self.config.training, self.placement, params, batch, key
-        )
+        gradients = step.batch_gradients(self.model, self.config.training, self.placement, params)
+        return gradients(params, step.number_rows(batch), key)
 
     def put(self, batch: Batch) -> Batch:
         return jax.device_put(batch, self.placement.batch())
@@ -132,12 +131,15 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
     """Build the parts for `config` on the first `devices` emulated devices."""
     config = replace(config, parallel=ParallelConfig(**parallel))
     mesh = sharding.make_mesh(config.parallel, jax.devices()[:devices])
-    execution = sharding.build_execution(mesh, config.parallel, config.precision, "auto")
+    execution = mesh_execution.build_execution(
+        mesh, config.parallel, config.precision, "auto", width=config.model.width
+    )
     model = models.build(config.model, config.precision, execution)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
-    return Parts(
-        config, model, sharding.Placement(mesh, model.axes, config.parallel.zero), optimizer
+    placement = sharding.Placement(
+        mesh, model.axes, config.parallel.zero, config.precision.gradients
     )
+    return Parts(config, model, placement, optimizer)
 
 
 def initial_state(config: Config) -> state.TrainState:
