@@ -84,7 +84,7 @@ def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.Gradien
 
     def matrices(tree: Tree) -> Tree:
         # By path, since optax's tree_map_params calls `init` with a tree without leaves. In
-        # float32, since a bfloat16 average that moves by less than 1/512 a step stands still.
+        # float32, as in `adam`.
         return jax.tree_util.tree_map_with_path(
             lambda path, x: matrix_view(axes_by_path[path], x).astype(jnp.float32), tree
         )
@@ -134,6 +134,20 @@ def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return Adam's direction, with both moments in float32 whatever the parameters' dtype.
+
+    In bfloat16 an average that moves by less than 1/512 a step stands still, and optax would give
+    moments that start in bfloat16 the gradients' float32 in the first step.
+    """
+    inner = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+
+    def init(params: Tree) -> optax.OptState:
+        return inner.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+
+    return optax.GradientTransformation(init, inner.update)
+
+
 def adafactor() -> optax.GradientTransformation:
     """Return Adafactor's direction, relative to each tensor's RMS, without a first moment.
 
@@ -163,7 +177,7 @@ def build_optimizer(
         clip = optax.clip_by_global_norm(config.gradient_clip)
 
     if config.kind == "adamw":
-        direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+        direction = adam(config)
     else:
         direction = per_matrix(adafactor(), axes)
 

@@ -40,6 +40,18 @@ class Run(NamedTuple):
         return list(self.placement.mesh.devices.flat)
 
 
+def check_trainable(config: Config) -> None:
+    """Raise ConfigError for what can be loaded but not trained. Needs no device."""
+    if config.precision.compute == "float16":
+        raise ConfigError(
+            "precision.compute",
+            "'float16' can't be trained in: without scaling of the loss most of its gradients are "
+            "0; use 'bfloat16' or 'float32'",
+        )
+    if config.parallel.tensor > 0:
+        sharding.check_tensor(config.parallel.tensor, config.model)
+
+
 def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
     """Build mesh, model and optimizer. `hosts` are the hosts of the processes.
 

@@ -90,6 +90,16 @@ def make_mesh(parallel: ParallelConfig, devices: Sequence[Any]) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def check_tensor(tensor: int, model_config: ModelConfig) -> None:
+    """Raise a ConfigError if `tensor` devices can't split the heads and the MLP of the model."""
+    for prefix, stack in model_config.stacks.items():
+        for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
+            if size % tensor:
+                raise ConfigError(
+                    "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
+                )
+
+
 def check_mesh(
     mesh: Mesh,
     model_config: ModelConfig,
@@ -101,14 +111,8 @@ def check_mesh(
 
     `batch_sizes` are those of the steps still to come.
     """
-    tensor, rows = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
-    for prefix, stack in model_config.stacks.items():
-        for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
-            if size % tensor:
-                raise ConfigError(
-                    "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
-                )
-
+    check_tensor(mesh.shape["tensor"], model_config)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
     for size in batch_sizes:
         if size % (rows * microbatches):
             parts = f"{rows} devices"

@@ -158,7 +158,7 @@ def train_step(
         metrics = StepMetrics(
             loss=sums.loss / jnp.maximum(sums.count, 1.0),
             grad_norm=grad_norm,
-            param_norm=optax.tree.norm(state.params),
+            param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
         )
         return TrainState(state.step + 1, params, optimizer_state), metrics
 

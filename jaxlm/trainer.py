@@ -20,7 +20,7 @@ from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.validation import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run, build_run, describe_run
+from jaxlm.run import Run, build_run, check_trainable, describe_run
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 from jaxlm.step import StepMetrics, train_step
 from jaxlm.throughput import Throughput, fetch_metrics
@@ -50,6 +50,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
     `group` holds the lock of the run directory. `resume_command` is shown when the run is stopped.
     """
     directory = group.run_directory
+    check_trainable(config)
 
     # Several processes prepare the data before anything else: they meet over it, and jax must not
     # have been used before they have met.

@@ -91,7 +91,7 @@ class PrecisionConfig:
     """Number formats. Softmax, norms and loss statistics are always float32."""
 
     compute: Dtype = "bfloat16"  # activations and matrix products
-    params: Literal["float32", "bfloat16"] = "float32"  # master weights and optimizer state
+    params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
 

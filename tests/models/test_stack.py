@@ -99,9 +99,10 @@ def marked_gather(weights: Tree, axes: Tree) -> Tree:
     return jax.tree.map(gather, weights)
 
 
-def work(blocks: str, remat: str) -> tuple[float, float]:
+def work(blocks: str, remat: str, gathers: bool = False) -> tuple[float, float]:
     """(products, gathers) of one block, forward and backward."""
-    loss, params = loss_of(Execution(blocks=blocks, remat=remat, gather=marked_gather))
+    execution = Execution(blocks=blocks, remat=remat, gather=marked_gather, gathers=gathers)
+    loss, params = loss_of(execution)
     counts = primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     # A scanned block stands in the program once.
     copies = MODEL.layers if blocks == "unrolled" else 1
@@ -116,10 +117,12 @@ def test_policies_recompute_what_they_say(blocks):
 
     That makes three times eight products, forward and backward.
     """
-    assert work(blocks, "none") == (24, 14)
-    # The six kernels again; what biases and norms were spread out to is kept.
-    assert work(blocks, "weights") == (24, 14 + 6)
-    # The two products of attention again, and all weights but the last bias: no gradient needs it.
+    # No product again. Weights are gathered again, all but the last bias: no gradient needs it.
+    assert work(blocks, "weights") == (24, 14 + 13)
+    # Autodiff by itself keeps all, which a scan would stack, and would keep gathered weights.
+    assert work(blocks, "none") == (24, 14 + (13 if blocks == "scanned" else 0))
+    assert work(blocks, "none", gathers=True) == (24, 14 + 13)
+    # The two products of attention again.
     assert work(blocks, "dots") == (24 + 2, 14 + 13)
     # Also the products with weights, but for the last.
     assert work(blocks, "full") == (24 + 7, 14 + 13)
