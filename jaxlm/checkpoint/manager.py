@@ -17,6 +17,7 @@ from jaxlm.types import Tree
 
 STATE, METRICS = "state", "scores"  # folders of a step; Orbax keeps the name "metrics" to itself
 STRUCTURE = "_METADATA"  # file of a state: names, shapes and dtypes of its arrays
+TIMES = "_CHECKPOINT_METADATA"  # file of a step: when its save began and ended
 PARAMS = "params"  # the parameters' name in a state
 RANKED_BY = "eval/loss"  # lower is better
 LISTED_DIFFERENCES = 3  # in an error
@@ -172,6 +173,18 @@ class Checkpoints:
             raise self._user_error("can't remove an old checkpoint", error) from error
         self._abandoned.clear()
         self._empty.clear()
+
+    def save_seconds(self) -> float:
+        """Return the seconds that the newest finished save took, by its record; 0 if unknown."""
+        finished = self.steps()
+        for step in reversed(finished):
+            try:
+                record = json.loads((self.directory / str(step) / TIMES).read_text())
+                start, end = record["init_timestamp_nsecs"], record["commit_timestamp_nsecs"]
+                return max(0.0, (end - start) / 1e9)
+            except (OSError, ValueError, LookupError, TypeError):
+                continue  # not on the disk yet, or of another version
+        return 0.0
 
     # Which checkpoints there are, and which of them stay
 

@@ -127,6 +127,14 @@ class ProcessGroup:
         if verdict:
             raise UserError(verdict)
 
+    def share(self, topic: str, value: str) -> str:
+        """Return the `value` of process 0 in all processes, once for each topic."""
+        if self.is_single:
+            return value
+        if self.is_leader:
+            self._store.key_value_set(f"jaxlm/shared/{topic}", value)
+        return self._wait_for_value(f"shared/{topic}")
+
     def stop_signal(self) -> StopSignal | PeerStop:
         """Return the signal that tells the training loop to save and stop."""
         return StopSignal() if self.is_single else PeerStop()
