@@ -109,7 +109,7 @@ class Evaluator:
                 f"split, drawn evenly{how}"
             )
         if len(windows) and not np.asarray(windows[0].weights).any():
-            notes.append(f"warning: evaluation: {self._no_targets()}")
+            notes.append(f"warning: validation {self._no_targets()}")
         return notes
 
     def evaluate(
@@ -204,7 +204,7 @@ class Evaluator:
         return f"{text}; by source {', '.join(losses)}" if losses else text
 
     def _no_targets(self) -> str:
-        reason = "the validation text has no targets"
+        reason = "without targets"
         if self.config.objective.kind == "masked" and self.config.objective.whole_words:
             share = self.config.objective.noise
             reason += (
