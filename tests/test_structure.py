@@ -45,6 +45,7 @@ LEVELS = {
     "trainer": 3,
     "training_loop": 3,
     "load_model": 3,
+    "__main__": 4,
     "convert": 4,
     "evaluate": 4,
     "generate": 4,
