@@ -21,6 +21,7 @@ from jaxlm import checkpoint, config, data, models, objectives
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.shards import TokenArray
 from jaxlm.data.stream import Stream
 from jaxlm.throughput import Throughput
 from jaxlm.types import Batch
@@ -149,7 +150,8 @@ def evaluated_windows(run: FinishedRun) -> list[tuple[int, np.ndarray]]:
     """
     windows = []
     for source, array in enumerate(run.store.validation):
-        tokens = array.read_windows(np.zeros(1, np.int64), len(array))[0]  # type: ignore[union-attr]
+        assert isinstance(array, TokenArray)
+        (tokens,) = array.read_windows(np.zeros(1, np.int64), len(array))
         windows += [(source, tokens[at : at + 33]) for at in range(0, len(tokens) - 1, 32)]
     assert len(windows) > 16
     return [windows[(2 * number + 1) * len(windows) // 16] for number in range(8)]

@@ -18,7 +18,7 @@ from support.tiny_run import rows, run
 from support.trees import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxlm import config, train, trainer
+from jaxlm import config, runtime, train, trainer
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.evaluator import StoppableBatches
@@ -220,6 +220,35 @@ def test_a_finished_run_can_be_extended_but_not_changed(copied_run, capsys):
     assert run() == 3  # even where nothing is left to do
     error = capsys.readouterr().err
     assert error.endswith("state is missing; move this folder away to continue from step 8\n")
+
+
+def test_a_moved_run_goes_on_in_its_folder_from_anywhere(copied_run, capsys, monkeypatch):
+    folder = copied_run("decoder")
+    Path("runs/tiny").rename("runs/moved")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    edits = ("training.steps=13", "evaluation.steps=1")
+    assert runtime.command(train.main, ["--config", "../runs/moved/config.json", *edits]) == 0
+    out = capsys.readouterr().out
+    assert "the run was saved as runs/tiny; its folder is now ../runs/moved" in out
+    assert "../runs/moved: resumes after step 12" in out
+    assert f"data.sources.0.path: text.txt -> {folder}/text.txt" in out
+    assert "evaluation: 8 of 61 windows of the validation split, drawn evenly" in out
+    assert list(Path().iterdir()) == [] and [p.name for p in Path("../runs").iterdir()] == ["moved"]
+
+
+def test_a_misspelt_path_leaves_nothing_behind(folder):
+    before = sorted(folder.rglob("*"))
+    assert run("data.sources.0.path=nofile.txt", directory="runs/typo") == 2
+    left = {path.name for path in folder.rglob("*")} - {path.name for path in before}
+    assert left <= {"stores", ".fingerprints.lock"}
+
+
+def test_a_tokenizer_that_cannot_be_written_is_one_line(folder, capsys):
+    (folder / "runs/tiny/tokenizer.json").mkdir(parents=True)
+    assert run() == 2
+    error = capsys.readouterr().err
+    assert error == "error: run_directory: can't write runs/tiny/tokenizer.json: Is a directory\n"
 
 
 def test_a_batch_size_changed_at_resume_goes_on_with_the_next_sample(copied_run):
