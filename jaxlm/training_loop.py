@@ -180,7 +180,8 @@ class TrainingLoop:
         self.monitor.scalars(step, scores)
         self.monitor.line(f"step {step}: validation {self.evaluator.describe(scores)}")
         if not math.isfinite(scores.get("eval/loss", 0.0)):
-            self.checkpoints.discard(step)
+            with jax.transfer_guard("allow"):
+                self.checkpoints.discard(step)
             require_finite("validation loss", scores["eval/loss"], step)
 
         if not self.evaluator.is_ranked(scores):
@@ -188,8 +189,10 @@ class TrainingLoop:
         loss = scores.get("eval/loss", math.inf)
 
         if unsaved is None:
-            with self.throughput.paused(state), jax.transfer_guard("allow"):
-                self.checkpoints.rate(step, scores)
+            # Training does not wait until a large checkpoint is on the disk.
+            is_on_disk = self.group.share(f"rate/{step}", str(not self.checkpoints.is_saving()))
+            with self.throughput.paused(state):
+                self.checkpoints.rate(step, scores, now=is_on_disk == "True")
         elif loss >= self.best_loss or not self.affords_best(step):
             return True
         else:

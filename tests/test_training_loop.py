@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.config import DivergedError
-from jaxlm.evaluation.evaluator import Evaluator
+from jaxlm.evaluation.evaluator import Evaluator, fills_batches
 from jaxlm.training_loop import (
     TrainingLoop,
     best_saves_allowed,
@@ -80,3 +80,12 @@ def test_nothing_to_predict_is_no_loss_of_zero():
     masked = evaluator(kind="span", whole_words=False)
     assert not masked.is_ranked({"eval/targets": 0})
     assert masked.describe({"eval/targets": 0}) == "without targets"
+
+
+@pytest.mark.parametrize(
+    ("parts", "together", "fills"),
+    [([5], 5, True), ([1, 1], 1, True), ([4, 4, 4], 10, True), ([1] * 1000, 75, False)],
+)
+def test_sources_have_batches_of_their_own_unless_most_would_be_empty(parts, together, fills):
+    batches = [cast(Any, range(count)) for count in parts]
+    assert fills_batches(batches, cast(Any, range(together))) == fills

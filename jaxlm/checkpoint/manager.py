@@ -36,6 +36,7 @@ class Checkpoints:
         self._keep = keep
         self._abandoned: set[int] = set()  # steps after the restored one
         self._unrated: int | None = None  # the newest step, while its evaluation runs
+        self._rating: tuple[int, dict[str, float]] | None = None  # that is still to be written
         self._has_saved = False
 
         handlers = {STATE: ocp.StandardCheckpointHandler(), METRICS: ocp.JsonCheckpointHandler()}
@@ -114,21 +115,34 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # ValueError: TensorStore's
             raise self._user_error("can't save a checkpoint", error) from error
 
-    def rate(self, step: int, metrics: dict[str, float]) -> None:
+    def is_saving(self) -> bool:
+        """Return whether the last save is not on the disk yet, as far as this process knows."""
+        return self._manager.is_saving_in_progress()
+
+    def rate(self, step: int, metrics: dict[str, float], *, now: bool = True) -> None:
         """Record the evaluation of a step that is saved, and remove what need not be kept for it.
 
-        Waits until the save is on disk. Raises UserError as `save` does.
+        Waits until the save is on disk, unless the next wait may do it (not `now`). Raises
+        UserError as `save` does.
         """
-        self.wait()
         scores = {tag: float(value) for tag, value in metrics.items()}
         self._losses[step] = scores.get(RANKED_BY, math.inf)
-        self._unrated = None
+        self._rating = step, scores
+        if now:
+            self.wait()
+
+    def _write_rating(self) -> None:
+        """Do what `rate` has left to do. The save is on disk."""
+        if self._rating is None:
+            return
+        (step, scores), self._rating, self._unrated = self._rating, None, None
         try:
             if jax.process_index() == 0:
                 write_atomically(self._scores_file(step), json.dumps(scores))
             steps = self.steps()
-            for number in set(steps) - self._preserved(steps):
-                self._manager.delete(number)
+            with jax.transfer_guard("allow"):  # Orbax waits for the other processes
+                for number in set(steps) - self._preserved(steps):
+                    self._manager.delete(number)
         except OSError as error:
             raise self._user_error("can't record an evaluation", error) from error
 
@@ -150,11 +164,12 @@ class Checkpoints:
         self.save(0, {PARAMS: params})
 
     def wait(self) -> None:
-        """Wait until the last save is on disk. Raises UserError if it failed."""
+        """Wait until the last save is on disk, with its rating. Raises UserError if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # from Orbax's threads: of any type
             raise self._user_error("can't save a checkpoint", error) from error
+        self._write_rating()
 
     def _make_room(self) -> None:
         """Remove what killed saves and an abandoned history left, before the first save.

@@ -1,7 +1,7 @@
 """The evaluation of a training run: the figures of a model on the validation split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,10 @@ from jaxlm.objectives import Objective
 from jaxlm.sharding import Placement
 from jaxlm.step import eval_step
 from jaxlm.types import Batch, Batches, Tree
+
+# Each source has batches of its own as long as they are at most MOST_BATCHES times as many as all
+# windows fill, and SPARE_BATCHES: the last one of a source is not full.
+MOST_BATCHES, SPARE_BATCHES = 3, 8
 
 
 class EvaluationStopped(Exception):
@@ -80,11 +84,13 @@ class Evaluator:
         self.windows = EvaluationWindows(
             store.validation, objective, batch_size, config.evaluation.draws, config.seed, most
         )
+        names, parts = source_names(config, store), self.windows.by_source()
+        self.by_source = fills_batches(parts, self.windows)
+        if not self.by_source:
+            names, parts = ["all"], [self.windows]
         self.sources = [
             SourceWindows(name, part, LocalBatches(part, placement.rows))
-            for name, part in zip(
-                source_names(config, store), self.windows.by_source(), strict=True
-            )
+            for name, part in zip(names, parts, strict=True)
         ]
         self.step = eval_step(model, config.training, placement, params)
 
@@ -107,6 +113,11 @@ class Evaluator:
             notes.append(
                 f"evaluation: {windows.samples:,} of {windows.total:,} windows of the validation "
                 f"split, drawn evenly{how}"
+            )
+        if not self.by_source:
+            notes.append(
+                f"evaluation: no losses by source, since {len(windows):,} batches can't be cut by "
+                "their sources without many that are nearly empty"
             )
         if len(windows) and not np.asarray(windows[0].weights).any():
             notes.append(f"warning: validation {self._no_targets()}")
@@ -212,6 +223,11 @@ class Evaluator:
                 "objective.whole_words=false hides parts of words"
             )
         return reason
+
+
+def fills_batches(parts: Sequence[Batches], together: Batches) -> bool:
+    """Return whether each source can have batches of its own without too many that are not full."""
+    return sum(map(len, parts)) <= MOST_BATCHES * len(together) + SPARE_BATCHES
 
 
 def source_names(config: Config, store: Store) -> list[str]:

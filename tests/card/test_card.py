@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_a_card_loads_without_a_warning(made, caplog, recwarn, family, exported)
     for name in ODD_NAMES:
         metadata = readme.generate_metadata(facts._replace(name=name))
         (run / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n# {name}\n")
-        loaded = ModelCard.load(run / "README.md").data
+        loaded: Any = ModelCard.load(run / "README.md").data
         assert loaded.pipeline_tag == TASKS[family]
         assert loaded.model_name in (name, f"model-{name}")
         assert loaded.eval_results and len(loaded.eval_results) == 3

@@ -286,6 +286,19 @@ def test_a_step_is_rated_after_it_was_saved(checkpoints):
         assert reopened.is_rated(4)
 
 
+def test_a_rating_may_wait_for_the_save(checkpoints):
+    checkpoints.save(1, make(), {"eval/loss": 3.0})
+    checkpoints.save(2, make(), evaluated=False)
+    checkpoints.rate(2, {"eval/loss": 2.0}, now=False)
+    assert checkpoints.best() == 2 and not checkpoints.is_rated(2)
+    checkpoints.save(3, make())  # it waits for the save before
+    checkpoints.save(4, make(), evaluated=False)
+    checkpoints.rate(4, {"eval/loss": 4.0}, now=False)
+    checkpoints.close()
+    reopened = Checkpoints(checkpoints.directory, keep=2)
+    assert (reopened.steps(), reopened.best()) == ([2, 3, 4], 2)
+
+
 def test_a_discarded_step_takes_no_place_from_those_before(tmp_path):
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, make(seed=1))
