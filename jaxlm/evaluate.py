@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import RuntimeConfig, SourceConfig, UserError
+from jaxlm.files import write_output
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -215,7 +216,7 @@ def refuse_without_data(args: argparse.Namespace) -> None:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_output(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"--json: can't write {path}: {error.strerror}") from error
 

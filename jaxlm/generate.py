@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxlm import config, runtime
 from jaxlm.config import UserError
+from jaxlm.files import write_output
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
@@ -100,7 +101,7 @@ def write_json(path: str, document: dict[str, Any]) -> None:
     """Write the results to `path`; raise UserError where that is not possible."""
     try:
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
+        write_output(Path(path), text)
     except OSError as error:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 

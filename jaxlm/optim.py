@@ -176,11 +176,7 @@ def build_optimizer(
     else:
         clip = optax.clip_by_global_norm(config.gradient_clip)
 
-    if config.kind == "adamw":
-        direction = adam(config)
-    else:
-        direction = per_matrix(adafactor(), axes)
-
+    direction = adam(config) if config.kind == "adamw" else per_matrix(adafactor(), axes)
     decay = optax.add_decayed_weights(
         config.weight_decay, lambda params: decay_mask(config.weight_decay_exclude, params)
     )

@@ -1,4 +1,4 @@
-"""The state of a run keeps its tree, dtypes and shapes over a step: it is what a resume restores."""
+"""The state of a run keeps its tree, dtypes and shapes over a step, so that it can be restored."""
 
 from dataclasses import replace
 from typing import get_args

@@ -20,6 +20,7 @@ from jaxlm.decoding.fill_mask import MaskCandidates, MaskFiller
 from jaxlm.decoding.generation import Completion, DecodingConfig, TextGenerator
 from jaxlm.decoding.prompts import check_prompt_length, encode_prompt, find_token_ids
 from jaxlm.decoding.sampling import SamplingConfig
+from jaxlm.files import output_writer, write_output
 from jaxlm.load_model import LoadedModel
 from jaxlm.models import unstacked
 
@@ -222,10 +223,10 @@ def print_embeddings(
         if out is None:
             print(lines, end="", flush=True)
         elif out.endswith(".npy"):
-            with Path(out).open("wb") as file:
+            with output_writer(Path(out)) as file:
                 np.save(file, vectors)
         else:
-            Path(out).write_text(lines, encoding="utf-8")
+            write_output(Path(out), lines)
     except OSError as error:
         raise UserError(f"--out: {out}: {error.strerror}") from error
     return results
