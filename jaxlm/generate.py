@@ -141,7 +141,8 @@ def bounded(
     return parse
 
 
-COUNT, POSITIVE, SEED = bounded(int, 0), bounded(int, 1), bounded(int, 0, 2**32 - 1)
+COUNT, POSITIVE = bounded(int, 0, 2**31 - 1), bounded(int, 1, 2**31 - 1)
+SEED = bounded(int, 0, 2**32 - 1)
 TOKENS, ROWS = bounded(int, 1, MOST_TOKENS), bounded(int, 1, MOST_ROWS)
 TEMPERATURE, SHARE, PENALTY = bounded(float, 0.0), bounded(float, 0.0, 1.0), bounded(float, 1e-6)
 LENGTH_PENALTY = bounded(float, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)

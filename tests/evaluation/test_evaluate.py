@@ -317,9 +317,22 @@ def test_likelihoods_of_continuations_are_those_of_whole_texts():
         )
 
 
+@given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 20))
+def test_rolling_windows_stay_in_the_context_behind_several_tokens(count, before, context):
+    prefix = list(range(-min(before, context), 0))
+    windows = list(rolling_requests(list(range(count)), prefix, context))
+    assert [token for window in windows for token in window.continuation] == list(range(count))
+    for window in windows:
+        assert window.context and len(window.context) + len(window.continuation) <= context + 1
+        assert [*window.context, *window.continuation] == list(
+            range(window.context[0], window.continuation[-1] + 1)
+        )
+    assert not windows or list(windows[0].context) == prefix
+
+
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_rolling_windows_score_each_token_once(count, context):
-    windows = list(rolling_requests(list(range(count)), -1, context))
+    windows = list(rolling_requests(list(range(count)), [-1], context))
     assert [token for window in windows for token in window.continuation] == list(range(count))
     for window in windows:
         assert len(window.context) + len(window.continuation) <= context + 1
