@@ -121,7 +121,7 @@ def build_evaluate_parser() -> runtime.Parser:
 
     add(
         "--context",
-        type=positive_integer,
+        type=window_integer,
         metavar="N",
         help="tokens of a window (the model's context_length)",
     )
@@ -189,6 +189,10 @@ def nonnegative_integer(text: str) -> int:
 
 def batch_integer(text: str) -> int:
     return parse_integer(text, least=1, most=1 << 16)
+
+
+def window_integer(text: str) -> int:
+    return parse_integer(text, least=1, most=1 << 20)
 
 
 def parse_integer(text: str, least: int, most: int = (1 << 31) - 1) -> int:

@@ -291,6 +291,15 @@ def test_pieces_of_documents_are_framed_and_padded():
     ]
 
 
+@pytest.mark.parametrize("run_config", [tiny.CONFIG, tiny.ENCODER], ids=["decoder", "encoder"])
+def test_scores_that_are_not_finite_are_no_figures(run_config):
+    model = untrained(run_config)
+    broken = model._replace(params=jax.tree.map(lambda x: x * np.nan, model.params))
+    options = asking(context=12, sources=(source(story()),))
+    with pytest.raises(config.DivergedError, match="scores are not finite"):
+        score_model.score_sources(broken, options, score_model.ModelScorer(broken))
+
+
 # Log-likelihoods
 
 
