@@ -17,14 +17,10 @@ from jaxlm.decoding.sampling import SamplingConfig
 LENGTHS = [3, 20, 1, 9]
 BFLOAT16_CASES = [  # model, key/value heads of its 4 heads, how tokens are chosen
     ("learned", 4, "greedy"),
-    ("learned", 1, "beams"),
-    ("rotary", 2, "greedy"),
     ("rotary", 2, "beams"),
     ("rotary", 1, "sampled"),
-    ("t5", 4, "greedy"),
     ("t5", 2, "beams"),
     ("bart", 1, "greedy"),
-    ("bart", 4, "sampled"),
 ]
 START = np.array([5], np.int32)
 

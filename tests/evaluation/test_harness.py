@@ -349,6 +349,17 @@ def test_mistakes_take_one_line(folder, capsys):
         assert f"error: {message}\n" in capsys.readouterr().err
 
 
+def test_what_lm_eval_can_not_use_takes_one_line(monkeypatch, capsys):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: json.loads("{"))
+    assert runtime.command(harness.main, ["--tasks", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: lm_eval: JSONDecodeError: Expecting")
+    # A mistake of ours keeps its traceback.
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: decoding_config(None, 1))  # type: ignore[arg-type]
+    assert runtime.command(harness.main, ["--tasks", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_options_of_tasks():
     found = decoding_config(
         {
