@@ -111,7 +111,7 @@ def write_json(path: str, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     try:
         # A file name that is not UTF-8 stays readable JSON: \udcff.
-        write_output(path, text.encode(errors="backslashreplace"))
+        write_output(Path(path), text.encode(errors="backslashreplace").decode())
     except OSError as error:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 

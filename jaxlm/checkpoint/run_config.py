@@ -55,6 +55,10 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
     Raises ConfigError naming the file if it is missing or damaged.
     """
     path = run_directory / FILE
+    if not path.exists():
+        reason = "is missing, and it says which run the checkpoints belong to"
+        advice = "put it back, or choose another run_directory"
+        raise ConfigError(str(path), f"{reason}: {advice}")
     try:
         return load(path), json.loads(path.read_text())["store"]["hash"]
     except OSError as error:

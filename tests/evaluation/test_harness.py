@@ -394,6 +394,13 @@ def test_options_of_tasks():
         decoding_config({"num_beams": 4}, 1)
 
 
+@pytest.mark.parametrize(("word", "nearest"), [("rn", "run"), ("vlidate", "validate")])
+def test_a_misspelt_command_of_the_harness_names_the_nearest(capsys, word, nearest):
+    pytest.importorskip("lm_eval")
+    assert runtime.command(harness.main, [word, "tasks"]) == 2
+    assert f"no command {word!r} (did you mean {nearest!r}?)" in capsys.readouterr().err
+
+
 def test_without_the_harness_one_line_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
