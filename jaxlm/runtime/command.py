@@ -88,7 +88,9 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         code = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except UserError as error:
-        print_error(f"error: {' '.join(str(error).split())}")
+        # File names and arguments may hold bytes that are not UTF-8.
+        message = str(error).encode(errors="backslashreplace").decode()
+        print_error(f"error: {' '.join(message.split())}")
         code = error.exit_code
     except BrokenPipeError:
         # Otherwise the interpreter's last flush would complain.
