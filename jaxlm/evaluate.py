@@ -6,6 +6,7 @@ python -m jaxlm.evaluate RUN|HF_DIR [--data PATH]
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     sources = parse_sources(args.data, args.text_key)
     if not sources:
         refuse_without_data(args)
+    runtime.check_output_file("--json", args.json)
+    # Where the terminal lacks a character, show a question mark.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     runtime.configure(RuntimeConfig(devices=args.devices))
 
     from jaxlm.evaluation import report, score_model
@@ -56,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
         f"{loaded.model.parameter_count():,} parameters, {compute}, "
         f"{runtime.describe_devices(scorer.devices)}"
     )
+
+    for note in loaded.special.notes:
+        print(f"note: {note}", file=sys.stderr)
 
     if sources:
         pseudo_windows = args.pseudo_windows
@@ -73,14 +80,15 @@ def main(argv: Sequence[str]) -> int:
             pseudo_windows=pseudo_windows,
         )
         score_model.check_options(loaded, options, pseudo_given=args.pseudo_windows is not None)
-        objective, scores, details = score_model.score_sources(loaded, options, scorer)
+        with runtime.memory_errors("lower --batch-size or --context"):
+            objective, scores, details = score_model.score_sources(loaded, options, scorer)
     else:
         objective, scores, details = score_model.score_validation_split(loaded, scorer)
 
     rows = [report.compute_metrics(source, objective) for source in scores]
     total = report.compute_metrics(report.total_scores(scores), objective)
     print(report.format_table([*rows, total] if len(rows) > 1 else rows))
-    if args.json:
+    if args.json is not None:
         model = {
             "model": args.path,
             "step": loaded.step,
@@ -88,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
             "compute": compute,
         }
         document = {**model, "objective": objective, **details, "sources": rows, "total": total}
-        write_json(Path(args.json), document)
+        write_json(args.json, document)
     return 0
 
 
@@ -113,7 +121,7 @@ def build_evaluate_parser() -> runtime.Parser:
 
     add(
         "--context",
-        type=positive_integer,
+        type=window_integer,
         metavar="N",
         help="tokens of a window (the model's context_length)",
     )
@@ -130,11 +138,11 @@ def build_evaluate_parser() -> runtime.Parser:
         metavar="N",
         help="windows of each source; with --per-document, documents",
     )
-    add("--batch-size", type=positive_integer, default=8, metavar="N", help="windows at a time (8)")
+    add("--batch-size", type=batch_integer, default=8, metavar="N", help="windows at a time (8)")
 
     add(
         "--draws",
-        type=positive_integer,
+        type=batch_integer,
         default=1,
         metavar="N",
         help="visits of each text, each hidden anew (1)",
@@ -179,11 +187,21 @@ def nonnegative_integer(text: str) -> int:
     return parse_integer(text, least=0)
 
 
-def parse_integer(text: str, least: int) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < least:
-        reason = f"must be a whole number of at least {least}, got {text!r}"
-        raise argparse.ArgumentTypeError(reason)
-    return int(text)
+def batch_integer(text: str) -> int:
+    return parse_integer(text, least=1, most=1 << 16)
+
+
+def window_integer(text: str) -> int:
+    return parse_integer(text, least=1, most=1 << 20)
+
+
+def parse_integer(text: str, least: int, most: int = (1 << 31) - 1) -> int:
+    # No number in bounds has more digits, and Python refuses to convert very many.
+    number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+    if not least <= number <= most:
+        bounds = f"at least {least}" if number < least else f"at most {most}"
+        raise argparse.ArgumentTypeError(f"must be a whole number of {bounds}, got {text!r}")
+    return number
 
 
 def parse_sources(data: Sequence[str], text_key: str) -> tuple[SourceConfig, ...]:
@@ -214,11 +232,12 @@ def refuse_without_data(args: argparse.Namespace) -> None:
             )
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Write the figures to `path`; raise UserError where that is not possible."""
     try:
-        write_output(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_output(Path(path), json.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise UserError(f"--json: can't write {path}: {error.strerror}") from error
+        raise UserError(f"--json: {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -126,10 +126,12 @@ def attend(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Return the attention output [B, L, H, K] in q's dtype; H is a multiple of G.
 
-    `bias` is float32 [1 or B, H, L, S], added to the scaled scores.
+    `bias` is float32 [1 or B, H, L, S], added to the scaled scores. `cached`: keys and values
+    belong to a cache.
     """
     case = Case(
         dtype=q_BLHK.dtype.name,
@@ -154,6 +156,7 @@ def attend(
         softcap=softcap,
         dropout=dropout,
         dropout_key=dropout_key,
+        cached=cached,
     )
 
 
@@ -236,6 +239,7 @@ def xla_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Attend block by block of queries, each block to the keys that it can see at all.
 
@@ -255,7 +259,7 @@ def xla_attention(
             softcap=softcap,
             dropout=dropout,
             dropout_key=key,
-            cached=mask.positions is not None,
+            cached=cached or mask.positions is not None,
         )
         parts.append(part)
 

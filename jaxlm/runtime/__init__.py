@@ -4,7 +4,14 @@ Importing it imports no jax.
 """
 
 from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_fields
-from jaxlm.runtime.command import Parser, command, lock_run_directory, run
+from jaxlm.runtime.command import (
+    Parser,
+    check_output_file,
+    command,
+    lock_run_directory,
+    memory_errors,
+    run,
+)
 from jaxlm.runtime.platform import (
     code_version,
     compiler_options,
@@ -24,6 +31,7 @@ __all__ = [
     "PeerStop",
     "ProcessGroup",
     "StopSignal",
+    "check_output_file",
     "code_version",
     "command",
     "compiler_options",
@@ -32,6 +40,7 @@ __all__ = [
     "detect_cluster",
     "device_memory",
     "lock_run_directory",
+    "memory_errors",
     "private_directory",
     "run",
     "select_devices",

@@ -40,6 +40,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        arguments = sys.argv[1:] if args is None else list(args)
+        for argument in arguments:
+            # argparse makes an empty list of the value.
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument.removesuffix('=--')}: '--' is no value")
+        return super().parse_known_args(arguments, namespace)
+
     def error(self, message: str):
         hint = self._suggest_option(message) or suggest_choice(message)
         if not hint and message.startswith("unrecognized") and "=" in message:
@@ -80,7 +88,9 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         code = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except UserError as error:
-        print_error(f"error: {' '.join(str(error).split())}")
+        # File names and arguments may hold bytes that are not UTF-8.
+        message = str(error).encode(errors="backslashreplace").decode()
+        print_error(f"error: {' '.join(message.split())}")
         code = error.exit_code
     except BrokenPipeError:
         # Otherwise the interpreter's last flush would complain.
@@ -131,6 +141,36 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         os._exit(code)
 
     sys.exit(code)
+
+
+def check_output_file(option: str, path: str | None) -> None:
+    """Raise UserError for a file that can't be written later; `option` (--json) names it."""
+    if path is None:
+        return
+    target = Path(path)
+    try:
+        if not path or target.is_dir():
+            raise UserError(f"{option}: {path!r} is no file name: name a file to write")
+        if not target.parent.is_dir():
+            raise UserError(f"{option}: {target.parent}: no such folder")
+        writable = target if target.exists() else target.parent
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{option}: {path}: {error.strerror}") from error
+    if not os.access(writable, os.W_OK):
+        raise UserError(f"{option}: {path}: Permission denied")
+
+
+@contextlib.contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Raise UserError with the advice where the memory of the host or of a device is too small."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"the memory is too small: {advice}") from error
+    except RuntimeError as error:  # as jax's is
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise UserError(f"the memory of the device is too small: {advice}") from error
 
 
 @contextlib.contextmanager
