@@ -119,6 +119,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
                 stream.objective,
                 state.params,
                 steps_in_flight=run.steps_in_flight,
+                compiler_options=run.compiler_options,
             )
             for note in evaluator.notes():
                 monitor.line(note)

@@ -128,7 +128,7 @@ class EvaluationConfig:
     every_steps: Count = 500  # 0: only at the end
     # Batches, drawn evenly over the split. None: all, or what 5% of the time of the steps allow
     steps: Positive | None = None
-    batch_size: Positive | None = None  # sequences. None: training.batch_size
+    batch_size: Positive | None = None  # sequences at a time. None: those of a microbatch
     # Visits of the split, each with random masks of its own. Not used by causal and pairs
     draws: Positive = 1
     samples: Count = 2  # texts that are generated after training (also written to TensorBoard)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from jaxlm.evaluation import scoring
 from jaxlm.evaluation.validation import (
     EvaluationWindows,
     count_bytes,
+    evaluation_batch_size,
     most_samples,
     unigram_entropy,
 )
@@ -68,6 +69,7 @@ class Evaluator:
         params: Tree,
         *,
         steps_in_flight: int,
+        compiler_options: dict[str, Any] | None = None,
     ):
         """`params` are read for their shapes alone."""
         self.config = config
@@ -75,10 +77,9 @@ class Evaluator:
         self.store = store
         self.steps_in_flight = steps_in_flight
 
-        # The default is the batch size of the training, which may have been chosen for fewer
-        # devices than those of a resumed run: round it up to what they divide.
-        batch_size = config.evaluation.batch_size or config.training.batch_size
-        most = most_samples(config, objective, batch_size)
+        # It may have been chosen for fewer devices than those of a resumed run: round it up to what
+        # they divide.
+        batch_size, most = evaluation_batch_size(config), most_samples(config, objective)
         batch_size += -batch_size % (placement.mesh.shape["data"] * placement.mesh.shape["fsdp"])
 
         self.windows = EvaluationWindows(
@@ -92,7 +93,9 @@ class Evaluator:
             SourceWindows(name, part, LocalBatches(part, placement.rows))
             for name, part in zip(names, parts, strict=True)
         ]
-        self.step = eval_step(model, config.training, placement, params)
+        self.step = eval_step(
+            model, config.training, placement, params, compiler_options=compiler_options
+        )
 
     @cached_property
     def unigram_entropy(self) -> float:

@@ -25,7 +25,12 @@ from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
 from jaxlm.evaluation.texts import TokenizedPairs, TokenizedTexts, read_pairs, read_texts
-from jaxlm.evaluation.validation import EvaluationWindows, count_bytes, most_samples
+from jaxlm.evaluation.validation import (
+    EvaluationWindows,
+    count_bytes,
+    evaluation_batch_size,
+    most_samples,
+)
 from jaxlm.evaluation.windows import SlidingWindows, tokens_of_windows
 from jaxlm.load_model import LoadedModel
 from jaxlm.objectives import Objective
@@ -115,8 +120,7 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
     objective = objectives.build(
         config.objective, config.data.sequence_length, store.tokenizer.vocabulary
     )
-    batch_size = config.evaluation.batch_size or config.training.batch_size
-    most = most_samples(config, objective, batch_size)
+    batch_size, most = evaluation_batch_size(config), most_samples(config, objective)
     windows = EvaluationWindows(
         store.validation, objective, batch_size, config.evaluation.draws, config.seed, most
     )

@@ -196,13 +196,24 @@ def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:
     return float(np.log(total) - (counts * np.log(counts)).sum() / total), total
 
 
-def most_samples(config: Config, objective: Objective, batch_size: int) -> int:
+def evaluation_batch_size(config: Config) -> int:
+    """Return how many samples are scored at once.
+
+    By default they are those of a microbatch, so that an evaluation takes no more memory than the
+    training does.
+    """
+    microbatch = max(1, config.training.batch_size // config.training.microbatches)
+    return config.evaluation.batch_size or microbatch
+
+
+def most_samples(config: Config, objective: Objective) -> int:
     """Return how many samples an evaluation reads at most.
 
     That is evaluation.steps batches, or else a share of what the steps between two evaluations
     take. It depends on the config alone, so that it is the same on any devices.
     """
     if config.evaluation.steps is not None:
+        batch_size = config.evaluation.batch_size or config.training.batch_size
         return config.evaluation.steps * batch_size
 
     steps_between = config.evaluation.every_steps or config.training.steps

@@ -319,7 +319,7 @@ def test_bytes_of_other_tokens_are_those_of_their_source(tmp_path, monkeypatch):
 def bounded(*edits: str, tokens: int = 1024) -> int:
     objective = build("causal", tokens)
     run_config = config.apply_edits(config.Config(), ["model.context_length=4096", *edits])
-    return most_samples(run_config, objective, 32)
+    return most_samples(run_config, objective)
 
 
 def test_an_evaluation_takes_a_bounded_share_of_the_time():
