@@ -94,7 +94,7 @@ BEFORE_ANYTHING = [  # arguments after `--config recipe.py`, what the line begin
     (["model.layers"], "model.layers: is not an edit"),
     (["model.layers=many"], "model.layers: must be a whole number, got 'many'"),
     (["--devices", "two"], "runtime.devices: must be a whole number or none, got 'two'"),
-    (["--data", ""], "data.sources.path: must not be empty"),
+    (["--data", ""], "data.sources.0.path: must not be empty"),
     (["model.vocabulary_size=256"], "model.vocabulary_size: 256 is below the 257 ids"),
     (["data.sequence_length=32"], "data.sequence_length: 32 exceeds model.context_length (16)"),
     (["--config", "recip.py"], "recip.py: no such config file (did you mean 'recipe.py'?)"),
