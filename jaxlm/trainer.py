@@ -63,7 +63,11 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
         if start.origin is not Origin.FRESH:
-            config, changes = checkpoint.resume_config(directory, config, start.step)
+            try:
+                config, changes = checkpoint.resume_config(directory, config, start.step)
+            except UserError:
+                data.check_files(config.data)  # a missing file explains the difference better
+                raise
             resumed = start.origin is Origin.RESUMED
             how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
             log(f"{directory}: {how}", *changes)

@@ -56,7 +56,7 @@ SCHEDULES = {
     ),
     "wsd, warmup cut to the steps": (
         {"schedule": "wsd", "warmup_steps": 100},
-        {0: 0.1, 8: 0.9, 9: 1.0, 10: 0.1},
+        {0: 0.1, 8: 0.9, 9: 1.0},
     ),
     "no warmup": ({"warmup_steps": 0}, {0: 1.0, 5: 0.55, 10: 0.1}),
     "warmup cut to the steps": ({"warmup_steps": 100}, {0: 0.1, 4: 0.5, 9: 1.0}),

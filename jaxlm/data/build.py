@@ -27,7 +27,7 @@ from jaxlm.data.split import (
 from jaxlm.data.store import TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.files import write_atomically
+from jaxlm.files import expand_home, write_atomically
 from jaxlm.progress import LINE_SECONDS, Progress
 
 SHARD_TOKENS = 1 << 28
@@ -69,7 +69,13 @@ def build_store(
     }
     validation_text = bytearray()
     text_bytes = sum(size.bytes for size in sizes.values())
+    current = 0
     for piece, ids in tokenize(split_documents(data, tail_starts), tokenizer, text_bytes):
+        # Sources come one after another: only the files of one of them are open.
+        if piece.source != current:
+            close_writers(writers, current)
+            current = piece.source
+
         writer = writers[piece.source, piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -80,7 +86,7 @@ def build_store(
     entries = {}
     sources = numbered_sources(data)
     for (source, split), writer in writers.items():
-        text_entry = describe_text(sources[source][0], sizes[source, split])
+        text_entry = describe_text(sources[source].config, sizes[source, split])
         entries[source, split] = text_entry | writer.close()
 
     return {
@@ -98,6 +104,13 @@ def build_store(
             entries, total_size(sizes, VALIDATION), bytes(validation_text)
         ),
     }
+
+
+def close_writers(writers: dict[SourceSplit, TokenWriter], source: int) -> None:
+    """Close the files of a source that is complete."""
+    for (number, _), writer in writers.items():
+        if number == source:
+            writer.close()
 
 
 # Tokenizer
@@ -122,7 +135,7 @@ def build_tokenizer(
     if config.kind == "bytes":
         return byte_tokenizer(special)
     if config.path is not None:
-        return load_tokenizer(Path(config.path).expanduser(), special)
+        return load_tokenizer(expand_home(config.path), special)
 
     started = time.monotonic()
     budget = min(int(config.training_megabytes * 1e6), text_bytes)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from jaxlm.config import ConfigError
 from jaxlm.config.fields import suggestion
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens, build_vocabulary
-from jaxlm.files import write_atomically
+from jaxlm.files import read_utf8, write_atomically
 from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
@@ -239,7 +239,7 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     `tokenizer.mask`, ...
     """
     try:
-        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        inner = tokenizers.Tokenizer.from_str(read_utf8(path))
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception

@@ -145,3 +145,33 @@ def test_progress_of_long_tokenisation_is_shown(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == "tokenised 0 of 3 MB"
     assert shown[-1].startswith("tokenised 3 of 3 MB eta 0:00")
+
+
+def test_only_the_files_of_one_source_are_open_while_a_store_is_built(tmp_path, monkeypatch):
+    texts = write_corpus(tmp_path / "c", 30)
+    data = data_config(tmp_path, *sorted(texts.iterdir()), method="tail", share=0.5)
+    opened, most = set(), []
+
+    class Writer(build.TokenWriter):
+        def add(self, ids):
+            super().add(ids)
+            opened.add(self.stem)
+            most.append(len(opened))
+
+        def close(self):
+            opened.discard(self.stem)
+            return super().close()
+
+    monkeypatch.setattr(build, "TokenWriter", Writer)
+    store, _ = build_store(data)
+    assert max(most) <= 2  # of both splits
+    assert len(all_texts(store)) == 60
+
+
+def test_a_source_without_validation_text_has_files_all_the_same(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 10)
+    (tmp_path / "v.txt").write_text("held out")
+    data = data_config(tmp_path, tmp_path / "a.txt", method="source", path=str(tmp_path / "v.txt"))
+    store, _ = build_store(data)
+    entries = store.manifest["splits"]["train"] + store.manifest["splits"]["validation"]
+    assert all((store.path / entry["offsets"]).exists() for entry in entries)
