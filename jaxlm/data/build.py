@@ -4,12 +4,13 @@ import gzip
 import lzma
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxlm.data.shards import TokenWriter
 from jaxlm.data.split import (
     SPLITS,
@@ -81,7 +82,7 @@ def build_store(
         if piece.is_last:
             writer.end_document(tokenizer.end_of_text)
         if piece.split == VALIDATION and len(validation_text) <= COMPRESSED_BYTES:
-            validation_text += piece.text.encode()
+            validation_text += (piece.text + piece.gap).encode()
 
     entries = {}
     sources = numbered_sources(data)
@@ -169,6 +170,7 @@ class Piece(NamedTuple):
     source: int
     split: str
     text: str
+    gap: str  # what stands between this piece and the next
     is_last: bool
 
 
@@ -183,19 +185,26 @@ def tokenize(
     done = 0
     for batch in batch_pieces(cut_pieces(documents, tokenizer)):
         yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
-        done += sum(len(piece.text.encode()) for piece in batch)
+        done += sum(len(piece.text.encode()) + len(piece.gap) for piece in batch)
         progress.update(done, f"tokenised {done / 1e6:,.0f} of {text_bytes / 1e6:,.0f} MB")
     progress.close()
 
 
 def cut_pieces(documents: Iterator[SplitDocument], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the texts of the documents, long ones in several pieces."""
+    """Yield the texts of the documents, long ones in several pieces.
+
+    Raises UserError, naming the document, where a text is too long for the tokenizer.
+    """
     for document in documents:
         for text in document.texts:
-            left = len(text)
-            for piece in tokenizer.split_text(text):
-                left -= len(piece)
-                yield Piece(document.source, document.split, piece, is_last=left == 0)
+            places = chain(tokenizer.find_pieces(text), [(len(text), len(text))])
+            try:
+                for (start, end), (next_start, _) in pairwise(places):
+                    piece, gap = text[start:end], text[end:next_start]
+                    is_last = next_start == len(text)
+                    yield Piece(document.source, document.split, piece, gap, is_last)
+            except UserError as error:
+                raise UserError(f"{document.name}: {error}") from error
 
 
 def batch_pieces(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
