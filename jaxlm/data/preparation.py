@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig
 from jaxlm.data.build import SHARD_TOKENS, build_store
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
+from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
 from jaxlm.files import expand_home, write_atomically
 
@@ -36,6 +37,8 @@ def prepare(
     `UserError` for what the user can mend: missing or malformed files, a split that is empty, an
     unusable tokenizer.json, a damaged store.
     """
+    # A mistake in the weights shows now, not after hours of preparation.
+    apportion_slots([source.weight for source in data.sources])
     with removed_if_unused(expand_home(data.store)):
         folder, inputs, special = identify_store(data, tokenizer, vocabulary_size, needs)
         if not is_built(folder):
