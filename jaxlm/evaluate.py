@@ -202,7 +202,7 @@ def parse_sources(data: Sequence[str], text_key: str, text_format: Any) -> tuple
 
         # A file may be called NAME=PATH itself.
         name, path = (text, text) if os.path.lexists(text) else (match[1] or match[2], match[2])
-        name = name.encode(errors="surrogateescape").decode(errors="replace")
+        name = name.encode(errors="replace").decode()
         if name in sources:
             raise UserError(
                 f"--data: {name!r} stands for two sources; name them: --data NAME={path}"

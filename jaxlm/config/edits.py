@@ -60,7 +60,7 @@ def apply_edits(config: Config, edits: Sequence[str], data: str | None = None) -
 def name_source(path: str) -> str:
     """Return the name of the source that `--data` names: that of the file or folder."""
     name = Path(path).stem.strip("*") or "data"
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    return name.encode(errors="replace").decode()
 
 
 def check_data_edits(edited_keys: Sequence[str]) -> None:

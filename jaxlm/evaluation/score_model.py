@@ -1,5 +1,6 @@
 """Score a loaded model on texts, by family, or a run on its validation split."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from jaxlm.config import (
     TrainingConfig,
     UserError,
 )
-from jaxlm.data import Store, identify_store
-from jaxlm.data.sources import COMMAND_OPTIONS, read_documents
+from jaxlm.data import Document, Store, identify_store
+from jaxlm.data.sources import COMMAND_OPTIONS
+from jaxlm.data.sources import read_documents as read_source
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
@@ -220,7 +222,7 @@ def score_decoder(
     begin = list(loaded.special.before) if loaded.config is None else []
     end = [loaded.tokenizer.end_of_text]
 
-    documents = read_documents(source, COMMAND_OPTIONS)
+    documents = read_documents(source)
     if options.per_document:
         texts = read_texts(documents, loaded.tokenizer, begin=begin or end, most_documents=limit)
     else:
@@ -256,7 +258,7 @@ def score_hidden_tokens(
     vocabulary, context = loaded.tokenizer.vocabulary, options.context
     assert context is not None and vocabulary.mask is not None
 
-    documents, windows = read_documents(source, COMMAND_OPTIONS), options.pseudo_windows
+    documents, windows = read_documents(source), options.pseudo_windows
     if options.per_document:
         texts = read_texts(documents, loaded.tokenizer, most_documents=windows)
     else:
@@ -324,13 +326,11 @@ def read_samples(
             source_key=trained_on.source_key,
             target_key=trained_on.target_key,
         )
-        return read_pairs(read_documents(source, COMMAND_OPTIONS), loaded.tokenizer, options.limit)
+        return read_pairs(read_documents(source), loaded.tokenizer, options.limit)
 
     most = options.limit * objective.window if options.limit else None
     end = [loaded.tokenizer.end_of_text]
-    return read_texts(
-        read_documents(source, COMMAND_OPTIONS), loaded.tokenizer, end=end, most_tokens=most
-    )
+    return read_texts(read_documents(source), loaded.tokenizer, end=end, most_tokens=most)
 
 
 def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
@@ -353,3 +353,8 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
 
     missing = "mask" if family == "encoder" else "mask and no sentinels"
     raise UserError(f"{loaded.path}: its tokenizer has no {missing}: nothing can be hidden")
+
+
+def read_documents(source: SourceConfig) -> Iterable[Document]:
+    """Yield the documents of `--data`, whose options the errors name."""
+    return read_source(source, COMMAND_OPTIONS)
