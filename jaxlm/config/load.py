@@ -43,6 +43,8 @@ def load(path: str | Path, edits: Sequence[str] = (), data: str | None = None) -
 def check_readable(path: Path) -> None:
     """Raise ConfigError unless `path` is a file that can be read."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(str(path), "is no regular file")
         path.open("rb").close()
     except FileNotFoundError as error:
         neighbors = [*path.parent.glob("*.py"), *path.parent.glob("*.json")]

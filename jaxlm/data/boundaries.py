@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 ALNUM = r"[^\W_]"
 # The commas, full stops and colons of Chinese and Japanese text, which has no spaces.
 WIDE_PUNCTUATION = "\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a"
+# Their letters. Numbers such as U+00B2 are left out: some pre-tokenizers take them for marks.
+WIDE_LETTER = "[\u3041-\u3096\u30a1-\u30fa\u3400-\u4db5\u4e00-\u9fa5\uac00-\ud7a3]"
 
 # Normalizers that map characters, or letters with their marks, one by one.
 LOCAL_NORMALIZERS = (
@@ -54,7 +56,7 @@ class Unknown(Exception):
 
 
 class Boundary(NamedTuple):
-    """Where a text may be cut."""
+    """The places at which a text may be cut."""
 
     pattern: re.Pattern[str]  # a match is the text between two pieces, mostly empty
     near: re.Pattern[str] | None = None  # not near these words, which are tokens of their own
@@ -62,7 +64,7 @@ class Boundary(NamedTuple):
 
 
 class Spaces(NamedTuple):
-    """What the steps up to some point do to a space between two words."""
+    """The space between two words, as the steps up to some point leave it."""
 
     space: str = " "  # how it is written
     prefix: bool = False  # whether a text without one gets one in front
@@ -99,7 +101,7 @@ def find_boundary(tokenizer: dict[str, Any], separators: str, names: list[str]) 
     else:
         patterns = [rf"(?<={ALNUM})(?=[{separators}]{ALNUM})"]
     if spaces.breaks and not spaces.prefix:
-        patterns.append(rf"(?<={ALNUM})(?=[{WIDE_PUNCTUATION}])")
+        patterns.append(f"(?<={WIDE_LETTER})(?=[{WIDE_PUNCTUATION}])")
         if "\n" not in separators:
             patterns.append(rf"(?<={ALNUM}\n)(?={ALNUM})")
     return Boundary(re.compile("|".join(patterns)), near, max(map(len, words), default=0))

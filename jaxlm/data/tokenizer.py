@@ -297,7 +297,11 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     `tokenizer.mask`, ...
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError("tokenizer.path", f"{path}: is no regular file")
         inner = tokenizers.Tokenizer.from_str(read_utf8(path))
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except BaseException as error:  # the library raises plain Exception, or panics

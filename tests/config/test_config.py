@@ -383,6 +383,11 @@ def test_a_mistake_in_saved_json_names_file_and_key(tmp_path, document, message)
     assert mistake(path).startswith(f"{path}{message}")
 
 
+def test_a_config_that_would_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    assert mistake(tmp_path / "pipe.json") == f"{tmp_path}/pipe.json: is no regular file"
+
+
 def test_json_that_is_not_text(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'{"seed": "\xff"}')

@@ -252,11 +252,8 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_the_ids_of_the_pieces_are_those_of_the_text(known, data):
-    """The boundaries hold without the look at what is around them, too."""
-    text = data.draw(TEXTS | st.text(st.characters(exclude_categories=["Cs"])))
+def check_pieces(known, text):
+    """Compare the ids, without the look at what is around a boundary: it holds by itself."""
     whole = known.encode(text).tolist()
     for piece_characters in (1, 4):
         with pytest.MonkeyPatch.context() as patched:
@@ -264,6 +261,17 @@ def test_the_ids_of_the_pieces_are_those_of_the_text(known, data):
             patched.setattr(tokenizer.Tokenizer, "is_confirmed", lambda *_: True)
             pieces = list(known.split_text(text))
         assert np.concatenate(known.encode_batch(pieces)).tolist() == whole
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_the_ids_of_the_pieces_are_those_of_the_text(known, data):
+    check_pieces(known, data.draw(TEXTS | st.text(st.characters(exclude_categories=["Cs"]))))
+
+
+def test_every_pair_of_neighbours_is_cut_rightly_or_not_at_all(known):
+    for separator in [*SEPARATORS, *MARKS, *NAMES]:
+        check_pieces(known, "".join(f"{word}{separator}{word}{separator}" for word in WORDS))
 
 
 SENTENCE = "The river in 1984 and the stone of the birds went on "
@@ -313,7 +321,7 @@ def test_a_stretch_without_boundaries_has_a_limit(monkeypatch, name):
     limited = load(KNOWN[name])
     assert list(limited.split_text("x" * 1000)) == ["x" * 1000]
     message = (
-        r"^1,001 characters in a row have no place .* at most 1,000 can be encoded at once: div"
+        r"^1,\d\d\d characters in a row have no place .* at most 1,000 can be encoded at once: div"
     )
     for text in ("x" * 1001, "x" * 1001 + " the end", SENTENCE * 10 + "x" * 1001):
         with pytest.raises(UserError, match=message):
