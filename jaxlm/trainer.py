@@ -207,7 +207,7 @@ def build_stream(run: Run, store: data.Store) -> Stream:
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
     weights = [source.weight for source in config.data.sources]
     names = [source.name for source in config.data.sources]
-    return Stream(
+    stream = Stream(
         store.train,
         weights=weights,
         names=names,
@@ -215,6 +215,10 @@ def build_stream(run: Run, store: data.Store) -> Stream:
         schedule=run.schedule,
         seed=config.seed,
     )
+    if not stream.has_targets():
+        hint = "whole words must fit into objective.noise_share of data.sequence_length"
+        log(f"warning: objective: nothing is predicted in the first samples; {hint}")
+    return stream
 
 
 def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:

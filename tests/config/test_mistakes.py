@@ -244,6 +244,25 @@ def test_a_damaged_shard_ends_a_run_in_one_line(copied_run, capsys):
     assert message.startswith(f"{shard.relative_to(folder)}: damaged: its checksum is ")
 
 
+def test_words_that_are_never_hidden_whole_are_warned_of(folder, capsys, monkeypatch):
+    def create_state(*_, **__):
+        raise UserError("the data is ready")
+
+    monkeypatch.setattr(trainer, "build_state", create_state)
+    (folder / "dna.txt").write_text("ACGT" * 1000)
+    edits = [
+        "model.family=encoder",
+        "objective.kind=masked",
+        "model.vocabulary_size=259",
+        "objective.whole_words=true",
+    ]
+    for path, warnings in (("dna.txt", 1), ("text.txt", 0)):
+        assert command("--config", "recipe.py", "--data", path, *edits) == 2
+        output = capsys.readouterr()
+        assert only_line(output.err) == "the data is ready"
+        assert output.out.count("warning: objective: nothing is predicted") == warnings
+
+
 def test_the_config_json_of_a_run_may_have_a_byte_order_mark(copied_run, capsys):
     path = copied_run("decoder") / "runs" / "tiny" / "config.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
