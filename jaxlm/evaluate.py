@@ -5,6 +5,7 @@ python -m jaxlm.evaluate RUN|HF_DIR [--data PATH]
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import runtime
-from jaxlm.config import RuntimeConfig, SourceConfig, UserError
+from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
 from jaxlm.files import write_output
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
@@ -40,7 +41,7 @@ encoder-decoders    the loss of the objective that the model was trained with: s
 
 def main(argv: Sequence[str]) -> int:
     args = build_evaluate_parser().parse_intermixed_args(argv)
-    sources = parse_sources(args.data, args.text_key)
+    sources = parse_sources(args.data, args.text_key, args.format)
     if not sources:
         refuse_without_data(args)
     runtime.check_output_file("--json", args.json)
@@ -117,6 +118,12 @@ def build_evaluate_parser() -> runtime.Parser:
     )
     add(
         "--text-key", default="text", metavar="KEY", help="the key of the text in JSON lines (text)"
+    )
+    add(
+        "--format",
+        choices=("auto", "text", "jsonl"),
+        default="auto",
+        help="how files are read (auto: JSON lines if their names end in .jsonl or .ndjson)",
     )
 
     add(
@@ -204,7 +211,7 @@ def parse_integer(text: str, least: int, most: int = (1 << 31) - 1) -> int:
     return number
 
 
-def parse_sources(data: Sequence[str], text_key: str) -> tuple[SourceConfig, ...]:
+def parse_sources(data: Sequence[str], text_key: str, text_format: Any) -> tuple[SourceConfig, ...]:
     """Return the sources of `--data [NAME=]PATH`; without a name the path is the name."""
     sources: dict[str, SourceConfig] = {}
     for text in data:
@@ -212,12 +219,20 @@ def parse_sources(data: Sequence[str], text_key: str) -> tuple[SourceConfig, ...
         if match is None:
             raise UserError("--data: needs a file, folder or glob, got an empty string")
 
-        name, path = match[1] or match[2], match[2]
+        # A file may be called NAME=PATH itself.
+        name, path = (text, text) if os.path.lexists(text) else (match[1] or match[2], match[2])
+        name = name.encode(errors="replace").decode()
         if name in sources:
             raise UserError(
                 f"--data: {name!r} stands for two sources; name them: --data NAME={path}"
             )
-        sources[name] = SourceConfig(name=name, path=path, text_key=text_key)
+        try:
+            source = SourceConfig(name=name, path=path, text_key=text_key, format=text_format)
+        except ConfigError as error:
+            raise UserError(
+                f"--data {name}: {error.path.rpartition('.')[2]} {error.reason}"
+            ) from error
+        sources[name] = source
     return tuple(sources.values())
 
 

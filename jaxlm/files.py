@@ -1,10 +1,33 @@
-"""Files that are either complete or absent."""
+"""Files that are either complete or absent, and text as editors write it."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # U+FEFF in UTF-8, which editors of Windows put before a text
+
+
+def strip_byte_order_mark(data: bytes) -> bytes:
+    """Return the content of a file without the one byte order mark that may lead it."""
+    return data.removeprefix(BYTE_ORDER_MARK)
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file, with newlines as they are and without a leading byte order mark.
+
+    Raises OSError, and UnicodeDecodeError where it is not UTF-8.
+    """
+    return strip_byte_order_mark(path.read_bytes()).decode()
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the folder that a leading ~ stands for; as it is where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     start = peak * config.warmup_start_ratio
     warmup = min(config.warmup_steps, steps)
     end = config.decay_steps or steps
-    decay = max(1, round(steps * config.decay_share))
+    # The last share of the steps, but never a part of the warmup: the rate would jump.
+    decay_start = max(warmup, steps - max(1, round(steps * config.decay_share)))
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
@@ -36,7 +37,9 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
             ),
             # Warmup-stable-decay, MiniCPM (arXiv 2404.06395).
             "wsd": lambda: (
-                peak + (final - peak) * jnp.clip((step - (steps - decay)) / decay, 0.0, 1.0)
+                peak
+                + (final - peak)
+                * jnp.clip((step - decay_start) / max(1, steps - decay_start), 0.0, 1.0)
             ),
         }
         after_warmup = schedules[config.schedule]()

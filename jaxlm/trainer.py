@@ -62,7 +62,11 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
 
         if start.origin is not Origin.FRESH:
             saved_config, _ = checkpoint.read_run_config(directory)
-            config, changes = checkpoint.resume_config(directory, config, start.step)
+            try:
+                config, changes = checkpoint.resume_config(directory, config, start.step)
+            except UserError:
+                data.check_files(config.data)  # a missing file explains the difference better
+                raise
             resumed = start.origin is Origin.RESUMED
             how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
             rates = describe_rates(saved_config, config, start.step)
@@ -245,7 +249,7 @@ def build_stream(run: Run, store: data.Store) -> Stream:
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
     weights = [source.weight for source in config.data.sources]
     names = [source.name for source in config.data.sources]
-    return Stream(
+    stream = Stream(
         store.train,
         weights=weights,
         names=names,
@@ -253,6 +257,10 @@ def build_stream(run: Run, store: data.Store) -> Stream:
         schedule=run.schedule,
         seed=config.seed,
     )
+    if not stream.has_targets():
+        hint = "whole words must fit into objective.noise_share of data.sequence_length"
+        log(f"warning: objective: nothing is predicted in the first samples; {hint}")
+    return stream
 
 
 def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from support import tiny
 
@@ -48,6 +50,14 @@ SCHEDULES = {
         {"schedule": "wsd", "decay_share": 1.0, "warmup_steps": 0},
         {0: 1.0, 5: 0.55, 10: 0.1},
     ),
+    "wsd, the decay waits for the warmup": (
+        {"schedule": "wsd", "decay_share": 1.0},
+        {0: 0.25, 3: 1.0, 4: 1.0, 5: 0.85, 7: 0.55, 10: 0.1},
+    ),
+    "wsd, warmup cut to the steps": (
+        {"schedule": "wsd", "warmup_steps": 100},
+        {0: 0.1, 8: 0.9, 9: 1.0},
+    ),
     "no warmup": ({"warmup_steps": 0}, {0: 1.0, 5: 0.55, 10: 0.1}),
     "warmup cut to the steps": ({"warmup_steps": 100}, {0: 0.1, 4: 0.5, 9: 1.0}),
     "warmup from half the peak": (
@@ -70,6 +80,26 @@ def test_schedules(name):
     rate = optim.learning_rate_schedule(config.OptimizerConfig(**values), STEPS)
     found = {step: float(np.asarray(rate(step))) for step in expected}
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 80), st.floats(0, 1), st.floats(0, 1))
+def test_wsd_never_jumps_and_keeps_the_rates_of_decays_after_the_warmup(
+    steps, warmup, share, final
+):
+    values = {"warmup_steps": warmup, "decay_share": share, "final_learning_rate_ratio": final}
+    config_ = config.OptimizerConfig(learning_rate=1.0, schedule="wsd", **values)
+    rates = np.asarray(optim.learning_rate_schedule(config_, steps)(jnp.arange(steps)))
+
+    decay = max(1, round(steps * share))
+    decay_steps = steps - max(min(warmup, steps), steps - decay)
+    largest = max(1 / max(1, min(warmup, steps)), (1 - final) / max(1, decay_steps))
+    assert np.abs(np.diff(rates)).max(initial=0) <= largest + 1e-6
+
+    if steps - decay >= warmup:
+        after = np.arange(warmup, steps, dtype=np.float32)
+        expected = 1 + (final - 1) * np.clip((after - (steps - decay)) / decay, 0.0, 1.0)
+        np.testing.assert_allclose(rates[warmup:], expected, rtol=1e-5)
 
 
 def test_schedule_inside_jit_and_scaled_by_the_peak():

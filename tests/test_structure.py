@@ -57,7 +57,6 @@ LEVELS = {
 # Functions of one room that another of the same level calls, each for a reason. Classes need none:
 # a type may be imported by its neighbours.
 SIDEWAYS = {
-    ("card", "data"): "the exact count of samples from each source",
     ("conversion", "card"): "an export has a model card",
     ("conversion", "checkpoint"): "a run is read, or made",
     ("conversion", "data"): "the tokenizer of a run",

@@ -17,7 +17,7 @@ from jaxlm.card.training_record import (
     recorded_starts,
 )
 from jaxlm.config import Config, SourceConfig
-from jaxlm.data.mixture import PERIOD, Mixture
+from jaxlm.data.mixture import Mixture
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.objectives import Objective, Vocabulary
 
@@ -113,7 +113,7 @@ class Facts(NamedTuple):
         entries = entries if len(entries) == len(sources) else [{}] * len(sources)
 
         return [
-            source_facts(source, slots / PERIOD, samples, entry, self.objective)
+            source_facts(source, slots / mixture.period, samples, entry, self.objective)
             for source, slots, samples, entry in zip(
                 sources, mixture.slots.tolist(), counts, entries, strict=True
             )
@@ -292,11 +292,7 @@ def sample_lengths(config: Config) -> Objective:
 
 def samples_by_source(mixture: Mixture, samples: int) -> list[int]:
     """Return how many of the first `samples` came from each source, exactly."""
-    periods, slot = divmod(samples, PERIOD)
-    return [
-        periods * int(slots) + int(before)
-        for slots, before in zip(mixture.slots, mixture.before[slot], strict=True)
-    ]
+    return mixture.count_samples(samples)
 
 
 def source_facts(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxlm.config import Config, ConfigError, UserError, load, to_dict
 from jaxlm.data.schedule import BatchSchedule
-from jaxlm.files import write_atomically
+from jaxlm.files import read_utf8, write_atomically
 
 FILE = "config.json"
 
@@ -60,7 +60,7 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
         advice = "put it back, or choose another run_directory"
         raise ConfigError(str(path), f"{reason}: {advice}")
     try:
-        return load(path), json.loads(path.read_text())["store"]["hash"]
+        return load(path), json.loads(read_utf8(path))["store"]["hash"]
     except OSError as error:
         raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
     except (KeyError, TypeError) as error:

@@ -6,12 +6,14 @@
 from typing import Any
 
 from jaxlm.config.data import DataConfig, SourceConfig, TokenizerConfig, ValidationConfig
+from jaxlm.config.edits import all_keys, apply_edits
 from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpointError, UserError
 from jaxlm.config.fields import suggestion
-from jaxlm.config.load import all_keys, apply_edits, load, to_dict
+from jaxlm.config.load import load
 from jaxlm.config.model import ModelConfig
 from jaxlm.config.moved import find_paths
 from jaxlm.config.objective import ObjectiveConfig
+from jaxlm.config.plain_data import to_dict
 from jaxlm.config.runtime import RuntimeConfig
 from jaxlm.config.schema import Config
 from jaxlm.config.training import (

@@ -1,9 +1,19 @@
 """The sections `tokenizer` and `data`: where the text comes from and how it becomes samples."""
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 from jaxlm.config.errors import ConfigError
-from jaxlm.config.fields import NonEmpty, Positive, PositiveFloat, Share, refuser, section
+from jaxlm.config.fields import (
+    Bounds,
+    FilePath,
+    NonEmpty,
+    Positive,
+    PositiveDouble,
+    Share,
+    refuser,
+    section,
+)
 
 
 @section("tokenizer")
@@ -16,15 +26,17 @@ class TokenizerConfig:
     """
 
     kind: Literal["bytes", "bpe", "file"] = "bpe"
-    path: NonEmpty | None = None  # file: the tokenizer.json
+    path: FilePath | None = None  # file: the tokenizer.json
     vocabulary_size: Positive | None = None  # bpe. None: model.vocabulary_size
     end_of_text: NonEmpty = "<|endoftext|>"  # the token that ends every document
     # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
     begin_of_text: NonEmpty | None = None
     pad: NonEmpty = "<pad>"  # where the objective needs it
     mask: NonEmpty = "<mask>"  # where the objective needs it
-    sentinels: Positive = 100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
-    training_megabytes: PositiveFloat = 256.0  # bpe: MB of the training text to read, at most
+    sentinels: Annotated[int, Bounds(low=1, high=1_000_000)] = (
+        100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
+    )
+    training_megabytes: PositiveDouble = 256.0  # bpe: MB of the training text to read, at most
 
     def special_count(self, needs: tuple[str, ...]) -> int:
         """Count the special tokens, beside the end of text, of a tokenizer that is made here.
@@ -53,13 +65,13 @@ class SourceConfig:
     """One corpus."""
 
     name: NonEmpty
-    path: NonEmpty | None = None  # a file, a folder or a glob
+    path: FilePath | None = None  # a file, a folder or a glob
     # auto: JSON lines for files that end in .jsonl or .ndjson, else text
     format: Literal["auto", "text", "jsonl", "pairs", "python_stdlib"] = "auto"
     text_key: str = "text"  # JSON lines: the key of the document
     source_key: str = "source"  # pairs in JSON lines: the key of the encoder's text
     target_key: str = "target"  # pairs in JSON lines: the key of the decoder's text
-    weight: PositiveFloat = 1.0  # share of the samples, relative to the other sources
+    weight: PositiveDouble = 1.0  # share of the samples, relative to the other sources
 
     def __post_init__(self):
         if (self.path is None) != (self.format == "python_stdlib"):
@@ -79,7 +91,7 @@ class ValidationConfig:
 
     method: Literal["hash", "tail", "source"] = "hash"
     share: Share = 0.05  # hash: of the documents; tail: of each source's bytes
-    path: NonEmpty | None = None  # source: a file, a folder or a glob
+    path: FilePath | None = None  # source: a file, a folder or a glob
 
     def __post_init__(self):
         if (self.method == "source") != (self.path is not None):
@@ -101,10 +113,12 @@ class DataConfig:
         SourceConfig(name="python_stdlib", format="python_stdlib"),
     )
     sequence_length: Positive = 1024  # tokens per sample; of an encoder-decoder's source
-    store: NonEmpty = "stores"  # folder of the tokenized corpora, shared by runs
+    store: FilePath = "stores"  # folder of the tokenized corpora, shared by runs
     validation: ValidationConfig = ValidationConfig()
-    prefetch_batches: Positive = 4  # batches that are prepared ahead
-    prefetch_threads: Positive = 1
+    prefetch_batches: Annotated[int, Bounds(low=1, high=10_000)] = (
+        4  # batches that are prepared ahead
+    )
+    prefetch_threads: Annotated[int, Bounds(low=1, high=1024)] = 1
 
     def __post_init__(self):
         names = [source.name for source in self.sources]
@@ -112,3 +126,7 @@ class DataConfig:
             raise ConfigError("data.sources", "needs at least one source")
         if len(set(names)) < len(names):
             raise ConfigError("data.sources", f"two sources have the same name: {', '.join(names)}")
+
+        if not math.isfinite(sum(source.weight for source in self.sources)):
+            weights = ", ".join(f"{source.weight:g}" for source in self.sources)
+            raise ConfigError("data.sources", f"the sum of the weights is too large: {weights}")

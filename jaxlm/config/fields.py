@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import struct
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from jaxlm.config.errors import ConfigError
 T = TypeVar("T")
 
 LONGEST_SHOWN = 100  # characters of a value in an error message
+LARGEST_COUNT = 2**31 - 1  # the device counts in int32
+SMALLEST_NORMAL = 2.0**-126  # of float32: devices take smaller numbers for 0
 
 
 class Bounds(NamedTuple):
@@ -29,22 +32,43 @@ class Bounds(NamedTuple):
     high: float = math.inf
     above: bool = False  # `low` itself is not allowed
     below: bool = False  # `high` itself is not allowed
+    float32: bool = True  # a number holds the bounds as the float32 that reaches the device, too
+    path: bool = False  # a string that names a file, whose name may be other bytes than UTF-8
 
 
-Count = Annotated[int, Bounds(low=0)]
-Positive = Annotated[int, Bounds(low=1)]
+Count = Annotated[int, Bounds(low=0, high=LARGEST_COUNT)]
+Positive = Annotated[int, Bounds(low=1, high=LARGEST_COUNT)]
 Share = Annotated[float, Bounds(low=0.0, high=1.0)]
 ShareBelowOne = Annotated[float, Bounds(low=0.0, high=1.0, below=True)]
 NonNegative = Annotated[float, Bounds(low=0.0)]
 PositiveFloat = Annotated[float, Bounds(low=0.0, above=True)]
-# An empty path would mean the current folder, as after --data "$UNSET".
+PositiveDouble = Annotated[float, Bounds(low=0.0, above=True, float32=False)]  # on the host alone
 NonEmpty = Annotated[str, Bounds(low=1)]
+# An empty path would mean the current folder, as after --data "$UNSET".
+FilePath = Annotated[str, Bounds(low=1, path=True)]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for a near miss among `known`, else ''."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(name, known)
+    return f" (did you mean {close!r}?)" if close is not None else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name among `known` that `name` may be misspelt for.
+
+    Capitals, and dashes for underscores, count as no difference.
+    """
+    spellings: dict[str, str] = {}
+    for candidate in known:
+        spellings.setdefault(simplify_spelling(candidate), candidate)
+    close = difflib.get_close_matches(simplify_spelling(name), spellings, n=1, cutoff=0.6)
+    return spellings[close[0]] if close else None
+
+
+def simplify_spelling(name: str) -> str:
+    """Return a name in small letters, with underscores for dashes."""
+    return name.casefold().replace("-", "_")
 
 
 @functools.cache
@@ -143,7 +167,10 @@ def describe_choices(choices: tuple) -> str:
 
 def shorten(value: Any) -> str:
     """Return a value as Python writes it, cut where it gets long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
@@ -164,14 +191,22 @@ def check_value(value: Any, annotation: Any, path: str) -> Any:
 
     # A bool is an int in Python, but not here.
     if inner is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     if not isinstance(value, inner) or (inner is int and isinstance(value, bool)):
         raise ConfigError(path, f"must be {describe_type(annotation)}, got {shorten(value)}")
 
-    if inner in (int, float):
+    if inner is int:
         check_bounds(value, bounds, path)
-    if isinstance(value, str) and len(value) < bounds.low:
-        raise ConfigError(path, "must not be empty")
+    if inner is float:
+        check_finite(value, path)
+        check_bounds(value, bounds, path)
+        if bounds.float32:
+            check_as_float32(value, bounds, path)
+    if isinstance(value, str):
+        check_string(value, bounds, path)
     return value
 
 
@@ -206,18 +241,50 @@ def check_tuple(value: Any, item_types: tuple, path: str) -> tuple:
     )
 
 
-def check_bounds(value: float, bounds: Bounds, path: str) -> None:
-    """Raise ConfigError unless a number is finite and within `bounds`."""
+def check_finite(value: float, path: str) -> None:
+    """Raise ConfigError unless a number is finite."""
     if not math.isfinite(value):
         raise ConfigError(path, f"must be finite, got {value!r}")
 
+
+def check_bounds(value: float, bounds: Bounds, path: str) -> None:
+    """Raise ConfigError unless a number is within `bounds`."""
     if value > bounds.high or (bounds.below and value == bounds.high):
         limit = f"{'below' if bounds.below else 'at most'} {bounds.high:.12g}"
-        raise ConfigError(path, f"must be {limit}, got {value!r}")
+        raise ConfigError(path, f"must be {limit}, got {shorten(value)}")
 
     if value < bounds.low or (bounds.above and value == bounds.low):
         limit = f"{'above' if bounds.above else 'at least'} {bounds.low:.12g}"
-        raise ConfigError(path, f"must be {limit}, got {value!r}")
+        raise ConfigError(path, f"must be {limit}, got {shorten(value)}")
+
+
+def check_as_float32(value: float, bounds: Bounds, path: str) -> None:
+    """Raise ConfigError unless a finite number is finite and within `bounds` as a float32."""
+    try:
+        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError as error:
+        raise ConfigError(path, f"is too large for float32, got {value!r}") from error
+
+    if abs(rounded) < SMALLEST_NORMAL:
+        rounded = 0.0
+    if (bounds.above and rounded == bounds.low) or (bounds.below and rounded == bounds.high):
+        limit = bounds.low if rounded == bounds.low else bounds.high
+        raise ConfigError(path, f"is {limit:.12g} in float32, got {value!r}")
+
+
+def check_string(value: str, bounds: Bounds, path: str) -> None:
+    """Raise ConfigError for an empty string that must not be, and for one that UTF-8 can't hold."""
+    if len(value) < bounds.low:
+        raise ConfigError(path, "must not be empty")
+
+    try:
+        # A file may have any bytes as its name. Python reads those that are not UTF-8 as lone
+        # surrogates, on the command line too.
+        value.encode(errors="surrogateescape" if bounds.path else "strict")
+    except UnicodeEncodeError as error:
+        raise ConfigError(path, f"must be Unicode text, got {shorten(value)}") from error
+    if bounds.path and "\0" in value:
+        raise ConfigError(path, f"must not have a zero byte, got {shorten(value)}")
 
 
 def refuser(path: str) -> Callable[[str, str], None]:

@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from jaxlm.config.fields import Count, NonEmpty, Positive, refuser, section
+from jaxlm.config.fields import Count, FilePath, NonEmpty, Positive, refuser, section
 
 # HOST:PORT or [IPv6]:PORT
 HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]/]+):\d{1,5}")
@@ -19,7 +19,7 @@ class RuntimeConfig:
     # auto: cuDNN's flash kernel where it supports the case
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     deterministic: bool = False  # GPU: the same bits each time, slower. A CPU always is
-    compilation_cache: NonEmpty | None = None  # folder of compiled programs. None: none kept
+    compilation_cache: FilePath | None = None  # folder of compiled programs. None: none kept
 
     # None in these: as SLURM, Open MPI or Kubernetes say
     processes: Positive | None = None  # of the run; 1 without a scheduler

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from jaxlm.config.data import DataConfig, TokenizerConfig
 from jaxlm.config.errors import ConfigError
-from jaxlm.config.fields import Bounds, NonEmpty, section
+from jaxlm.config.fields import Bounds, FilePath, section
 from jaxlm.config.model import ModelConfig
 from jaxlm.config.objective import TRAINED_BY, ObjectiveConfig
 from jaxlm.config.runtime import RuntimeConfig
@@ -39,7 +39,7 @@ BYTES_VOCABULARY = 257  # 256 bytes and the end of text
 class Config:
     """A run. Everything that follows is a function of it."""
 
-    run_directory: NonEmpty | None = None  # None: runs/ and the name of the config file
+    run_directory: FilePath | None = None  # None: runs/ and the name of the config file
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

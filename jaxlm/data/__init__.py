@@ -6,6 +6,7 @@
 from jaxlm.data.identity import StoreIdentity, identify_store
 from jaxlm.data.preparation import await_store, prepare
 from jaxlm.data.sources import Document
+from jaxlm.data.split import check_files
 from jaxlm.data.store import Store, open_store
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
@@ -17,6 +18,7 @@ __all__ = [
     "StoreIdentity",
     "Tokenizer",
     "await_store",
+    "check_files",
     "identify_store",
     "load_tokenizer",
     "open_store",

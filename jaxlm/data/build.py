@@ -1,15 +1,18 @@
 """Build a token store: measure the text, make the tokenizer, write the shards."""
 
+import contextlib
 import gzip
 import lzma
+import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
 from jaxlm.data.shards import TokenWriter
 from jaxlm.data.split import (
     SPLITS,
@@ -27,10 +30,11 @@ from jaxlm.data.split import (
 from jaxlm.data.store import TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.files import write_atomically
-from jaxlm.progress import LINE_SECONDS, Progress
+from jaxlm.files import expand_home, write_atomically
+from jaxlm.progress import LINE_SECONDS, Progress, format_duration
 
 SHARD_TOKENS = 1 << 28
+TICK_SECONDS = 1.0  # between two looks at the training of a tokenizer
 BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
 EXCERPT_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
 COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
@@ -69,18 +73,24 @@ def build_store(
     }
     validation_text = bytearray()
     text_bytes = sum(size.bytes for size in sizes.values())
+    current = 0
     for piece, ids in tokenize(split_documents(data, tail_starts), tokenizer, text_bytes):
+        # Sources come one after another: only the files of one of them are open.
+        if piece.source != current:
+            close_writers(writers, current)
+            current = piece.source
+
         writer = writers[piece.source, piece.split]
         writer.add(ids)
         if piece.is_last:
             writer.end_document(tokenizer.end_of_text)
         if piece.split == VALIDATION and len(validation_text) <= COMPRESSED_BYTES:
-            validation_text += piece.text.encode()
+            validation_text += (piece.text + piece.gap).encode()
 
     entries = {}
     sources = numbered_sources(data)
     for (source, split), writer in writers.items():
-        text_entry = describe_text(sources[source][0], sizes[source, split])
+        text_entry = describe_text(sources[source].config, sizes[source, split])
         entries[source, split] = text_entry | writer.close()
 
     return {
@@ -98,6 +108,13 @@ def build_store(
             entries, total_size(sizes, VALIDATION), bytes(validation_text)
         ),
     }
+
+
+def close_writers(writers: dict[SourceSplit, TokenWriter], source: int) -> None:
+    """Close the files of a source that is complete."""
+    for (number, _), writer in writers.items():
+        if number == source:
+            writer.close()
 
 
 # Tokenizer
@@ -122,11 +139,13 @@ def build_tokenizer(
     if config.kind == "bytes":
         return byte_tokenizer(special)
     if config.path is not None:
-        return load_tokenizer(Path(config.path).expanduser(), special)
+        return load_tokenizer(expand_home(config.path), special)
 
     started = time.monotonic()
     budget = min(int(config.training_megabytes * 1e6), text_bytes)
-    tokenizer = train_bpe(choose_excerpts(texts, text_bytes, budget), vocabulary_size, special)
+    with training_progress(budget) as watch:
+        excerpts = watch(choose_excerpts(texts, text_bytes, budget))
+        tokenizer = train_bpe(excerpts, vocabulary_size, special)
     report(
         f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB "
         f"in {time.monotonic() - started:.1f} s"
@@ -147,6 +166,44 @@ def choose_excerpts(texts: Iterator[str], text_bytes: int, budget: int) -> Itera
                 yield excerpt
 
 
+@contextlib.contextmanager
+def training_progress(budget: int) -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
+    """Show the progress of the training of a tokenizer while the block runs.
+
+    Gives a function that counts the texts which pass through it, `budget` bytes in all. After
+    these the library is silent for minutes, or for hours where words are long.
+    """
+    started, ended = time.monotonic(), threading.Event()
+    seen = 0
+
+    def watch(texts: Iterator[str]) -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen += len(text.encode())
+            yield text
+        seen = budget
+
+    def show() -> None:
+        reading = Progress(budget, line_seconds=LINE_SECONDS)
+        while not ended.wait(TICK_SECONDS) and seen < budget:
+            reading.update(seen, f"tokenizer: read {seen / 1e6:,.0f} of {budget / 1e6:,.0f} MB")
+        reading.close()
+
+        joining = Progress(1, line_seconds=LINE_SECONDS)
+        while not ended.wait(TICK_SECONDS):
+            seconds = format_duration(time.monotonic() - started)
+            joining.update(0, f"tokenizer: trains on {budget / 1e6:,.1f} MB, {seconds} so far")
+        joining.close()
+
+    thread = threading.Thread(target=show, name="tokenizer progress", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+
+
 # Tokens
 
 
@@ -156,6 +213,7 @@ class Piece(NamedTuple):
     source: int
     split: str
     text: str
+    gap: str  # what stands between this piece and the next
     is_last: bool
 
 
@@ -170,19 +228,26 @@ def tokenize(
     done = 0
     for batch in batch_pieces(cut_pieces(documents, tokenizer)):
         yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
-        done += sum(len(piece.text.encode()) for piece in batch)
+        done += sum(len(piece.text.encode()) + len(piece.gap) for piece in batch)
         progress.update(done, f"tokenised {done / 1e6:,.0f} of {text_bytes / 1e6:,.0f} MB")
     progress.close()
 
 
 def cut_pieces(documents: Iterator[SplitDocument], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the texts of the documents, long ones in several pieces."""
+    """Yield the texts of the documents, long ones in several pieces.
+
+    Raises UserError, naming the document, where a text is too long for the tokenizer.
+    """
     for document in documents:
         for text in document.texts:
-            left = len(text)
-            for piece in tokenizer.split_text(text):
-                left -= len(piece)
-                yield Piece(document.source, document.split, piece, is_last=left == 0)
+            places = chain(tokenizer.find_pieces(text), [(len(text), len(text))])
+            try:
+                for (start, end), (next_start, _) in pairwise(places):
+                    piece, gap = text[start:end], text[end:next_start]
+                    is_last = next_start == len(text)
+                    yield Piece(document.source, document.split, piece, gap, is_last)
+            except UserError as error:
+                raise UserError(f"{document.name}: {error}") from error
 
 
 def batch_pieces(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -7,25 +7,30 @@ import time
 from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
-from jaxlm.data.sources import base_folder, list_files
-from jaxlm.files import write_atomically
+from jaxlm.data.formats import JSON_LINES, is_json_lines
+from jaxlm.data.sources import FIRST_SOURCE, SourceKeys, base_folder, list_files
+from jaxlm.files import BYTE_ORDER_MARK, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000
 
 
 def fingerprint_source(
-    source: SourceConfig, cache_path: Path, config_key: str = "data.sources"
+    source: SourceConfig, cache_path: Path, keys: SourceKeys = FIRST_SOURCE
 ) -> str:
-    """Return the SHA-256 of the names and contents of a source's files.
+    """Return the SHA-256 of the names and contents of a source's files, as they are read.
 
     `cache_path` (JSON) remembers the hash of each file by path, size and time of change. It may be
     missing, and is left alone where it can't be written.
     """
+    paths = list_files(source, keys)
     base, known = base_folder(source), read_cache(cache_path)
     new: dict[str, list] = {}
     digest = hashlib.sha256()
-    for path in list_files(source, config_key):
+    for path in paths:
         line = f"{path.relative_to(base).as_posix()}\0{hash_file(path, known, new)}\n"
+        # Earlier versions read these files as plain text: their stores have another name.
+        if source.format == "auto" and is_json_lines(path) and path.suffix not in JSON_LINES:
+            line = f"JSON lines\0{line}"
         digest.update(line.encode("utf-8", "surrogateescape"))
 
     if new:
@@ -38,6 +43,7 @@ def fingerprint_source(
 def hash_file(path: Path, known: dict, new: dict) -> str:
     """Return the SHA-256 of a file, from `known` if its size and time of change are the same.
 
+    A leading byte order mark does not count, since it is not read.
     A hash that was computed is added to `new`.
     """
     key = str(path.absolute())
@@ -48,6 +54,8 @@ def hash_file(path: Path, known: dict, new: dict) -> str:
         if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
             return entry[2]
         with path.open("rb") as file:
+            if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+                file.seek(0)
             content_hash = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

@@ -8,15 +8,19 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.fingerprints import fingerprint_source
-from jaxlm.data.split import numbered_sources
+from jaxlm.data.formats import is_json_lines
+from jaxlm.data.sources import SourceKeys, list_files
+from jaxlm.data.split import check_files, numbered_sources
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
+from jaxlm.files import expand_home
 
 FORMAT = 1
 
@@ -40,10 +44,12 @@ def identify_store(
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
     objective needs (`ObjectiveConfig.needs`).
     """
-    root = Path(data.store).expanduser()
+    root = expand_home(data.store)
     special = special_tokens(tokenizer, needs)
-    # The tokenizer comes first: its mistakes are found before the corpus is read.
+    # The tokenizer and the names of the files come first: their mistakes are found before the
+    # corpus is read, and before anything is written.
     tokenizer_inputs = describe_tokenizer(tokenizer, vocabulary_size, special)
+    check_files(data)
 
     with contextlib.ExitStack() as stack:
         # One process of a machine at a time hashes the files; the others then find the hashes in
@@ -71,7 +77,7 @@ def describe_tokenizer(
     if tokenizer.kind == "bpe":
         spec |= {"size": vocabulary_size, "training_megabytes": tokenizer.training_megabytes}
     elif tokenizer.path is not None:
-        spec["hash"] = load_tokenizer(Path(tokenizer.path).expanduser(), special).hash
+        spec["hash"] = load_tokenizer(expand_home(tokenizer.path), special).hash
 
     # In older stores the begin of text was numbered before the padding.
     if tokenizer.kind != "file" and special.pad is not None and special.begin_of_text is not None:
@@ -81,14 +87,29 @@ def describe_tokenizer(
 
 def describe_sources(data: DataConfig, cache: Path) -> list[dict[str, Any]]:
     """Return the contents and formats of the sources, as JSON data."""
-    return [
-        {
-            "fingerprint": fingerprint_source(source, cache, config_key),
-            "format": source.format,
-            **json_keys(source),
-        }
-        for source, config_key in numbered_sources(data)
-    ]
+    descriptions = []
+    for number, (source, keys) in enumerate(numbered_sources(data)):
+        is_validation = number == len(data.sources)
+        descriptions.append(
+            {
+                "fingerprint": fingerprint_source(source, cache, keys),
+                "format": name_validation_format(source, keys) if is_validation else source.format,
+                **json_keys(source),
+            }
+        )
+    return descriptions
+
+
+def name_validation_format(source: SourceConfig, keys: SourceKeys) -> str:
+    """Return the format of the validation files in the name of a store.
+
+    Earlier versions went by the names of the files. Where that is the same, so is the store.
+    """
+    if source.format == "text" or (
+        source.format == "jsonl" and all(map(is_json_lines, list_files(source, keys)))
+    ):
+        return "auto"
+    return source.format
 
 
 def json_keys(source: SourceConfig) -> dict[str, str]:
@@ -102,12 +123,40 @@ def json_keys(source: SourceConfig) -> dict[str, str]:
 def file_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file, which ends with the process whatever happens.
 
-    `on_wait` is called if another process has it.
+    `on_wait` is called if another process has it. The file is removed in the end.
     """
-    with path.open("w") as file:
+    with open_locked(path, on_wait):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            yield
+        finally:
+            # While the lock is held: who waits for it finds that its file is gone, and makes
+            # another.
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def open_locked(path: Path, on_wait: Callable[[], None]) -> TextIO:
+    """Return the file at `path`, made where it is missing, with its lock."""
+    while True:
+        file = path.open("w")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+
+            if is_same_file(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def is_same_file(file: TextIO, path: Path) -> bool:
+    """Return whether `path` still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False

@@ -10,46 +10,64 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PERIOD = 4096  # slots; the share of a source is exact to 1 / PERIOD
+from jaxlm.config import ConfigError
+
+# Slots; the share of a source is exact to 1 / period. The first period in which each source gets a
+# slot of its own accord holds.
+PERIODS = (1 << 12, 1 << 22)
 
 
 class Mixture:
     """Sources in proportion to positive weights. Every source has at least one slot."""
 
     def __init__(self, weights: Sequence[float]):
-        """`weights` has one number per source, for at most PERIOD sources."""
+        """Take one weight per source. Raises ConfigError if one is too small a part of all."""
         self.slots = apportion_slots(weights)
+        self.period = int(self.slots.sum())
 
         # The j-th of a source's c slots belongs at (j + 1/2) / c of the period. The stable sort
         # gives ties to the earlier source.
         places = np.concatenate([(np.arange(count) + 0.5) / count for count in self.slots])
-        sources = np.repeat(np.arange(len(self.slots)), self.slots)
-        self.pattern = sources[np.argsort(places, kind="stable")]
-
-        chosen = self.pattern[:, None] == np.arange(len(self.slots))
-        self.before = np.cumsum(chosen, axis=0) - chosen  # [PERIOD, sources]
+        order = np.argsort(places, kind="stable")
+        self.pattern = np.repeat(np.arange(len(self.slots)), self.slots)[order]
+        # How many slots of its own source come before each slot.
+        self.before = np.concatenate([np.arange(count) for count in self.slots])[order]
 
     def __call__(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map sample numbers (int64 [n]) to sources and numbers within the source (int64 [n])."""
         if len(self.slots) == 1:
             return np.zeros_like(samples), samples
 
-        periods, slot = np.divmod(samples, PERIOD)
+        periods, slot = np.divmod(samples, self.period)
         source = self.pattern[slot]
-        return source, periods * self.slots[source] + self.before[slot, source]
+        return source, periods * self.slots[source] + self.before[slot]
+
+    def count_samples(self, samples: int) -> list[int]:
+        """Return how many of the first `samples` come from each source. Any integer is exact."""
+        periods, slot = divmod(samples, self.period)
+        chosen = np.bincount(self.pattern[:slot], minlength=len(self.slots))
+        counts = zip(self.slots.tolist(), chosen.tolist(), strict=True)
+        return [periods * slots + before for slots, before in counts]
 
 
 def apportion_slots(weights: Sequence[float]) -> np.ndarray:
-    """Divide PERIOD slots among the sources by largest remainder; int64 [sources].
+    """Divide the slots of a period among the sources by largest remainder; int64 [sources].
 
-    Ties go to the earlier source. A source that would get no slot takes one from the largest.
+    Ties go to the earlier source. Raises ConfigError if a source would get no slot of the longest
+    period.
     """
-    quota = np.asarray(weights, np.float64) / np.sum(weights) * PERIOD
-    slots = np.floor(quota).astype(np.int64)
-    by_remainder = np.argsort(slots - quota, kind="stable")
-    slots[by_remainder[: PERIOD - slots.sum()]] += 1
+    shares = np.asarray(weights, np.float64) / np.sum(weights)
+    for period in PERIODS:
+        quota = shares * period
+        slots = np.floor(quota).astype(np.int64)
+        by_remainder = np.argsort(slots - quota, kind="stable")
+        slots[by_remainder[: period - slots.sum()]] += 1
+        if slots.all():
+            return slots
 
-    for source in np.flatnonzero(slots == 0):
-        slots[np.argmax(slots)] -= 1
-        slots[source] = 1
-    return slots
+    smallest = int(np.argmin(shares))
+    raise ConfigError(
+        f"data.sources.{smallest}.weight",
+        f"{weights[smallest]:g} is {shares[smallest]:.2g} of the sum of all weights, which is less "
+        f"than 1 sample in {PERIODS[-1]:,}: raise it or leave the source out",
+    )

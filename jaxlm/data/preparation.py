@@ -6,6 +6,7 @@ stands under the name of a store is finished.
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from pathlib import Path
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig
 from jaxlm.data.build import SHARD_TOKENS, build_store
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
+from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
-from jaxlm.files import write_atomically
+from jaxlm.files import expand_home, write_atomically
 
 POLL_SECONDS = 0.2
 
@@ -35,19 +37,46 @@ def prepare(
     `UserError` for what the user can mend: missing or malformed files, a split that is empty, an
     unusable tokenizer.json, a damaged store.
     """
-    folder, inputs, special = identify_store(data, tokenizer, vocabulary_size, needs)
-    if not folder.is_dir():
-        with unfinished_folder(folder, report) as unfinished:
-            if unfinished is not None:
-                manifest = build_store(
-                    unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens
-                )
-                description = {"format": FORMAT, "inputs": inputs} | manifest
-                write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
+    # A mistake in the weights shows now, not after hours of preparation.
+    apportion_slots([source.weight for source in data.sources])
+    with removed_if_unused(expand_home(data.store)):
+        folder, inputs, special = identify_store(data, tokenizer, vocabulary_size, needs)
+        if not is_built(folder):
+            with unfinished_folder(folder, report) as unfinished:
+                if unfinished is not None:
+                    manifest = build_store(
+                        unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens
+                    )
+                    description = {"format": FORMAT, "inputs": inputs} | manifest
+                    write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
 
     store = open_store(folder)
     report(summarize_store(store))
     return store
+
+
+@contextlib.contextmanager
+def removed_if_unused(root: Path) -> Iterator[None]:
+    """Remove the folder of all stores after an error, if it is new and empty."""
+    is_new = not os.path.lexists(root)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+        raise
+
+
+def is_built(folder: Path) -> bool:
+    """Return whether a store is there.
+
+    Raises ConfigError at `data.store` if no folder can have its name.
+    """
+    try:
+        return folder.is_dir()
+    except OSError as error:
+        raise ConfigError("data.store", f"{folder.parent}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -96,7 +125,7 @@ def await_store(
     """
     deadline = time.monotonic() + seconds
     folder = identify_store(data, tokenizer, vocabulary_size, needs).folder
-    if not folder.is_dir():
+    if not is_built(folder):
         report(f"store {folder}: waiting up to {seconds:g} s until process 0 has prepared it")
 
     while not folder.is_dir() and not ready():

@@ -1,19 +1,65 @@
 """Store tokens as flat little-endian shards: written in order, read from any place."""
 
+import errno
 import os
+import threading
 import weakref
 import zlib
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxlm.config import UserError
+from jaxlm.data.verification import ShardVerifier, how_to_rebuild
 from jaxlm.files import sync
 from jaxlm.objectives import Objective
+
+OPEN_SHARDS = 128  # of all arrays of this process; the usual limit is 1,024 files
+
+
+class OpenShard:
+    """A file that is closed with its last reference: a thread may still read an evicted one."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        # Without a descriptor opening failed.
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class OpenShards:
+    """The shards that were read last. Several threads may open them at once."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.lock = threading.Lock()
+        self.shards: OrderedDict[tuple[int, Path], OpenShard] = OrderedDict()
+
+    def open(self, owner: int, path: Path) -> OpenShard:
+        """Return a shard of the array `owner`, opened unless it is open."""
+        with self.lock:
+            shard = self.shards.pop((owner, path), None) or OpenShard(path)
+            self.shards[owner, path] = shard
+            while len(self.shards) > self.limit:
+                self.shards.popitem(last=False)
+        return shard
+
+    def close(self, owner: int) -> None:
+        """Close the shards of an array that is no longer used."""
+        with self.lock:
+            for key in [key for key in self.shards if key[0] == owner]:
+                del self.shards[key]
+
+
+open_shards = OpenShards(OPEN_SHARDS)
+array_numbers = count()
 
 
 class TokenArray:
@@ -21,20 +67,30 @@ class TokenArray:
 
     It reads with `preadv`, not through a memory map: the pages of a map would count as memory of
     this process, a shard that was cut short would kill it, and waiting for the disk would hold the
-    interpreter's lock. Several threads may read at once.
+    interpreter's lock. Several threads may read at once. The first read starts the comparison of
+    the shards with their checksums.
     """
 
-    def __init__(self, paths: Sequence[Path], lengths: Sequence[int], dtype: np.dtype):
-        """Open `paths`, which hold `lengths[i]` tokens of `dtype` each.
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        lengths: Sequence[int],
+        dtype: np.dtype,
+        checksums: Sequence[int] | None = None,
+    ):
+        """Take `paths`, which hold `lengths[i]` tokens of `dtype` each.
 
-        Raises `UserError`, naming the shard, if one is missing or has another size.
+        `checksums` are the CRC-32 of the files; None: they are not verified. Raises `UserError`,
+        naming the shard, if one is missing or has another size.
         """
         self.paths, self.dtype = tuple(paths), dtype
         self.ends = tuple(accumulate(lengths))
-        self.descriptors: list[int] = []
-        weakref.finalize(self, close_descriptors, self.descriptors)
         for path, length in zip(paths, lengths, strict=True):
-            self.descriptors.append(open_shard(path, length * dtype.itemsize))
+            check_size(path, length * dtype.itemsize)
+
+        self.number = next(array_numbers)
+        weakref.finalize(self, open_shards.close, self.number)
+        self.verifier = None if checksums is None else ShardVerifier(self.paths, checksums)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -75,14 +131,17 @@ class TokenArray:
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill `buffer` with the bytes of the tokens from `start` on."""
+        if self.verifier is not None:
+            self.verifier.check()
         itemsize = self.dtype.itemsize
         shard = bisect_right(self.ends, start)
         offset = (start - self.first_token(shard)) * itemsize
 
         while buffer:
-            count = os.preadv(self.descriptors[shard], [buffer], offset)
-            buffer, offset = buffer[count:], offset + count
-            if count:
+            file = self.open_shard(shard)
+            read = os.preadv(file.descriptor, [buffer], offset)
+            buffer, offset = buffer[read:], offset + read
+            if read:
                 continue
 
             # Nothing was read: this is the end of the shard, or the file is shorter than it was.
@@ -96,45 +155,54 @@ class TokenArray:
         """Return the number of the first token of a shard."""
         return self.ends[shard - 1] if shard else 0
 
+    def open_shard(self, shard: int) -> OpenShard:
+        """Return the open file of a shard."""
+        path = self.paths[shard]
+        try:
+            return open_shards.open(self.number, path)
+        except OSError as error:
+            raise UserError(describe_failure(path, error)) from error
 
-def open_shard(path: Path, size: int) -> int:
-    """Return a file descriptor of a shard that must have `size` bytes."""
-    rebuild = f"delete the folder {path.parent} to have it built again"
+
+def check_size(path: Path, size: int) -> None:
+    """Raise UserError unless the file of a shard has `size` bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file_size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {rebuild}") from error
-
-    file_size = os.fstat(descriptor).st_size
+        raise UserError(describe_failure(path, error)) from error
     if file_size != size:
-        os.close(descriptor)
-        raise UserError(f"{path}: has {file_size:,} bytes instead of {size:,}; {rebuild}")
-    return descriptor
+        damage = f"has {file_size:,} bytes instead of {size:,}"
+        raise UserError(f"{path}: {damage}; {how_to_rebuild(path)}")
 
 
-def close_descriptors(descriptors: list[int]) -> None:
-    """Close open files."""
-    for descriptor in descriptors:
-        os.close(descriptor)
+def describe_failure(path: Path, error: OSError) -> str:
+    """Return one line about a shard that can't be opened."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{path}: too many open files: raise the limit of this process (ulimit -n)"
+    return f"{path}: {error.strerror}; {how_to_rebuild(path)}"
 
 
 class TokenWriter:
     """Write documents into shards `STEM-00000.bin`, ... and their ends into `STEM.offsets`.
 
-    The offsets are little-endian int64: where each document begins, and the end of the last.
+    The offsets are little-endian int64: where each document begins, and the end of the last. The
+    files are opened with the first token.
     """
 
     def __init__(self, folder: Path, stem: str, dtype: np.dtype, shard_tokens: int):
-        """Start the files in `folder`; a shard takes at most `shard_tokens` tokens."""
+        """Prepare to write to `folder`; a shard takes at most `shard_tokens` tokens."""
         self.folder, self.stem, self.dtype, self.shard_tokens = folder, stem, dtype, shard_tokens
         self.tokens = self.documents = 0
         self.shards: list[dict[str, Any]] = []
         self.shard: BinaryIO | None = None
-        self.offsets = (folder / f"{stem}.offsets").open("wb")
-        self.offsets.write(np.zeros(1, "<i8").tobytes())
+        self.offsets: BinaryIO | None = None
+        self.is_closed = False
 
     def add(self, ids: np.ndarray) -> None:
         """Append the next tokens of a document."""
+        if self.offsets is None:
+            self.offsets = self.open_offsets()
+
         left = ids.astype(self.dtype)
         while len(left):
             if self.shard is None or self.shards[-1]["tokens"] == self.shard_tokens:
@@ -152,7 +220,14 @@ class TokenWriter:
         """Append the token that ends a document; the next document begins after it."""
         self.add(np.array([end_of_text]))
         self.documents += 1
+        assert self.offsets is not None, "opened by the token"
         self.offsets.write(np.array([self.tokens], "<i8").tobytes())
+
+    def open_offsets(self) -> BinaryIO:
+        """Return the file of the offsets, in which the first is 0."""
+        file = (self.folder / f"{self.stem}.offsets").open("wb")
+        file.write(np.zeros(1, "<i8").tobytes())
+        return file
 
     def open_next_shard(self) -> BinaryIO:
         """Close the current shard, if any, and return the file of the next."""
@@ -163,14 +238,17 @@ class TokenWriter:
         return (self.folder / name).open("wb")
 
     def close(self) -> dict[str, Any]:
-        """Close the files and return their entry in the manifest."""
-        close_synced(self.offsets)
-        if self.shard is not None:
-            close_synced(self.shard)
+        """Close the files, which may be closed already, and return their entry in the manifest."""
+        if not self.is_closed:
+            close_synced(self.offsets or self.open_offsets())
+            if self.shard is not None:
+                close_synced(self.shard)
+            self.is_closed = True
+
         return {
             "tokens": self.tokens,
             "documents": self.documents,
-            "offsets": Path(self.offsets.name).name,
+            "offsets": f"{self.stem}.offsets",
             "shards": self.shards,
         }
 

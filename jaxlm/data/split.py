@@ -2,22 +2,33 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxlm.config import ConfigError, DataConfig, SourceConfig, ValidationConfig
-from jaxlm.data.sources import Document, read_documents
+from jaxlm.data.formats import is_json_lines
+from jaxlm.data.sources import Document, SourceKeys, list_files, read_documents
 
 TRAIN, VALIDATION = "train", "validation"
 SPLITS = (TRAIN, VALIDATION)
 FEWEST_DOCUMENTS = 20
 
 SourceSplit = tuple[int, str]  # (number in `numbered_sources`, split)
+NamedSplit = tuple[str, str, tuple[str, ...]]  # (name of a document, split, its texts)
+
+
+class NumberedSource(NamedTuple):
+    """A source by its number, and the names of its fields in messages."""
+
+    config: SourceConfig
+    keys: SourceKeys
 
 
 class SplitDocument(NamedTuple):
     """A document, or the stretch of one that falls into `split`."""
 
     source: int  # number in `numbered_sources`
+    name: str  # of the file, with the line in JSON lines
     split: str
     texts: tuple[str, ...]  # one; of a pair, source and target
 
@@ -34,25 +45,45 @@ class SplitSize(NamedTuple):
     bytes: int = 0  # of UTF-8
 
 
-def numbered_sources(data: DataConfig) -> tuple[tuple[SourceConfig, str], ...]:
-    """Return each source and the config key that its errors name.
+def numbered_sources(data: DataConfig) -> tuple[NumberedSource, ...]:
+    """Return each source, and the names of its fields in messages.
 
     The validation files, if the config names any, come last as a source of their own.
     """
-    sources = tuple((source, "data.sources") for source in data.sources)
-    if data.validation.path is None:
-        return sources
+    sources = []
+    for number, source in enumerate(data.sources):
+        key = f"data.sources.{number}"
+        sources.append(NumberedSource(source, SourceKeys(f"{key}.path", key)))
 
+    if data.validation.path is not None:
+        keys = SourceKeys("data.validation.path", "data.sources.0")
+        sources.append(NumberedSource(validation_source(data, keys), keys))
+    return tuple(sources)
+
+
+def validation_source(data: DataConfig, keys: SourceKeys) -> SourceConfig:
+    """Return the validation files as a source. They are read as those of the first source are.
+
+    Beside plain text there may be JSON lines, which are told by their names.
+    """
     first = data.sources[0]
-    validation = SourceConfig(
+    source = SourceConfig(
         name=VALIDATION,
         path=data.validation.path,
-        format="pairs" if first.format == "pairs" else "auto",
+        format="auto" if first.format == "python_stdlib" else first.format,
         text_key=first.text_key,
         source_key=first.source_key,
         target_key=first.target_key,
     )
-    return (*sources, (validation, "data.validation.path"))
+    if source.format == "text" and any(map(is_json_lines, list_files(source, keys))):
+        return replace(source, format="auto")
+    return source
+
+
+def check_files(data: DataConfig) -> None:
+    """Raise ConfigError at the path of a source, or of the validation, that names no files."""
+    for source, keys in numbered_sources(data):
+        list_files(source, keys)
 
 
 def source_splits(data: DataConfig) -> list[SourceSplit]:
@@ -71,8 +102,8 @@ def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
         return None
 
     starts = []
-    for source in data.sources:
-        size = sum(len(document.text.encode()) for document in read_documents(source))
+    for source, keys in numbered_sources(data):
+        size = sum(len(document.text.encode()) for document in read_documents(source, keys))
         starts.append(int(size * (1 - data.validation.share)))
     return tuple(starts)
 
@@ -84,23 +115,22 @@ def split_documents(
 
     `tail_starts` is `find_tail_starts(data)`.
     """
-    for number, (source, config_key) in enumerate(numbered_sources(data)):
-        documents = read_documents(source, config_key)
+    for number, (source, keys) in enumerate(numbered_sources(data)):
+        documents = read_documents(source, keys)
         if tail_starts is not None:
             divided = split_by_position(documents, tail_starts[number])
         elif data.validation.method == "hash":
             divided = split_by_hash(documents, data.validation.share)
         else:
             split = TRAIN if number < len(data.sources) else VALIDATION
-            divided = ((split, document.texts) for document in documents)
+            divided = ((document.name, split, document.texts) for document in documents)
 
-        yield from (SplitDocument(number, split, texts) for split, texts in divided)
+        for name, split, texts in divided:
+            yield SplitDocument(number, name, split, texts)
 
 
-def split_by_hash(
-    documents: Iterable[Document], share: float
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (split, texts), chosen by the hash of the text alone.
+def split_by_hash(documents: Iterable[Document], share: float) -> Iterator[NamedSplit]:
+    """Yield (name, split, texts), chosen by the hash of the text alone.
 
     Documents keep their split when others come or go, and copies stay together.
     """
@@ -108,13 +138,11 @@ def split_by_hash(
     for document in documents:
         digest = hashlib.blake2b("".join(document.texts).encode(), digest_size=8).digest()
         split = VALIDATION if int.from_bytes(digest, "big") < limit else TRAIN
-        yield split, document.texts
+        yield document.name, split, document.texts
 
 
-def split_by_position(
-    documents: Iterable[Document], tail_start: int
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield (split, texts): the bytes before `tail_start` for training, the rest for validation.
+def split_by_position(documents: Iterable[Document], tail_start: int) -> Iterator[NamedSplit]:
+    """Yield (name, split, texts): the bytes before `tail_start` train, the rest validate.
 
     The cut moves back by up to 3 bytes so that it cuts no character. Not for pairs: the config
     refuses to cut them.
@@ -128,9 +156,9 @@ def split_by_position(
         position += len(data)
 
         if cut > 0:
-            yield TRAIN, (data[:cut].decode(),)
+            yield document.name, TRAIN, (data[:cut].decode(),)
         if cut < len(data):
-            yield VALIDATION, (data[cut:].decode(),)
+            yield document.name, VALIDATION, (data[cut:].decode(),)
 
 
 def measure_splits(
@@ -146,10 +174,10 @@ def measure_splits(
         key = (document.source, document.split)
         sizes[key] = SplitSize(sizes[key].documents + 1, sizes[key].bytes + document.size)
 
-    for number, (source, config_key) in enumerate(numbered_sources(data)):
+    for number, (source, keys) in enumerate(numbered_sources(data)):
         splits = [size for (owner, _), size in sizes.items() if owner == number]
         if not any(size.documents for size in splits):
-            raise ConfigError(config_key, f"{source.path or source.name} holds no text")
+            raise ConfigError(keys.path, f"{source.path or source.name} holds no text")
 
     check_splits(data.validation, {split: total_size(sizes, split) for split in SPLITS})
     return sizes
@@ -172,8 +200,19 @@ def check_splits(validation: ValidationConfig, sizes: dict[str, SplitSize]) -> N
         )
     for split, size in sizes.items():
         if size.documents == 0:
-            raise ConfigError(
-                "data.validation",
-                f"the {split} split is empty: {count:,} documents, share {validation.share:g}; "
-                "change the share or use method 'tail'",
-            )
+            raise ConfigError(*explain_empty_split(validation, split, count))
+
+
+def explain_empty_split(validation: ValidationConfig, split: str, count: int) -> tuple[str, str]:
+    """Return the key and the reason why a split of `count` documents is empty."""
+    documents = f"{count:,} document{'s' * (count != 1)}"
+    if validation.method == "source":
+        key = "data.validation.path" if split == VALIDATION else "data.sources"
+        return key, f"the {split} split is empty"
+
+    change = "lower" if split == TRAIN else "raise"
+    remedy = f"{change} the share"
+    if validation.method == "hash":
+        remedy += " or use data.validation.method=tail, which cuts documents"
+    reason = f"the {split} split of {documents} is empty with a share of {validation.share:g}"
+    return "data.validation.share", f"{reason}: {remedy}"

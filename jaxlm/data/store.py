@@ -78,16 +78,20 @@ def open_store(folder: Path) -> Store:
         tokenizer = load_tokenizer(folder / TOKENIZER, special)
     except ConfigError as error:
         raise UserError(f"{folder / TOKENIZER}: missing or damaged; {rebuild}") from error
-    if tokenizer.hash != manifest["tokenizer"]["hash"]:
+
+    try:
+        tokenizer_hash = manifest["tokenizer"]["hash"]
+        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        train, validation = (
+            [open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]]
+            for split in SPLITS
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: damaged; {rebuild}") from error
+    if tokenizer.hash != tokenizer_hash:
         raise UserError(
             f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}"
         )
-
-    dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    train, validation = (
-        [open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]]
-        for split in SPLITS
-    )
     return Store(
         hash=folder.name,
         path=folder,
@@ -104,7 +108,10 @@ def open_array(
     """Open the array of a source in a split by its entry in the manifest."""
     paths = [folder / shard["file"] for shard in entry["shards"]]
     lengths = [shard["tokens"] for shard in entry["shards"]]
-    tokens = TokenArray(paths, lengths, dtype)
+    checksums = [shard.get("crc32") for shard in entry["shards"]]
+    if None in checksums:
+        checksums = None
+    tokens = TokenArray(paths, lengths, dtype, checksums)
     if "pairs" not in entry:
         return tokens
     return PairArray(tokens, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary)

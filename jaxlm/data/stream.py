@@ -22,6 +22,7 @@ from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
 BLOCK = 1024  # samples that are located together
+FIRST_SAMPLES = 64  # that are searched for targets
 ENDLESS = 1 << 62  # steps; Grain wants a length
 
 
@@ -72,6 +73,12 @@ class Stream:
         """Return the rows [start, stop) of the global batch of `step`."""
         samples = self.schedule.first_sample(int(step)) + np.arange(start, stop, dtype=np.int64)
         return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
+
+    def has_targets(self) -> bool:
+        """Return whether one of the first samples has a token to predict."""
+        samples = np.arange(FIRST_SAMPLES, dtype=np.int64)
+        batch = self.objective.make_batch(self.read_windows(samples), samples, self.seed)
+        return batch.weights is None or bool(np.any(batch.weights))
 
     def read_windows(self, samples: np.ndarray) -> np.ndarray:
         """Return the tokens of consecutive samples (int64 [n]); int32 [n, window]."""

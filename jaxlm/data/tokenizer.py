@@ -4,10 +4,11 @@ Every tokenizer is a `tokenizers.Tokenizer`, so that each run has a standard tok
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, UserError
 from jaxlm.config.fields import suggestion
+from jaxlm.data.boundaries import Boundary, find_boundary
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens, build_vocabulary
-from jaxlm.files import write_atomically
+from jaxlm.files import read_utf8, write_atomically
 from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
+MOST_CHARACTERS = 1 << 22  # of a stretch without boundaries, which takes up to 300 bytes for each
+MOST_CUTS = 1000  # of which all but the last turn out to be no boundaries
+PROOF_CHARACTERS = 64  # on both sides of a boundary, which are encoded to see that it is one
 
-# Places at which a token ends whatever the context: for bytes before any character, for GPT-2's
-# pre-tokenizer after a single newline.
-ANYWHERE = re.compile(r"(?=.)", re.DOTALL)
-WORD_NEWLINE_WORD = re.compile(r"(?<=\S)\n(?=\S)")
+MOST_SHOWN = 20  # special tokens in a message
+
+ANYWHERE = Boundary(re.compile(r"(?=.)", re.DOTALL))  # bytes: a token is a part of a character
 
 
 class Tokenizer:
@@ -59,16 +63,28 @@ class Tokenizer:
         self.reserved[[ids[name] for name in special.names]] = True
 
         self.is_bytes = inner.to_str() == build_byte_level(special_token_names(inner)).to_str()
-        self.boundary = None  # pattern of the places at which a long text may be split
-        if self.is_bytes:
-            self.boundary = ANYWHERE
-        elif is_gpt2_like(inner):
-            self.boundary = WORD_NEWLINE_WORD
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens as objectives see them."""
         return build_vocabulary(self.inner, self.special, self.size)
+
+    @cached_property
+    def boundary(self) -> Boundary | None:
+        """The places at which a long text may be cut; None if none is sure."""
+        if self.is_bytes:
+            return ANYWHERE
+
+        normalizer = self.inner.normalizer
+        separators = " "
+        if normalizer is not None:
+            normalized = normalizer.normalize_str("a b")
+            separators += "".join(
+                character
+                for character in "\n\t"
+                if normalizer.normalize_str(f"a{character}b") == normalized
+            )
+        return find_boundary(json.loads(self.inner.to_str()), separators, self.special.names)
 
     @property
     def hash(self) -> str:
@@ -113,16 +129,56 @@ class Tokenizer:
         return ids[~self.reserved[ids]]
 
     def split_text(self, text: str) -> Iterator[str]:
-        """Yield `text` in pieces whose ids, one after another, are the ids of the text.
+        """Yield the pieces of `text`, whose ids, one after another, are the ids of the text.
+
+        Raises UserError as `find_pieces` does.
+        """
+        return (text[start:end] for start, end in self.find_pieces(text))
+
+    def find_pieces(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where the pieces of `text` start and end.
 
         The library takes some 100 bytes per token and one core per text, so long texts are better
-        encoded in pieces. A text of a tokenizer without known boundaries stays whole.
+        encoded in pieces. The pieces are the text, except that a space between two of them is left
+        out where the tokenizer puts one before each. Raises UserError if a stretch without
+        boundaries is too long.
         """
         start = 0
-        while self.boundary and (cut := self.boundary.search(text, start + PIECE_CHARACTERS)):
-            yield text[start : cut.end()]
+        while len(text) - start > PIECE_CHARACTERS:
+            cut = self.find_cut(text, start + PIECE_CHARACTERS)
+            if cut is None:
+                break
+            check_length(cut.start() - start)
+            yield start, cut.start()
             start = cut.end()
-        yield text[start:]
+
+        check_length(len(text) - start)
+        yield start, len(text)
+
+    def find_cut(self, text: str, start: int) -> re.Match[str] | None:
+        """Return the first boundary from `start` on, or None."""
+        if self.boundary is None:
+            return None
+        cuts = islice(self.boundary.pattern.finditer(text, start), MOST_CUTS)
+        if self.is_bytes:
+            return next(cuts, None)
+        return next((cut for cut in cuts if self.is_sure(text, cut)), None)
+
+    def is_sure(self, text: str, cut: re.Match[str]) -> bool:
+        """Return whether a match of the boundary's pattern is one, as its surroundings confirm."""
+        assert self.boundary is not None
+        _, near, reach = self.boundary
+        if near and near.search(text, max(0, cut.start() - reach), cut.end() + reach):
+            return False
+
+        left = text[max(0, cut.start() - PROOF_CHARACTERS) : cut.start()]
+        right = text[cut.end() : cut.end() + PROOF_CHARACTERS]
+        return self.is_confirmed(left, cut.group(), right)
+
+    def is_confirmed(self, left: str, gap: str, right: str) -> bool:
+        """Return whether the ids of two texts are those of both with `gap` between them."""
+        pieces = self.encode_batch([left, right, left + gap + right])
+        return np.array_equal(np.concatenate(pieces[:2]), pieces[2])
 
     def decode(self, ids: Any) -> str:
         """Return the text of an array of ids.
@@ -178,12 +234,14 @@ def special_token_names(inner: tokenizers.Tokenizer) -> list[str]:
     return [token.content for _, token in tokens if token.special]
 
 
-def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
-    """Return whether text is split by GPT-2's pattern and not changed before."""
-    splitter: Any = inner.pre_tokenizer
-    if inner.normalizer is not None or not isinstance(splitter, pre_tokenizers.ByteLevel):
-        return False
-    return splitter.use_regex and not splitter.add_prefix_space
+def check_length(characters: int) -> None:
+    """Raise UserError if so many characters can't be encoded at once."""
+    if characters > MOST_CHARACTERS:
+        raise UserError(
+            f"{characters:,} characters in a row have no place where a token of this tokenizer "
+            f"surely ends, and at most {MOST_CHARACTERS:,} can be encoded at once: divide the text "
+            "into shorter documents (files or JSON lines)"
+        )
 
 
 def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
@@ -239,17 +297,24 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     `tokenizer.mask`, ...
     """
     try:
-        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError("tokenizer.path", f"{path}: is no regular file")
+        inner = tokenizers.Tokenizer.from_str(read_utf8(path))
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:  # the library raises plain Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())
         raise ConfigError("tokenizer.path", f"{path}: not a tokenizer.json: {reason}") from error
 
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
             names = special_token_names(inner)
-            known = ", ".join(map(repr, names)) or "none"
+            known = ", ".join(map(repr, names[:MOST_SHOWN])) or "none"
+            known += f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
             hint = suggestion(name, names) or f" (its special tokens: {known})"
             raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{hint}")
 

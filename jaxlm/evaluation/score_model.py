@@ -19,6 +19,7 @@ from jaxlm.config import (
     UserError,
 )
 from jaxlm.data import Document, Store, identify_store
+from jaxlm.data.sources import COMMAND_OPTIONS
 from jaxlm.data.sources import read_documents as read_source
 from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring
@@ -367,10 +368,5 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
 
 
 def read_documents(source: SourceConfig) -> Iterable[Document]:
-    """Yield the documents of `--data`. Raises UserError naming the argument at fault."""
-    try:
-        yield from read_source(source, "--data")
-    except ConfigError:
-        raise
-    except UserError as error:
-        raise UserError(str(error).replace("data.sources.text_key", "--text-key")) from error
+    """Yield the documents of `--data`, whose options the errors name."""
+    return read_source(source, COMMAND_OPTIONS)

@@ -170,12 +170,19 @@ def tokenize_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple
     """Yield each text with its tokens; some megabytes are encoded at once, on all cores."""
     for group in batch_texts(texts):
         pieces = [list(tokenizer.split_text(text)) for text in group]
-        found = iter(tokenizer.encode_batch([piece for parts in pieces for piece in parts]))
+        ids = encode_pieces([piece for parts in pieces for piece in parts], tokenizer)
         for text, parts in zip(group, pieces, strict=True):
-            yield text, np.concatenate(list(islice(found, len(parts))))
+            yield text, np.concatenate(list(islice(ids, len(parts))))
+
+
+def encode_pieces(pieces: Sequence[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield the ids of each piece. A long text has many, which are not all encoded at once."""
+    for batch in batch_texts(pieces):
+        yield from tokenizer.encode_batch(batch)
 
 
 def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of about TOKENIZER_CHARACTERS."""
     group: list[str] = []
     characters = 0
     for text in texts:
@@ -190,7 +197,7 @@ def batch_texts(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def encode_text(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Return the ids of a text, int32 [n]."""
-    return np.concatenate(tokenizer.encode_batch(list(tokenizer.split_text(text))))
+    return np.concatenate(list(encode_pieces(list(tokenizer.split_text(text)), tokenizer)))
 
 
 def longest_prefix(text: str, encode: Callable[[str], np.ndarray], tokens: int) -> str:

@@ -211,17 +211,17 @@ def test_edits_may_replace_sections_and_depend_on_each_other():
     )
 
 
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 FIELDS = {
     "seed": st.integers(0, 2**32 - 1),
     "optimizer.learning_rate": st.floats(1e-30, 1e30),
     "optimizer.weight_decay_exclude": st.lists(st.text()).map(tuple),
-    "optimizer.gradient_clip": st.none()
-    | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    "optimizer.gradient_clip": st.none() | st.floats(2.0**-126, 1e38),
     "model.kv_heads": st.sampled_from([None, 1, 2, 3, 4, 6, 12]),
     "model.gated": st.booleans(),
     "parallel.zero": st.sampled_from([0, 1, 2, 3]),
     "data.sources": st.lists(
-        st.builds(SourceConfig, name=st.text(min_size=1), path=st.text(min_size=1)),
+        st.builds(SourceConfig, name=st.text(min_size=1), path=PATHS),
         min_size=1,
         unique_by=lambda s: s.name,
     ).map(tuple),
@@ -247,7 +247,7 @@ def test_saved_json_loads_as_the_same_config(tmp_path_factory, values):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(1e-300, 1e300))
+@given(st.floats(1e-37, 1e38))
 def test_a_float_survives_an_edit(value):
     assert (
         config.apply_edits(Config(), [f"optimizer.learning_rate={value!r}"]).optimizer.learning_rate
@@ -369,6 +369,9 @@ DOCUMENTS = [
     ),
     ('{"data": {"sources": {"name": "a"}}}', ": data.sources: must be a list, got {'name': 'a'}"),
     ('{"seed": ' + "[" * 100_000, ": is not JSON: "),
+    ('{"seed": ' + "9" * 5000 + "}", ": is not JSON: "),
+    ('{"seed": 1, "seed": 2}', ": is not JSON: the key 'seed' stands twice in one object"),
+    ('{"evaluation": {"sample_prompt": "\\ud800"}}', ": evaluation.sample_prompt: must be Unicode"),
 ]
 
 
@@ -380,6 +383,11 @@ def test_a_mistake_in_saved_json_names_file_and_key(tmp_path, document, message)
     assert mistake(path).startswith(f"{path}{message}")
 
 
+def test_a_config_that_would_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    assert mistake(tmp_path / "pipe.json") == f"{tmp_path}/pipe.json: is no regular file"
+
+
 def test_json_that_is_not_text(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'{"seed": "\xff"}')
@@ -387,7 +395,55 @@ def test_json_that_is_not_text(tmp_path):
 
 
 def test_data_must_name_something(tmp_path):
-    assert mistake(recipe(tmp_path), data="") == "data.sources.path: must not be empty"
+    assert mistake(recipe(tmp_path), data="") == "data.sources.0.path: must not be empty"
+
+
+def test_data_goes_before_the_edits(tmp_path):
+    """An edit says how the file of --data is read."""
+    edits = ["data.sources.0.format=jsonl", "data.sources.0.text_key=body", "data.sources.0.name=b"]
+    assert config.load(recipe(tmp_path), edits, "a.json").data.sources == (
+        SourceConfig(name="b", path="a.json", format="jsonl", text_key="body"),
+    )
+    start = recipe(tmp_path)
+    for key in ("data.sources.0.path=b", 'data.sources=[{"name": "a", "path": "b"}]', "data={}"):
+        assert "--data names the source already" in mistake(start, [key], "a.json")
+    assert "no such item" in mistake(start, ["data.sources.1.weight=2"], "a.json")
+
+
+PAIRS = (
+    "config = Config(model=ModelConfig(family='encoder_decoder'),\n"
+    "    objective=ObjectiveConfig(kind='pairs'), data=DataConfig(sources=(\n"
+    "    SourceConfig(name='a', path='a', format='pairs', source_key='de', target_key='en'),)))\n"
+)
+
+
+def test_data_of_an_objective_of_pairs_are_pairs(tmp_path):
+    source = config.load(recipe(tmp_path, PAIRS), [], "p.jsonl").data.sources[0]
+    assert (source.path, source.format) == ("p.jsonl", "pairs")
+    assert (source.source_key, source.target_key) == ("de", "en")
+
+    source = config.load(recipe(tmp_path, PAIRS), ["data.sources.0.source_key=fr"], "p.jsonl")
+    assert (source.data.sources[0].source_key, source.data.sources[0].target_key) == ("fr", "en")
+
+    edits = ["model.family=encoder_decoder", "objective.kind=pairs"]
+    source = config.load(recipe(tmp_path), edits, "p.jsonl").data.sources[0]
+    assert (source.format, source.source_key, source.target_key) == ("pairs", "source", "target")
+
+    edits = ["model.family=decoder", "objective.kind=causal"]
+    assert config.load(recipe(tmp_path, PAIRS), edits, "p.jsonl").data.sources == (
+        SourceConfig(name="p", path="p.jsonl"),
+    )
+
+
+def test_a_config_json_with_a_byte_order_mark_loads(tmp_path):
+    document = config.to_dict(Config(seed=7, run_directory="runs/x"))
+    path = saved(tmp_path, "\ufeff" + json.dumps(document))
+    assert config.load(path) == Config(seed=7, run_directory="runs/x")
+
+
+def test_a_missing_config_json_is_not_taken_for_another_file_of_the_run(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert mistake(tmp_path / "config.json") == f"{tmp_path}/config.json: no such config file"
 
 
 # The budget of fields

@@ -94,7 +94,7 @@ BEFORE_ANYTHING = [  # arguments after `--config recipe.py`, what the line begin
     (["model.layers"], "model.layers: is not an edit"),
     (["model.layers=many"], "model.layers: must be a whole number, got 'many'"),
     (["--devices", "two"], "runtime.devices: must be a whole number or none, got 'two'"),
-    (["--data", ""], "data.sources.path: must not be empty"),
+    (["--data", ""], "data.sources.0.path: must not be empty"),
     (["model.vocabulary_size=256"], "model.vocabulary_size: 256 is below the 257 ids"),
     (["data.sequence_length=32"], "data.sequence_length: 32 exceeds model.context_length (16)"),
     (["--config", "recip.py"], "recip.py: no such config file (did you mean 'recipe.py'?)"),
@@ -139,15 +139,18 @@ LATER = [  # found with jax (on the 8 devices of these tests) or in the data
     (["--devices", "1000"], "runtime.devices: 1000 devices requested, "),
     (["run_directory=file"], "run_directory: "),
     (["data.store=file"], "data.store: file"),
-    (["--data", "tex.txt"], "data.sources: tex.txt: no such file (did you mean 'text.txt'?)"),
-    (["--data", "nothing"], "data.sources: nothing: holds no files"),
-    (["--data", "*.csv"], "data.sources: *.csv: no such file"),
-    (["--data", "empty.txt"], "data.sources"),
+    (
+        ["--data", "tex.txt"],
+        "data.sources.0.path: tex.txt: no such file (did you mean 'text.txt'?)",
+    ),
+    (["--data", "nothing"], "data.sources.0.path: nothing: holds no files"),
+    (["--data", "*.csv"], "data.sources.0.path: *.csv: no such file"),
+    (["--data", "empty.txt"], "data.sources.0.path: empty.txt holds no text"),
     (["--data", "latin.txt"], "latin.txt: not UTF-8 at byte 3 (0xe9)"),
     (["--data", "broken.jsonl"], "broken.jsonl:3: not JSON: "),
     (
         ["--data", "otherkey.jsonl"],
-        "otherkey.jsonl:2: no key 'text' (did you mean 'txt'?); data.sources.text_key",
+        "otherkey.jsonl:2: no key 'text' (did you mean 'txt'?); data.sources.0.text_key",
     ),
     (
         ["data.validation.method=hash"],
@@ -222,9 +225,54 @@ def test_after_too_little_data_the_same_command_goes_on_with_more(folder, capsys
     assert only_line(capsys.readouterr().err) == "the data is ready"
 
 
+def test_a_missing_file_for_an_existing_run_is_named(copied_run, capsys):
+    """The run also differs in the name of its source, which helps nobody."""
+    copied_run("decoder")
+    assert command("--config", "tiny.py", "--data", "nothere.txt", "training.steps=14") == 2
+    message = only_line(capsys.readouterr().err)
+    assert message.startswith("data.sources.0.path: nothere.txt: no such file")
+
+
+def test_a_damaged_shard_ends_a_run_in_one_line(copied_run, capsys):
+    folder = copied_run("decoder")
+    (shard,) = folder.glob("stores/*/train-0-00000.bin")
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    assert command("--config", "tiny.py", "training.steps=14") == 2
+    message = only_line(capsys.readouterr().err)
+    assert message.startswith(f"{shard.relative_to(folder)}: damaged: its checksum is ")
+
+
+def test_words_that_are_never_hidden_whole_are_warned_of(folder, capsys, monkeypatch):
+    def create_state(*_, **__):
+        raise UserError("the data is ready")
+
+    monkeypatch.setattr(trainer, "build_state", create_state)
+    (folder / "dna.txt").write_text("ACGT" * 1000)
+    edits = [
+        "model.family=encoder",
+        "objective.kind=masked",
+        "model.vocabulary_size=259",
+        "objective.whole_words=true",
+    ]
+    for path, warnings in (("dna.txt", 1), ("text.txt", 0)):
+        assert command("--config", "recipe.py", "--data", path, *edits) == 2
+        output = capsys.readouterr()
+        assert only_line(output.err) == "the data is ready"
+        assert output.out.count("warning: objective: nothing is predicted") == warnings
+
+
+def test_the_config_json_of_a_run_may_have_a_byte_order_mark(copied_run, capsys):
+    path = copied_run("decoder") / "runs" / "tiny" / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert command("--config", "tiny.py", "run_directory=runs/tiny") == 0
+    assert "12 of 12 steps are done" in capsys.readouterr().out
+
+
 ITSELF = [
     ([], "the following arguments are required: --config"),
-    (["--config", "recipe.py", "--data", "no.txt"], "data.sources: no.txt: no such file"),
+    (["--config", "recipe.py", "--data", "no.txt"], "data.sources.0.path: no.txt: no such file"),
 ]
 
 

@@ -19,6 +19,7 @@ from jaxlm.config import (
     SourceConfig,
     TrainingConfig,
     data,
+    fields,
     model,
     objective,
     schema,
@@ -99,6 +100,17 @@ WRONG = [  # a section, a wrong value and what the message says of it
     ),
     (Config, {"seed": 2**32}, "seed: must be at most 4294967295, got 4294967296"),
     (Config, {"run_directory": ""}, "run_directory: must not be empty"),
+    (Config, {"run_directory": "a\0b"}, "run_directory: must not have a zero byte, got 'a\\x00b'"),
+    (
+        OptimizerConfig,
+        {"learning_rate": 10**400},
+        "optimizer.learning_rate: must be finite, got inf",
+    ),
+    (
+        OptimizerConfig,
+        {"kind": "Adam-W"},
+        "optimizer.kind: must be one of 'adamw', 'adafactor', got 'Adam-W' (did you mean 'adamw'?)",
+    ),
     (Config, {"model": {"layers": 3}}, "model: must be ModelConfig, got {'layers': 3}"),
     (Config, {"modle": ModelConfig()}, "modle: unknown key (did you mean 'model'?)"),
     (
@@ -166,6 +178,16 @@ WRONG_EDITS = [
         "data.sources.first.weight=1",
         "data.sources.first: no such item: data.sources has 1, numbered from 0",
     ),
+    ("weight=0.5", "weight: unknown key (did you mean 'data.sources.0.weight'?)"),
+    ("layrs=3", "layrs: unknown key (did you mean 'model.layers'?)"),
+    ("Model.layers=3", "Model: unknown key (did you mean 'model'?)"),
+    ("model.kv-heads=3", "model.kv-heads: unknown key (did you mean 'model.kv_heads'?)"),
+    (
+        "data.sources.text_key=body",
+        "data.sources.text_key: data.sources is a list: write data.sources.0.text_key=...",
+    ),
+    ("data.sources.0=a", "data.sources.0: data.sources is a list: write data.sources.0.KEY=..."),
+    ("data.sources.²=a", "data.sources.²: data.sources is a list: write data.sources.0.²=..."),
     ("model.layers.x=1", "model.layers.x: model.layers is a value, not a section"),
     ("model.layers", "model.layers: is not an edit: write section.key=value"),
     ("=3", "=3: is not an edit: write section.key=value"),
@@ -211,6 +233,81 @@ TRANSLATED = (
     "data.sources.0.format=pairs",
     "data.sources.0.path=x",
 )
+
+
+def fields_of(kind, cls: Any = Config, path=""):
+    """Yield (key, bounds) of the fields of a type, such as float."""
+    for name, annotation in fields.field_types(cls).items():
+        key = fields.join(path, name)
+        inner, bounds = fields.split_bounds(fields.split_optional(annotation)[0])
+        if dataclasses.is_dataclass(inner):
+            yield from fields_of(kind, inner, key)
+        elif inner is kind:
+            yield key, bounds
+    if cls is DataConfig:
+        yield from fields_of(kind, SourceConfig, "data.sources.0")
+
+
+HOST_ONLY = ("tokenizer.training_megabytes", "data.sources.0.weight")
+FLOATS = [key for key, _ in fields_of(float) if key not in HOST_ONLY]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", ["1e39", "-1e39", "1e400", "nan", "1" * 400])
+def test_no_number_overflows_float32_on_the_device(key, value):
+    assert edit_mistake(f"{key}={value}").path == key
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        ("optimizer.learning_rate=1e39", "is too large for float32, got 1e+39"),
+        ("optimizer.learning_rate=1e-39", "is 0 in float32, got 1e-39"),
+        ("optimizer.epsilon=1e-50", "is 0 in float32, got 1e-50"),
+        ("model.norm_epsilon=1e-50", "is 0 in float32, got 1e-50"),
+        ("optimizer.beta2=0.99999999", "is 1 in float32, got 0.99999999"),
+    ],
+)
+def test_bounds_hold_in_float32(edit, reason):
+    assert edit_mistake(edit).reason == reason
+
+
+@pytest.mark.parametrize("key", [key for key, _ in fields_of(int) if key != "seed"])
+@pytest.mark.parametrize("value", ["1e12", "9" * 5000, "1e400", "-1e12", "1.5", "", "[]"])
+def test_whole_numbers_are_refused_where_the_device_could_not_count_them(key, value):
+    if not key.startswith("parallel."):  # their product is compared with the devices
+        assert edit_mistake(f"{key}={value}").path == key
+
+
+@pytest.mark.parametrize(
+    ("key", "bounds"), list(fields_of(str)), ids=[key for key, _ in fields_of(str)]
+)
+def test_strings_are_unicode_and_paths_may_be_bytes(key, bounds):
+    assert edit_mistake(f"{key}=\ud800").path == key
+    if bounds.path:
+        assert "zero byte" in edit_mistake(f"{key}=a\0").reason
+    else:
+        assert edit_mistake(f"{key}=\udcff").reason == "must be Unicode text, got '\\udcff'"
+
+
+def test_a_path_of_other_bytes_is_kept():
+    assert config.apply_edits(Config(), ["data.store=\udcff"]).data.store == "\udcff"
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        (["model=3", "model.layers=2"], "model: must be an object, got 3"),
+        (["data.sources=[3]", "data.sources.0.path=x"], "data.sources.0: must be an object, got 3"),
+        (["data.sources={}", "data.sources.0.path=x"], "data.sources: must be a list, got {}"),
+        (["data={}", "data.sources.0.path=x"], "data.sources.0: no such item: data.sources has 0"),
+        (["data.sources=" + "[" * 100_000], "data.sources: must be a list in JSON, got '[[[["),
+    ],
+)
+def test_edits_on_top_of_wrong_edits_name_the_key(edits, message):
+    assert str(edit_mistake(*edits)).startswith(message)
+
+
 CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the reason
     (
         ["optimizer.decay_steps=500", "optimizer.schedule=wsd"],
@@ -369,6 +466,14 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (["data.sources.0.path=x"], "data.sources.0.path", "'python_stdlib' takes no path"),
     (["data.sources.0.format=text"], "data.sources.0.path", "'python_stdlib' needs a path"),
     (["data.sources=[]"], "data.sources", "at least one source"),
+    (
+        [
+            'data.sources=[{"name": "a", "path": "x", "weight": 1e308},'
+            ' {"name": "b", "path": "y", "weight": 1e308}]'
+        ],
+        "data.sources",
+        "the sum of the weights is too large: 1e+308, 1e+308",
+    ),
     (
         ['data.sources=[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]'],
         "data.sources",

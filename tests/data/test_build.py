@@ -1,9 +1,12 @@
 import gzip
 import json
 import lzma
+import random
+import threading
 import zlib
 
 import numpy as np
+import pytest
 import tokenizers
 from support.stores import (
     all_texts,
@@ -15,7 +18,7 @@ from support.stores import (
     write_corpus,
 )
 
-from jaxlm import config
+from jaxlm import config, progress
 from jaxlm.data import build, open_store
 from jaxlm.data.tokenizer import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
@@ -145,3 +148,81 @@ def test_progress_of_long_tokenisation_is_shown(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == "tokenised 0 of 3 MB"
     assert shown[-1].startswith("tokenised 3 of 3 MB eta 0:00")
+
+
+def test_only_the_files_of_one_source_are_open_while_a_store_is_built(tmp_path, monkeypatch):
+    texts = write_corpus(tmp_path / "c", 30)
+    data = data_config(tmp_path, *sorted(texts.iterdir()), method="tail", share=0.5)
+    opened, most = set(), []
+
+    class Writer(build.TokenWriter):
+        def add(self, ids):
+            super().add(ids)
+            opened.add(self.stem)
+            most.append(len(opened))
+
+        def close(self):
+            opened.discard(self.stem)
+            return super().close()
+
+    monkeypatch.setattr(build, "TokenWriter", Writer)
+    store, _ = build_store(data)
+    assert max(most) <= 2  # of both splits
+    assert len(all_texts(store)) == 60
+
+
+def test_a_source_without_validation_text_has_files_all_the_same(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 10)
+    (tmp_path / "v.txt").write_text("held out")
+    data = data_config(tmp_path, tmp_path / "a.txt", method="source", path=str(tmp_path / "v.txt"))
+    store, _ = build_store(data)
+    entries = store.manifest["splits"]["train"] + store.manifest["splits"]["validation"]
+    assert all((store.path / entry["offsets"]).exists() for entry in entries)
+
+
+def test_progress_of_the_training_of_a_tokenizer_is_shown(tmp_path, monkeypatch, capsys):
+    """The library is silent while it joins pairs."""
+    monkeypatch.setattr(build, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(build, "TICK_SECONDS", 0.001)
+    shown = threading.Event()
+
+    def train(texts, size, special):
+        texts = list(texts)
+        assert shown.wait(60)
+        return train_bpe(texts, size, special)
+
+    class Watched(progress.Progress):
+        def update(self, done, text):
+            super().update(done, text)
+            if "so far" in text:
+                shown.set()
+
+    monkeypatch.setattr(build, "train_bpe", train)
+    monkeypatch.setattr(build, "Progress", Watched)
+    (tmp_path / "c.txt").write_text("some words " * 1000)
+    data = data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5)
+    build_store(data, config.TokenizerConfig(kind="bpe"))
+    assert "tokenizer: trains on 0.0 MB, 0:00 so far" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_fails_to_train_leaves_no_thread(monkeypatch):
+    with pytest.raises(ZeroDivisionError), build.training_progress(10):
+        raise ZeroDivisionError
+    assert not [thread for thread in threading.enumerate() if "tokenizer" in thread.name]
+
+
+def test_other_threads_run_while_a_tokenizer_is_trained():
+    """Or no progress could be shown."""
+    words = "".join(random.Random(0).choices("ACGT", k=100_000))
+    ticks, ended = [], threading.Event()
+
+    def tick():
+        while not ended.wait(0.001):
+            ticks.append(None)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    train_bpe([words], 400, SpecialTokens("<|endoftext|>"))
+    ended.set()
+    thread.join()
+    assert len(ticks) > 10

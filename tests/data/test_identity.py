@@ -108,3 +108,18 @@ def test_names_of_all_kinds_of_stores_are_fixed_for_ever(data, tmp_path):
         "8861e55ef05f564c",
         "e8269361da7575e5",
     ]
+
+
+def test_validation_files_that_are_read_as_before_keep_the_name_of_their_store(data, tmp_path):
+    """Earlier versions went by the names of the validation files alone."""
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n')
+    names = []
+    for validation in ("v.jsonl", "v.json"):
+        (tmp_path / validation).write_text('{"text": "b"}\n')
+        config = data_config(
+            tmp_path, tmp_path / "t.jsonl", method="source", path=str(tmp_path / validation)
+        )
+        sources = (replace(config.sources[0], format="jsonl"),)
+        inputs = identify_store(replace(config, sources=sources), BYTES, 300, ()).inputs
+        names.append(inputs["sources"][-1]["format"])
+    assert names == ["auto", "jsonl"]

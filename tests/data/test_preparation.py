@@ -1,14 +1,15 @@
 import fcntl
 import multiprocessing
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.stores import BYTES, build_store, data_config, write_corpus
 
 from jaxlm import config
-from jaxlm.config import ConfigError, LostError
-from jaxlm.data import await_store, build, open_store, preparation, prepare
+from jaxlm.config import ConfigError, LostError, UserError
+from jaxlm.data import await_store, build, identity, open_store, preparation, prepare
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_failed_build_leaves_nothing_that_looks_finished(data, tmp_path, monkeyp
     monkeypatch.setattr(build, "describe_validation", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_store(data)
-    assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
+    assert not list(tmp_path.glob("stores/*"))
 
     monkeypatch.undo()
     assert build_store(data)[0].path.is_dir()
@@ -132,3 +133,54 @@ def test_the_wait_ends_when_process_0_has_another_store(data):
     folder = await_store(data, BYTES, 300, lambda _: None, ready=lambda: True, seconds=60)
     with pytest.raises(ConfigError, match=r"^data\.store: there is no .* here"):
         open_store(folder)
+
+
+def contents(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_finished_store_leaves_no_locks(data, tmp_path):
+    store, _ = build_store(data)
+    assert [name for name in contents(tmp_path / "stores") if "lock" in name] == []
+    assert build_store(data)[0].hash == store.hash
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    ("path", "content"), [("nofile.txt", None), ("latin.txt", b"\xff"), ("empty.txt", b"")]
+)
+def test_a_mistake_in_the_data_leaves_nothing_behind(tmp_path, path, content, new):
+    if content is not None:
+        (tmp_path / path).write_bytes(content)
+    if not new:
+        (tmp_path / "stores").mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(UserError):
+        build_store(data_config(tmp_path, tmp_path / path))
+    assert contents(tmp_path) == before
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(tmp_path):
+    """Its last holder removes the file: two processes must not hold one of two files each."""
+    path = tmp_path / ".lock"
+    first = path.open("w")
+    fcntl.flock(first, fcntl.LOCK_EX)
+
+    def release():
+        path.unlink()
+        first.close()
+
+    with (
+        identity.file_lock(path, on_wait=release),
+        path.open("w") as other,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file", "file/below"])
+def test_a_store_that_can_not_be_made_names_the_key(data, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^data\.store: .*(too long|Not a dir|File exists)"):
+        build_store(replace(data, store=str(tmp_path / name)))

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data.mixture import PERIOD, Mixture
+from jaxlm.config import ConfigError, DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data import prepare
+from jaxlm.data.mixture import PERIODS, Mixture
 from jaxlm.data.permutation import permute
 from jaxlm.data.schedule import BatchSchedule
 
@@ -95,7 +98,8 @@ def test_permutation_is_uniform():
     assert abs(np.abs(np.diff(images(10_000))).mean() - 3333) < 6 * 24
 
 
-weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=5)
+PERIOD, FINE_PERIOD = PERIODS
+weights = st.lists(st.floats(0.1, 100), min_size=1, max_size=5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -126,7 +130,12 @@ def test_mixture_has_the_shares_and_spreads_them(values):
 
 @pytest.mark.parametrize(
     ("values", "slots"),
-    [([3, 1], [3072, 1024]), ([1, 1, 2], [1024, 1024, 2048]), ([1e9, 1], [4095, 1]), ([5], [4096])],
+    [
+        ([3, 1], [3072, 1024]),
+        ([1, 1, 2], [1024, 1024, 2048]),
+        ([4095, 1], [4095, 1]),
+        ([5], [4096]),
+    ],
 )
 def test_mixture_slots(values, slots):
     assert Mixture(values).slots.tolist() == slots
@@ -136,3 +145,59 @@ def test_mixture_far_into_a_run():
     far = np.array([10**15 * PERIOD + 1])
     source, count = Mixture([3, 1])(far)
     assert count[0] == 10**15 * [3072, 1024][source[0]] + Mixture([3, 1])(np.array([1]))[1][0]
+
+
+def test_small_shares_are_exact_to_a_finer_period():
+    mixture = Mixture([1, 1e-5])
+    assert mixture.slots.tolist() == [FINE_PERIOD - 42, 42]
+    assert mixture.slots[1] / mixture.period == pytest.approx(1e-5, rel=0.01)
+    sources, numbers = mixture(np.arange(3 * FINE_PERIOD))
+    assert np.flatnonzero(sources)[:2].tolist() == pytest.approx([5e4, 1.5e5], rel=0.02)
+    assert numbers[sources == 1].tolist() == list(range(126))
+    assert mixture.count_samples(3 * FINE_PERIOD) == [3 * FINE_PERIOD - 126, 126]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            [1, 1e-8],
+            "data.sources.1.weight: 1e-08 is 1e-08 of the sum of all weights, which is less than 1 "
+            "sample in 4,194,304: raise it or leave the source out",
+        ),
+        ([1e-300, 1, 1], "data.sources.0.weight: 1e-300 is 5e-301 of the sum of all weights"),
+        ([5e-324, 1], "data.sources.0.weight: 4.94066e-324 is 4.9e-324 of the sum"),
+        ([1, 1e300], "data.sources.0.weight: 1 is 1e-300 of the sum of all weights"),
+    ],
+)
+def test_a_share_that_is_too_small_is_refused_with_numbers(values, message):
+    with pytest.raises(ConfigError) as error:
+        Mixture(values)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ([3, 1], "66d462d50683cb1a"),
+        ([0.7, 0.2, 0.1], "0e3e9efc86474be8"),
+        ([1, 1, 1], "b06b4236c97f8f88"),
+        ([1000, 1], "269a714345796846"),
+        ([10, 7.5, 1e-2], "fa56dc828e1c3a33"),
+    ],
+)
+def test_mixtures_are_fixed_for_ever(values, digest):
+    """A run that is resumed must go on with the samples that are next."""
+    sources, numbers = Mixture(values)(np.arange(10_000) + 123_456)
+    content = sources.astype("<i8").tobytes() + numbers.astype("<i8").tobytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
+
+
+def test_weights_are_looked_at_before_the_text(tmp_path):
+    sources = [
+        SourceConfig(name=name, path=str(tmp_path / "none"), weight=weight)
+        for name, weight in (("a", 1.0), ("b", 1e-9))
+    ]
+    data = DataConfig(sources=tuple(sources), store=str(tmp_path / "stores"))
+    with pytest.raises(ConfigError, match=r"^data\.sources\.1\.weight: 1e-09 is 1e-09 of the sum"):
+        prepare(data, TokenizerConfig(kind="bytes"), 300, print)

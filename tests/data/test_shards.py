@@ -1,9 +1,17 @@
+import errno
+import os
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.token_arrays import UINT32, write_numbered
 
 from jaxlm.config import UserError
-from jaxlm.data.shards import TokenArray, TokenWriter
+from jaxlm.data import shards
+from jaxlm.data.shards import OpenShards, TokenArray, TokenWriter
 
 
 @pytest.fixture
@@ -61,3 +69,83 @@ def test_shard_cut_short_while_in_use_is_named(tmp_path):
     message = r"train-00000\.bin: ends at byte 100, before its last token"
     with pytest.raises(UserError, match=message):
         array.read_windows(np.array([0]), 300)
+
+
+# Open files
+
+
+@pytest.fixture
+def many_shards(tmp_path):
+    """Return the array of the tokens 0, 1, ... in 400 shards of 2."""
+    writer = TokenWriter(tmp_path, "train", UINT32, 2)
+    writer.add(np.arange(800))
+    entries = writer.close()["shards"]
+    paths = [tmp_path / entry["file"] for entry in entries]
+    checksums = [entry["crc32"] for entry in entries]
+    return TokenArray(paths, [2] * len(paths), UINT32, checksums)
+
+
+@pytest.fixture
+def few_files():
+    """Let this process open 60 files more than it has."""
+    if sys.platform != "linux":
+        pytest.skip("counts the open files of Linux")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 60, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_store_may_have_more_shards_than_a_process_has_files(many_shards, few_files, monkeypatch):
+    monkeypatch.setattr(shards, "open_shards", OpenShards(limit=20))
+    starts = np.random.default_rng(0).integers(0, 800 - 5, 1000)
+    expected = starts[:, None] + np.arange(5)
+    before = open_files()
+
+    with ThreadPoolExecutor(8) as threads:
+        parts = list(threads.map(lambda part: many_shards.read_windows(part, 5), [starts] * 16))
+    assert all(np.array_equal(part, expected) for part in parts)
+    assert open_files() - before <= 20
+
+
+def test_a_shard_that_is_no_longer_kept_open_can_still_be_read(tmp_path):
+    """Another thread may have opened others meanwhile."""
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    opened = OpenShards(limit=1)
+    first = opened.open(0, tmp_path / "a")
+    assert opened.open(0, tmp_path / "b") is opened.open(0, tmp_path / "b")
+    assert os.pread(first.descriptor, 1, 0) == b"a"
+
+    descriptor = first.descriptor
+    del first
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_the_shards_of_an_array_are_closed_with_it(array):
+    array.read_windows(np.array([0, 5000]), 5)
+    assert any(owner == array.number for owner, _ in shards.open_shards.shards)
+    shards.open_shards.close(array.number)
+    assert not any(owner == array.number for owner, _ in shards.open_shards.shards)
+
+
+def test_too_many_open_files_are_not_taken_for_damage(array, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(shards, "open_shards", OpenShards(limit=1))
+    monkeypatch.setattr(os, "open", fail)
+    message = r"train-00000\.bin: too many open files: raise the limit .* \(ulimit -n\)$"
+    with pytest.raises(UserError, match=message):
+        array.read_windows(np.array([0]), 5)
+
+
+def test_a_shard_that_vanishes_is_named(array):
+    array.paths[3].unlink()
+    with pytest.raises(UserError, match=r"train-00003\.bin: No such file .*; delete the folder"):
+        array.read_windows(np.array([3500]), 5)

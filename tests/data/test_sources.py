@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from jaxlm import config
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data import fingerprints
 from jaxlm.data.fingerprints import fingerprint_source
-from jaxlm.data.sources import list_files, read_documents, stdlib_folder
+from jaxlm.data.sources import COMMAND_OPTIONS, list_files, read_documents, stdlib_folder
 
 
 def text_source(path: Path | str, **values) -> config.SourceConfig:
@@ -51,7 +54,7 @@ def test_missing_path_names_the_key_the_path_and_a_near_miss(tmp_path):
     write_texts(tmp_path, shakespeare="text")
     with pytest.raises(
         ConfigError,
-        match=r"^data\.sources: .*shakespear\.txt: no such file "
+        match=r"^data\.sources\.0\.path: .*shakespear\.txt: no such file "
         r"\(did you mean 'shakespeare\.txt'\?\)$",
     ):
         list_files(text_source(tmp_path / "shakespear.txt"))
@@ -84,7 +87,7 @@ def test_json_lines_by_ending_and_key(tmp_path):
         "a.log:5",
         "second",
     )
-    assert len(named_texts(text_source(tmp_path / "a.log"))) == 1
+    assert len(named_texts(text_source(tmp_path / "a.log", format="text"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -93,8 +96,10 @@ def test_json_lines_by_ending_and_key(tmp_path):
         (b'{"text": "x"', "not JSON: Expecting"),
         (b"[" * 100_000, "not JSON: nested too deeply"),
         (b'["x"]', "must be a JSON object, got list"),
-        (b'{"txt": "x"}', r"no key 'text' \(did you mean 'txt'\?\); data\.sources\.text_key"),
+        (b'{"txt": "x"}', r"no key 'text' \(did you mean 'txt'\?\); data\.sources\.0\.text_key"),
         (b'{"content": "x"}', r"no key 'text' \(it has 'content'\)"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' stands twice in one object"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "not JSON that can be read: a number has too many"),
         (b'{"text": 3}', "'text' must be a string, got int"),
         (b'{"text": "\xff"}', r"not UTF-8 at byte 10 \(0xff\)"),
         (b'{"text": "ab\\ud800"}', "half a surrogate pair at character 2"),
@@ -105,6 +110,143 @@ def test_bad_json_line_names_file_and_line(tmp_path, line, reason):
     with pytest.raises(UserError, match=rf"a\.jsonl:3: {reason}") as error:
         named_texts(text_source(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_long_list_of_keys_is_shortened(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({f"k{number}": 0 for number in range(500)}))
+    with pytest.raises(UserError, match=r"'k19' and 480 more\); data") as error:
+        named_texts(text_source(tmp_path))
+    assert len(str(error.value)) < 500
+
+
+def test_keys_may_stand_in_objects_inside_and_in_texts(tmp_path):
+    line = json.dumps({"text": 'say "text": twice', "meta": {"text": 1, "other": {"text": 2}}})
+    (tmp_path / "a.jsonl").write_text(line)
+    assert named_texts(text_source(tmp_path)) == [("a.jsonl:1", 'say "text": twice')]
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.txt", "one", ["one"]),
+        ("a.jsonl", '{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        ("a.txt", f"{MARK}one{MARK}", [f"{MARK}one{MARK}"]),
+        ("a.jsonl", json.dumps({"text": f"{MARK}one"}), [f"{MARK}one"]),
+        ("a.txt", "", []),
+    ],
+)
+def test_one_leading_byte_order_mark_is_dropped(tmp_path, name, content, texts):
+    (tmp_path / name).write_bytes((MARK + content).encode())
+    assert [text for _, text in named_texts(text_source(tmp_path))] == texts
+
+    if not content.startswith(MARK):
+        marked = fingerprint_source(text_source(tmp_path), tmp_path / "none")
+        (tmp_path / name).write_bytes(content.encode())
+        assert fingerprint_source(text_source(tmp_path), tmp_path / "none") == marked
+
+
+@pytest.mark.parametrize("name", ["d.JSONL", "d.NDJSON", "d.Jsonl", "d.ndjson"])
+def test_json_lines_are_told_by_their_suffix_in_any_case(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert named_texts(text_source(tmp_path)) == [(f"{name}:1", "one"), (f"{name}:2", "two")]
+
+
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+OTHER_FORMATS = [  # name, content, the reason; with format=text the content, if it is text
+    ("d.json", LINES, ":1: is a JSON object, but the file would be read as plain text: set data"),
+    ("d.txt", b"\n \n" + LINES, ":1: is a JSON object, but the file"),
+    ("d.jsonl.txt", LINES, ":1: is a JSON object, but the file"),
+    ("d.json", b'[{"text": "one"}]', ": is a JSON array, not JSON lines: convert it to JSON lines"),
+    ("d.json", b'\n[\n {"text": "one"}\n]\n', ": is a JSON array, not JSON lines: convert it"),
+    ("d.csv", b"text\none\n", ": is a CSV file: convert it to JSON lines first, or set data"),
+    ("d.TSV", b"text\tn\none\t1\n", ": is a TSV file: convert it to JSON lines first"),
+    ("d.txt.gz", gzip.compress(b"one"), ": is a gzip file, not UTF-8 text: unpack it first"),
+    ("d.jsonl.gz", gzip.compress(LINES), ": is a gzip file, not UTF-8 text: unpack it first"),
+    ("d.jsonl", gzip.compress(LINES), ": is a gzip file, not UTF-8 text: unpack it first"),
+    ("d.jsonl", lzma.compress(LINES), ": is a xz file, not UTF-8 text: unpack it first"),
+    ("d.txt", bz2.compress(LINES), ": is a bzip2 file, not UTF-8 text: unpack it first"),
+    ("d.jsonl", b"\x28\xb5\x2f\xfd rest", ": is a Zstandard file, not UTF-8 text: unpack it"),
+    ("d.parquet", b"PAR1\x80", ": is a Parquet file, not UTF-8 text: convert it to JSON lines"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    OTHER_FORMATS,
+    ids=[f"{name} {reason[:20]}" for name, _, reason in OTHER_FORMATS],
+)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_other_formats_are_named_as_such(tmp_path, name, content, reason, in_folder):
+    path = tmp_path / name
+    path.write_bytes(content)
+    (tmp_path / "a.txt").write_text("plain")
+    with pytest.raises(UserError) as error:
+        named_texts(text_source(tmp_path if in_folder else path))
+    assert str(error.value).startswith(f"{path}{reason}")
+
+    if "UTF-8" not in reason:
+        kept = named_texts(text_source(path, format="text"))
+        assert kept == [(name, content.decode())]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{\n  "name": "package"\n}\n'),
+        ("a.py", "{}\n"),
+        ("a.txt", "{not JSON}\ntext"),
+        ("a.json", "[1, 2]"),
+        ("a.md", "[{link}](x)"),
+        ("PAR1.txt", "PAR1 is a word"),
+        ("BZh", "BZhang wrote this"),
+        ("a", "  \n"),
+    ],
+)
+def test_text_that_only_begins_like_another_format_is_text(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert named_texts(text_source(tmp_path)) == [(name, content)]
+
+
+PATHS = [  # what the user names, the reason
+    ("x" * 5000, "File name too long"),
+    ("~nobody-of-this-name/a.txt", "no such file"),
+    ("pipe", "is no regular file"),
+    ("/dev/zero", "is no regular file"),
+    ("a.txt/b", "no such file"),
+    ("[", "no such file"),
+]
+
+
+@pytest.mark.parametrize(("path", "reason"), PATHS, ids=[path[:9] for path, _ in PATHS])
+def test_a_path_that_names_no_file_is_refused_in_one_line(tmp_path, monkeypatch, path, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError) as error:
+        named_texts(text_source(path))
+    assert str(error.value).startswith(f"data.sources.0.path: {path}: {reason}")
+
+
+@pytest.mark.parametrize("method", ["is_dir", "exists"])
+def test_a_folder_that_may_not_be_read_is_refused_in_one_line(tmp_path, monkeypatch, method):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(ConfigError, match=r"^data\.sources\.0\.path: .*: Permission denied$"):
+        list_files(text_source("secret/a.txt"))
+
+
+def test_messages_name_options_where_a_command_takes_the_source(tmp_path):
+    (tmp_path / "a.json").write_bytes(LINES)
+    with pytest.raises(UserError, match=r"set --format jsonl to read JSON lines, or --format text"):
+        list(read_documents(text_source(tmp_path), COMMAND_OPTIONS))
+    (tmp_path / "a.json").rename(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"; --text-key names the key of the text"):
+        list(read_documents(text_source(tmp_path, text_key="body"), COMMAND_OPTIONS))
 
 
 def test_pairs_are_read_by_their_keys(tmp_path):
@@ -131,12 +273,12 @@ def test_pairs_are_read_by_their_keys(tmp_path):
         (
             '{"de": "x", "en": "y"}',
             r"no key 'source' \(it has 'de', 'en'\); "
-            r"data\.sources\.source_key names the key of the source",
+            r"data\.sources\.0\.source_key names the key of the source",
         ),
         (
             '{"source": "x", "targets": "y"}',
             r"no key 'target' \(did you mean 'targets'\?\); "
-            r"data\.sources\.target_key names the key of the target",
+            r"data\.sources\.0\.target_key names the key of the target",
         ),
         ('{"source": "x", "target": ["y"]}', "'target' must be a string, got list"),
         ('{"source": "x\\udc00", "target": "y"}', "half a surrogate pair at character 1"),
@@ -209,6 +351,19 @@ def test_fingerprint_does_not_read_unchanged_files_again(tmp_path, monkeypatch):
     write_texts(folder, b="Y")
     assert fingerprint_source(text_source(folder), cache) != before
     assert read_files == ["b.txt"]
+
+
+def test_a_file_that_is_read_otherwise_than_before_has_another_fingerprint(tmp_path):
+    """Its store, which an earlier version made of it as plain text, is not used."""
+    fingerprints = []
+    for folder, name in (("one", "a.jsonl"), ("two", "a.JSONL")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(LINES)
+        fingerprints.append(fingerprint_source(text_source(tmp_path / folder), tmp_path / "c.json"))
+        as_text = text_source(tmp_path / folder, format="text")
+        fingerprints.append(fingerprint_source(as_text, tmp_path / "c.json"))
+    assert fingerprints[0] == fingerprints[1]
+    assert fingerprints[2] != fingerprints[3]
 
 
 def test_fingerprint_survives_a_damaged_cache(tmp_path):

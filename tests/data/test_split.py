@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from support.stores import build_store, data_config, read_texts, read_tokens, write_corpus
 
@@ -20,19 +22,35 @@ def test_hash_split_of_few_documents_names_tail(tmp_path):
     )
     with pytest.raises(ConfigError, match=message):
         build_store(data_config(tmp_path, write_corpus(tmp_path / "c", 3)))
-    assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
+    assert not list(tmp_path.glob("stores/*"))
 
 
-def test_empty_split_names_the_share(tmp_path):
-    message = r"^data\.validation: the validation split is empty: 40 documents, share 1e-09"
-    with pytest.raises(ConfigError, match=message):
-        build_store(data_config(tmp_path, write_corpus(tmp_path / "c"), share=1e-9))
+@pytest.mark.parametrize(
+    ("method", "share", "message"),
+    [
+        (
+            "hash",
+            1e-9,
+            "the validation split of 40 documents is empty with a share of 1e-09: raise the share "
+            "or use data.validation.method=tail, which cuts documents",
+        ),
+        (
+            "tail",
+            0.9999999,
+            "the train split of 40 documents is empty with a share of 1: lower the share",
+        ),
+    ],
+)
+def test_an_empty_split_names_the_share_and_what_helps(tmp_path, method, share, message):
+    with pytest.raises(ConfigError) as error:
+        build_store(data_config(tmp_path, write_corpus(tmp_path / "c"), method=method, share=share))
+    assert str(error.value) == f"data.validation.share: {message}"
 
 
 def test_source_without_text_is_named(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     data = data_config(tmp_path, write_corpus(tmp_path / "c"), tmp_path / "empty.txt")
-    with pytest.raises(ConfigError, match=r"^data\.sources: .*empty\.txt holds no text"):
+    with pytest.raises(ConfigError, match=r"^data\.sources\.1\.path: .*empty\.txt holds no text"):
         build_store(data)
 
 
@@ -90,3 +108,24 @@ def test_missing_validation_file_names_its_key(with_validation_file, tmp_path):
     (tmp_path / "v.txt").unlink()
     with pytest.raises(ConfigError, match=r"^data\.validation\.path: .*v\.txt: no such file"):
         build_store(with_validation_file)
+
+
+FORMATS = [  # the training file, its format, the validation file, the validation's documents
+    ("train.json", "jsonl", "valid.json", ["one", "two"]),
+    ("train.jsonl", "auto", "valid.jsonl", ["one", "two"]),
+    ("train.json", "jsonl", "valid.jsonl", ["one", "two"]),
+    ("train.txt", "text", "valid.jsonl", ["one", "two"]),
+    ("train.txt", "text", "valid.json", ['{"text": "one"}\n{"text": "two"}\n']),
+]
+
+
+@pytest.mark.parametrize(("train", "format", "validation", "documents"), FORMATS)
+def test_validation_files_are_read_like_the_first_source(
+    tmp_path, train, format, validation, documents
+):
+    for name in (train, validation):
+        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+    data = data_config(tmp_path, tmp_path / train, method="source", path=str(tmp_path / validation))
+    data = replace(data, sources=(replace(data.sources[0], format=format),))
+    store, _ = build_store(data)
+    assert read_texts(store, store.validation) == [documents]

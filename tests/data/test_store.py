@@ -27,7 +27,12 @@ def test_damaged_shard_is_named(data, damage):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("manifest.json", "{"), ("tokenizer.json", "{"), ("tokenizer.json", OTHER_TOKENIZER)],
+    [
+        ("manifest.json", "{"),
+        ("manifest.json", '{"inputs": {"tokenizer": {"end_of_text": "<|endoftext|>"}}}'),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", OTHER_TOKENIZER),
+    ],
 )
 def test_damaged_description_is_named(data, name, content):
     (build_store(data)[0].path / name).write_text(content)

@@ -259,3 +259,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     for step in range(1, 512):  # one epoch: every page is read
         stream[step]
     assert resident_kilobytes() - before < 8_000
+
+
+@pytest.mark.parametrize(("last", "expected"), [(None, False), (0, True), (63, True), (64, False)])
+def test_samples_without_targets_are_noticed(tmp_path, last, expected):
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        weights = np.zeros(windows.shape, np.float32)
+        weights[samples == last] = 1
+        return Batch(tokens=windows, weights=weights)
+
+    objective = recording(10, 10)._replace(make_batch=make_batch)
+    assert (
+        build_stream(write_numbered(tmp_path, 900), objective=objective).has_targets() == expected
+    )

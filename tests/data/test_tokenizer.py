@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,27 @@ def test_unusable_tokenizer_files_name_the_key(tmp_path):
         tokenizer.load_tokenizer(path, PLAIN)
     with pytest.raises(ConfigError, match=r"^tokenizer\.path: .*none\.json: No such file"):
         tokenizer.load_tokenizer(tmp_path / "none.json", PLAIN)
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+def test_a_tokenizer_that_would_never_end_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(ConfigError, match=rf"^tokenizer\.path: {path}: is no regular file$"):
+        tokenizer.load_tokenizer(Path(path), PLAIN)
+
+
+def test_a_tokenizer_file_may_have_a_byte_order_mark(bpe, tmp_path):
+    bpe.save(tmp_path / "tokenizer.json")
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert tokenizer.load_tokenizer(tmp_path / "tokenizer.json", PLAIN).hash == bpe.hash
+
+
+def test_a_long_list_of_special_tokens_is_shortened(tmp_path):
+    path = word_level(tmp_path / "t.json", *[f"[{number}]" for number in range(300)])
+    with pytest.raises(ConfigError, match=r"'\[19\]' and 280 more\)$"):
+        tokenizer.load_tokenizer(path, SpecialTokens("zzz"))
 
 
 def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():

@@ -15,6 +15,7 @@ from support import tiny, tiny_run
 from tokenizers.processors import TemplateProcessing
 
 from jaxlm import config, evaluate, load_model, objectives, runtime
+from jaxlm.config import UserError
 from jaxlm.data import Document
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
@@ -843,3 +844,33 @@ def test_the_pseudo_perplexity_is_that_of_transformers_with_each_token_hidden(fo
     found = scored(str(tmp_path), *asked)["total"]
     assert found["pseudo_targets"] == count == 2 * 26
     assert found["pseudo_loss"] == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_a_file_may_be_called_like_a_name_and_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x=1.jsonl").write_text("{}")
+    (source,) = evaluate.parse_sources(["x=1.jsonl"], "text", "auto")
+    assert (source.name, source.path) == ("x=1.jsonl", "x=1.jsonl")
+    (source,) = evaluate.parse_sources(["y=x=1.jsonl"], "text", "auto")
+    assert (source.name, source.path) == ("y", "x=1.jsonl")
+    (source,) = evaluate.parse_sources(["x=2.jsonl"], "text", "jsonl")
+    assert (source.name, source.path, source.format) == ("x", "2.jsonl", "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("data", "text_key", "message"),
+    [
+        ("\ud800", "text", r"--data .: path must be Unicode text, got '\\ud800'"),
+        ("a.jsonl", "\udcff", r"--data a\.jsonl: text_key must be Unicode text"),
+    ],
+)
+def test_sources_that_are_no_text_are_refused(data, text_key, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.parse_sources([data], text_key, "auto")
+
+
+def test_texts_of_another_format_are_refused_with_the_option_that_reads_them(tmp_path):
+    (tmp_path / "d.json").write_text('{"text": "one"}\n')
+    (source,) = evaluate.parse_sources([str(tmp_path / "d.json")], "text", "auto")
+    with pytest.raises(UserError, match=r"set --format jsonl to read JSON lines, or --format text"):
+        list(score_model.read_source(source, score_model.COMMAND_OPTIONS))
