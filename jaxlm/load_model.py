@@ -15,12 +15,15 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.tokenizer import (
+    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     load_tokenizer_json,
     read_tokenizer,
     run_tokenizer_frame,
+    widen_special_tokens,
 )
 from jaxlm.precision import cast_for_gather
 from jaxlm.types import Tree, is_axes
@@ -82,7 +85,7 @@ def load_model(
 
 def load_run_model(path: Path, step: int | None, compute: str | None, devices: int) -> LoadedModel:
     """Return the model of a run directory; the parameters are as in `load_model`."""
-    run_config = config.load(path / "config.json")
+    run_config, _ = checkpoint.read_run_config(path)
     compute = compute or run_config.precision.compute
     precision = inference_precision(compute, run_config.precision.params)
     model, shardings = place_model(run_config.model, precision, devices)
@@ -101,16 +104,22 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
 
     tokenizer_file = path / TOKENIZER_FILE
     special = run_tokenizer_frame(
-        run_config.tokenizer, run_config.objective, load_tokenizer_json(tokenizer_file)
+        run_config.tokenizer,
+        run_config.objective,
+        load_tokenizer_json(tokenizer_file),
+        read_kept_generation(path),
     )
     tokenizer_config = dataclasses.replace(
         run_config.tokenizer, kind="file", path=str(tokenizer_file), vocabulary_size=None
     )
+    tokenizer = load_run_tokenizer(tokenizer_config, special)
+    if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
+        widen_special_tokens(tokenizer.inner, special)
     return LoadedModel(
         path,
         model,
         cast_params(model, params, compute),
-        load_run_tokenizer(tokenizer_config, special),
+        tokenizer,
         special,
         run_config,
         step,

@@ -12,8 +12,14 @@ from jaxlm.config import Config, ModelConfig, ObjectiveConfig, TokenizerConfig, 
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop.generation_config import read_generation_config
 from jaxlm.interop.hf_config import read_hf_config
+from jaxlm.interop.kept_files import keep_files
 from jaxlm.interop.match_architecture import differences
-from jaxlm.interop.tokenizer import TOKENIZER_FILE, TokenizerFrame, read_tokenizer
+from jaxlm.interop.tokenizer import (
+    TOKENIZER_FILE,
+    TokenizerFrame,
+    load_tokenizer_json,
+    read_tokenizer,
+)
 
 # Tokens of a sample, where the model leaves a choice.
 MAX_SAMPLE_LENGTH, MIN_SAMPLE_LENGTH = 1024, 16
@@ -47,13 +53,15 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
             f"{directory / TOKENIZER_FILE}: has {tokenizer.size} ids, more than the vocabulary "
             f"of the model in config.json ({model_config.vocabulary_size})"
         )
-    notes += read_generation_config(directory, read_hf_config(directory)).warnings
+    hf_config = read_hf_config(directory)
+    notes += read_generation_config(directory, hf_config).warnings
     _, params = interop.load(directory)
 
     with runtime.lock_run_directory(run):
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
             tokenizer.save(run / TOKENIZER_FILE)
+            keep_files(directory, run, hf_config, load_tokenizer_json(directory / TOKENIZER_FILE))
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
                 checkpoints.save_params(params)

@@ -239,7 +239,7 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     `tokenizer.mask`, ...
     """
     try:
-        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception

@@ -157,7 +157,8 @@ def parse_json(path: Path, content: bytes) -> Any:
         return values
 
     try:
-        return json.loads(content.decode(), object_pairs_hook=unique_keys)
+        # A byte order mark is no part of the text.
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -169,6 +170,16 @@ def parse_json(path: Path, content: bytes) -> Any:
         raise UserError(
             f"{path}: is not JSON that can be read: a number has too many digits"
         ) from None
+
+
+def format_document(values: Any) -> str:
+    """Return the text of a JSON file, with other letters than ASCII's as they are."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can say
+        text = json.dumps(values, indent=2) + "\n"
+    return text
 
 
 def equal_values(value: Any, other: Any) -> bool:
