@@ -3,10 +3,13 @@
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm import config, runtime
+from jaxlm.config import UserError
+from jaxlm.config.fields import suggestion
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -21,6 +24,7 @@ EXAMPLE = """examples:
 HF_DIR is a folder with config.json, safetensors and tokenizer.json; RUN is a run_directory.
 transformers loads what is exported."""
 
+COMMANDS = ("import", "export")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -99,8 +103,19 @@ def parse_size(text: str) -> int:
     return size
 
 
+def check_command(argv: Sequence[str]) -> None:
+    """Raise UserError, with the nearest command, unless the first word is one."""
+    words = [word for word in argv if not word.startswith("-")]
+    if words and words[0] not in COMMANDS:
+        near = suggestion(words[0], COMMANDS)
+        raise UserError(
+            f"{words[0]!r} is no command{near}: write import HF_DIR RUN, or export RUN OUT"
+        )
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
+    check_command(argv)
     args = build_convert_parser().parse_args(argv)
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
@@ -110,11 +125,13 @@ def main(argv: Sequence[str]) -> int:
         imported = import_model(args.directory, args.run, args.edits)
         for note in imported.notes:
             print(f"note: {note}", flush=True)
+        print_warnings(imported.warnings)
+        objective = imported.config.objective.kind
+        data = "PAIRS.jsonl" if objective == "pairs" else "TEXT"
         run_config = shlex.quote(str(args.run / "config.json"))
         print(
-            f"{args.run}: {imported.model_type}, objective {imported.config.objective.kind}. "
-            "Train it with\n"
-            f"  python -m jaxlm.train --config {run_config} --data TEXT training.steps=N",
+            f"{args.run}: {imported.model_type}, objective {objective}. Train it with\n"
+            f"  python -m jaxlm.train --config {run_config} --data {data} training.steps=N",
             flush=True,
         )
         return 0
@@ -128,12 +145,19 @@ def main(argv: Sequence[str]) -> int:
         max_shard_bytes=args.max_shard_size,
         archive=args.archive,
     )
+    print_warnings(exported.warnings)
     print(
         f"{args.out}: {exported.model_type} of step {exported.step}, {args.dtype}, "
         f"{exported.parameter_count:,} parameters",
         flush=True,
     )
     return 0
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print what is wrong with a model on stderr."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jaxlm import card, checkpoint, interop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, NoCheckpointError, UserError
-from jaxlm.conversion.import_model import check_is_empty
+from jaxlm.conversion.import_model import check_is_empty, nonfinite_warnings
 from jaxlm.interop.archive import write_archive
 from jaxlm.interop.generation_config import (
     CLASS_TOKEN_IDS,
@@ -36,6 +36,7 @@ class ExportedModel(NamedTuple):
     model_type: str
     step: int | None
     parameter_count: int
+    warnings: list[str]  # what is wrong with the model
 
 
 def export_run(
@@ -105,7 +106,9 @@ def export_run(
         card.write_card(folder, facts)
         if archive:
             write_archive(folder)
-    return ExportedModel(architecture.model_type, loaded.step, parameter_count)
+        names = interop.nonfinite_tensors(folder, loaded.params)
+    warnings = nonfinite_warnings(out, names)
+    return ExportedModel(architecture.model_type, loaded.step, parameter_count, warnings)
 
 
 def find_best_step(run: Path, run_config: Config) -> int:

@@ -248,6 +248,25 @@ def count_sentinels(inner: tokenizers.Tokenizer) -> int:
     raise AssertionError("itertools.count has no end")
 
 
+def check_tokens(
+    path: Path, inner: tokenizers.Tokenizer, objective_kind: str, required: Mapping[str, str]
+) -> None:
+    """Raise UserError if several of the tokens that an objective needs are missing; it names all.
+
+    `required` has them by their keys in `TokenizerConfig`. Where one alone is missing, the error
+    comes with a suggestion when the tokenizer is loaded.
+    """
+    missing = {key: name for key, name in required.items() if inner.token_to_id(name) is None}
+    if len(missing) < 2:
+        return
+    names = " and ".join(repr(name) for name in missing.values())
+    edits = " ".join(f"tokenizer.{key}=NAME" for key in missing)
+    raise UserError(
+        f"{path}: has no {names}, which objective.kind={objective_kind!r} needs; if it has other "
+        f"names for them, add {edits}"
+    )
+
+
 def build_tokenizer_config(path: Path, frame: TokenizerFrame) -> TokenizerConfig:
     """Return the config of a run that uses this tokenizer.json.
 
