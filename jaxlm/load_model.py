@@ -1,6 +1,7 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class LoadedModel(NamedTuple):
 
 def is_run(path: Path) -> bool:
     """Return whether a directory holds a run, even one without a config or a sound checkpoint."""
-    return (path / "checkpoints").is_dir()
+    return os.path.isdir(path / "checkpoints")  # false, and no error, where it can't be looked at
 
 
 def load_model(

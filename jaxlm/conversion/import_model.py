@@ -1,6 +1,7 @@
 """Make a run directory of a Hugging Face directory: its config, tokenizer and parameters."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -83,7 +84,7 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
 def check_is_no_run(directory: Path) -> None:
     """Raise UserError for a run directory, which needs no import."""
     path = directory / "config.json"
-    if is_run(directory) or (path.is_file() and "run_directory" in read_hf_config(directory)):
+    if is_run(directory) or (os.path.isfile(path) and "run_directory" in read_hf_config(directory)):
         raise UserError(
             f"{directory}: is a run, not a Hugging Face directory; train continues it: "
             f"python -m jaxlm.train --config {path}"
@@ -105,7 +106,11 @@ def check_is_empty(folder: Path) -> None:
     """Raise UserError unless a folder is absent or empty; the lock of a run doesn't count."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder")
-    if folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read: {error.strerror}") from error
+    if set(names) - {LOCK_FILE}:
         raise UserError(f"{folder}: is not empty; choose a new folder")
 
 

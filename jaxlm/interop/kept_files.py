@@ -6,6 +6,7 @@ tokenizer_config.json has the chat template, padding side and so on, and the fla
 Templates are text: they are never executed.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,11 @@ def read_chat_templates(directory: Path) -> dict[str, str]:
     files = {"default": directory / CHAT_TEMPLATE_FILE}
     folder = directory / CHAT_TEMPLATE_FOLDER
     if folder.is_dir():
-        files |= {path.stem: path for path in sorted(folder.glob("*.jinja"))}
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: can't be read: {error.strerror}") from error
+        files |= {Path(name).stem: folder / name for name in names if Path(name).suffix == ".jinja"}
     return {name: read_template(path) for name, path in files.items() if path.exists()}
 
 

@@ -14,95 +14,15 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import tiny, tiny_run
-from support.hf_directories import random_weights
+from support import tiny_run
+from support.conversions import MADE, converted, hf_directory
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
 from jaxlm.conversion import export_run, import_model
-from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
+from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop import hf_config, tokenizer
-from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
-
-TEXT = "It was the best of times, it was the worst of times. " * 20
-
-# Objective, begin of text, model: each as an architecture of `transformers` has it.
-BERT = replace(
-    tiny.ENCODER.model,
-    position_offset=0,
-    activation="gelu",
-    norm_epsilon=1e-12,
-    vocabulary_size=400,
-)
-BART = config.ModelConfig(
-    family="encoder_decoder",
-    vocabulary_size=400,
-    layers=2,
-    encoder_layers=1,
-    width=32,
-    heads=4,
-    context_length=64,
-    norm_placement="post",
-    embedding_norm=True,
-    position_offset=2,
-    activation="gelu",
-)
-ROBERTA = replace(BERT, token_types=1, position_offset=2, norm_epsilon=1e-5)
-MADE = {
-    "gpt2": (
-        "causal",
-        None,
-        config.ModelConfig(vocabulary_size=400, layers=2, width=32, heads=4, context_length=64),
-    ),
-    "llama": (
-        "causal",
-        None,
-        replace(
-            tiny.CONFIG.model,
-            attention_bias=False,
-            attention_output_bias=False,
-            mlp_bias=False,
-            tied_head=False,
-        ),
-    ),
-    "bert": ("masked", "<s>", BERT),
-    "roberta": ("masked", "<s>", ROBERTA),
-    "t5": (
-        "span",
-        None,
-        replace(
-            tiny.ENCODER_DECODER.model,
-            vocabulary_size=400,
-            encoder_layers=None,
-            encoder_heads=None,
-            encoder_mlp_width=None,
-        ),
-    ),
-    "bart": ("infilling", "<s>", BART),
-}
-
-
-def hf_directory(folder: Path, name: str) -> Path:
-    """A Hugging Face directory of random weights with the tokenizer of a run."""
-    kind, begin, model = MADE[name]
-    goal, made = (
-        config.ObjectiveConfig(kind=kind),
-        config.TokenizerConfig(begin_of_text=begin, sentinels=8),
-    )
-    needs = special_tokens(made, goal.needs)
-    own = byte_tokenizer(needs) if name == "llama" else train_bpe([TEXT], 400, needs)
-    special = tokenizer.run_tokenizer_frame(made, goal, own.inner)
-    architecture = interop.match_architecture(model)[0]
-    assert architecture.model_type == name
-    ids = export_run.token_ids(special, architecture)
-    interop.save(folder, model, random_weights(model), tokens=ids)
-    write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
-    return folder
-
-
-def converted(*arguments) -> int:
-    return runtime.command(convert.main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +253,7 @@ def test_mistakes_of_import(imported, tmp_path, capsys):
     mistakes = {
         ("import", tmp_path / "nothing", tmp_path / "run"): ["nothing"],
         ("import", tmp_path / "file", tmp_path / "run"): ["file"],
-        ("import", run, tmp_path / "run"): ["config.json", "model_type"],
+        ("import", run, tmp_path / "run"): [f"{run}: is a run", "jaxlm.train --config"],
         ("import", directory, run): [str(run), "not empty"],
         ("import", directory, tmp_path / "file"): ["file"],
         ("import", directory, tmp_path / "run", "model.layers=3"): ["model.layers"],
@@ -341,6 +261,8 @@ def test_mistakes_of_import(imported, tmp_path, capsys):
         ("import", directory, tmp_path / "run", "run_directory=x"): ["run_directory"],
         ("import", directory): ["RUN"],
         ("bring", directory): ["import"],
+        ("imprt", directory, tmp_path / "run"): ["did you mean 'import'"],
+        ("exports", run, tmp_path / "out"): ["did you mean 'export'"],
     }
     for arguments, named in mistakes.items():
         assert converted(*arguments) == 2, arguments
@@ -362,7 +284,10 @@ def test_mistakes_of_export(imported, tmp_path, capsys):
     mistakes = {
         ("export", tmp_path / "nothing", tmp_path / "out"): ["nothing"],
         ("export", tmp_path / "bare", tmp_path / "out"): ["bare", "config.json"],
-        ("export", directory, tmp_path / "out"): ["config.json", "not the config.json of a run"],
+        ("export", directory, tmp_path / "out"): [
+            "not the config.json of a run",
+            "is a Hugging Face",
+        ],
         ("export", run, tmp_path / "full"): ["full", "not empty"],
         ("export", run, tmp_path / "full" / "file"): ["file"],
         ("export", odd, tmp_path / "out"): ["model.positions"],  # said before anything is read
