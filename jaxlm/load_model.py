@@ -103,19 +103,7 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         params = checkpoints.restore_params(step, target)
 
-    tokenizer_file = path / TOKENIZER_FILE
-    special = run_tokenizer_frame(
-        run_config.tokenizer,
-        run_config.objective,
-        load_tokenizer_json(tokenizer_file),
-        read_kept_generation(path),
-    )
-    tokenizer_config = dataclasses.replace(
-        run_config.tokenizer, kind="file", path=str(tokenizer_file), vocabulary_size=None
-    )
-    tokenizer = load_run_tokenizer(tokenizer_config, special)
-    if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
-        widen_special_tokens(tokenizer.inner, special)
+    tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(
         path,
         model,
@@ -125,6 +113,24 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
         run_config,
         step,
     )
+
+
+def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, TokenizerFrame]:
+    """Return the tokenizer of a run directory and its special tokens."""
+    file = path / TOKENIZER_FILE
+    special = run_tokenizer_frame(
+        run_config.tokenizer,
+        run_config.objective,
+        load_tokenizer_json(file),
+        read_kept_generation(path),
+    )
+    tokenizer_config = dataclasses.replace(
+        run_config.tokenizer, kind="file", path=str(file), vocabulary_size=None
+    )
+    tokenizer = load_run_tokenizer(tokenizer_config, special)
+    if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
+        widen_special_tokens(tokenizer.inner, special)
+    return tokenizer, special
 
 
 def inference_precision(compute: str, params: str = "float32") -> PrecisionConfig:

@@ -14,6 +14,7 @@ from jaxlm.config import UserError
 
 MAX_CONFIG_BYTES = 10 << 20  # real files have a few thousand
 MAX_INTEGER = 1 << 28  # a size of 4 times as much still fits JAX's int32
+MAX_LAYERS = 10_000  # each is described on its own before the tensors are looked at
 SCALAR_TYPES: dict[type, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: ((int, float), "a number"),
@@ -87,7 +88,8 @@ class HFConfig:
         valid = isinstance(value, types) and isinstance(value, bool) == (scalar_type is bool)
         if not valid or (scalar_type is float and not abs(value) <= sys.float_info.max):
             self.refuse(key, f"must be {description}, got {format_json(value)}")
-        if scalar_type is int and abs(value) >= MAX_INTEGER:
+        limit = MAX_LAYERS if "layer" in key else MAX_INTEGER
+        if scalar_type is int and abs(value) >= limit:
             self.refuse(key, f"{format_json(value)} is too large")
         return scalar_type(value)
 
