@@ -6,12 +6,14 @@ python -m jaxlm.evaluate RUN|HF_DIR [--data PATH]
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import RuntimeConfig, SourceConfig, UserError
+from jaxlm.files import write_output
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -41,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     sources = parse_sources(args.data, args.text_key)
     if not sources:
         refuse_without_data(args)
+    runtime.check_output_file("--json", args.json)
+    # Where the terminal lacks a character, show a question mark.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     runtime.configure(RuntimeConfig(devices=args.devices))
 
     from jaxlm.evaluation import report, score_model
@@ -55,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
         f"{loaded.model.parameter_count():,} parameters, {compute}, "
         f"{runtime.describe_devices(scorer.devices)}"
     )
+
+    for note in loaded.special.notes:
+        print(f"note: {note}", file=sys.stderr)
 
     if sources:
         pseudo_windows = args.pseudo_windows
@@ -72,14 +80,15 @@ def main(argv: Sequence[str]) -> int:
             pseudo_windows=pseudo_windows,
         )
         score_model.check_options(loaded, options, pseudo_given=args.pseudo_windows is not None)
-        objective, scores, details = score_model.score_sources(loaded, options, scorer)
+        with runtime.memory_errors("lower --batch-size or --context"):
+            objective, scores, details = score_model.score_sources(loaded, options, scorer)
     else:
         objective, scores, details = score_model.score_validation_split(loaded, scorer)
 
     rows = [report.compute_metrics(source, objective) for source in scores]
     total = report.compute_metrics(report.total_scores(scores), objective)
     print(report.format_table([*rows, total] if len(rows) > 1 else rows))
-    if args.json:
+    if args.json is not None:
         model = {
             "model": args.path,
             "step": loaded.step,
@@ -87,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
             "compute": compute,
         }
         document = {**model, "objective": objective, **details, "sources": rows, "total": total}
-        write_json(Path(args.json), document)
+        write_json(args.json, document)
     return 0
 
 
@@ -213,11 +222,12 @@ def refuse_without_data(args: argparse.Namespace) -> None:
             )
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Write the figures to `path`; raise UserError where that is not possible."""
     try:
-        path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_output(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
     except OSError as error:
-        raise UserError(f"--json: can't write {path}: {error.strerror}") from error
+        raise UserError(f"--json: {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -32,6 +32,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_output(path: str | Path, content: bytes) -> None:
+    """Write a file that a user named: whole, or as it was after an error.
+
+    What is no regular file, such as a pipe, is written directly. Raises OSError.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        target.write_bytes(content)
+    else:
+        write_atomically(target.resolve(), content)  # a link keeps pointing to the file
+
+
 def sync(file: BinaryIO) -> None:
     """Wait until everything that was written to `file` is on the disk."""
     file.flush()

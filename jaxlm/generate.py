@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxlm import config, runtime
 from jaxlm.config import UserError
+from jaxlm.files import write_output
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
@@ -29,6 +30,8 @@ The likeliest token is taken each time (greedy), unless --temperature is above 0
 --top-p, --min-p or several --samples ask for sampling: then the temperature is 1. The same seed
 gives the same texts, whatever the batch size."""
 
+PROMPT_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
 # Options that apply to only some uses of a model.
 TEXT_OPTIONS = (
     "max_new_tokens",
@@ -46,6 +49,9 @@ TEXT_OPTIONS = (
     "seed",
     "no_stream",
 )
+MOST_TOKENS, MOST_ROWS = 1 << 20, 1 << 16  # above, mistakes are likelier than such machines
+MOST_LENGTH_PENALTY = 30.0  # as in decoding.beam
+
 OPTIONS_BY_USE = {"writes": TEXT_OPTIONS, "fills masks": ("top",), "embeds": ("pool", "out")}
 
 
@@ -69,18 +75,21 @@ def main(argv: Sequence[str]) -> int:
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
 
     started = time.perf_counter()
-    if use == "writes":
-        decoding_config = run_prompts.decoding_config(args)
-        stream = sys.stdout.isatty() and not args.no_stream
-        results = run_prompts.print_completions(loaded, prompts, decoding_config, stream)
-    elif use == "fills masks":
-        results = run_prompts.print_filled_masks(
-            loaded, prompts, top=args.top or 5, batch_size=args.batch_size
-        )
-    else:
-        results = run_prompts.print_embeddings(
-            loaded, prompts, pool=args.pool or "mean", batch_size=args.batch_size, out=args.out
-        )
+    with runtime.memory_errors("lower --batch-size, --beams or --max-new-tokens"):
+        if use == "writes":
+            for note in loaded.special.notes:
+                print(f"note: {note}", file=sys.stderr)
+            decoding_config = run_prompts.decoding_config(args)
+            stream = sys.stdout.isatty() and not args.no_stream
+            results = run_prompts.print_completions(loaded, prompts, decoding_config, stream)
+        elif use == "fills masks":
+            results = run_prompts.print_filled_masks(
+                loaded, prompts, top=args.top or 5, batch_size=args.batch_size
+            )
+        else:
+            results = run_prompts.print_embeddings(
+                loaded, prompts, pool=args.pool or "mean", batch_size=args.batch_size, out=args.out
+            )
     seconds = time.perf_counter() - started  # with compilation, without loading
 
     if args.json is not None:
@@ -98,9 +107,10 @@ def main(argv: Sequence[str]) -> int:
 
 def write_json(path: str, document: dict[str, Any]) -> None:
     """Write the results to `path`; raise UserError where that is not possible."""
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     try:
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        Path(path).write_text(text, encoding="utf-8")
+        # A file name that is not UTF-8 stays readable JSON: \udcff.
+        write_output(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 
@@ -125,15 +135,16 @@ def bounded(
         limits = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) != float("inf")]
         name = "an integer" if number is int else "a number"
         raise argparse.ArgumentTypeError(
-            f"must be {name} {' and '.join(limits)}, got {text!r}".replace(" ,", ",")
+            " ".join(["must be", name, " and ".join(limits)]).rstrip() + f", got {text!r}"
         )
 
     return parse
 
 
-COUNT, POSITIVE = bounded(int, 0), bounded(int, 1)
-TEMPERATURE, SHARE = bounded(float, 0.0), bounded(float, 0.0, 1.0)
-PENALTY, ANY_NUMBER, SEED = bounded(float, 1e-6), bounded(float), bounded(int, 0, 2**32 - 1)
+COUNT, POSITIVE, SEED = bounded(int, 0), bounded(int, 1), bounded(int, 0, 2**32 - 1)
+TOKENS, ROWS = bounded(int, 1, MOST_TOKENS), bounded(int, 1, MOST_ROWS)
+TEMPERATURE, SHARE, PENALTY = bounded(float, 0.0), bounded(float, 0.0, 1.0), bounded(float, 1e-6)
+LENGTH_PENALTY = bounded(float, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
 
 
 def build_generate_parser() -> runtime.Parser:
@@ -147,11 +158,11 @@ def build_generate_parser() -> runtime.Parser:
 
     model_help = "a run directory, or a directory of Hugging Face files"
     prompt_help = "a prompt (repeatable); - reads it from stdin"
-    prompts_help = 'a prompt per line, or .jsonl with "prompt" or "text"; - reads lines from stdin'
+    prompts_help = 'a prompt a line, or .jsonl with "prompt" or "text"; - reads lines from stdin'
     add(parser, "model", "RUN|HF_DIR", str, model_help)
     parser.add_argument("--prompt", metavar="TEXT", action="append", help=prompt_help)
     add(parser, "--prompts", "FILE", str, prompts_help)
-    add(parser, "--batch-size", "N", POSITIVE, "texts at once (default 8)")
+    add(parser, "--batch-size", "N", ROWS, "texts at once (default 8)")
     add(parser, "--json", "FILE", str, "write the results as JSON too")
     add(parser, "--step", "N", COUNT, "a run's checkpoint (default: the newest)")
     add(parser, "--devices", "N", POSITIVE, "devices to use (default 1)")
@@ -163,18 +174,18 @@ def build_generate_parser() -> runtime.Parser:
     stopping_help = "beams: stop with N finished beams; never: only when no other can win"
     stop_help = "end before this text (repeatable)"
     stream_help = "print a text when it is complete, on a terminal too"
-    add(texts, "--max-new-tokens", "N", POSITIVE, "most tokens (default 128)")
+    add(texts, "--max-new-tokens", "N", TOKENS, "most tokens (default 128)")
     add(texts, "--min-new-tokens", "N", COUNT, "tokens before the text may end (default 0)")
     add(texts, "--temperature", "T", TEMPERATURE, "0: the likeliest token; above: sampling")
     add(texts, "--top-k", "K", COUNT, "sample from the K likeliest tokens (0: from all)")
     add(texts, "--top-p", "P", SHARE, "... from the likeliest whose probabilities reach P")
     add(texts, "--min-p", "P", SHARE, "... from those with P times the likeliest's probability")
     add(texts, "--repetition-penalty", "X", PENALTY, "above 1: tokens repeat less (default 1)")
-    add(texts, "--beams", "N", POSITIVE, "beam search of this width instead")
-    add(texts, "--length-penalty", "X", ANY_NUMBER, "beams: divide by length ** X (default 1)")
+    add(texts, "--beams", "N", ROWS, "beam search of this width instead")
+    add(texts, "--length-penalty", "X", LENGTH_PENALTY, "beams: divide by length ** X (default 1)")
     texts.add_argument("--early-stopping", choices=("false", "true", "never"), help=stopping_help)
     texts.add_argument("--stop", metavar="TEXT", action="append", help=stop_help)
-    add(texts, "--samples", "N", POSITIVE, "texts for each prompt (default 1)")
+    add(texts, "--samples", "N", ROWS, "texts for each prompt (default 1)")
     add(texts, "--seed", "N", SEED, "of the sampling (default 0)")
     texts.add_argument("--no-stream", action="store_true", help=stream_help)
 
@@ -215,13 +226,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.stop and "" in args.stop:
         raise UserError("--stop: an empty text would end everything at once")
+    for text in args.stop or []:
+        check_unicode(text, "--stop", "holds bytes that are not UTF-8")
     most = args.max_new_tokens or 128
     if (args.min_new_tokens or 0) > most:
         raise UserError(f"--min-new-tokens {args.min_new_tokens} is above --max-new-tokens {most}")
-    for name in ("json", "out"):
-        path = getattr(args, name)
-        if path is not None and not Path(path).parent.is_dir():
-            raise UserError(f"--{name}: {Path(path).parent}: no such folder")
+    if args.json is not None and args.json == args.out:
+        raise UserError(f"--json and --out: {args.json}: name two files")
+    runtime.check_output_file("--json", args.json)
+    runtime.check_output_file("--out", args.out)
 
 
 def check_use(args: argparse.Namespace, use: str) -> None:
@@ -242,39 +255,89 @@ def option_name(name: str) -> str:
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
     """Return the prompts of --prompt, then those of --prompts; UserError if there are none."""
-    prompts = [read_text("-") if prompt == "-" else prompt for prompt in args.prompt or []]
+    if [*(args.prompt or []), args.prompts].count("-") > 1:
+        raise UserError("-: stdin can be read only once")
+    prompts = []
+    for prompt in args.prompt or []:
+        if prompt == "-":
+            prompts.append(drop_line_end(read_text("-")))
+        else:
+            check_unicode(prompt, "--prompt", "holds bytes that are not UTF-8")
+            prompts.append(prompt)
     if args.prompts is not None:
-        is_json = args.prompts.endswith((".jsonl", ".ndjson"))
-        for number, line in enumerate(read_text(args.prompts).splitlines(), 1):
-            if line.strip():
-                place = f"{args.prompts}:{number}"
-                prompts.append(parse_json_prompt(line, place) if is_json else line)
-    if not prompts:
-        raise UserError(f"--prompts: {args.prompts}: holds no prompts")
+        prompts += read_prompts_file(args.prompts)
     return prompts
 
 
+def read_prompts_file(name: str) -> list[str]:
+    """Return the prompts of a file: one a line, or those of JSON lines.
+
+    A blank line is an empty prompt, so that the results match the lines; in JSON lines it is left
+    out. Both are said on stderr.
+    """
+    is_json = Path(name).suffix.lower() in PROMPT_JSON_SUFFIXES
+    lines = [line.removesuffix("\r") for line in read_text(name).split("\n")]
+    if not lines[-1]:
+        del lines[-1]
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if len(blank) == len(lines):
+        raise UserError(f"--prompts: {name}: holds no prompts")
+
+    if blank:
+        place = f"{name}:{blank[0]}{' and others' if len(blank) > 1 else ''}"
+        treatment = "is left out" if is_json else "is an empty prompt"
+        print(f"note: {place}: a blank line {treatment}", file=sys.stderr)
+    if not is_json:
+        return lines
+    return [
+        parse_json_prompt(line, f"{name}:{number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
 def read_text(name: str) -> str:
-    """Return the text of a file, or of stdin for -."""
+    """Return the text of a file, or of stdin for -, without a byte order mark."""
     try:
-        return (sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()).decode()
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"--prompts: {name}: {error.strerror}") from error
+    try:
+        return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         source = "stdin" if name == "-" else name
-        raise UserError(f"{source}: not UTF-8 (byte {error.start})") from error
+        raise UserError(
+            f"{source}: not UTF-8 (byte {error.start}); texts and JSON lines are read uncompressed"
+        ) from error
+
+
+def drop_line_end(text: str) -> str:
+    """Return the text without the line end that `echo` adds."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def parse_json_prompt(line: str, place: str) -> str:
     """Return the string at "prompt" or "text" of a JSON object; `place` is its file:line."""
     try:
         record = json.loads(line)
+    except RecursionError as error:
+        raise UserError(f"{place}: not JSON: nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{place}: not JSON: {error}") from error
+
     for key in ("prompt", "text"):
         if isinstance(record, dict) and isinstance(record.get(key), str):
+            check_unicode(record[key], place, "holds half a surrogate pair, which is no character")
             return record[key]
     raise UserError(f'{place}: has no "prompt" or "text" with a string')
+
+
+def check_unicode(text: str, place: str, problem: str) -> None:
+    """Raise UserError for a text that UTF-8 can't spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: {problem} (character {error.start + 1:,})") from error
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class NoCheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number."""
+    """A loss, or a score of a model, is not a finite number."""
 
     exit_code = 4
 

@@ -5,6 +5,7 @@ twice as many as there are beams, so that enough keep running if all the best ha
 beams are ranked by their summed log-probabilities divided by length ** length_penalty.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -13,19 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.decoding.engine import (
-    Engine,
+from jaxlm.config import UserError
+from jaxlm.decoding.constraints import (
+    PromptContext,
     StopTokens,
     apply_constraints,
-    bucket_size,
+    build_context,
     is_stop_token,
-    pad_rows,
 )
+from jaxlm.decoding.engine import Engine, bucket_size, check_finite, has_finite_best, pad_rows
 from jaxlm.decoding.sampling import SamplingConfig, seen_tokens
 from jaxlm.models import Model
 from jaxlm.types import Array, Batch, Tree
 
-IMPOSSIBLE = -1e9  # a score below that of all real beams
+IMPOSSIBLE = -1e9  # a sum of log-probabilities below that of all real beams
+
+# Farther from 0 the divisors of short and long texts are more than float32 can hold.
+MOST_LENGTH_PENALTY = 30.0
+LARGEST_DIVISOR = 1e34
 
 
 class BeamConfig(NamedTuple):
@@ -51,11 +57,13 @@ class BeamState(NamedTuple):
     open_B: Array  # bool: rows whose finished beams can still be beaten
     tokens_BWN: Array  # int32
     scores_BW: Array  # float32: summed log-probabilities
+    context: PromptContext
     seen_BWV: Array | None  # bool: only if repetitions are penalized
     finished_BWN: Array  # int32
     finished_lengths_BW: Array  # int32
-    finished_scores_BW: Array  # float32
+    finished_scores_BW: Array  # float32: by which they are ranked; -inf where there is none
     is_finished_BW: Array  # bool
+    finite: Array  # bool: all scores so far are numbers
 
 
 class Extensions(NamedTuple):
@@ -72,6 +80,12 @@ class BeamSearch:
     """Continues token ids as `Engine` does, by beam search."""
 
     def __init__(self, engine: Engine, config: BeamConfig):
+        if not abs(config.length_penalty) <= MOST_LENGTH_PENALTY:
+            most = MOST_LENGTH_PENALTY
+            raise UserError(
+                f"--length-penalty: must be between {-most:g} and {most:g}, "
+                f"got {config.length_penalty:g}"
+            )
         self.engine, self.config = engine, config
         self._start = jax.jit(partial(start_beams, engine.stop, config), static_argnums=(0,))
         self._search = jax.jit(
@@ -89,17 +103,28 @@ class BeamSearch:
         room = bucket_size(int(limits_B.max()))
         cache, scores_BV = self.engine.prefill(prompts, sources, room)
 
-        history = None
-        if self.config.repetition_penalty != 1:
-            history = pad_rows(prompts, bucket_size(max(map(len, prompts))))
-        powers = [float(length) ** self.config.length_penalty for length in range(1, room + 1)]
-        powers_N = np.array(powers, np.float32)
+        width = bucket_size(max(map(len, prompts)))
+        history = pad_rows(prompts, width) if self.config.repetition_penalty != 1 else None
+        context = build_context(self.engine.stop, prompts, width)
+        powers_N = length_powers(self.config.length_penalty, room)
 
-        state = self._start(room, cache, scores_BV, history, limits_B, powers_N)
+        state = self._start(room, cache, scores_BV, history, context, limits_B, powers_N)
         state = self._search(self.engine.params, state, powers_N)
+        check_finite(state.finite)
         tokens_BN = np.asarray(state.finished_BWN[:, 0])
         lengths_B = np.asarray(state.finished_lengths_BW[:, 0])
         return [row[:length] for row, length in zip(tokens_BN, lengths_B, strict=True)]
+
+
+def length_powers(length_penalty: float, room: int) -> np.ndarray:
+    """Return float32 [N]: length ** length_penalty for the lengths from 1 to `room`.
+
+    A common factor changes no order. It is a power of two, which changes no digit either, and
+    brings the middle length near 1: so neither end overflows.
+    """
+    factor = 2.0 ** -round(length_penalty * math.log2(room) / 2)
+    powers_N = np.arange(1, room + 1, dtype=np.float64) ** length_penalty * factor
+    return np.clip(powers_N, 1 / LARGEST_DIVISOR, LARGEST_DIVISOR).astype(np.float32)
 
 
 def start_beams(
@@ -109,6 +134,7 @@ def start_beams(
     cache: Tree,
     scores_BV: Array,
     history: tuple[Array, Array] | None,
+    context: PromptContext,
     limits_B: Array,
     powers_N: Array,
 ) -> BeamState:
@@ -133,11 +159,13 @@ def start_beams(
         open_B=limits_B > 0,
         tokens_BWN=tokens_BWN,
         scores_BW=jnp.broadcast_to(scores_1W, (rows, W)),
+        context=context.repeat(W),
         seen_BWV=seen_BWV,
         finished_BWN=tokens_BWN,
         finished_lengths_BW=jnp.zeros((rows, W), jnp.int32),
-        finished_scores_BW=jnp.full((rows, W), IMPOSSIBLE),
+        finished_scores_BW=jnp.full((rows, W), -jnp.inf),
         is_finished_BW=jnp.zeros((rows, W), bool),
+        finite=jnp.bool_(True),
     )
     return advance_beams(stop, config, state, jnp.repeat(scores_BV, W, axis=0), powers_N)
 
@@ -186,6 +214,11 @@ def advance_beams(
     stop: StopTokens, config: BeamConfig, state: BeamState, logits_QV: Array, powers_N: Array
 ) -> BeamState:
     """Return the state one token further; `logits_QV` are those of the Q = B * W running beams."""
+    # Without finite scores a row ends as it is.
+    finite_B = jnp.all(has_finite_best(logits_QV).reshape(state.scores_BW.shape), axis=1)
+    finite = state.finite & jnp.all(jnp.where(state.open_B, finite_B, True))
+    state = state._replace(open_B=state.open_B & finite_B, finite=finite)
+
     best = rank_extensions(stop, config, state, logits_QV)
     state = collect_finished(config, state, best, powers_N)
     state = keep_running(config, state, best)
@@ -206,8 +239,10 @@ def rank_extensions(
         SamplingConfig(repetition_penalty=config.repetition_penalty),
         jax.nn.log_softmax(logits_QV, axis=-1),
         None if state.seen_BWV is None else state.seen_BWV.reshape(-1, V),
-        state.count,
-        jnp.repeat(state.limits_B, W),
+        context=state.context,
+        tokens_BN=state.tokens_BWN.reshape(rows * W, -1),
+        count=state.count,
+        limits_B=jnp.repeat(state.limits_B, W),
     )
     sums_BWV = log_probabilities_QV.reshape(rows, W, V) + state.scores_BW[:, :, None]
     scores_BC, places_BC = jax.lax.top_k(sums_BWV.reshape(rows, W * V), min(C, W * V))
@@ -235,9 +270,10 @@ def collect_finished(
     Only the W best extensions may finish; the others are there to keep the beam full.
     """
     W = config.beams
-    new_BC = best.ended_BC & (jnp.arange(best.ended_BC.shape[1]) < W)[None]
-    scores_BC = best.scores_BC / powers_N[state.count]
-    scores_BC = scores_BC + ~state.open_B[:, None] * IMPOSSIBLE + ~new_BC * IMPOSSIBLE
+    is_among_best_1C = (jnp.arange(best.ended_BC.shape[1]) < W)[None]
+    is_possible_BC = state.open_B[:, None] & (best.scores_BC > IMPOSSIBLE / 2)
+    new_BC = best.ended_BC & is_among_best_1C & is_possible_BC
+    scores_BC = jnp.where(new_BC, best.scores_BC / powers_N[state.count], -jnp.inf)
 
     # Rank old and new ones together.
     scores_BX = jnp.concatenate([state.finished_scores_BW, scores_BC], axis=1)
@@ -286,7 +322,7 @@ def can_improve(config: BeamConfig, state: BeamState, powers_N: Array) -> Array:
 
     possible_B1 = state.scores_BW[:, :1] / powers_N[jnp.maximum(lengths_B, 1) - 1][:, None]
     worst_B1 = jnp.min(state.finished_scores_BW, axis=1, keepdims=True)
-    to_beat_BW = jnp.where(state.is_finished_BW, worst_B1, IMPOSSIBLE)
+    to_beat_BW = jnp.where(state.is_finished_BW, worst_B1, -jnp.inf)
     better_B = jnp.any(possible_B1 > to_beat_BW, axis=1)
     if config.early_stopping is True:
         return better_B & ~jnp.all(state.is_finished_BW, axis=1)

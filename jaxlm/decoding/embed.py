@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.decoding.engine import check_finite
 from jaxlm.decoding.fill_mask import pad_texts
 from jaxlm.models import Model
 from jaxlm.types import Array, Batch, Tree
@@ -23,10 +24,12 @@ class Embedder:
         self._embed = jax.jit(partial(embed_texts, model, POOLINGS[pool]))
 
     def __call__(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return float32 [B, D] for rows of token ids."""
+        """Return float32 [B, D] for rows of token ids; DivergedError where they are not finite."""
         tokens, lengths = pad_texts(self.model, rows, self.batch_size)
         vectors = self._embed(self.params, Batch(tokens=tokens, lengths=lengths))
-        return np.asarray(vectors)[: len(rows)]
+        vectors = np.asarray(vectors)[: len(rows)]
+        check_finite(np.isfinite(vectors).all())
+        return vectors
 
 
 def embed_texts(model: Model, pooling: Pooling, params: Tree, batch: Batch) -> Array:

@@ -8,19 +8,22 @@ and limits are data, so new ones compile nothing.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import config
-from jaxlm.decoding.sampling import (
-    SamplingConfig,
-    penalize_repetitions,
-    sample_tokens,
-    seen_tokens,
+from jaxlm.config import DivergedError
+from jaxlm.decoding.constraints import (
+    PromptContext,
+    StopTokens,
+    apply_constraints,
+    build_context,
+    is_stop_token,
 )
+from jaxlm.decoding.sampling import SamplingConfig, sample_tokens, seen_tokens
 from jaxlm.models import Model
 from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
@@ -31,16 +34,6 @@ UPDATE_SECONDS = 0.05  # aimed at between two calls of `on_tokens`
 
 # (tokens [B, N], lengths [B]) -> bool [B]: the rows that continue
 OnTokens = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class StopTokens(NamedTuple):
-    """Tokens that end a row, and tokens that a model's generation config forces."""
-
-    ids: tuple[int, ...]
-    pad_id: int = 0  # fills a row after its end
-    min_new_tokens: int = 0  # tokens before a stop token may come
-    forced_first_id: int | None = None  # the first token, whatever the scores
-    forced_last_id: int | None = None  # the token at a row's limit
 
 
 class EngineState(NamedTuple):
@@ -55,7 +48,9 @@ class EngineState(NamedTuple):
     limits_B: Array  # int32: most tokens of each row
     rows_B: Array  # int32: the rows' numbers, for their random draws
     key: Array
+    context: PromptContext
     seen_BV: Array | None  # bool: tokens that occur in a row; only if repetitions are penalized
+    finite: Array  # bool: all scores so far are numbers
 
 
 class Engine:
@@ -71,7 +66,8 @@ class Engine:
         # Every process reads the rows, so they are whole on each device. The compiler is free to
         # split the cache.
         whole = replicated_sharding(params)
-        state = EngineState(*[whole] * len(EngineState._fields))._replace(cache=None)
+        shardings: list[Any] = [whole] * len(EngineState._fields)
+        state = EngineState(*shardings)._replace(cache=None)
 
         self._read_first = jax.jit(partial(read_first_chunk, model), static_argnums=(0,))
         self._read_next = jax.jit(partial(read_chunk, model), donate_argnums=(1, 2))
@@ -103,15 +99,15 @@ class Engine:
 
         `sources` are what an encoder-decoder reads; its prompts are the first tokens of its
         decoder. `rows` are the numbers of the rows for their random draws (0, 1, ... by default).
-        `on_tokens` is called now and then and says which rows continue.
+        `on_tokens` is called now and then and says which rows continue. DivergedError where the
+        model's scores are not finite.
         """
         limits_B = np.asarray(limits, np.int32)
         room = bucket_size(int(limits_B.max()))
         cache, scores_BV = self.prefill(prompts, sources, room)
 
-        history = None
-        if sampling.repetition_penalty != 1:
-            history = pad_rows(prompts, bucket_size(max(map(len, prompts))))
+        width = bucket_size(max(map(len, prompts)))
+        history = pad_rows(prompts, width) if sampling.repetition_penalty != 1 else None
         numbers = range(len(prompts)) if rows is None else rows
         state = self._start(
             sampling,
@@ -119,6 +115,7 @@ class Engine:
             cache,
             scores_BV,
             history,
+            build_context(self.stop, prompts, width),
             limits_B,
             np.asarray(numbers, np.int32),
             np.uint32(seed & 0xFFFFFFFF),
@@ -129,6 +126,7 @@ class Engine:
             state = self._decode(sampling, self.params, state, every_row_B, room)
         else:
             state = self._decode_in_steps(sampling, state, on_tokens)
+        check_finite(state.finite)
         tokens_BN, lengths_B = np.asarray(state.tokens_BN), np.asarray(state.lengths_B)
         return [row[:length] for row, length in zip(tokens_BN, lengths_B, strict=True)]
 
@@ -211,6 +209,14 @@ def split_into_chunks(prompts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarra
         yield pad_rows([ids[start : start + size] for ids in prompts], size)
 
 
+def check_finite(finite: Any) -> None:
+    """Raise DivergedError unless the flag is true that all scores are finite."""
+    if not finite:
+        raise DivergedError(
+            "the model's scores are not finite: its weights hold NaN or infinity, or overflow"
+        )
+
+
 # --- the compiled programs ---
 
 
@@ -241,6 +247,7 @@ def start_rows(
     cache: Tree,
     scores_BV: Array,
     history: tuple[Array, Array] | None,
+    context: PromptContext,
     limits_B: Array,
     rows_B: Array,
     seed: Array,
@@ -262,7 +269,9 @@ def start_rows(
         limits_B=limits_B,
         rows_B=rows_B,
         key=jax.random.key(seed),
+        context=context,
         seen_BV=None if history is None else seen_tokens(*history, vocabulary_size),
+        finite=jnp.bool_(True),
     )
 
     return append_token(stop, sampling, state, scores_BV)
@@ -298,14 +307,26 @@ def decode_until(
 def append_token(
     stop: StopTokens, sampling: SamplingConfig, state: EngineState, scores_BV: Array
 ) -> EngineState:
-    """Choose the next token of each open row by `scores_BV`, and append it."""
+    """Choose the next token of each open row by `scores_BV`, and append it.
+
+    A row whose scores are not finite ends without it.
+    """
+    finite_B = has_finite_best(scores_BV)
+    open_B = state.open_B & finite_B
     scores_BV = apply_constraints(
-        stop, sampling, scores_BV, state.seen_BV, state.count, state.limits_B
+        stop,
+        sampling,
+        scores_BV,
+        state.seen_BV,
+        context=state.context,
+        tokens_BN=state.tokens_BN,
+        count=state.count,
+        limits_B=state.limits_B,
     )
     chosen_B = sample_tokens(sampling, scores_BV, state.key, state.rows_B, state.count)
-    token_B = jnp.where(state.open_B, chosen_B, stop.pad_id)
+    token_B = jnp.where(open_B, chosen_B, stop.pad_id)
 
-    lengths_B = state.lengths_B + state.open_B
+    lengths_B = state.lengths_B + open_B
     seen_BV = state.seen_BV
     if seen_BV is not None:
         seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
@@ -316,42 +337,12 @@ def append_token(
         newest_B=token_B,
         count=state.count + 1,
         lengths_B=lengths_B,
-        open_B=state.open_B & ~is_stop_token(stop, token_B) & (lengths_B < state.limits_B),
+        open_B=open_B & ~is_stop_token(stop, token_B) & (lengths_B < state.limits_B),
         seen_BV=seen_BV,
+        finite=state.finite & jnp.all(jnp.where(state.open_B, finite_B, True)),
     )
 
 
-def apply_constraints(
-    stop: StopTokens,
-    sampling: SamplingConfig,
-    scores_BV: Array,
-    seen_BV: Array | None,
-    count: Array,
-    limits_B: Array,
-) -> Array:
-    """Return the scores after the repetition penalty, the least length and the forced tokens.
-
-    `count` new tokens are written already.
-    """
-    if seen_BV is not None:
-        scores_BV = penalize_repetitions(scores_BV, seen_BV, sampling.repetition_penalty)
-
-    ids_1V = jnp.arange(scores_BV.shape[1])[None]
-    if stop.min_new_tokens and stop.ids:
-        too_early = is_stop_token(stop, ids_1V) & (count < stop.min_new_tokens)
-        scores_BV = jnp.where(too_early, -jnp.inf, scores_BV)
-    if stop.forced_first_id is not None:
-        only_first_1V = jnp.where(ids_1V == stop.forced_first_id, 0.0, -jnp.inf)
-        scores_BV = jnp.where(count == 0, only_first_1V, scores_BV)
-    if stop.forced_last_id is not None:
-        only_last_1V = jnp.where(ids_1V == stop.forced_last_id, 0.0, -jnp.inf)
-        scores_BV = jnp.where((count == limits_B - 1)[:, None], only_last_1V, scores_BV)
-    return scores_BV
-
-
-def is_stop_token(stop: StopTokens, tokens: Array) -> Array:
-    """Return bool, in the shape of `tokens`: whether each ends its row."""
-    is_stop = jnp.zeros(tokens.shape, bool)
-    for stop_id in stop.ids:
-        is_stop |= tokens == stop_id
-    return is_stop
+def has_finite_best(scores_BV: Array) -> Array:
+    """Return bool [B]: whether a row of scores has a finite maximum; one NaN makes it NaN."""
+    return jnp.isfinite(jnp.max(scores_BV, axis=1))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxlm.decoding.engine import bucket_size, pad_rows, text_bucket
+from jaxlm.decoding.engine import bucket_size, check_finite, pad_rows, text_bucket
 from jaxlm.models import Model
 from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Batch, Tree
@@ -38,7 +38,10 @@ class MaskFiller:
     def __call__(
         self, rows: Sequence[np.ndarray], positions: Sequence[np.ndarray]
     ) -> list[list[MaskCandidates]]:
-        """Return the candidates at the `positions` of each row of token ids, in their order."""
+        """Return the candidates at the `positions` of each row of token ids, in their order.
+
+        DivergedError where the model's scores are not finite.
+        """
         tokens, lengths = pad_texts(self.model, rows, self.batch_size)
         no_positions = [np.zeros(0, np.int32)] * (self.batch_size - len(rows))
         width = bucket_size(max(map(len, positions)))
@@ -46,6 +49,7 @@ class MaskFiller:
 
         batch = Batch(tokens=tokens, lengths=lengths, predict=predict)
         probabilities, ids = map(np.asarray, self._rank(self.params, batch))
+        check_finite(np.isfinite(probabilities[: len(rows)]).all())
         return [
             [
                 MaskCandidates(int(position), ids[row, number], probabilities[row, number])

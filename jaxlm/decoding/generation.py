@@ -8,7 +8,8 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decoding.beam import BeamConfig, BeamSearch
-from jaxlm.decoding.engine import Engine, StopTokens
+from jaxlm.decoding.constraints import StopTokens
+from jaxlm.decoding.engine import Engine
 from jaxlm.decoding.prompts import (
     check_prompt_length,
     encode_prompt,
@@ -81,6 +82,7 @@ class TextGenerator:
             min_new_tokens=config.min_new_tokens,
             forced_first_id=frame.forced_bos_id,
             forced_last_id=frame.forced_eos_id,
+            rules=frame.rules,
         )
         self.has_source = model.config.family == "encoder_decoder"
         self.sentinels = list(sentinel_ids(tokenizer, frame).values()) if self.has_source else []

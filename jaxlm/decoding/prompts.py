@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -58,15 +57,32 @@ def encode_with_special(
     """
     if not special_ids:
         return tokenizer.encode(text)
+    added = tokenizer.inner.get_added_tokens_decoder().values()
+    others = {token.content for token in added if token.special} - {*special_ids}
+    if any(name in text for name in others):
+        return encode_pieces(tokenizer, text, special_ids)
+
+    # Without such names the tokenizer reads the text as it does elsewhere: which spaces its tokens
+    # take along, and where a word begins, is its own matter.
+    tokenizer.inner.encode_special_tokens = False
+    try:
+        ids = np.array(tokenizer.inner.encode(text, add_special_tokens=False).ids, np.int32)
+    finally:
+        tokenizer.inner.encode_special_tokens = True
+    is_unexpected = tokenizer.reserved[ids] & ~np.isin(ids, list(special_ids.values()))
+    return encode_pieces(tokenizer, text, special_ids) if is_unexpected.any() else ids
+
+
+def encode_pieces(tokenizer: Tokenizer, text: str, special_ids: Mapping[str, int]) -> np.ndarray:
+    """Return int32 [n], the ids of the texts between special tokens, each encoded by itself."""
     added = tokenizer.inner.get_added_tokens_decoder()
-    takes_space = starts_words_with_space(tokenizer.inner)
     names = sorted(special_ids, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, names))})", text)
 
     # Names are at the odd places. A token may take the spaces beside it along.
     for place in range(1, len(pieces), 2):
         token = added.get(special_ids[pieces[place]])
-        if takes_space or (token is not None and token.lstrip):
+        if token is not None and token.lstrip:
             pieces[place - 1] = pieces[place - 1].rstrip()
         if token is not None and token.rstrip:
             pieces[place + 1] = pieces[place + 1].lstrip()
@@ -78,15 +94,6 @@ def encode_with_special(
         elif piece:
             parts.append(tokenizer.encode(piece))
     return np.concatenate(parts).astype(np.int32)
-
-
-def starts_words_with_space(inner: Any) -> bool:
-    """Return whether tokens start with the space before their word, as GPT-2's do.
-
-    A token that stands for such tokens stands for the space too.
-    """
-    splitter = inner.pre_tokenizer
-    return type(splitter).__name__ == "ByteLevel" and splitter.use_regex
 
 
 def encode_prompt(

@@ -4,10 +4,10 @@ The work of `python -m jaxlm.generate`.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from jaxlm.decoding.fill_mask import MaskCandidates, MaskFiller
 from jaxlm.decoding.generation import Completion, DecodingConfig, TextGenerator
 from jaxlm.decoding.prompts import check_prompt_length, encode_prompt, find_token_ids
 from jaxlm.decoding.sampling import SamplingConfig
+from jaxlm.files import write_output
 from jaxlm.load_model import LoadedModel
 from jaxlm.models import unstacked
 
@@ -222,10 +223,11 @@ def print_embeddings(
         if out is None:
             print(lines, end="", flush=True)
         elif out.endswith(".npy"):
-            with Path(out).open("wb") as file:
-                np.save(file, vectors)
+            buffer = io.BytesIO()
+            np.save(buffer, vectors)
+            write_output(out, buffer.getvalue())
         else:
-            Path(out).write_text(lines, encoding="utf-8")
+            write_output(out, lines.encode())
     except OSError as error:
         raise UserError(f"--out: {out}: {error.strerror}") from error
     return results

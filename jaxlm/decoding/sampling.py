@@ -10,6 +10,11 @@ from jaxlm.types import Array
 
 BLOCK = 256  # tokens
 
+# Below, the temperature makes the rounding errors of the scores count: the likeliest is taken.
+LEAST_TEMPERATURE = 1e-6
+# Above, factors of scores overflow float32 and change nothing any more.
+LARGEST_FACTOR = 1e30
+
 
 class SamplingConfig(NamedTuple):
     """How a token is chosen. The steps run in this order; each sees what the steps before left."""
@@ -17,7 +22,8 @@ class SamplingConfig(NamedTuple):
     # Scores of tokens that the row has are divided by it, negative ones multiplied
     # (arXiv 1909.05858).
     repetition_penalty: float = 1.0
-    # Scores are divided by it. 0 takes the likeliest token and skips all later steps.
+    # Scores are divided by it. 0, or as good as 0, takes the likeliest token and skips all later
+    # steps.
     temperature: float = 0.0
     top_k: int | None = None  # the k likeliest, and those as likely as the last of them
     top_p: float = 1.0  # the fewest likeliest whose probabilities reach this sum (arXiv 1904.09751)
@@ -32,12 +38,14 @@ def sample_tokens(
 
     A row's draw depends on the key, its number in `rows_B` and the position, not on its batch.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < LEAST_TEMPERATURE:
         return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
 
     def draw_uniform(row: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
 
+    # The maximum is taken away first: temperatures far below 1 magnify its rounding.
+    scores_BV = scores_BV - jnp.max(scores_BV, axis=-1, keepdims=True)
     kept_BV = filter_scores(sampling, scores_BV)
     return pick_tokens(jax.nn.softmax(kept_BV, axis=-1), jax.vmap(draw_uniform)(rows_B))
 
@@ -73,7 +81,8 @@ def first_above(sums_BN: Array, target_B: Array) -> Array:
 
 def filter_scores(sampling: SamplingConfig, scores_BV: Array) -> Array:
     """Return the scores divided by the temperature, with -inf for tokens that are left out."""
-    scores_BV = scores_BV / sampling.temperature
+    temperature = min(max(sampling.temperature, LEAST_TEMPERATURE), LARGEST_FACTOR)
+    scores_BV = scores_BV / temperature
     if sampling.top_k is not None:
         scores_BV = keep_top_k(scores_BV, min(sampling.top_k, scores_BV.shape[-1]))
     if sampling.top_p < 1:
@@ -154,6 +163,7 @@ def greatest_rank(holds: Callable[[Array], Array], rows: int) -> Array:
 
 def penalize_repetitions(scores_BV: Array, seen_BV: Array, penalty: float) -> Array:
     """Return the scores with those of seen tokens divided by the penalty, or multiplied below 0."""
+    penalty = min(penalty, LARGEST_FACTOR)
     penalized_BV = jnp.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
     return jnp.where(seen_BV, penalized_BV, scores_BV)
 

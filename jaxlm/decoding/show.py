@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxlm import config
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.decoding.engine import Engine, StopTokens
+from jaxlm.decoding.constraints import StopTokens
+from jaxlm.decoding.engine import Engine
 from jaxlm.decoding.fill_mask import MaskFiller
 from jaxlm.decoding.generation import drop_stop_token
 from jaxlm.decoding.prompts import split_at_sentinels

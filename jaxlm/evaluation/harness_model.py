@@ -1,6 +1,7 @@
 """The requests of the lm-evaluation-harness, answered by a decoder; without importing lm_eval."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from jaxlm.load_model import load_model
 from jaxlm.progress import Progress
 from jaxlm.types import Tree
 
+DTYPES = ("float32", "bfloat16")
+MOST_ROWS = 1 << 16  # a larger batch is a mistake
 MAX_NEW_TOKENS = 256  # of a task that does not say how many
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -41,18 +44,19 @@ class HarnessModel:
         """
         if not path:
             raise UserError("--model_args: needs path=RUN or path=HF_DIR")
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
+        self.batch_size = whole_number("--batch_size", batch_size, most=MOST_ROWS)
+        devices = whole_number("--model_args: devices", devices)
+        if step is not None:
+            step = whole_number("--model_args: step", step, least=0)
+        if max_length is not None:
+            max_length = whole_number("--model_args: max_length", max_length)
+        if compute not in DTYPES:
             raise UserError(
-                f"--batch_size: must be a whole number of at least 1, got {batch_size!r}"
+                f"--model_args: compute: must be {' or '.join(DTYPES)}, got {compute!r}"
             )
 
-        runtime.configure(RuntimeConfig(devices=int(devices)))
-        self.loaded = load_model(
-            Path(path),
-            step=None if step is None else int(step),
-            compute=compute,
-            devices=int(devices),
-        )
+        runtime.configure(RuntimeConfig(devices=devices))
+        self.loaded = load_model(Path(path), step=step, compute=compute, devices=devices)
         config = self.loaded.model.config
         if config.family != "decoder":
             raise UserError(
@@ -60,8 +64,12 @@ class HarnessModel:
                 "continuations: decoders only"
             )
 
-        self.batch_size = int(batch_size)
-        self.max_length = int(max_length or config.context_length)
+        self.max_length = max_length or config.context_length
+        if config.positions == "learned" and self.max_length > config.context_length:
+            raise UserError(
+                f"--model_args: max_length: {self.max_length} is above the {config.context_length} "
+                f"positions of {path}"
+            )
         # A tokenizer of Hugging Face may put tokens before a text; a run was trained without.
         self.text_prefix = [] if self.loaded.config else list(self.loaded.special.before)
         self.scorer = LikelihoodScorer(
@@ -91,6 +99,49 @@ class HarnessModel:
 
     # Likelihoods
 
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Score the continuation of each (context, continuation)."""
+        pairs = [request.args for request in requests]
+        return self._loglikelihood_tokens(
+            [(pair, *self.encode_pair(*pair)) for pair in pairs], disable_tqdm
+        )
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the ids of context and continuation; neither is empty.
+
+        As in the harness, both texts are encoded together, and the spaces at the end of the context
+        belong to the continuation. Where a token goes across the join, which the harness does not
+        see, the continuation is encoded by itself. UserError for a continuation without tokens, or
+        with more than are read at once.
+        """
+        text = context.rstrip()
+        moved = context[len(text) :] + continuation
+        alone = self.tok_encode(moved if text else continuation, add_special_tokens=False)
+
+        if not text:
+            ids = self.tok_encode(context, add_special_tokens=False) if context else []
+            before, after = ids or [self.prefix_token_id], alone
+            if not ids and after[:1] == before:  # the text begins with the prefix itself
+                after = after[1:]
+        else:
+            before, together = self.tok_encode(text), self.tok_encode(text + moved)
+            start, after = together[: len(before)], together[len(before) :]
+            decode = self.loaded.tokenizer.decode
+            if not after or (start != before and decode(start) != decode(before)):
+                after = alone
+
+        pair = f"the pair ({context[-40:]!r}, {continuation[:40]!r})"
+        if not continuation or not after:
+            raise UserError(f"{pair}: its continuation has no tokens")
+        if len(after) > self.max_length:
+            raise UserError(
+                f"{pair}: its continuation has {len(after):,} tokens, but only "
+                f"{self.max_length:,} are read at once"
+            )
+        return before, after
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
@@ -104,11 +155,20 @@ class HarnessModel:
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Score whole texts, in windows that overlap only at a text's end."""
+        """Score whole texts, in windows that overlap only at a text's end.
+
+        Each stands behind one prefix token, or behind what the tokenizer puts before a text; these
+        are not scored.
+        """
         del disable_tqdm
         texts = [request.args[0] for request in requests]
+        prefix = self.text_prefix or [self.prefix_token_id]
         windows = [
-            list(rolling_requests(self.tok_encode(text), self.prefix_token_id, self.max_length))
+            list(
+                rolling_requests(
+                    self.tok_encode(text, add_special_tokens=False), prefix, self.max_length
+                )
+            )
             for text in texts
         ]
         scores = iter(
@@ -192,6 +252,16 @@ class HarnessModel:
         return models.unstacked(self.loaded.params)
 
 
+def whole_number(name: str, value: Any, least: int = 1, most: int = 1 << 31) -> int:
+    """Return an argument as a number; UserError, with its name, for anything else."""
+    text = str(value)
+    # No number in bounds has more digits, and Python refuses to convert very many.
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+    if not least <= number <= most:
+        raise UserError(f"{name}: must be a whole number of at least {least}, got {value!r}")
+    return number
+
+
 def decoding_config(options: dict[str, Any], batch_size: int) -> DecodingConfig:
     """Translate the `generation_kwargs` of a task.
 
@@ -201,31 +271,44 @@ def decoding_config(options: dict[str, Any], batch_size: int) -> DecodingConfig:
     stop_strings = options.pop("until", None) or []
     if isinstance(stop_strings, str):
         stop_strings = [stop_strings]
-    lengths = [options.pop(key, None) for key in LENGTH_KEYS]
-    max_new_tokens = next((int(length) for length in lengths if length is not None), MAX_NEW_TOKENS)
+    if not isinstance(stop_strings, list) or not all(isinstance(s, str) for s in stop_strings):
+        raise UserError(f"generation_kwargs: until: must hold strings, got {stop_strings!r}")
 
-    temperature = float(options.pop("temperature", None) or 0.0)
+    def pop_number(key: str, default: float, least: float, most: float = math.inf) -> float:
+        value = options.pop(key, None)
+        value = default if value is None else value
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not least <= number <= most or math.isinf(number):
+            raise UserError(f"generation_kwargs: {key}: {value!r} is no number that can be used")
+        return number
+
+    lengths = [pop_number(key, math.nan, 1) for key in LENGTH_KEYS if options.get(key) is not None]
+    temperature = pop_number("temperature", 0.0, 0.0)
     do_sample = options.pop("do_sample", None)
     if do_sample is False:
         temperature = 0.0
     elif do_sample is True and not temperature:
         temperature = 1.0
     sampling = SamplingConfig(
-        repetition_penalty=float(options.pop("repetition_penalty", None) or 1.0),
+        repetition_penalty=pop_number("repetition_penalty", 1.0, 1e-6),
         temperature=temperature,
-        top_k=int(options.pop("top_k", None) or 0) or None,
-        top_p=float(options.pop("top_p", None) or 1.0),
-        min_p=float(options.pop("min_p", None) or 0.0),
+        top_k=int(pop_number("top_k", 0, 0)) or None,
+        top_p=pop_number("top_p", 1.0, 0.0, 1.0) or 1.0,
+        min_p=pop_number("min_p", 0.0, 0.0, 1.0),
     )
 
     if options.get("num_beams") == 1:
         del options["num_beams"]
+    options = {key: value for key, value in options.items() if key not in LENGTH_KEYS}
     if options:
         names = ", ".join(map(repr, options))
         raise UserError(f"generation_kwargs: {names} is not supported with --model jaxlm")
     return DecodingConfig(
         sampling=sampling,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=int(lengths[0]) if lengths else MAX_NEW_TOKENS,
         stop_strings=tuple(stop_strings),
         batch_size=batch_size,
     )

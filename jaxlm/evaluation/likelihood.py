@@ -1,5 +1,6 @@
 """Log-likelihoods of continuations: short requests of unequal length, in batches of few shapes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.decoding.engine import check_finite
 from jaxlm.losses import TILE_BYTES, token_losses
 from jaxlm.models import Model
 from jaxlm.types import Array, Batch, Tree
@@ -43,7 +45,8 @@ class LikelihoodScorer:
     ) -> list[Likelihood]:
         """Return the likelihoods in the order of the requests.
 
-        Raises ValueError for a continuation longer than the context.
+        Raises ValueError for a continuation longer than the context, DivergedError where the
+        model's scores are not finite.
         """
         likelihoods: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
         # By length, the longest first: little is padded, and what does not fit the memory fails at
@@ -55,9 +58,9 @@ class LikelihoodScorer:
             losses, best = jax.device_get(self.step(self.params, batch))
             scored = batch.weights > 0  # type: ignore[operator]
             for n, loss, hit, weight in zip(numbers, losses, best, scored, strict=False):
-                likelihoods[n] = Likelihood(
-                    -float(loss[weight].sum(dtype=np.float64)), bool(hit[weight].all())
-                )
+                nats = -float(loss[weight].sum(dtype=np.float64))
+                check_finite(math.isfinite(nats))
+                likelihoods[n] = Likelihood(nats, bool(hit[weight].all()))
             progress(first + len(numbers))
 
         return likelihoods
@@ -123,14 +126,16 @@ def target_losses(model: Model, params: Tree, batch: Batch) -> tuple[Array, Arra
     return jnp.concatenate(losses, axis=1), jnp.concatenate(best, axis=1)
 
 
-def rolling_requests(ids: Sequence[int], prefix: int, context: int) -> Iterator[Request]:
+def rolling_requests(ids: Sequence[int], prefix: Sequence[int], context: int) -> Iterator[Request]:
     """Yield requests in which each of `ids` is in a continuation once.
 
     They are windows of `context` tokens, the first after `prefix`. Windows don't overlap, but the
     last reaches back as far as it can.
     """
+    first = max(context - len(prefix) + 1, 1)  # targets of the first window
     if ids:
-        yield Request([prefix], ids[:context])
-    for start in range(context, len(ids), context):
+        yield Request(prefix, ids[:first])
+    for start in range(first, len(ids), context):
         end = min(start + context, len(ids))
-        yield Request(ids[end - context - 1 : start], ids[start:end])
+        before = [*prefix, *ids][end - context - 1 + len(prefix) : start + len(prefix)]
+        yield Request(before, ids[start:end])

@@ -1,5 +1,6 @@
 """Score a loaded model on texts, by family, or a run on its validation split."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxlm.config import (
 )
 from jaxlm.data import Document, Store, identify_store
 from jaxlm.data.sources import read_documents as read_source
+from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
@@ -64,7 +66,10 @@ class ModelScorer:
         self.step = step.eval_step(loaded.model, TrainingConfig(), self.placement, loaded.params)
 
     def __call__(self, windows: Batches, name: str, batches: int | None = None) -> ScoreSums:
-        """Return the sums over the first `batches` of `windows`, or all."""
+        """Return the sums over the first `batches` of `windows`, or all.
+
+        Raises DivergedError where the model's scores are not finite.
+        """
         progress = Progress(min(len(windows), batches or len(windows)))
         score = scoring.evaluate(
             self.step,
@@ -76,6 +81,7 @@ class ModelScorer:
             in_flight=0 if self.devices[0].platform == "cpu" else 1,
         )
         progress.close()
+        check_finite(math.isfinite(score.loss))
         return ScoreSums(score.targets, score.loss * score.targets, score.accuracy * score.targets)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.interop.hf_config import HFConfig, format_json, read_json
+from jaxlm.interop.hf_config import MAX_INTEGER, HFConfig, format_json, read_json
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -44,8 +44,32 @@ OPTION_DEFAULTS = {
     "num_beams": 1,
     "length_penalty": 1.0,
     "early_stopping": False,
+    "min_new_tokens": None,
     "stop_strings": None,
 }
+
+# Entries that jaxlm.generate follows, beside the ids below.
+RULE_KEYS = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size")
+
+# Entries that change a text and that jaxlm.generate doesn't follow. All others of a
+# generation_config.json are named too; a config.json has many that are about the model.
+UNSUPPORTED_KEYS = (
+    "constraints",
+    "diversity_penalty",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "force_words_ids",
+    "forced_decoder_ids",
+    "guidance_scale",
+    "min_length",
+    "num_beam_groups",
+    "penalty_alpha",
+    "sequence_bias",
+    "typical_p",
+)
 
 TOKEN_ID_KEYS = (
     "bos_token_id",
@@ -61,8 +85,17 @@ CLASS_TOKEN_IDS = {
 }
 
 
+class TokenRules(NamedTuple):
+    """Tokens that a text must not have."""
+
+    forbidden_sequences: tuple[tuple[int, ...], ...] = ()  # of one or several ids
+    suppressed_ids: tuple[int, ...] = ()
+    suppressed_first_ids: tuple[int, ...] = ()  # at the beginning only
+    no_repeat_ngram_size: int = 0  # no sequence of so many tokens occurs twice; 0: any may
+
+
 class GenerationConfig(NamedTuple):
-    """The ids, None where no file has them, and the entries that jaxlm.generate doesn't follow."""
+    """The ids, None where no file has them, and what else decides about a text."""
 
     eos_ids: tuple[int, ...]
     bos_id: int | None
@@ -72,8 +105,10 @@ class GenerationConfig(NamedTuple):
     forced_eos_id: int | None
     # Entries that are options of jaxlm.generate: {"num_beams": 4}
     suggested: dict[str, Any]
-    # Entries that change the text and that it has no option for: {"no_repeat_ngram_size": 3}
+    # Entries that change the text and that it doesn't follow: {"diversity_penalty": 0.5}
     unsupported: dict[str, Any]
+    rules: TokenRules = TokenRules()
+    source: str = GENERATION_CONFIG_FILE  # name of the file with these entries
 
     @property
     def warnings(self) -> list[str]:
@@ -81,12 +116,12 @@ class GenerationConfig(NamedTuple):
         lines = []
         if self.suggested:
             lines.append(
-                f"{GENERATION_CONFIG_FILE} asks for {format_entries(self.suggested)}; "
+                f"{self.source} asks for {format_entries(self.suggested)}; "
                 "pass these to jaxlm.generate as options, it doesn't read them from the file"
             )
         if self.unsupported:
             lines.append(
-                f"{GENERATION_CONFIG_FILE} asks for {format_entries(self.unsupported)}, "
+                f"{self.source} asks for {format_entries(self.unsupported)}, "
                 "which jaxlm.generate does not do"
             )
         return lines
@@ -98,7 +133,10 @@ def format_entries(values: Mapping[str, Any]) -> str:
 
 
 def read_generation_config(directory: Path, hf_config: HFConfig) -> GenerationConfig:
-    """Return generation_config.json, completed from `hf_config`, the directory's config.json."""
+    """Return generation_config.json, completed from `hf_config`, the directory's config.json.
+
+    Where there is no generation_config.json, rules and options are those of config.json.
+    """
     path = directory / GENERATION_CONFIG_FILE
     values = read_json(path) if path.exists() else {}
     if not isinstance(values, dict):
@@ -112,18 +150,46 @@ def read_generation_config(directory: Path, hf_config: HFConfig) -> GenerationCo
         candidates = first_token_ids([*files, defaults], key)
         token_ids.append(candidates[0] if candidates else None)
 
-    known = {*TOKEN_ID_KEYS, *IGNORED_KEYS, *OPTION_DEFAULTS, "eos_token_id"}
+    source = files[0] if path.exists() else hf_config
+    known = {*TOKEN_ID_KEYS, *IGNORED_KEYS, *OPTION_DEFAULTS, *RULE_KEYS, "eos_token_id"}
+    others = values.keys() - known if path.exists() else UNSUPPORTED_KEYS
     return GenerationConfig(
         eos_ids,
         *token_ids,
         suggested={
-            key: values[key]
+            key: source.get(key)
             for key, default in OPTION_DEFAULTS.items()
-            if values.get(key) not in (None, default)
+            if source.get(key) not in (None, default)
         },
         unsupported={
-            key: value for key, value in values.items() if key not in known and is_set(value)
+            key: value for key, value in source.values.items() if key in others and is_set(value)
         },
+        rules=read_token_rules(source),
+        source=source.path.name,
+    )
+
+
+def read_token_rules(source: HFConfig) -> TokenRules:
+    """Return the rules of a file; UserError for one that can't be followed."""
+    sequences = source.get("bad_words_ids") or []
+    if not isinstance(sequences, list):
+        source.refuse("bad_words_ids", f"must be a list of lists, got {format_json(sequences)}")
+    size = source.scalar("no_repeat_ngram_size", None) or 0
+    if size < 0:
+        source.refuse("no_repeat_ngram_size", f"must be at least 0, got {size}")
+
+    forbidden = []
+    for sequence in sequences:
+        if not isinstance(sequence, list) or not sequence or not all(map(is_token_id, sequence)):
+            source.refuse(
+                "bad_words_ids", f"must hold lists of token ids, got {format_json(sequence)}"
+            )
+        forbidden.append(tuple(sequence))
+    return TokenRules(
+        tuple(forbidden),
+        read_token_ids(source, "suppress_tokens"),
+        read_token_ids(source, "begin_suppress_tokens"),
+        size,
     )
 
 
@@ -140,9 +206,14 @@ def read_token_ids(source: HFConfig, key: str) -> tuple[int, ...]:
     """Return the id or the list of ids at `key`; () where there is none."""
     value = source.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in values):
+    if not all(type(token) is int for token in values):
         source.refuse(key, f"must be the id of a token, got {format_json(value)}")
     return tuple(token for token in values if token >= 0)  # -1 is an old way to say none
+
+
+def is_token_id(value: Any) -> bool:
+    """Return whether a value of JSON may be the id of a token."""
+    return type(value) is int and 0 <= value < MAX_INTEGER
 
 
 def is_set(value: Any) -> bool:

@@ -14,7 +14,11 @@ from tokenizers import AddedToken
 
 from jaxlm.config import ObjectiveConfig, TokenizerConfig, UserError
 from jaxlm.config.objective import TRAINED_BY
-from jaxlm.interop.generation_config import GenerationConfig, read_generation_config
+from jaxlm.interop.generation_config import (
+    GenerationConfig,
+    TokenRules,
+    read_generation_config,
+)
 from jaxlm.interop.hf_config import format_json, read_hf_config, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -84,6 +88,8 @@ class TokenizerFrame(NamedTuple):
     forced_eos_id: int | None = None  # the last one where a generation reaches its limit
     before: tuple[int, ...] = ()  # ids before a text that the model reads (Llama, BERT)
     after: tuple[int, ...] = ()  # ids after it (BERT, T5)
+    rules: TokenRules = TokenRules()  # tokens that a generation must not have
+    notes: tuple[str, ...] = ()  # what the files ask of a generation that it does not follow
 
 
 # --- reading ---
@@ -199,7 +205,7 @@ def special_token_ids(
     generation: GenerationConfig,
     end_of_text: str,
 ) -> dict[str, Any]:
-    """Return the fields of TokenizerFrame that are ids.
+    """Return the fields of TokenizerFrame that generation needs.
 
     A token's name counts more than an id of a config, and ids that the tokenizer doesn't have are
     left out: config.json may keep ids of its class that have nothing to do with the tokenizer. For
@@ -224,6 +230,8 @@ def special_token_ids(
         "decoder_start_id": existing(generation.decoder_start_id),
         "forced_bos_id": existing(generation.forced_bos_id),
         "forced_eos_id": existing(generation.forced_eos_id),
+        "rules": generation.rules,
+        "notes": tuple(generation.warnings),
     }
 
 

@@ -4,7 +4,14 @@ Importing it imports no jax.
 """
 
 from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_fields
-from jaxlm.runtime.command import Parser, command, lock_run_directory, run
+from jaxlm.runtime.command import (
+    Parser,
+    check_output_file,
+    command,
+    lock_run_directory,
+    memory_errors,
+    run,
+)
 from jaxlm.runtime.platform import (
     code_version,
     configure,
@@ -21,12 +28,14 @@ __all__ = [
     "Parser",
     "ProcessGroup",
     "StopSignal",
+    "check_output_file",
     "code_version",
     "command",
     "configure",
     "describe_devices",
     "detect_cluster",
     "lock_run_directory",
+    "memory_errors",
     "private_directory",
     "run",
     "select_devices",

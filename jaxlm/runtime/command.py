@@ -88,6 +88,33 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
+def check_output_file(option: str, path: str | None) -> None:
+    """Raise UserError for a file that can't be written later; `option` (--json) names it."""
+    if path is None:
+        return
+    target = Path(path)
+    if not path or target.is_dir():
+        raise UserError(f"{option}: {path!r} is no file name: name a file to write")
+    if not target.parent.is_dir():
+        raise UserError(f"{option}: {target.parent}: no such folder")
+    writable = target if target.exists() else target.parent
+    if not os.access(writable, os.W_OK):
+        raise UserError(f"{option}: can't write {path}: Permission denied")
+
+
+@contextlib.contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Raise UserError with the advice where the memory of the host or of a device is too small."""
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"the memory is too small: {advice}") from error
+    except RuntimeError as error:  # as jax's is
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise UserError(f"the memory of the device is too small: {advice}") from error
+
+
 @contextlib.contextmanager
 def lock_run_directory(run_directory: Path) -> Iterator[None]:
     """Make the run directory and hold its lock while the block runs.

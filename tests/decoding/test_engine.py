@@ -9,7 +9,8 @@ from support.tiny_models import WholeContext, build_tiny, random_prompts
 
 from jaxlm import config, models
 from jaxlm.decoding import engine as engine_module
-from jaxlm.decoding.engine import Engine, StopTokens, bucket_size, split_into_chunks
+from jaxlm.decoding.constraints import StopTokens, build_context
+from jaxlm.decoding.engine import Engine, bucket_size, split_into_chunks
 from jaxlm.decoding.sampling import SamplingConfig
 
 LENGTHS = [3, 20, 1, 9]
@@ -172,7 +173,10 @@ def test_the_cache_is_reused_in_place():
     engine, starts, _, _ = setup("learned")
     cache, scores = engine.prefill(starts, None, 16)
     limits, rows = np.full(4, 9, np.int32), np.arange(4, dtype=np.int32)
-    state = engine._start(SamplingConfig(), 16, cache, scores, None, limits, rows, np.uint32(0))
+    context = build_context(engine.stop, starts, 24)
+    state = engine._start(
+        SamplingConfig(), 16, cache, scores, None, context, limits, rows, np.uint32(0)
+    )
     old = state.cache.layers[0].keys_BGSK
     engine._decode(SamplingConfig(), engine.params, state, np.ones(4, bool), 16)
     assert old.is_deleted()
@@ -194,5 +198,8 @@ def test_a_seed_gives_the_key_of_jax():
     cache, scores = engine.prefill(starts, None, 16)
     limits, rows = np.full(4, 9, np.int32), np.arange(4, dtype=np.int32)
     seed = 2**32 - 1
-    state = engine._start(SamplingConfig(), 16, cache, scores, None, limits, rows, np.uint32(seed))
+    context = build_context(engine.stop, starts, 24)
+    state = engine._start(
+        SamplingConfig(), 16, cache, scores, None, context, limits, rows, np.uint32(seed)
+    )
     assert np.array_equal(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(seed)))

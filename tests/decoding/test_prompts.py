@@ -20,6 +20,11 @@ TEXTS = [
 SPECIAL = ["<pad>", "<end>", "<unk>"]
 
 
+def added(*names, lstrip):
+    for name in names:
+        yield AddedToken(name, lstrip=lstrip, special=True, normalized=False)
+
+
 def words(lstrip):
     """A tokenizer like RoBERTa's (whose mask takes the space before it), or GPT-2's with a mask."""
     inner = tokenizers.Tokenizer(models.BPE())
@@ -30,7 +35,7 @@ def words(lstrip):
         CORPUS,
         trainers.BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet),
     )
-    inner.add_special_tokens([AddedToken("<mask>", lstrip=lstrip, special=True, normalized=False)])
+    inner.add_special_tokens(list(added("<mask>", lstrip=lstrip)))
     return inner
 
 
@@ -64,23 +69,42 @@ def ours(inner):
     )
 
 
+def first_words():
+    """A tokenizer like T5's without `legacy`: only the first word of a text gets a space."""
+    vocabulary = {"<unk>": 0, "\u2581It": 1, "It": 2, "<end>": 3, "\u2581was": 4, "was": 5}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    first = pre_tokenizers.Metaspace(prepend_scheme="first")
+    inner.pre_tokenizer = first  # type: ignore[assignment]
+    inner.add_special_tokens(list(added("<mask>", lstrip=False)))
+    return inner
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: words(lstrip=True), word_pieces, sentence_pieces],
-    ids=["words", "pieces", "sentence"],
+    [
+        lambda: words(lstrip=True),
+        lambda: words(lstrip=False),
+        word_pieces,
+        sentence_pieces,
+        first_words,
+    ],
+    ids=["wide mask", "narrow mask", "pieces", "sentence", "first"],
 )
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", [*TEXTS, "It<mask>was<mask> It"])
 def test_names_become_the_tokens_that_the_tokenizer_sees_there(make, text):
     inner = make()
-    found = prompts.encode_with_special(ours(inner), text, {"<mask>": inner.token_to_id("<mask>")})
+    tokenizer = ours(inner)
+    found = prompts.encode_with_special(tokenizer, text, {"<mask>": inner.token_to_id("<mask>")})
     assert found.tolist() == inner.encode(text, add_special_tokens=False).ids
+    assert tokenizer.inner.encode_special_tokens  # documents are read as plain text again
 
 
-def test_a_mask_stands_for_the_space_that_its_tokens_begin_with():
-    """So it did in training, where a mask replaced a whole token."""
-    narrow, wide = words(lstrip=False), words(lstrip=True)
-    for text in TEXTS:
-        found = prompts.encode_with_special(
-            ours(narrow), text, {"<mask>": narrow.token_to_id("<mask>")}
-        )
-        assert found.tolist() == wide.encode(text, add_special_tokens=False).ids
+@pytest.mark.parametrize("lstrip", [True, False])
+def test_names_of_other_special_tokens_are_plain_text(lstrip):
+    inner = words(lstrip)
+    found = prompts.encode_with_special(
+        ours(inner), "a <mask><end> b", {"<mask>": inner.token_to_id("<mask>")}
+    )
+    pieces = ours(inner).encode("a" if lstrip else "a "), ours(inner).encode("<end> b")
+    assert found.tolist() == [*pieces[0], inner.token_to_id("<mask>"), *pieces[1]]
+    assert inner.token_to_id("<end>") not in found

@@ -376,12 +376,52 @@ def test_what_generation_does_not_follow_is_said(tmp_path):
     }
     found = read_generation(
         tmp_path,
-        values | {"no_repeat_ngram_size": 3, "suppress_tokens": [1], "bad_words_ids": None},
+        values | {"min_length": 3, "forced_decoder_ids": [1], "sequence_bias": None},
     )
     assert found.suggested == {"num_beams": 4, "temperature": 0.6}
-    assert found.unsupported == {"no_repeat_ngram_size": 3, "suppress_tokens": [1]}
+    assert found.unsupported == {"min_length": 3, "forced_decoder_ids": [1]}
     assert [line.count("=") for line in found.warnings] == [2, 2]
-    assert "no_repeat_ngram_size=3, suppress_tokens=[1]" in found.warnings[1]
+    assert "min_length=3, forced_decoder_ids=[1]" in found.warnings[1]
+
+
+RULES = {
+    "bad_words_ids": [[5], [6, 7]],
+    "suppress_tokens": [8, -1],
+    "begin_suppress_tokens": [9],
+    "no_repeat_ngram_size": 3,
+}
+
+
+def test_rules_are_those_of_the_generation_config_or_else_of_an_old_config(tmp_path):
+    rules = generation_config.TokenRules(((5,), (6, 7)), (8,), (9,), 3)
+    found = read_generation(tmp_path, RULES, no_repeat_ngram_size=2)
+    assert (found.rules, found.warnings) == (rules, [])
+    assert read_generation(tmp_path, {"eos_token_id": 1}, **RULES).rules == ((), (), (), 0)
+
+    (tmp_path / "generation_config.json").unlink()
+    old = read_generation(tmp_path, None, **RULES, num_beams=6, min_length=2, num_layers=2)
+    assert old.rules == rules
+    assert old.warnings[0].startswith("config.json asks for num_beams=6; ")
+    assert old.warnings[1].startswith("config.json asks for min_length=2, which ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bad_words_ids", 5),
+        ("bad_words_ids", [5]),
+        ("bad_words_ids", [[]]),
+        ("bad_words_ids", [["a"]]),
+        ("bad_words_ids", [[-1]]),
+        ("suppress_tokens", ["a"]),
+        ("begin_suppress_tokens", [True]),
+        ("no_repeat_ngram_size", -1),
+        ("no_repeat_ngram_size", "two"),
+    ],
+)
+def test_rules_that_can_not_be_followed_name_file_and_key(tmp_path, key, value):
+    with pytest.raises(UserError, match=rf"generation_config\.json: {key}: must"):
+        read_generation(tmp_path, {key: value})
 
 
 def test_without_a_generation_config_the_ids_are_those_of_config(tmp_path):
