@@ -1,7 +1,6 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +43,10 @@ class LoadedModel(NamedTuple):
 
 def is_run(path: Path) -> bool:
     """Return whether a directory holds a run, even one without a config or a sound checkpoint."""
-    return os.path.isdir(path / "checkpoints")  # false, and no error, where it can't be looked at
+    try:
+        return (path / "checkpoints").is_dir()
+    except OSError:  # it can't be looked at, which reading its config.json will say
+        return False
 
 
 def load_model(

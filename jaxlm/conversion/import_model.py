@@ -1,7 +1,6 @@
 """Make a run directory of a Hugging Face directory: its config, tokenizer and parameters."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -83,11 +82,10 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
 
 def check_is_no_run(directory: Path) -> None:
     """Raise UserError for a run directory, which needs no import."""
-    path = directory / "config.json"
-    if is_run(directory) or (os.path.isfile(path) and "run_directory" in read_hf_config(directory)):
+    if is_run(directory) or "run_directory" in read_hf_config(directory):
         raise UserError(
             f"{directory}: is a run, not a Hugging Face directory; train continues it: "
-            f"python -m jaxlm.train --config {path}"
+            f"python -m jaxlm.train --config {directory / 'config.json'}"
         )
 
 
@@ -107,7 +105,7 @@ def check_is_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder")
     try:
-        names = os.listdir(folder) if folder.is_dir() else []
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     except OSError as error:
         raise UserError(f"{folder}: can't be read: {error.strerror}") from error
     if set(names) - {LOCK_FILE}:

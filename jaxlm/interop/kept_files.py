@@ -6,7 +6,6 @@ tokenizer_config.json has the chat template, padding side and so on, and the fla
 Templates are text: they are never executed.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from jaxlm.files import write_atomically
 from jaxlm.interop.generation_config import (
     GENERATION_CONFIG_FILE,
     OPTION_DEFAULTS,
+    RULE_KEYS,
     TOKEN_ID_KEYS,
+    UNSUPPORTED_KEYS,
     GenerationConfig,
     read_generation_config,
 )
@@ -43,31 +44,13 @@ EXTRA_TOKEN_KEYS = ("additional_special_tokens", "extra_special_tokens")
 # no generation_config.json.
 CONFIG_JSON_KEYS = (
     *OPTION_DEFAULTS,
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "constraints",
-    "diversity_penalty",
-    "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "exponential_decay_length_penalty",
-    "force_words_ids",
-    "forced_decoder_ids",
-    "guidance_scale",
+    *RULE_KEYS,
+    *UNSUPPORTED_KEYS,
     "max_length",
     "max_new_tokens",
-    "min_length",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
     "num_return_sequences",
-    "penalty_alpha",
     "remove_invalid_values",
     "renormalize_logits",
-    "sequence_bias",
-    "suppress_tokens",
-    "typical_p",
 )
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -137,10 +120,10 @@ def read_chat_templates(directory: Path) -> dict[str, str]:
     folder = directory / CHAT_TEMPLATE_FOLDER
     if folder.is_dir():
         try:
-            names = sorted(os.listdir(folder))
+            paths = sorted(folder.iterdir())
         except OSError as error:
             raise UserError(f"{folder}: can't be read: {error.strerror}") from error
-        files |= {Path(name).stem: folder / name for name in names if Path(name).suffix == ".jinja"}
+        files |= {path.stem: path for path in paths if path.suffix == ".jinja"}
     return {name: read_template(path) for name, path in files.items() if path.exists()}
 
 
