@@ -340,7 +340,7 @@ def run_tokenizer_frame(
     kept["bos_id"] = ids.get("begin_of_text", kept["bos_id"])
     kept["pad_id"] = ids.get("pad", kept["pad_id"])
     kept["decoder_start_id"] = frame.decoder_start_id
-    return frame._replace(**kept, rules=generation.rules, notes=tuple(generation.warnings))
+    return frame._replace(**kept)
 
 
 def widen_special_tokens(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> None:
