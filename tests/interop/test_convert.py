@@ -16,11 +16,12 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny_run
 from support.conversions import MADE, converted, hf_directory
+from support.hf_directories import change_tensors, random_weights
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
 from jaxlm.conversion import export_run, import_model
 from jaxlm.data.tokenizer import byte_tokenizer
-from jaxlm.data.vocabulary import special_tokens
+from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.interop import hf_config, tokenizer
 from jaxlm.types import Batch
 
@@ -305,6 +306,156 @@ def test_mistakes_of_export(imported, tmp_path, capsys):
         assert converted(*arguments) == 3
         assert_one_line(capsys, ["checkpoint"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "full", "odd"]
+
+
+HOSTILE = {  # arguments, in which HF, RUN and FILE stand for what there is -> what the line names
+    "empty directory": (["import", "", "new"], ["HF_DIR", "''"]),
+    "empty run": (["import", "HF", ""], ["RUN", "''"]),
+    "empty out": (["export", "RUN", ""], ["OUT", "''"]),
+    "long name": (["import", "x" * 300, "new"], ["HF_DIR", "too long"]),
+    "long new name": (["export", "RUN", "x" * 300], ["OUT", "too long"]),
+    "deep path": (["import", "HF", "a/" * 1500], ["RUN", "a/a/a"]),
+    "no UTF-8": (["export", "RUN", "\udcff"], ["OUT", "UTF-8"]),
+    "null byte": (["export", "RUN", "\0"], ["OUT"]),
+    "below a file": (["import", "HF", "FILE/x"], ["FILE/x"]),
+    "file as run": (["export", "FILE", "new"], ["FILE"]),
+    "infinite size": (["export", "RUN", "new", "--max-shard-size", "9" * 400 + "GB"], ["shard"]),
+    "no size": (["export", "RUN", "new", "--max-shard-size", "nan"], ["shard"]),
+    "empty size": (["export", "RUN", "new", "--max-shard-size="], ["shard"]),
+    "negative size": (["export", "RUN", "new", "--max-shard-size=-5GB"], ["shard"]),
+    "step of another type": (["export", "RUN", "new", "--step", "1e3"], ["--step"]),
+    "no edit": (["import", "HF", "new", "="], ["section.key=value"]),
+    "infinite edit": (["import", "HF", "new", "training.steps=1e400"], ["training.steps"]),
+    "huge edit": (["import", "HF", "new", "data.sequence_length=1e30"], ["data.sequence_length"]),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_values_are_refused_in_one_line(case, imported, tmp_path, capsys, monkeypatch):
+    arguments, named = HOSTILE[case]
+    directory, run = imported("gpt2")
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    there = {"HF": str(directory), "RUN": str(run)}
+    assert converted(*(there.get(argument, argument) for argument in arguments)) == 2
+    assert_one_line(capsys, named)
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def forbid(monkeypatch, name: str) -> None:
+    """Let the system refuse whatever is done with files and folders of this name."""
+    for method in ("open", "iterdir"):
+        allowed = getattr(Path, method)
+
+        def refuse(path, *arguments, allowed=allowed, **options):
+            if name in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return allowed(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, method, refuse)
+
+
+FORBIDDEN = (
+    "hf",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "model.safetensors",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+@pytest.mark.parametrize("how", ["no permission", "a folder"])
+def test_files_that_cannot_be_read_are_named(name, how, imported, tmp_path, capsys, monkeypatch):
+    directory = shutil.copytree(imported("gpt2")[0], tmp_path / "hf")
+    if how == "a folder" and "." not in name:
+        pytest.skip("is a folder")
+    for file in FORBIDDEN[1:-1]:
+        (directory / file).touch()
+    (directory / "generation_config.json").write_text("{}")
+    (directory / "additional_chat_templates").mkdir()
+    if how == "a folder":
+        (directory / name).unlink()
+        (directory / name).mkdir()
+    else:
+        forbid(monkeypatch, name)
+    assert converted("import", directory, tmp_path / "run") == 2
+    assert_one_line(capsys, [name])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(value, imported, tmp_path, capsys):
+    directory = shutil.copytree(imported("llama")[0], tmp_path / "hf")
+    tensor = "model.layers.1.mlp.down_proj.weight"
+
+    def spoil(tensors):
+        tensors[tensor][1, 2] = value
+        tensors["model.norm.weight"][0] = value
+
+    change_tensors(directory, spoil)
+    assert converted("import", directory, tmp_path / "run") == 0
+    assert converted("export", tmp_path / "run", tmp_path / "out") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: ") for line in lines)
+    assert all(f"{tensor} and 1 more have values that are not finite" in line for line in lines)
+
+
+def translator(folder: Path, special: SpecialTokens) -> Path:
+    """Make the directory of a Marian, whose tokenizer has no mask and no sentinels."""
+    model = replace(
+        MADE["bart"][2],
+        vocabulary_size=special_size(special),
+        embedding_norm=False,
+        positions="sinusoidal",
+        position_offset=0,
+        embedding_scaling=True,
+        head_bias=True,
+        encoder_layers=None,
+    )
+    ids = {"eos_token_id": 256, "decoder_start_token_id": special_size(special) - 1}
+    interop.save(folder, model, random_weights(model), tokens=ids)
+    byte_tokenizer(special).save(folder / "tokenizer.json")
+    names = {f"{role}_token": name for role, name in special.named.items()}
+    names = {"eos_token": special.end_of_text, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+def special_size(special: SpecialTokens) -> int:
+    return 256 + len(special.names)
+
+
+def test_a_model_without_mask_and_sentinels_is_imported_for_pairs(tmp_path, capsys):
+    directory = translator(tmp_path / "hf", SpecialTokens("</s>", pad="<pad>"))
+    assert converted("import", directory, tmp_path / "run") == 0
+    output = capsys.readouterr().out
+    assert "no mask and no sentinels, so the objective is pairs" in output
+    assert "--data PAIRS.jsonl" in output
+
+    made = config.load(tmp_path / "run" / "config.json")
+    assert (made.objective.kind, made.objective.start) == ("pairs", "pad")
+    assert [source.format for source in made.data.sources] == ["pairs"]
+    # All that training still needs is said by one edit.
+    edited = config.apply_edits(made, ["data.sources.0.path=x.jsonl", "training.steps=2"])
+    assert edited.data.sources[0].path == "x.jsonl"
+
+
+def test_pairs_can_be_asked_for(imported, tmp_path):
+    edits = ["objective.kind=pairs", "objective.target_length=16"]
+    assert converted("import", imported("t5")[0], tmp_path / "run", *edits) == 0
+    made = config.load(tmp_path / "run" / "config.json")
+    assert (made.objective.kind, made.objective.target_length) == ("pairs", 16)
+
+
+def test_all_tokens_that_an_objective_lacks_are_said_at_once(tmp_path, capsys):
+    directory = translator(tmp_path / "hf", SpecialTokens("</s>", "<s>"))
+    assert converted("import", directory, tmp_path / "run", "objective.kind=infilling") == 2
+    assert_one_line(capsys, ["'<pad>' and '<mask>'", "tokenizer.pad=NAME tokenizer.mask=NAME"])
 
 
 def test_a_run_without_checkpoints(imported, tmp_path, capsys):
