@@ -206,7 +206,7 @@ def read_token_ids(source: HFConfig, key: str) -> tuple[int, ...]:
     """Return the id or the list of ids at `key`; () where there is none."""
     value = source.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int for token in values):
+    if not all(type(token) is int and token < MAX_INTEGER for token in values):
         source.refuse(key, f"must be the id of a token, got {format_json(value)}")
     return tuple(token for token in values if token >= 0)  # -1 is an old way to say none
 
