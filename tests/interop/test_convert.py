@@ -5,6 +5,7 @@ Mistakes are refused in one line.
 
 import contextlib
 import json
+import logging
 import shutil
 import tarfile
 from dataclasses import replace
@@ -85,8 +86,9 @@ AUTO = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_transformers_load_what_is_exported(name, imported, tmp_path):
+def test_transformers_load_what_is_exported(name, imported, tmp_path, caplog, monkeypatch):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
     _, run = imported(name)
     kind, _, model = MADE[name]
     assert converted("export", run, tmp_path / "out", "--archive") == 0
@@ -99,6 +101,15 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     read = transformers.AutoTokenizer.from_pretrained(folder)
+    transformers.AutoConfig.from_pretrained(folder)
+    if kind != "masked":
+        transformers.GenerationConfig.from_pretrained(folder).validate()
+    # Of T5 the class wants the head tied, and says so of each that is not, Google's too.
+    warnings = [record.getMessage() for record in caplog.records if record.levelname != "INFO"]
+    assert not [line for line in warnings if name != "t5" or "tie" not in line]
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    card = huggingface_hub.ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    assert (card.data.library_name, name in card.data.tags) == ("transformers", True)
     encoded = read("It was the best", return_tensors="pt")
     tokens = encoded["input_ids"].numpy().astype(np.int32)
     decoder = (
