@@ -121,7 +121,7 @@ def build_evaluate_parser() -> runtime.Parser:
 
     add(
         "--context",
-        type=positive_integer,
+        type=window_integer,
         metavar="N",
         help="tokens of a window (the model's context_length)",
     )
@@ -138,11 +138,11 @@ def build_evaluate_parser() -> runtime.Parser:
         metavar="N",
         help="windows of each source; with --per-document, documents",
     )
-    add("--batch-size", type=positive_integer, default=8, metavar="N", help="windows at a time (8)")
+    add("--batch-size", type=batch_integer, default=8, metavar="N", help="windows at a time (8)")
 
     add(
         "--draws",
-        type=positive_integer,
+        type=batch_integer,
         default=1,
         metavar="N",
         help="visits of each text, each hidden anew (1)",
@@ -187,11 +187,21 @@ def nonnegative_integer(text: str) -> int:
     return parse_integer(text, least=0)
 
 
-def parse_integer(text: str, least: int) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < least:
-        reason = f"must be a whole number of at least {least}, got {text!r}"
-        raise argparse.ArgumentTypeError(reason)
-    return int(text)
+def batch_integer(text: str) -> int:
+    return parse_integer(text, least=1, most=1 << 16)
+
+
+def window_integer(text: str) -> int:
+    return parse_integer(text, least=1, most=1 << 20)
+
+
+def parse_integer(text: str, least: int, most: int = (1 << 31) - 1) -> int:
+    # No number in bounds has more digits, and Python refuses to convert very many.
+    number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+    if not least <= number <= most:
+        bounds = f"at least {least}" if number < least else f"at most {most}"
+        raise argparse.ArgumentTypeError(f"must be a whole number of {bounds}, got {text!r}")
+    return number
 
 
 def parse_sources(data: Sequence[str], text_key: str) -> tuple[SourceConfig, ...]:

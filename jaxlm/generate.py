@@ -49,8 +49,9 @@ TEXT_OPTIONS = (
     "seed",
     "no_stream",
 )
+LARGEST_INTEGER = 2**31 - 1  # of an int32
 MOST_TOKENS, MOST_ROWS = 1 << 20, 1 << 16  # above, mistakes are likelier than such machines
-MOST_LENGTH_PENALTY = 30.0  # as in decoding.beam
+MOST_LENGTH_PENALTY = 30  # as in decoding.beam
 
 OPTIONS_BY_USE = {"writes": TEXT_OPTIONS, "fills masks": ("top",), "embeds": ("pool", "out")}
 
@@ -132,7 +133,8 @@ def bounded(
             return value
 
         bounds = [("at least", least), ("at most", most)]
-        limits = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) != float("inf")]
+        unsaid = (float("-inf"), float("inf"), LARGEST_INTEGER)
+        limits = [f"{word} {bound}" for word, bound in bounds if bound not in unsaid]
         name = "an integer" if number is int else "a number"
         raise argparse.ArgumentTypeError(
             " ".join(["must be", name, " and ".join(limits)]).rstrip() + f", got {text!r}"
@@ -141,9 +143,10 @@ def bounded(
     return parse
 
 
-COUNT, POSITIVE, SEED = bounded(int, 0), bounded(int, 1), bounded(int, 0, 2**32 - 1)
+COUNT, POSITIVE = bounded(int, 0, LARGEST_INTEGER), bounded(int, 1, LARGEST_INTEGER)
+SEED = bounded(int, 0, 2**32 - 1)
 TOKENS, ROWS = bounded(int, 1, MOST_TOKENS), bounded(int, 1, MOST_ROWS)
-TEMPERATURE, SHARE, PENALTY = bounded(float, 0.0), bounded(float, 0.0, 1.0), bounded(float, 1e-6)
+TEMPERATURE, SHARE, PENALTY = bounded(float, 0), bounded(float, 0, 1), bounded(float, 1e-6)
 LENGTH_PENALTY = bounded(float, -MOST_LENGTH_PENALTY, MOST_LENGTH_PENALTY)
 
 

@@ -8,8 +8,10 @@ adds "jaxlm" and passes its arguments on to `lm_eval`. Neither lm_eval nor jax i
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jaxlm import runtime
@@ -61,13 +63,25 @@ def main(argv: Sequence[str]) -> int:
     original_argv, sys.argv = sys.argv, ["lm_eval", *arguments]
     try:
         cli_evaluate()
-    except ValueError as error:
+    except UserError:
+        raise
+    except Exception as error:
         if str(error).startswith(("Tasks not found", "No tasks specified")):
             raise UserError(f"--tasks: {error}") from error
-        raise
+        if runs_in_jaxlm(error):
+            raise
+        # A task, a file or a value that lm_eval can't use.
+        raise UserError(f"lm_eval: {type(error).__name__}: {error}") from error
     finally:
         sys.argv = original_argv
     return 0
+
+
+def runs_in_jaxlm(error: BaseException) -> bool:
+    """Return whether an error comes from code of jaxlm that lm_eval has called."""
+    package = Path(__file__).parent
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return any(file.is_relative_to(package) and file != Path(__file__) for file in files)
 
 
 def register() -> None:

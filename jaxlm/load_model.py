@@ -62,7 +62,11 @@ def load_model(
     checkpoint.
     """
     path = Path(path)
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{path}: {error.strerror}") from error
+    if not is_folder:
         raise UserError(f"{path}: there is no such directory")
     if is_run(path):
         return load_run_model(path, step, compute, devices)

@@ -63,6 +63,7 @@ SIDEWAYS = {
     ("conversion", "runtime"): "the lock of a run directory",
     ("evaluation", "checkpoint"): "the store that a run was trained on",
     ("evaluation", "data"): "windows of a store, documents of a source",
+    ("evaluation", "decoding"): "the check that a model's scores are finite",
     ("evaluation", "load_model"): "the harness loads the model that it is asked about",
     ("evaluation", "runtime"): "as above",
     ("evaluation", "step"): "a batch is scored by the step's own function",

@@ -168,6 +168,7 @@ def forbid_repeated_ngrams(scores_BV: Array, history_BT: Array, end: Array, size
 
     # Windows that begin at each of the S places, and the token that followed them.
     same_BS = jnp.broadcast_to(jnp.all(present_BM >= 0, axis=1)[:, None], (len(history_BT), starts))
-    same_BS = jax.lax.fori_loop(0, size - 1, matches, same_BS)
+    if size > 1:
+        same_BS = jax.lax.fori_loop(0, size - 1, matches, same_BS)
     is_written_1S = (jnp.arange(starts) + size - 1 < end)[None]
     return forbid_tokens(scores_BV, history_BT[:, size - 1 :], same_BS & is_written_1S)

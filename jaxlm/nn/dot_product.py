@@ -108,10 +108,12 @@ def attend(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Return the attention output [B, L, H, K] in q's dtype; H is a multiple of G.
 
-    `bias` is float32 [1 or B, H, L, S], added to the scaled scores.
+    `bias` is float32 [1 or B, H, L, S], added to the scaled scores. `cached`: keys and values
+    belong to a cache.
     """
     case = Case(
         dtype=q_BLHK.dtype.name,
@@ -136,6 +138,7 @@ def attend(
         softcap=softcap,
         dropout=dropout,
         dropout_key=dropout_key,
+        cached=cached,
     )
 
 
@@ -195,6 +198,7 @@ def xla_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Attend block by block of queries, each block to the keys that it can see at all.
 
@@ -214,7 +218,7 @@ def xla_attention(
             softcap=softcap,
             dropout=dropout,
             dropout_key=key,
-            cached=mask.positions is not None,
+            cached=cached or mask.positions is not None,
         )
         parts.append(part)
 

@@ -35,6 +35,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        arguments = sys.argv[1:] if args is None else list(args)
+        for argument in arguments:
+            # argparse makes an empty list of the value.
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument.removesuffix('=--')}: '--' is no value")
+        return super().parse_known_args(arguments, namespace)
+
     def error(self, message: str):
         hint = ""
         if message.startswith("unrecognized") and "=" in message:
@@ -93,13 +101,16 @@ def check_output_file(option: str, path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    if not path or target.is_dir():
-        raise UserError(f"{option}: {path!r} is no file name: name a file to write")
-    if not target.parent.is_dir():
-        raise UserError(f"{option}: {target.parent}: no such folder")
-    writable = target if target.exists() else target.parent
+    try:
+        if not path or target.is_dir():
+            raise UserError(f"{option}: {path!r} is no file name: name a file to write")
+        if not target.parent.is_dir():
+            raise UserError(f"{option}: {target.parent}: no such folder")
+        writable = target if target.exists() else target.parent
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{option}: {path}: {error.strerror}") from error
     if not os.access(writable, os.W_OK):
-        raise UserError(f"{option}: can't write {path}: Permission denied")
+        raise UserError(f"{option}: {path}: Permission denied")
 
 
 @contextlib.contextmanager

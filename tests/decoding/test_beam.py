@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from support.tiny_models import VOCABULARY, build_tiny, random_prompts
 
-from jaxlm import models
-from jaxlm.decoding.beam import BeamConfig, BeamSearch
+from jaxlm import generate, models
+from jaxlm.config import UserError
+from jaxlm.decoding.beam import MOST_LENGTH_PENALTY, BeamConfig, BeamSearch, length_powers
 from jaxlm.decoding.engine import Engine, StopTokens
 from jaxlm.types import Batch
 
@@ -40,3 +41,40 @@ def test_the_best_of_all_continuations_of_two_tokens_is_found(length_penalty):
         (row,) = BeamSearch(engine, config).generate([prompt], [2])
         assert tuple(row.tolist()) == max(scores, key=scores.get)
         assert len(row) == (1 if length_penalty == 0 else 2)
+
+
+@pytest.mark.parametrize("length_penalty", [-30.0, -4.0, -1.0, 0.0, 0.7, 1.0, 30.0])
+@pytest.mark.parametrize("room", [16, 128, 1024])
+def test_the_divisors_of_all_lengths_stay_in_order(length_penalty, room):
+    powers = length_powers(length_penalty, room)
+    assert powers.dtype == np.float32 and np.isfinite(powers).all() and (powers > 0).all()
+    assert (np.sign(np.diff(powers)) == np.sign(length_penalty)).all() or room == 1024
+    if abs(length_penalty) <= 1:  # a power of two away from the plain ones: no digit differs
+        plain = np.arange(1, room + 1, dtype=np.float64) ** length_penalty
+        ratios = powers / plain.astype(np.float32)
+        assert (ratios == ratios[0]).all() and np.log2(ratios[0]) % 1 == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length_penalty", [-30.0, -4.0, 30.0])
+def test_extreme_length_penalties_decide_by_the_length(length_penalty):
+    model, params = build_tiny("learned")
+    (prompt, _), engine = PROMPTS, None
+    free = Engine(model, models.unstacked(params), StopTokens(()))
+    (first,) = log_probabilities(model, params, [prompt])
+    # The third likeliest token is likely enough to end one of the first beams.
+    stop = int(np.argsort(-first)[2])
+    engine = Engine(model, free.params, StopTokens((stop,)))
+    config = BeamConfig(beams=4, length_penalty=length_penalty, early_stopping="never")
+    (row,) = BeamSearch(engine, config).generate([prompt], [56])
+    assert (len(row) == 1) if length_penalty < 0 else (len(row) > 1)
+    assert len(row) >= 1
+
+
+def test_a_length_penalty_has_bounds():
+    model, params = build_tiny("learned")
+    engine = Engine(model, models.unstacked(params), StopTokens(()))
+    for length_penalty in (400.0, -31.0, float("nan")):
+        with pytest.raises(UserError, match="--length-penalty: must be between -30 and 30"):
+            BeamSearch(engine, BeamConfig(length_penalty=length_penalty))
+    assert generate.MOST_LENGTH_PENALTY == MOST_LENGTH_PENALTY

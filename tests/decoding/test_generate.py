@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from functools import cache
 
@@ -18,6 +19,7 @@ from jaxlm.decoding.generation import DecodingConfig, TextGenerator
 from jaxlm.decoding.sampling import SamplingConfig
 from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.interop.write_tokenizer import write_tokenizer
+from jaxlm.load_model import LoadedModel
 from jaxlm.types import Batch
 
 TOKENIZER = byte_tokenizer(SpecialTokens("<end>", "<begin>", "<pad>", "<mask>", 3))
@@ -255,7 +257,7 @@ def test_only_names_that_a_family_reads_are_special_in_prompts():
 
 
 def test_writing_by_the_command(call, directory, tmp_path):
-    (tmp_path / "more.jsonl").write_text('{"prompt": "x"}\n\n{"text": "It was the best", "n": 1}\n')
+    (tmp_path / "more.jsonl").write_text('{"prompt": "x"}\n{"text": "It was the best", "n": 1}\n')
     code, out, err, results = call(
         directory("decoder"),
         "--prompt",
@@ -334,10 +336,65 @@ def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
         )
 
 
+PROMPT_LINES = ["one\x0c\x1c\x85\u2028still\rone", "", "two "]
+FILES = {  # content -> prompts, and what stderr says
+    "p.txt": (
+        "\ufeffone\x0c\x1c\x85\u2028still\rone\r\n\ntwo \n",
+        PROMPT_LINES,
+        "p.txt:2: a blank line is an",
+    ),
+    "p.JSONL": (
+        '\ufeff{"prompt": "a\u2028b"}\r\n\n{"text": "c"}',
+        ["a\u2028b", "c"],
+        "p.JSONL:2: a blank line is left",
+    ),
+    "p.json": ('{"prompt": "a\\u2028b"}\n', ["a\u2028b"], ""),
+}
+
+
+@pytest.mark.parametrize(("name", "case"), FILES.items(), ids=FILES)
+def test_prompts_files_are_cut_at_line_ends_only(name, case, monkeypatch, tmp_path, capsys):
+    content, expected, note = case
+    (tmp_path / name).write_bytes(content.encode())
+    monkeypatch.chdir(tmp_path)
+    args = generate.build_generate_parser().parse_args(["model", "--prompts", name])
+    assert generate.read_prompts(args) == expected
+    assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_prompt_of_stdin_loses_its_last_line_end(end, monkeypatch):
+    content = io.BytesIO(f"one\n\n{end}".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    args = generate.build_generate_parser().parse_args(["model", "--prompt", "-"])
+    assert generate.read_prompts(args) == ["one\n\n" if end else "one\n"]
+
+
 def test_what_is_noteworthy_goes_to_stderr(call, directory):
     code, _, err, results = call(directory("decoder"), "--prompt", "a" * 62)
     assert (code, results[0]["finish"]) == (0, "context")
     assert err == "prompt 1: the text ends at the model's last position (model.context_length=64)\n"
+
+
+def test_rules_of_the_files_are_followed_or_named(call, directory, tmp_path):
+    """In generation_config.json, or in the config.json of an old folder without one."""
+    free = texts(PROMPTS[:1])[0].ids.tolist()
+    rules = {"bad_words_ids": [[free[0]]], "no_repeat_ngram_size": 1, "min_length": 3}
+    for name, others in (("generation_config.json", {"num_beams": 4}), ("config.json", {})):
+        folder = tmp_path / name
+        shutil.copytree(directory("decoder"), folder)
+        values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps(values | rules | others))
+        code, _, err, results = call(folder, "--prompt", PROMPTS[0], "--max-new-tokens", 9)
+        tokens = results[0]["tokens"]
+        assert code == 0 and tokens != free[:9]
+        assert free[0] not in tokens and len({*tokens, *PROMPTS[0].encode()}) == len(tokens) + len(
+            {*PROMPTS[0].encode()}
+        )
+        assert f"note: {name} asks for min_length=3, which jaxlm.generate does not do\n" in err
+        assert err.count("\n") == 1 + len(others)
+        if others:
+            assert "note: generation_config.json asks for num_beams=4; pass these" in err
 
 
 MISTAKES = {  # arguments behind the model's, by family -> what the line says
@@ -351,6 +408,36 @@ MISTAKES = {  # arguments behind the model's, by family -> what the line says
         'other.jsonl:1: has no "prompt" or "text"',
     ),
     "not UTF-8": ("decoder", ["--prompts", "latin"], "latin: not UTF-8"),
+    "half a character": (
+        "decoder",
+        ["--prompts", "half.jsonl"],
+        "half.jsonl:2: holds half a surrogate pair",
+    ),
+    "bytes that are no text": ("decoder", ["--prompt", "a\udcff"], "--prompt: holds bytes"),
+    "stdin twice": ("decoder", ["--prompt", "-", "--prompts", "-"], "stdin can be read only once"),
+    "a folder of prompts": ("decoder", ["--prompts", "."], "--prompts: .: Is a directory"),
+    "a long name": ("decoder", ["--prompts", "a" * 999], "File name too long"),
+    "no value": ("decoder", ["--prompt=--"], "argument --prompt: '--' is no value"),
+    "a length penalty without bound": (
+        "decoder",
+        ["--prompt", "a", "--beams", "2", "--length-penalty", "400"],
+        "--length-penalty: must be a number at least -30 and at most 30, got '400'",
+    ),
+    "too many tokens": (
+        "decoder",
+        ["--prompt", "a", "--max-new-tokens", "9" * 30],
+        "--max-new-tokens: must be an integer at least 1 and at most 1048576",
+    ),
+    "a folder to write": (
+        "encoder",
+        ["--prompt", "a", "--embed", "--out", "."],
+        "--out: '.' is no file name",
+    ),
+    "one file for two": (
+        "encoder",
+        ["--prompt", "a", "--embed", "--out", "results.json"],
+        "--json and --out",
+    ),
     "no number": (
         "decoder",
         ["--prompt", "a", "--top-k", "many"],
@@ -427,6 +514,7 @@ def test_mistakes_are_one_line(call, directory, tmp_path, family, argv, message)
     files = {
         "empty": b"\n \n",
         "bad.jsonl": b'{"text": "a"}\n{\n',
+        "half.jsonl": b'{"text": "a"}\n{"text": "\\ud800"}\n',
         "other.jsonl": b'{"txt": "a"}\n',
         "latin": b"caf\xe9",
     }
@@ -449,3 +537,42 @@ def test_help_has_examples(capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert "examples:" in shown and "greedy" in shown
+
+
+# --- weights that are not finite ---
+
+
+@pytest.mark.parametrize(
+    "use", ["greedy", "infinite", "sampled", "stop", "beams", "source", "mask", "embed"]
+)
+def test_scores_that_are_not_finite_end_with_exit_4(use, monkeypatch, capsys, tmp_path):
+    value = np.inf if use == "infinite" else np.nan
+    family = {"source": "encoder_decoder", "mask": "encoder", "embed": "encoder"}.get(
+        use, "decoder"
+    )
+    model, params = loaded(family)
+
+    def break_scale(path, leaf):
+        return leaf.at[..., 3].set(value) if "scale" in jax.tree_util.keystr(path) else leaf
+
+    broken = jax.tree_util.tree_map_with_path(break_scale, params)
+    result = LoadedModel(tmp_path, model, broken, TOKENIZER, SPECIAL[family], None, None)
+    monkeypatch.setattr("jaxlm.load_model.load_model", lambda *_, **__: result)
+    arguments = {
+        "greedy": [],
+        "infinite": [],
+        "sampled": ["--samples", "2"],
+        "stop": ["--stop", "z"],
+        "beams": ["--beams", "2"],
+        "source": [],
+        "mask": [],
+        "embed": ["--embed", "--out", str(tmp_path / "v.npy")],
+    }[use]
+    written = tmp_path / "o.json"
+    prompt = "<mask>" if use == "mask" else "tree"
+    code = runtime.command(
+        generate.main, ["model", "--prompt", prompt, *arguments, "--json", str(written)]
+    )
+    out, err = capsys.readouterr()
+    assert (code, out) == (4, "") and err.startswith("error: the model's scores are not finite")
+    assert not list(tmp_path.iterdir())

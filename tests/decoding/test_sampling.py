@@ -128,6 +128,34 @@ def test_the_likeliest_token_is_taken_at_temperature_0():
     assert np.array_equal(found, scores.argmax(axis=1))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-6, 1e-9, 1e-12, 1e-38, 1e-40, 5e-324])
+@pytest.mark.parametrize("vocabulary_size", [40, 257, 4096])
+def test_a_tiny_temperature_takes_the_likeliest_token(temperature, vocabulary_size):
+    scores = (RANDOM.normal(size=(9, vocabulary_size)) * 20).astype(np.float32)
+    scores[:, 1] = -np.inf  # a token that is forbidden
+    for jitted in (False, True):
+
+        def draw(scores):
+            sampling = SamplingConfig(temperature=temperature)
+            return sample_tokens(sampling, scores, jax.random.key(0), np.arange(9), 0)
+
+        found = (jax.jit(draw) if jitted else draw)(jnp.asarray(scores))
+        assert np.array_equal(found, scores.argmax(axis=1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_huge_temperature_draws_any_token_that_is_allowed():
+    scores = np.where(np.arange(8) < 4, SCORES["random"][:1, :8], -np.inf).astype(np.float32)
+    scores = jnp.broadcast_to(jnp.asarray(scores), (400, 8))
+    for temperature in (1e30, 1e39, 1e300):
+        sampling = SamplingConfig(temperature=temperature, repetition_penalty=1e39)
+        found = sample_tokens(sampling, scores, jax.random.key(0), np.arange(400), 0)
+        assert set(np.asarray(found).tolist()) == {0, 1, 2, 3}
+        penalized = penalize_repetitions(scores, jnp.ones((400, 8), bool), temperature)
+        assert not np.isnan(np.asarray(penalized)).any()
+
+
 def drawn(rows, seed=0, position=0, sampling=CONFIGS["all"]):
     scores = np.broadcast_to(SCORES["random"][:1], (len(rows), 40))
     return np.asarray(

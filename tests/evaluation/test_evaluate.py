@@ -291,6 +291,15 @@ def test_pieces_of_documents_are_framed_and_padded():
     ]
 
 
+@pytest.mark.parametrize("run_config", [tiny.CONFIG, tiny.ENCODER], ids=["decoder", "encoder"])
+def test_scores_that_are_not_finite_are_no_figures(run_config):
+    model = untrained(run_config)
+    broken = model._replace(params=jax.tree.map(lambda x: x * np.nan, model.params))
+    options = asking(context=12, sources=(source(story()),))
+    with pytest.raises(config.DivergedError, match="scores are not finite"):
+        score_model.score_sources(broken, options, score_model.ModelScorer(broken))
+
+
 # Log-likelihoods
 
 
@@ -317,9 +326,22 @@ def test_likelihoods_of_continuations_are_those_of_whole_texts():
         )
 
 
+@given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 20))
+def test_rolling_windows_stay_in_the_context_behind_several_tokens(count, before, context):
+    prefix = list(range(-min(before, context), 0))
+    windows = list(rolling_requests(list(range(count)), prefix, context))
+    assert [token for window in windows for token in window.continuation] == list(range(count))
+    for window in windows:
+        assert window.context and len(window.context) + len(window.continuation) <= context + 1
+        assert [*window.context, *window.continuation] == list(
+            range(window.context[0], window.continuation[-1] + 1)
+        )
+    assert not windows or list(windows[0].context) == prefix
+
+
 @given(st.integers(0, 100), st.integers(1, 20))
 def test_rolling_windows_score_each_token_once(count, context):
-    windows = list(rolling_requests(list(range(count)), -1, context))
+    windows = list(rolling_requests(list(range(count)), [-1], context))
     assert [token for window in windows for token in window.continuation] == list(range(count))
     for window in windows:
         assert len(window.context) + len(window.continuation) <= context + 1

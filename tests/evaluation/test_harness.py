@@ -3,17 +3,20 @@
 import contextlib
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from support import tiny, tiny_run
 
-from jaxlm import evaluate, harness, runtime
-from jaxlm.config import UserError
-from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm import evaluate, harness, load_model, runtime
+from jaxlm.config import DivergedError, ModelConfig, PrecisionConfig, UserError
+from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.evaluation import harness_model
 from jaxlm.evaluation.harness_model import decoding_config
+from jaxlm.interop.tokenizer import TokenizerFrame
 
 CHOICES = [  # question, answers, the right one
     ("The bird sat on the", ["stone", "the", "river"], 0),
@@ -199,6 +202,114 @@ def test_a_run_reads_texts_behind_the_end_of_text(folder):
         model.generate_until(asked(("a", {"max_gen_toks": 32})))
 
 
+# --- texts and pairs, without the harness ---
+
+
+def decoder(monkeypatch, tokenizer, frame, positions="rotary", max_length=None):
+    """A small random decoder as the harness sees it, as of a Hugging Face directory."""
+    model_config = ModelConfig(
+        vocabulary_size=tokenizer.size,
+        layers=1,
+        width=32,
+        heads=4,
+        context_length=48,
+        positions=positions,
+        initializer_std=0.3,
+    )
+    model, shardings = load_model.place_model(model_config, PrecisionConfig(compute="float32"), 1)
+    params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(0))
+    loaded = load_model.LoadedModel(Path("hf"), model, params, tokenizer, frame, None, None)
+    monkeypatch.setattr(harness_model, "load_model", lambda path, **_: loaded)
+    monkeypatch.setattr("jaxlm.load_model.load_model", lambda path, **_: loaded)
+    harness_decoder = harness_model.HarnessModel()
+    harness_decoder.load("hf", batch_size=2, max_length=max_length)
+    harness_decoder.cache_hook = SimpleNamespace(add_partial=lambda *_: None)
+    return harness_decoder
+
+
+FRAMES = {
+    "llama": TokenizerFrame("</s>", "<s>", eos_ids=(256,), bos_id=257, before=(257,)),
+    "gpt2": TokenizerFrame("</s>", eos_ids=(256,), bos_id=256),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_texts_are_scored_behind_one_begin_of_text(name, monkeypatch, tmp_path):
+    model = decoder(monkeypatch, byte_tokenizer(SpecialTokens("</s>", "<s>")), FRAMES[name])
+    lines = ["It was the best of times.", "short", "times and times"]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    figures = tmp_path / "figures.json"
+    arguments = ["hf", "--data", str(file), "--per-document", "--json", str(figures)]
+    assert runtime.command(evaluate.main, arguments) == 0
+    expected = json.loads(figures.read_text())["total"]
+
+    nats = model.loglikelihood_rolling(asked(*((text,) for text in [*lines, ""])))
+    assert -sum(nats) == pytest.approx(expected["loss"] * expected["targets"], rel=1e-5)
+    assert nats[-1] == 0 and expected["targets"] == len("".join(lines))
+
+
+def test_a_token_across_the_join_leaves_the_continuation_whole(monkeypatch):
+    special = SpecialTokens("<|endoftext|>")
+    tokenizer = train_bpe(["Answer " * 2000, "a b c Ans wer"], 300, special)
+    frame = TokenizerFrame("<|endoftext|>", eos_ids=(tokenizer.end_of_text,))
+    model = decoder(monkeypatch, tokenizer, frame)
+
+    def ids(text):
+        return tokenizer.encode(text).tolist()
+
+    assert len(ids("Answer")) == 1
+    for context in ("Ans", "a Ans", "Answer Ans"):
+        assert model.encode_pair(context, "wer") == (ids(context), ids("wer"))
+    # Where no token goes across, both are cut from one text, spaces going to the continuation.
+    assert model.encode_pair("a ", "Answer") == (ids("a"), ids(" Answer"))
+    assert model.encode_pair("", "Answer") == ([tokenizer.end_of_text], ids("Answer"))
+    assert model.encode_pair(" ", "Ans") == (ids(" "), ids("Ans"))
+    pairs = [("Ans", "wer"), ("a Ans", "wer"), ("a", " Answer"), (" ", "x")]
+    for nats, _ in model.loglikelihood(asked(*pairs)):
+        assert -100 < nats < 0
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("x", ""), r"the pair \('x', ''\): its continuation has no tokens"),
+        (("", ""), r"the pair \('', ''\): its continuation has no tokens"),
+        (("x", "b" * 60), r"the pair \('x', 'b+'\): its continuation has 60 tokens, but only 48"),
+        (("", "b" * 49), r"has 49 tokens, but only 48"),
+    ],
+)
+def test_a_pair_that_can_not_be_scored_is_quoted(pair, message, monkeypatch):
+    model = decoder(monkeypatch, byte_tokenizer(SpecialTokens("</s>")), FRAMES["gpt2"])
+    with pytest.raises(UserError, match=message):
+        model.loglikelihood(asked(pair))
+
+
+def test_what_is_not_finite_ends_with_exit_4(monkeypatch):
+    model = decoder(monkeypatch, byte_tokenizer(SpecialTokens("</s>")), FRAMES["gpt2"])
+    model.scorer.params = jax.tree.map(lambda x: x * float("nan"), model.scorer.params)
+    with pytest.raises(DivergedError, match="scores are not finite"):
+        model.loglikelihood(asked(("a", "b")))
+
+
+ARGUMENTS = {
+    "step": ["x", "-1", "", "2.5", "9" * 5000],
+    "devices": ["0", "x", ""],
+    "max_length": ["0", "nan", "100"],
+    "compute": ["int8", ""],
+    "batch_size": ["", "0", "1.5", "9" * 5000],
+}
+
+
+@pytest.mark.parametrize(("key", "values"), ARGUMENTS.items(), ids=ARGUMENTS)
+def test_arguments_that_make_no_sense_are_refused(key, values, monkeypatch):
+    tokenizer = byte_tokenizer(SpecialTokens("</s>"))
+    decoder(monkeypatch, tokenizer, FRAMES["gpt2"], positions="learned")
+    for value in values:
+        with pytest.raises(UserError, match=key):
+            harness_model.HarnessModel().load(**{"path": "hf", "batch_size": 1} | {key: value})
+
+
 def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setattr(
@@ -238,6 +349,17 @@ def test_mistakes_take_one_line(folder, capsys):
         assert f"error: {message}\n" in capsys.readouterr().err
 
 
+def test_what_lm_eval_can_not_use_takes_one_line(monkeypatch, capsys):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: json.loads("{"))
+    assert runtime.command(harness.main, ["--tasks", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: lm_eval: JSONDecodeError: Expecting")
+    # A mistake of ours keeps its traceback.
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: decoding_config(None, 1))  # type: ignore[arg-type]
+    assert runtime.command(harness.main, ["--tasks", "x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_options_of_tasks():
     found = decoding_config(
         {
@@ -262,6 +384,10 @@ def test_options_of_tasks():
     )
     assert decoding_config({}, 1).sampling.temperature == 0
     assert decoding_config({"temperature": 0.5}, 1).sampling.temperature == 0.5
+    for options in ({"top_p": 2}, {"until": 5}, {"max_gen_toks": "x"}, {"temperature": -1}):
+        (key,) = options
+        with pytest.raises(UserError, match=f"generation_kwargs: {key}: "):
+            decoding_config(options, 1)
     with pytest.raises(
         UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"
     ):

@@ -210,6 +210,25 @@ def test_dropout_on_the_weights():
 
 H100 = Execution(platform="cuda", compute_capability=9.0)
 A100 = H100._replace(compute_capability=8.0)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_keys_and_values_of_a_cache_are_read_in_bfloat16(rows, queries, kv_heads):
+    """Head by head in memory: for some shapes a CPU has no product of bfloat16 then."""
+    q = jnp.asarray(random((rows, queries, 4, 8), 0), jnp.bfloat16)
+    k, v = (jnp.asarray(random((rows, kv_heads, 16, 8), n), jnp.bfloat16) for n in (1, 2))
+
+    def read(q, k, v):
+        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        return attend(q, k, v, Mask(), Execution(), scale=0.5, cached=True)
+
+    found = jax.jit(read)(q, k, v).astype(jnp.float32)
+    plain = read(*(x.astype(jnp.float32) for x in (q, k, v)))
+    np.testing.assert_allclose(found, plain, atol=0.05)  # bfloat16 has 8 bits
+
+
 GOOD = Case(dtype="bfloat16", queries=256, keys=256, head_width=64, mask=Mask(causal=True))
 
 
