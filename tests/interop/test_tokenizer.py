@@ -403,6 +403,9 @@ def test_prompts_of_a_run_and_of_its_export_are_the_same(kind, objective, tmp_pa
         ids = encode_prompt(run_config.model, loaded, frame, text).tolist()
         assert encode_prompt(run_config.model, exported, exported_frame, text).tolist() == ids
         assert theirs(text)["input_ids"] == ids, text
+    if kind == "bpe":  # a hidden word has the space before it
+        ids = encode_prompt(run_config.model, loaded, frame, PROMPTS[objective][0]).tolist()
+        assert ours.encode(" ")[0] not in ids
 
 
 def test_pairs_of_texts_end_both(tmp_path):
