@@ -235,7 +235,7 @@ def refuse_without_data(args: argparse.Namespace) -> None:
 def write_json(path: str, document: dict[str, Any]) -> None:
     """Write the figures to `path`; raise UserError where that is not possible."""
     try:
-        write_output(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+        write_output(Path(path), json.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 

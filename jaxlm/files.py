@@ -26,22 +26,27 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def output_writer(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that a user named for results: `atomic_writer`, or a pipe or device as it is."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+    else:
+        with atomic_writer(path) as file:
+            yield file
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a text as UTF-8 by `output_writer`: a file is there as a whole or not at all."""
+    with output_writer(path) as file:
+        file.write(text.encode())
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the content of `path` (text as UTF-8), or leave the file as it was after an error."""
     with atomic_writer(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-
-
-def write_output(path: str | Path, content: bytes) -> None:
-    """Write a file that a user named: whole, or as it was after an error.
-
-    What is no regular file, such as a pipe, is written directly. Raises OSError.
-    """
-    target = Path(path)
-    if target.exists() and not target.is_file():
-        target.write_bytes(content)
-    else:
-        write_atomically(target.resolve(), content)  # a link keeps pointing to the file
 
 
 def sync(file: BinaryIO) -> None:

@@ -111,7 +111,7 @@ def write_json(path: str, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     try:
         # A file name that is not UTF-8 stays readable JSON: \udcff.
-        write_output(path, text.encode(errors="backslashreplace"))
+        write_output(Path(path), text.encode(errors="backslashreplace").decode())
     except OSError as error:
         raise UserError(f"--json: {path}: {error.strerror}") from error
 
@@ -234,10 +234,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     most = args.max_new_tokens or 128
     if (args.min_new_tokens or 0) > most:
         raise UserError(f"--min-new-tokens {args.min_new_tokens} is above --max-new-tokens {most}")
-    if args.json is not None and args.json == args.out:
-        raise UserError(f"--json and --out: {args.json}: name two files")
     runtime.check_output_file("--json", args.json)
     runtime.check_output_file("--out", args.out)
+    if args.json and args.out and Path(args.json).resolve() == Path(args.out).resolve():
+        raise UserError(f"--json and --out: {args.json}: name two files")
 
 
 def check_use(args: argparse.Namespace, use: str) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import UserError
+from jaxlm.config.fields import suggestion
 
 NAME = "jaxlm"
 MODEL_ARGUMENTS = ("step", "compute", "max_length", "devices")  # beside the path
+LM_EVAL_COMMANDS = ("run", "ls", "validate")
 LM_EVAL_ARGUMENTS = ("max_batch_size", "device")  # lm_eval passes them to every model
 
 HELP = """usage: python -m jaxlm.harness run --model_args path=RUN|HF_DIR[,KEY=VALUE...] \
@@ -56,6 +58,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = list(argv)
     if arguments[0].startswith("-"):  # `run` is the default of lm_eval too
         arguments.insert(0, "run")
+    if arguments[0] not in LM_EVAL_COMMANDS and (
+        hint := suggestion(arguments[0], LM_EVAL_COMMANDS)
+    ):
+        raise UserError(f"there is no command {arguments[0]!r}{hint} (see jaxlm.harness --help)")
     names = {argument.partition("=")[0] for argument in arguments}
     if arguments[0] == "run" and not names & {"--model", "-M"}:
         arguments[1:1] = ["--model", NAME]

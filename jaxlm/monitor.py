@@ -10,10 +10,11 @@ eval/bits_per_byte. This is the only module that knows TensorBoard.
 import json
 import math
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -27,6 +28,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from jaxlm.files import atomic_writer
 from jaxlm.progress import Progress
 
+EVENTS = "events.out.tfevents."  # event files are called EVENTS + seconds + place
 FORMATS: dict[str, Callable[[float], str]] = {  # parts of the progress line, in order
     "train/loss": lambda value: f"loss {value:.3f}",
     "eval/loss": lambda value: f"eval {value:.3f}",
@@ -200,9 +202,7 @@ class EventFile:
 
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        now = f"{time.time():017.6f}"
-        self.path = directory / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
+        self.path = directory / later_name([path.name for path in directory.iterdir()])
         self._writer = RecordWriter(self.path.open("xb", buffering=0))
         self._write(Event(file_version="brain.Event:2"))
 
@@ -232,6 +232,21 @@ class EventFile:
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
         self._writer.write(event.SerializeToString())
+
+
+def later_name(names: Sequence[str]) -> str:
+    """Return the name of a new event file, which sorts after the others among `names`.
+
+    TensorBoard reads the files of a folder in the order of their names, and the clock may have been
+    ahead when an earlier one was made.
+    """
+    place = f"{socket.gethostname()}.{os.getpid()}"
+    last = max((name for name in names if name.startswith(EVENTS)), default="")
+    stamp = re.match(r"\d{1,12}", last.removeprefix(EVENTS))
+    seconds = max(time.time(), float(stamp[0]) + 1 if stamp else 0.0)
+
+    name = f"{EVENTS}{seconds:017.6f}.{place}"
+    return name if name > last else f"{last}.{place}"
 
 
 def format_quantity(value: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxlm import hardware
 from jaxlm.config import DivergedError
 from jaxlm.step import StepMetrics
+from jaxlm.types import Tree
 
 
 def fetch_metrics(step: int, metrics: StepMetrics) -> StepMetrics:
@@ -18,10 +19,11 @@ def fetch_metrics(step: int, metrics: StepMetrics) -> StepMetrics:
     # Sync: three scalars travel to the host, and the host waits for the step that computes them.
     values = jax.device_get(metrics)
 
-    if not np.isfinite(values.loss):
-        raise DivergedError(
-            f"training: the loss is {values.loss} at step {step}; checkpoints before it are kept"
-        )
+    for name, value in (("loss", values.loss), ("gradient's norm", values.grad_norm)):
+        if not np.isfinite(value):
+            raise DivergedError(
+                f"training: the {name} is {value} at step {step}; checkpoints before it are kept"
+            )
     return values
 
 
@@ -93,10 +95,10 @@ class Throughput:
         return values
 
     @contextlib.contextmanager
-    def paused(self, metrics: StepMetrics) -> Iterator[None]:
-        """Leave the time of the block out. `metrics` are those of the newest step."""
+    def paused(self, outputs: Tree) -> Iterator[None]:
+        """Leave the time of the block out. `outputs` are arrays that the newest step computes."""
         # Sync: the step's own time counts as training, so it has to end first.
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(outputs)
         self.training_seconds += self.now() - self.resumed
         self.resumed = self.now()
         yield

@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     args = build_train_parser().parse_intermixed_args(argv)
     edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
     run_config = config.load(args.config, edits, args.data)
+    if not any(edit.startswith("run_directory=") for edit in edits):
+        run_config = adopt_folder(run_config, Path(args.config))
 
     cluster = runtime.detect_cluster(run_config.runtime)
     runtime.configure(run_config.runtime)
@@ -40,6 +42,27 @@ def main(argv: Sequence[str]) -> int:
             run_config, runtime=runtime.without_process_fields(run_config.runtime)
         )
         return trainer.train(run_config, group, resume_command(argv))
+
+
+def adopt_folder(run_config: config.Config, path: Path) -> config.Config:
+    """Return the config of the run in whose folder the config.json at `path` lies.
+
+    A run may have been moved: its own config.json means the folder that it is in, and paths of
+    texts that are not found from here are looked up beside that folder, as from where the run was
+    started. Any other config is returned as it is.
+    """
+    folder, saved = path.parent, Path(run_config.run_directory or "runs/run")
+    if path.name != "config.json" or not (folder / "checkpoints").is_dir():
+        return run_config
+
+    if saved.resolve() != folder.resolve():
+        print(f"{path}: the run was saved as {saved}; its folder is now {folder}", flush=True)
+        run_config = dataclasses.replace(run_config, run_directory=str(folder))
+    if saved.is_absolute() or ".." in saved.parts:
+        return run_config
+
+    start = folder.resolve().joinpath(*[".."] * len(saved.parts)).resolve()
+    return config.find_paths(run_config, start)
 
 
 def build_train_parser() -> runtime.Parser:

@@ -6,24 +6,21 @@ step before. So resuming is to load the newest checkpoint and to continue at its
 
 import dataclasses
 import enum
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxlm import card, checkpoint, data, decoding, flops, objectives, optim, runtime
+from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
-from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
-from jaxlm.evaluation.validation import Evaluator
+from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, build_run, describe_run
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
-from jaxlm.step import StepMetrics, train_step
-from jaxlm.throughput import Throughput, fetch_metrics
+from jaxlm.training_loop import TrainingLoop, is_due
 
 STOPPED = 75  # exit code: stopped by a signal, saved
 
@@ -63,13 +60,18 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
         if start.origin is not Origin.FRESH:
+            saved_config, _ = checkpoint.read_run_config(directory)
             config, changes = checkpoint.resume_config(directory, config, start.step)
             resumed = start.origin is Origin.RESUMED
             how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
-            log(f"{directory}: {how}", *changes)
+            rates = describe_rates(saved_config, config, start.step)
+            log(f"{directory}: {how}", *changes, *rates)
 
+        # A run that was stopped in an evaluation continues there, even if all steps are done.
         steps = config.training.steps
-        if start.step >= steps:
+        evaluate_first = needs_evaluation(config, start, checkpoints)
+        if start.step >= steps and not evaluate_first:
+            checkpoints.check_readable(start.step)
             log(f"{start.step} of {steps} steps are done; for more set training.steps=N")
             return 0
 
@@ -92,7 +94,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
         if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
-            store.tokenizer.save(directory / "tokenizer.json")
+            write_tokenizer(directory, store)
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
             record_save = partial(
@@ -105,7 +107,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         with monitor:
             if group.is_leader:
                 config_json = (directory / "config.json").read_text()
-                monitor.text(start.step, "config", f"```json\n{config_json}\n```")
+                monitor.text(start.step, "config", card.code(config_json, "json"))
 
             # 6. The steps, and what the model has learned in them.
             evaluator = Evaluator(
@@ -116,11 +118,14 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
                 stream.objective,
                 state.params,
                 steps_in_flight=run.steps_in_flight,
-                leads=group.is_leader,
             )
-            state, stopped = run_steps(
-                run, stream, state, start, checkpoints, evaluator, monitor, record_save, group
+            for note in evaluator.notes():
+                monitor.line(note)
+
+            loop = TrainingLoop(
+                run, stream, start.step, checkpoints, evaluator, monitor, record_save, group
             )
+            state, stopped = loop(state, evaluate_first=evaluate_first)
             if stopped:
                 monitor.line(f"resume with\n  {resume_command}")
                 return STOPPED
@@ -176,6 +181,41 @@ def find_start(newest: int | None) -> Start:
     return Start(Origin.RESUMED if newest else Origin.IMPORTED, newest)
 
 
+def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> bool:
+    """Return whether the evaluation after the step of a resumed run is still to be done."""
+    if start.origin is not Origin.RESUMED or start.step > config.training.steps:
+        return False
+    is_last = start.step == config.training.steps
+    due = is_last or is_due(start.step, config.evaluation.every_steps)
+    return due and not checkpoints.is_rated(start.step)
+
+
+def describe_rates(before: Config, after: Config, step: int) -> list[str]:
+    """Return a line on the learning rates around `step` if `after` changes that of the next one."""
+    if not step:
+        return []
+
+    def rate(config: Config, count: int) -> float:
+        schedule = optim.learning_rate_schedule(config.optimizer, config.training.steps)
+        return float(jax.device_get(schedule(np.int32(count))))
+
+    # The schedule runs on the steps that are done before.
+    planned, following = rate(before, step), rate(after, step)
+    if np.isclose(planned, following, rtol=1e-3, atol=0):
+        return []
+    last = rate(before, step - 1)
+    return [f"learning rate: {last:.2e} at step {step} -> {following:.2e} at step {step + 1}"]
+
+
+def write_tokenizer(directory: Path, store: data.Store) -> None:
+    """Write tokenizer.json. Raises UserError if the file can't be written."""
+    path = directory / "tokenizer.json"
+    try:
+        store.tokenizer.save(path)
+    except OSError as error:
+        raise UserError(f"run_directory: can't write {path}: {error.strerror}") from error
+
+
 def prepare_store(config: Config) -> data.Store:
     """Return the token store of the run, built if it is not there yet."""
     return data.prepare(
@@ -227,131 +267,6 @@ def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:
     return state_from_params(*parts, params)
 
 
-def run_steps(
-    run: Run,
-    stream: Stream,
-    state: TrainState,
-    start: Start,
-    checkpoints: Checkpoints,
-    evaluator: Evaluator,
-    monitor: Monitor | NullMonitor,
-    record_save: Callable[[int, float], None],
-    group: runtime.ProcessGroup,
-) -> tuple[TrainState, bool]:
-    """Run the steps after `start`; after each, do what is due.
-
-    Returns the last state, and whether a signal stopped the run before its last step.
-    `record_save` is called with the step and the seconds of each checkpoint.
-    """
-    config, steps = run.config, run.config.training.steps
-    update = train_step(run.model, run.optimizer, config.training, run.placement, config.seed)
-    learning_rate = jax.jit(optim.learning_rate_schedule(config.optimizer, steps))
-    throughput = build_throughput(run, stream)
-    best_loss = checkpoints.best_loss()
-
-    # Threads prepare the batches ahead of the steps, each process its own rows of them.
-    process_batches = prefetch_batches(
-        LocalBatches(stream, run.placement.rows),
-        start.step,
-        steps,
-        threads=config.data.prefetch_threads,
-        buffer=config.data.prefetch_batches,
-    )
-
-    # Within the loop every transfer between host and device is explicit (device_put,
-    # device_get); an implicit one, which would stall the device unseen, is an error.
-    with group.stop_signal() as stop, jax.transfer_guard("disallow"):
-        for step, batch in enumerate(process_batches, start.step + 1):
-            state, metrics = update(state, run.placement.put(batch))
-            throughput.wait(step, metrics)
-
-            last = step == steps
-            stopping = stop.reached(step) and not last
-            scores: dict[str, float] = {}
-
-            # Log. A row holds the loss of its own step alone, not a mean since the last row, so
-            # that a resumed run writes the rows of an unbroken one.
-            if is_due(step, config.logging.every_steps) or last:
-                row = metrics_row(step, fetch_metrics(step, metrics), learning_rate, throughput)
-                monitor.scalars(step, row)
-                monitor.progress(step, row)
-
-            # Evaluate, always at the end, too.
-            if (is_due(step, config.evaluation.every_steps) or last) and not stopping:
-                with throughput.paused(metrics):
-                    scores = evaluator.evaluate(state.params)
-                monitor.scalars(step, scores)
-                monitor.line(f"step {step}: validation {evaluator.describe(scores)}")
-
-            # Save when it is due, and whenever the model is the best so far. A diverged state must
-            # not take the place of a sound one, so the loss is checked first.
-            best = bool(scores) and scores["eval/loss"] < best_loss
-            if is_due(step, config.checkpoint.every_steps) or best or stopping or last:
-                with throughput.paused(metrics):
-                    fetch_metrics(step, metrics)
-                    save(checkpoints, step, state, scores)
-                    record_save(step, throughput.elapsed())
-                best_loss = min(best_loss, scores.get("eval/loss", best_loss))
-
-            if stopping:
-                checkpoints.wait()
-                monitor.line(f"stopped by {stop.requested} after step {step} of {steps}; saved")
-                return state, True
-
-        checkpoints.wait()
-
-    tokens = throughput.tokens_read(steps) - throughput.tokens_read(start.step)
-    seconds = throughput.elapsed()
-    monitor.line(f"trained {steps - start.step} steps, {tokens:,} tokens in {seconds:.1f} s")
-    return state, False
-
-
-def is_due(step: int, every: int) -> bool:
-    """Return whether `step` is due; `every` is the interval in steps (0: never)."""
-    return every > 0 and step % every == 0
-
-
-def build_throughput(run: Run, stream: Stream) -> Throughput:
-    """Return the measure of speed, which starts now."""
-    objective = stream.objective
-    flops_per_sample = flops.training_flops(
-        run.config.model, objective.length, objective.source_length, objective.predictions
-    )
-    return Throughput(
-        run.devices,
-        flops_per_token=flops_per_sample / objective.tokens,
-        tokens_read=lambda steps: stream.schedule.first_sample(steps) * objective.tokens,
-        steps_in_flight=run.steps_in_flight,
-    )
-
-
-def metrics_row(
-    step: int,
-    metrics: StepMetrics,
-    learning_rate: Callable[[jax.Array], jax.Array],
-    throughput: Throughput,
-) -> dict[str, float]:
-    """Return the values to log for `step`, by tag. `metrics` are on the host."""
-    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0.
-    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1))))
-
-    return {
-        "train/loss": float(metrics.loss),
-        "train/learning_rate": float(rate),
-        "train/grad_norm": float(metrics.grad_norm),
-        "train/param_norm": float(metrics.param_norm),
-        "train/tokens": throughput.tokens_read(step),
-        **throughput.report(step),
-    }
-
-
-def save(checkpoints: Checkpoints, step: int, state: TrainState, scores: dict[str, float]) -> None:
-    """Start to save the state."""
-    # Sync: Orbax copies the state to the host by implicit transfers before it returns.
-    with jax.transfer_guard("allow"):
-        checkpoints.save(step, state, scores)
-
-
 def show_samples(
     run: Run,
     store: data.Store,
@@ -375,7 +290,7 @@ def show_samples(
     )
     for number, text in enumerate(samples, 1):
         monitor.line(f"--- sample {number} ---\n{text}")
-        monitor.text(config.training.steps, f"sample/{number}", f"```\n{text}\n```")
+        monitor.text(config.training.steps, f"sample/{number}", card.code(text, "text"))
 
 
 def write_model_card(directory: Path, run: Run, monitor: Monitor | NullMonitor) -> None:

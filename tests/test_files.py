@@ -1,5 +1,8 @@
 """Files are written whole or not at all."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from jaxlm import files
@@ -47,3 +50,21 @@ def test_an_open_file_keeps_what_it_had(tmp_path):
     with path.open() as reader:
         files.write_atomically(path, "new")
         assert reader.read() == "old"
+
+
+@pytest.mark.parametrize("text", ["half \ud800", None])
+def test_a_result_that_cannot_be_written_leaves_no_file(tmp_path, text):
+    path = tmp_path / "results.json"
+    with pytest.raises((UnicodeEncodeError, AttributeError)):
+        files.write_output(path, text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_go_into_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        files.write_output(pipe, "a vector")
+        assert read.result() == "a vector"
+    assert pipe.is_fifo()

@@ -14,7 +14,7 @@ import tqdm.std
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxlm import monitor, progress
-from jaxlm.monitor import Monitor
+from jaxlm.monitor import Monitor, later_name
 
 
 class Terminal(io.StringIO):
@@ -138,7 +138,7 @@ def test_tensorflow_stays_out_where_it_is_installed(tmp_path):
     )
     program = """
 import pathlib, sys
-from jaxlm.monitor import Monitor
+from jaxlm.monitor import Monitor, later_name
 run = Monitor(pathlib.Path(sys.argv[1]), 9, 0, True)
 run.scalars(1, {"x": 1.0})
 run.text(1, "y", "z")
@@ -289,3 +289,22 @@ def test_quantities_and_durations():
         "2:03:04",
         "100:00:00",
     ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["events.out.tfevents.1700000000.000000.host.1"],
+        ["events.out.tfevents.9999999998.000000.host.1"],  # of a clock that was ahead
+        ["events.out.tfevents.9999999999.999999.host.1"],
+        ["events.out.tfevents.ahead", "events.out.tfevents.1.host"],
+        ["zzz.txt"],
+    ],
+)
+def test_a_new_event_file_sorts_after_the_others(names):
+    events = [name for name in names if name.startswith("events")]
+    for _ in range(3):
+        name = later_name([*names, *events])
+        assert "tfevents" in name and all(name > other for other in events)
+        events.append(name)

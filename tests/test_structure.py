@@ -43,7 +43,9 @@ LEVELS = {
     "run": 3,
     "step": 3,
     "trainer": 3,
+    "training_loop": 3,
     "load_model": 3,
+    "__main__": 4,
     "convert": 4,
     "evaluate": 4,
     "generate": 4,
@@ -81,8 +83,10 @@ SIDEWAYS = {
     ("trainer", "run"): "as above",
     ("trainer", "runtime"): "as above",
     ("trainer", "state"): "as above",
-    ("trainer", "step"): "as above",
-    ("trainer", "throughput"): "as above",
+    ("trainer", "training_loop"): "as above",
+    ("training_loop", "data"): "the batches of the steps",
+    ("training_loop", "step"): "the loop calls the step",
+    ("training_loop", "throughput"): "metrics are checked before they are recorded",
 }
 
 # The one place of each library, so that it can be replaced there.

@@ -107,3 +107,10 @@ def test_a_loss_that_is_not_finite_names_its_step():
     for loss in (np.nan, np.inf):
         with pytest.raises(DivergedError, match=f"the loss is {loss} at step 7"):
             fetch_metrics(7, METRICS._replace(loss=jax.numpy.float32(loss)))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_metrics_that_are_not_finite_end_the_run(name, value):
+    with pytest.raises(DivergedError, match=rf"is {value} at step 7; checkpoints before it are"):
+        fetch_metrics(7, METRICS._replace(**{name: np.float32(value)}))

@@ -46,7 +46,8 @@ def properties(rows: Iterable[tuple[str, Any]]) -> str:
 def code(text: str, language: str) -> str:
     """Return a fenced block that no line of the text can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text.strip()}\n{fence}"
+    body = text.strip("\n")
+    return f"{fence}{language}\n{body}\n{fence}"
 
 
 def count(value: int | None) -> str:

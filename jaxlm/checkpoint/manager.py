@@ -1,5 +1,6 @@
 """Save and restore the training state. The only module that knows Orbax."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -11,9 +12,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxlm.config import NoCheckpointError, UserError
+from jaxlm.files import write_atomically
 from jaxlm.types import Tree
 
 STATE, METRICS = "state", "scores"  # folders of a step; Orbax keeps the name "metrics" to itself
+STRUCTURE = "_METADATA"  # file of a state: names, shapes and dtypes of its arrays
+TIMES = "_CHECKPOINT_METADATA"  # file of a step: when its save began and ended
 PARAMS = "params"  # the parameters' name in a state
 RANKED_BY = "eval/loss"  # lower is better
 LISTED_DIFFERENCES = 3  # in an error
@@ -31,6 +35,8 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._abandoned: set[int] = set()  # steps after the restored one
+        self._unrated: int | None = None  # the newest step, while its evaluation runs
+        self._rating: tuple[int, dict[str, float]] | None = None  # that is still to be written
         self._has_saved = False
 
         handlers = {STATE: ocp.StandardCheckpointHandler(), METRICS: ocp.JsonCheckpointHandler()}
@@ -44,32 +50,50 @@ class Checkpoints:
             reason = error.strerror or error
             raise UserError(f"{self.directory}: can't keep checkpoints here: {reason}") from error
 
+        # An empty folder, such as an interrupted copy leaves, is no checkpoint.
+        all_steps = self._manager.all_steps()
+        self._empty = {step for step in all_steps if is_empty(self.directory / str(step))}
         self._losses = {step: self._read_loss(step) for step in self.steps()}
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, _type: Any, error: BaseException | None, _traceback: Any) -> None:
-        # After an error the other processes of the run may never come to finish a save together.
-        if error is None or jax.process_count() == 1:
+        if error is None:
             self.close()
+        elif jax.process_count() == 1:
+            # A save that fails now must not hide the error. Of several processes the others may
+            # never come to finish a save together.
+            with contextlib.suppress(Exception):
+                self.close()
 
     def close(self) -> None:
         """Wait as `wait` does and end the threads."""
         try:
             self.wait()
-        finally:
-            self._manager.close()
+        except UserError:
+            with contextlib.suppress(Exception):  # Orbax raises the error of the save again
+                self._manager.close()
+            raise
+        self._manager.close()
 
     # Saving
 
-    def save(self, step: int, state: Tree, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        metrics: dict[str, float] | None = None,
+        *,
+        evaluated: bool = True,
+    ) -> None:
         """Start to save `state`, a pytree of jax arrays, as `step`.
 
         Its buffers may be donated as soon as this returns. Does nothing if the step is there
         already. After a `restore`, the steps after the restored one belong to a history that was
-        abandoned: the first save removes them. Raises UserError if this save or the one before it
-        fails.
+        abandoned: the first save removes them. Without `evaluated`, the evaluation of the step is
+        still to come: `rate` or `discard` has to follow, and until then one checkpoint more is
+        kept. Raises UserError if this save or the one before it fails.
         """
         self.wait()
         self._make_room()
@@ -84,11 +108,53 @@ class Checkpoints:
 
         scores = {tag: float(value) for tag, value in (metrics or {}).items()}
         self._losses[step] = scores.get(RANKED_BY, math.inf)
+        self._unrated = None if evaluated else step
         items = {STATE: ocp.args.StandardSave(state), METRICS: ocp.args.JsonSave(scores)}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: TensorStore's
             raise self._user_error("can't save a checkpoint", error) from error
+
+    def is_saving(self) -> bool:
+        """Return whether the last save is not on the disk yet, as far as this process knows."""
+        return self._manager.is_saving_in_progress()
+
+    def rate(self, step: int, metrics: dict[str, float], *, now: bool = True) -> None:
+        """Record the evaluation of a step that is saved, and remove what need not be kept for it.
+
+        Waits until the save is on disk, unless the next wait may do it (not `now`). Raises
+        UserError as `save` does.
+        """
+        scores = {tag: float(value) for tag, value in metrics.items()}
+        self._losses[step] = scores.get(RANKED_BY, math.inf)
+        self._rating = step, scores
+        if now:
+            self.wait()
+
+    def _write_rating(self) -> None:
+        """Do what `rate` has left to do. The save is on disk."""
+        if self._rating is None:
+            return
+        (step, scores), self._rating, self._unrated = self._rating, None, None
+        try:
+            if jax.process_index() == 0:
+                write_atomically(self._scores_file(step), json.dumps(scores))
+            steps = self.steps()
+            with jax.transfer_guard("allow"):  # Orbax waits for the other processes
+                for number in set(steps) - self._preserved(steps):
+                    self._manager.delete(number)
+        except OSError as error:
+            raise self._user_error("can't record an evaluation", error) from error
+
+    def discard(self, step: int) -> None:
+        """Remove a checkpoint that must not be used, if it is there. Raises UserError as `save`."""
+        self.wait()
+        self._unrated = None
+        try:
+            if step in self.steps():
+                self._manager.delete(step)
+        except OSError as error:
+            raise self._user_error("can't remove a checkpoint", error) from error
 
     def save_params(self, params: Tree) -> None:
         """Save weights without an optimizer state as step 0, from which a run starts.
@@ -98,11 +164,12 @@ class Checkpoints:
         self.save(0, {PARAMS: params})
 
     def wait(self) -> None:
-        """Wait until the last save is on disk. Raises UserError if it failed."""
+        """Wait until the last save is on disk, with its rating. Raises UserError if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # from Orbax's threads: of any type
             raise self._user_error("can't save a checkpoint", error) from error
+        self._write_rating()
 
     def _make_room(self) -> None:
         """Remove what killed saves and an abandoned history left, before the first save.
@@ -115,17 +182,30 @@ class Checkpoints:
         self._has_saved = True
 
         try:
-            for step in sorted(self._abandoned):
+            for step in sorted(self._abandoned | self._empty):
                 self._manager.delete(step)
         except OSError as error:
             raise self._user_error("can't remove an old checkpoint", error) from error
         self._abandoned.clear()
+        self._empty.clear()
+
+    def save_seconds(self) -> float:
+        """Return the seconds that the newest finished save took, by its record; 0 if unknown."""
+        finished = self.steps()
+        for step in reversed(finished):
+            try:
+                record = json.loads((self.directory / str(step) / TIMES).read_text())
+                start, end = record["init_timestamp_nsecs"], record["commit_timestamp_nsecs"]
+                return max(0.0, (end - start) / 1e9)
+            except (OSError, ValueError, LookupError, TypeError):
+                continue  # not on the disk yet, or of another version
+        return 0.0
 
     # Which checkpoints there are, and which of them stay
 
     def steps(self) -> list[int]:
         """Return the steps with a checkpoint, increasing."""
-        return sorted(self._manager.all_steps())
+        return sorted(set(self._manager.all_steps()) - self._empty)
 
     def latest(self) -> int | None:
         """Return the newest step; None if there is no checkpoint."""
@@ -140,11 +220,21 @@ class Checkpoints:
         best = self.best()
         return math.inf if best is None else self._losses[best]
 
+    def is_rated(self, step: int) -> bool:
+        """Return whether the evaluation of a step is recorded, whatever it says."""
+        return bool(self._read_scores(step))
+
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return which of the checkpoints, oldest first, stay: Orbax's preservation policy."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        preserved = {*steps[-self._keep :], self._best_of(steps)}
+        preserved = self._preserved(steps)
         return [step in preserved for step in steps]
+
+    def _preserved(self, steps: list[int]) -> set[int | None]:
+        """Return which of the `steps`, increasing, stay."""
+        # One more while nobody knows what the newest is worth: it may have to be discarded.
+        newest = self._keep + (steps[-1:] == [self._unrated])
+        return {*steps[-newest:], self._best_of(steps)}
 
     def _best_of(self, steps: list[int]) -> int | None:
         """Return the step with the lowest finite eval/loss, the newest of equals; or None."""
@@ -152,15 +242,25 @@ class Checkpoints:
         return min(ranked, key=lambda step: (self._losses[step], -step), default=None)
 
     def _read_loss(self, step: int) -> float:
-        """Return the eval/loss of a checkpoint on disk; infinity where it has none.
+        """Return the eval/loss of a checkpoint on disk; infinity where it has none."""
+        try:
+            return float(self._read_scores(step)[RANKED_BY])
+        except (ValueError, KeyError, TypeError):
+            return math.inf
+
+    def _read_scores(self, step: int) -> dict[str, Any]:
+        """Return the recorded evaluation of a checkpoint; empty where there is none.
 
         A damaged file counts as none: it must not hide the other checkpoints.
         """
         try:
-            text = (self.directory / str(step) / METRICS / "metadata").read_text()
-            return float(json.loads(text)[RANKED_BY])
-        except (OSError, ValueError, KeyError, TypeError):
-            return math.inf
+            scores = json.loads(self._scores_file(step).read_text())
+        except (OSError, ValueError):
+            return {}
+        return scores if isinstance(scores, dict) else {}
+
+    def _scores_file(self, step: int) -> Path:
+        return self.directory / str(step) / METRICS / "metadata"
 
     # Restoring
 
@@ -207,6 +307,11 @@ class Checkpoints:
         except Exception as error:
             raise self._unreadable(step, error) from error
 
+    def check_readable(self, step: int) -> None:
+        """Raise NoCheckpointError if the step is not there, or what it holds can't be read."""
+        self._check_step(step)
+        self._saved_arrays(step)
+
     def _check_step(self, step: int) -> None:
         """Raise NoCheckpointError, with the steps that there are, if `step` is none of them."""
         if step not in self.steps():
@@ -220,12 +325,7 @@ class Checkpoints:
 
         Orbax would cast them without a word. Only paths that begin with `prefix` are compared.
         """
-        try:
-            saved_tree = self._manager.item_metadata(step)[STATE].tree
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-
-        saved = describe_arrays(saved_tree)
+        saved = self._saved_arrays(step)
         saved = {path: array for path, array in saved.items() if path.startswith(prefix)}
         paths = sorted({*saved, *expected})
         differences = [
@@ -241,14 +341,35 @@ class Checkpoints:
             text += f" and {len(differences) - LISTED_DIFFERENCES} more"
         raise UserError(f"{self.directory / str(step)} holds another state: {text}")
 
+    def _saved_arrays(self, step: int) -> dict[str, str]:
+        """Return dtype and shape of the saved arrays by path; NoCheckpointError if damaged."""
+        folder = self.directory / str(step) / STATE
+        for path in (folder, folder / STRUCTURE):
+            if not path.exists():
+                raise self._unreadable(step, f"{path.relative_to(folder.parent)} is missing")
+        try:
+            return describe_arrays(self._manager.item_metadata(step)[STATE].tree)
+        except Exception as error:
+            raise self._unreadable(step, f"{STATE}/{STRUCTURE}: {root_cause(error)}") from error
+
     # Errors
 
     def _user_error(self, problem: str, error: Exception) -> UserError:
         return UserError(f"{self.directory}: {problem}: {root_cause(error)}")
 
-    def _unreadable(self, step: int, error: Exception) -> NoCheckpointError:
+    def _unreadable(self, step: int, error: Exception | str) -> NoCheckpointError:
+        reason = error if isinstance(error, str) else root_cause(error)
+        earlier = [number for number in self.steps() if number < step]
+        advice = f"move this folder away to continue from step {earlier[-1]}" if earlier else ""
         path = self.directory / str(step)
-        return NoCheckpointError(f"{path}: can't be read: {root_cause(error)}")
+        return NoCheckpointError(
+            f"{path}: can't be read: {reason}; {advice or 'there is no earlier checkpoint'}"
+        )
+
+
+def is_empty(folder: Path) -> bool:
+    """Return whether there is no file below a folder."""
+    return not any(path.is_file() for path in folder.rglob("*"))
 
 
 def root_cause(error: BaseException) -> str:

@@ -62,7 +62,11 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{run_directory}: is not a run directory: it has no {FILE}") from None
+        if not (run_directory / "checkpoints").is_dir():
+            raise UserError(f"{run_directory}: is not a run directory: it has no {FILE}") from None
+        reason = "is missing, and it says which run the checkpoints belong to"
+        advice = "put it back, or choose another run_directory"
+        raise ConfigError(str(path), f"{reason}: {advice}") from None
     except OSError as error:
         raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
     except (ValueError, RecursionError):

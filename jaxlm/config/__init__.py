@@ -10,6 +10,7 @@ from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpo
 from jaxlm.config.fields import suggestion
 from jaxlm.config.load import all_keys, apply_edits, load, to_dict
 from jaxlm.config.model import ModelConfig
+from jaxlm.config.moved import find_paths
 from jaxlm.config.objective import ObjectiveConfig
 from jaxlm.config.runtime import RuntimeConfig
 from jaxlm.config.schema import Config
@@ -46,6 +47,7 @@ __all__ = [
     "ValidationConfig",
     "all_keys",
     "apply_edits",
+    "find_paths",
     "load",
     "to_dict",
 ]

@@ -126,7 +126,8 @@ class EvaluationConfig:
     """The evaluation on the validation split, on the same windows each time, and text samples."""
 
     every_steps: Count = 500  # 0: only at the end
-    steps: Positive | None = None  # batches. None: the whole split
+    # Batches, drawn evenly over the split. None: all, or what 5% of the time of the steps allow
+    steps: Positive | None = None
     batch_size: Positive | None = None  # sequences. None: training.batch_size
     # Visits of the split, each with random masks of its own. Not used by causal and pairs
     draws: Positive = 1

@@ -33,7 +33,7 @@ class StopTokens(NamedTuple):
 
 
 class PromptContext(NamedTuple):
-    """What the constraints need to know about the prompts of B rows."""
+    """The prompts of B rows, as far as the constraints read them."""
 
     is_single_B: Array  # bool: the prompt is a single token
     # int32: the prompts, aligned to the right; only if a rule looks at earlier tokens

@@ -4,10 +4,10 @@ The work of `python -m jaxlm.generate`.
 """
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxlm.decoding.fill_mask import MaskCandidates, MaskFiller
 from jaxlm.decoding.generation import Completion, DecodingConfig, TextGenerator
 from jaxlm.decoding.prompts import check_prompt_length, encode_prompt, find_token_ids
 from jaxlm.decoding.sampling import SamplingConfig
-from jaxlm.files import write_output
+from jaxlm.files import output_writer, write_output
 from jaxlm.load_model import LoadedModel
 from jaxlm.models import unstacked
 
@@ -223,11 +223,10 @@ def print_embeddings(
         if out is None:
             print(lines, end="", flush=True)
         elif out.endswith(".npy"):
-            buffer = io.BytesIO()
-            np.save(buffer, vectors)
-            write_output(out, buffer.getvalue())
+            with output_writer(Path(out)) as file:
+                np.save(file, vectors)
         else:
-            write_output(out, lines.encode())
+            write_output(Path(out), lines)
     except OSError as error:
         raise UserError(f"--out: {out}: {error.strerror}") from error
     return results

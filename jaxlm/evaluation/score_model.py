@@ -25,7 +25,7 @@ from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
 from jaxlm.evaluation.texts import TokenizedPairs, TokenizedTexts, read_pairs, read_texts
-from jaxlm.evaluation.validation import EvaluationWindows
+from jaxlm.evaluation.validation import EvaluationWindows, count_bytes, most_samples
 from jaxlm.evaluation.windows import SlidingWindows, tokens_of_windows
 from jaxlm.load_model import LoadedModel
 from jaxlm.objectives import Objective
@@ -116,18 +116,20 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
         config.objective, config.data.sequence_length, store.tokenizer.vocabulary
     )
     batch_size = config.evaluation.batch_size or config.training.batch_size
+    most = most_samples(config, objective, batch_size)
     windows = EvaluationWindows(
-        store.validation, objective, batch_size, config.evaluation.draws, config.seed
+        store.validation, objective, batch_size, config.evaluation.draws, config.seed, most
     )
+    is_causal = config.objective.kind == "causal"
 
     entries = store.manifest["splits"]["validation"]
     scores = SourceScores(
         name="validation",
         documents=sum(entry.get("pairs", entry["documents"]) for entry in entries),
         tokens=store.manifest["validation"]["tokens"],
-        bytes=store.validation_bytes,
+        bytes=count_bytes(store, windows) if is_causal else store.validation_bytes,
         words=None,
-        sums=scorer(windows, "validation", config.evaluation.steps),
+        sums=scorer(windows, "validation"),
     )
     details = {
         "context": objective.length,

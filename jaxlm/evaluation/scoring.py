@@ -1,7 +1,7 @@
 """The loss of a model over batches, and the figures that follow from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,16 @@ class Score(NamedTuple):
     def perplexity(self) -> float:
         """Return exp(loss), at most the largest that a float64 holds."""
         return math.exp(min(self.loss, 700.0))
+
+
+def combine(scores: Sequence[Score]) -> Score:
+    """Return the means over the targets of several scores together."""
+    if len(scores) == 1:
+        return scores[0]
+    targets = sum(score.targets for score in scores)
+    loss = sum(score.loss * score.targets for score in scores)
+    correct = sum(score.accuracy * score.targets for score in scores)
+    return Score(loss / max(targets, 1), correct / max(targets, 1), targets)
 
 
 def evaluate(

@@ -1,21 +1,23 @@
-"""The validation of a training run: the same windows each time, and the figures they give."""
+"""The windows of the validation split: the same each time, and the size of their text."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 
 from jaxlm.config import Config
 from jaxlm.config.errors import ConfigError
-from jaxlm.data import Store
-from jaxlm.data.loader import LocalBatches
+from jaxlm.data import Store, Tokenizer
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
-from jaxlm.evaluation import scoring
-from jaxlm.models import Model
+from jaxlm.data.tokenizer import is_gpt2_like
 from jaxlm.objectives import Objective
-from jaxlm.sharding import Placement
-from jaxlm.step import eval_step
-from jaxlm.types import Batch, Batches, Tree
+from jaxlm.types import Batch, Batches
+
+# Without evaluation.steps the windows of an evaluation are bounded: by tokens that are always
+# allowed, or by a share of the time of the steps between two evaluations, whichever is more.
+ALLOWED_TOKENS = 1 << 20
+TIME_SHARE = 0.05
+STEP_COST = 3  # time of a training step on a sample, in evaluations of it
+READ_AT_ONCE = 4096  # windows whose bytes are counted together
 
 
 class EvaluationWindows:
@@ -27,6 +29,9 @@ class EvaluationWindows:
     exactly once; the last window of an array is padded. An objective that hides text at random sees
     whole windows only, each `draws` times and hidden anew; its choices depend on `seed` and on the
     numbers of the window and the draw alone. Pairs are seen once.
+
+    Of more than `most` samples (windows, of each draw) that many are read, drawn evenly over all.
+    With `source` only those of that array are read, which are the same ones.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class EvaluationWindows:
         batch_size: int,
         draws: int,
         seed: int,
+        most: int | None = None,
+        source: int | None = None,
     ):
         """Raise ConfigError at `data.sequence_length` if windows must be whole and none is."""
         self.arrays = tuple(arrays)
@@ -60,8 +67,28 @@ class EvaluationWindows:
                 f"{longest:,} in a row",
             )
 
+        self.total = self.draws * self.windows
+        self.drawn = self.total if most is None else min(most, self.total)
+        ranges = [(0, self.drawn)]
+        if source is not None:
+            first, end = [0, *self.ends.tolist()][source : source + 2]
+            begins = [draw * self.windows for draw in range(self.draws)]
+            ranges = [(self._rank(begin + first), self._rank(begin + end)) for begin in begins]
+        self.range_starts = np.array([start for start, _ in ranges], np.int64)
+        self.range_ends = np.cumsum([end - start for start, end in ranges], dtype=np.int64)
+        self.samples = int(self.range_ends[-1])
+
+    def _rank(self, number: int) -> int:
+        """Return how many of the drawn samples have a lower number."""
+        return -(-2 * self.drawn * number // max(self.total, 1)) // 2
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether every window of the arrays is read."""
+        return self.samples == self.total
+
     def __len__(self) -> int:
-        return -(-self.draws * self.windows // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
         """Return batch `index`, [batch_size, ...]."""
@@ -76,21 +103,64 @@ class EvaluationWindows:
         if not 0 <= index < len(self):
             raise IndexError(index)
         first = index * self.batch_size
-        numbers = first + np.arange(start, stop)
+        places = first + np.arange(start, stop)
 
-        # Rows beyond the last window repeat one, at weight 0.
-        is_window = numbers < self.draws * self.windows
-        numbers = np.where(is_window, numbers, first)
+        # Rows beyond the last sample repeat one, at weight 0.
+        is_sample = places < self.samples
+        numbers = self.sample_numbers(np.where(is_sample, places, first))
         rows, lengths = self.read(numbers % self.windows)
 
         batch = self.objective.make_batch(rows, numbers, self.seed)
-        weights = np.asarray(batch.weights) * is_window[:, None]
+        weights = np.asarray(batch.weights) * is_sample[:, None]
         if self.pads:
             weights *= np.arange(1, self.objective.window) < lengths[:, None]
         return batch._replace(weights=weights)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
+
+    def of_source(self, source: int) -> "EvaluationWindows":
+        """Return those of these windows that are of one array."""
+        most = self.drawn
+        return EvaluationWindows(
+            self.arrays, self.objective, self.batch_size, self.draws, self.seed, most, source
+        )
+
+    def by_source(self) -> "list[EvaluationWindows]":
+        """Return the windows of each array in turn; these, where there is one."""
+        count = len(self.arrays)
+        return [self] if count == 1 else [self.of_source(source) for source in range(count)]
+
+    def sample_numbers(self, places: np.ndarray) -> np.ndarray:
+        """Return the numbers, among all samples, of those that are read at `places` (int64 [n])."""
+        ranges = np.searchsorted(self.range_ends, places, side="right")
+        within = places - np.concatenate([[0], self.range_ends])[ranges]
+        place = self.range_starts[ranges] + within
+
+        # The middle of each of `drawn` equal parts; without a bound this is `place` itself.
+        odd = 2 * place + 1
+        quotient, remainder = divmod(self.total, 2 * self.drawn)
+        return odd * quotient + odd * remainder // (2 * self.drawn)
+
+    def text_bytes(self, token_bytes: np.ndarray) -> int:
+        """Return the size in bytes of the targets; `token_bytes` has that of each token.
+
+        An array's first token, which is no target, counts with its first window. So all windows
+        together have all bytes.
+        """
+        total = 0
+        columns = np.arange(self.objective.window)
+        for start in range(0, self.samples, READ_AT_ONCE):
+            places = np.arange(start, min(start + READ_AT_ONCE, self.samples))
+            numbers = self.sample_numbers(places) % self.windows
+            rows, lengths = self.read(numbers)
+            counted = (columns < lengths[:, None]) & ((columns > 0) | self.is_first(numbers))
+            total += int(token_bytes[rows][counted].sum())
+        return total
+
+    def is_first(self, numbers: np.ndarray) -> np.ndarray:
+        """Return which windows (int64 [n]) are the first of their array; bool [n, 1]."""
+        return np.isin(numbers, np.concatenate([[0], self.ends]))[:, None]
 
     def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return windows by number (int64 [n]) as int32 [n, window], and the tokens left.
@@ -121,98 +191,59 @@ def unigram_entropy(windows: Batches, batches: int | None) -> tuple[float, int]:
         counts = batch_counts
 
     counts, total = counts[counts > 0], int(counts.sum())
-    if not total:
-        return 0.0, 0
+    if len(counts) < 2:
+        return 0.0, total
     return float(np.log(total) - (counts * np.log(counts)).sum() / total), total
 
 
-class Evaluator:
-    """Score a model on the validation split of its run, on the same windows each time."""
+def most_samples(config: Config, objective: Objective, batch_size: int) -> int:
+    """Return how many samples an evaluation reads at most.
 
-    def __init__(
-        self,
-        config: Config,
-        model: Model,
-        placement: Placement,
-        store: Store,
-        objective: Objective,
-        params: Tree,
-        *,
-        steps_in_flight: int,
-        leads: bool,
-    ):
-        """`params` are read for their shapes alone. `leads` is False in all processes but 0."""
-        self.config = config
-        self.placement = placement
-        self.store = store
-        self.steps_in_flight = steps_in_flight
-        self.leads = leads
+    That is evaluation.steps batches, or else a share of what the steps between two evaluations
+    take. It depends on the config alone, so that it is the same on any devices.
+    """
+    if config.evaluation.steps is not None:
+        return config.evaluation.steps * batch_size
 
-        # The default is the batch size of the training, which may have been chosen for fewer
-        # devices than those of a resumed run: round it up to what they divide.
-        batch_size = config.evaluation.batch_size or config.training.batch_size
-        batch_size += -batch_size % (placement.mesh.shape["data"] * placement.mesh.shape["fsdp"])
+    steps_between = config.evaluation.every_steps or config.training.steps
+    samples_between = steps_between * config.training.batch_size
+    share = int(TIME_SHARE * STEP_COST * samples_between)
+    return max(ALLOWED_TOKENS // objective.tokens, share, 1)
 
-        self.windows = EvaluationWindows(
-            store.validation, objective, batch_size, config.evaluation.draws, config.seed
-        )
-        self.process_windows = LocalBatches(self.windows, placement.rows)
-        self.step = eval_step(model, config.training, placement, params)
 
-    @cached_property
-    def unigram_entropy(self) -> float:
-        """Return the loss by the targets' frequencies: the yardstick where there are no bytes."""
-        return unigram_entropy(self.windows, self.config.evaluation.steps)[0]
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
+    """Return the bytes that each token stands for, int64 [V]; None where that is not known.
 
-    def evaluate(self, params: Tree) -> dict[str, float]:
-        """Return eval/loss, eval/perplexity and the other figures of the objective, by tag."""
-        objective = self.config.objective.kind
-        score = scoring.evaluate(
-            self.step,
-            params,
-            self.process_windows,
-            self.config.evaluation.steps,
-            self.placement.put,
-            self.steps_in_flight,
-        )
-        values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
+    It is known where every token is a stretch of the bytes of the text. Special tokens are no text.
+    """
+    if not tokenizer.is_bytes and not is_gpt2_like(tokenizer.inner):
+        return None
 
-        if objective == "causal":
-            # The loss stands for that of the whole split, also where only some windows were scored.
-            targets = sum(len(array) - 1 for array in self.store.validation)
-            values["eval/bits_per_byte"] = scoring.bits_per_byte(
-                score.loss, targets, self.store.validation_bytes
-            )
-            return values
+    sizes = np.zeros(tokenizer.size, np.int64)
+    # These tokens are written with one character per byte.
+    for text, token in tokenizer.inner.get_vocab(with_added_tokens=True).items():
+        sizes[token] = len(text)
+    for token, added in tokenizer.inner.get_added_tokens_decoder().items():
+        sizes[token] = 0 if added.special else len(added.content.encode())
+    return sizes
 
-        if objective == "masked":
-            values["eval/masked_accuracy"] = score.accuracy
-        if self.leads:  # the entropy takes the rows of all processes, and only process 0 shows it
-            values["eval/unigram_entropy"] = self.unigram_entropy
-            values["eval/targets"] = score.targets
-        return values
 
-    def describe(self, scores: dict[str, float]) -> str:
-        """Return the figures of `evaluate` as a line for the terminal."""
-        text = f"loss {scores['eval/loss']:.4f}"
-        if "eval/masked_accuracy" in scores:
-            text += f", {scores['eval/masked_accuracy']:.1%} right"
+def count_bytes(store: Store, windows: EvaluationWindows) -> int:
+    """Return the size in bytes of the text that `windows` score.
 
-        if "eval/unigram_entropy" in scores:
-            entropy, targets = scores["eval/unigram_entropy"], int(scores["eval/targets"])
-            share = scores["eval/loss"] / entropy
-            text += (
-                f" (unigram entropy of the {targets:,} targets {entropy:.4f}: {share:.3f} of it)"
-            )
+    It is exact where all of the split is scored, and where the bytes of each token are known.
+    Elsewhere the targets of a source have the bytes per token of that source.
+    """
+    if windows.is_whole:
+        return store.validation_bytes
+    sizes = token_bytes(store.tokenizer)
+    if sizes is not None:
+        return windows.text_bytes(sizes)
 
-        if "eval/bits_per_byte" in scores:
-            text += f", {scores['eval/bits_per_byte']:.4f} bits per byte"
-            sizes = {"gzip -9": self.store.gzip_bytes, "xz -9": self.store.xz_bytes}
-            compressors = [
-                f"{name} {8 * size / self.store.validation_bytes:.4f}"
-                for name, size in sizes.items()
-                if size
-            ]
-            if compressors:
-                text += f" ({', '.join(compressors)})"
-        return text
+    entries = [entry for entry in store.manifest["splits"]["validation"] if entry["tokens"]]
+    total = 0.0
+    for source, entry in enumerate(entries):
+        part = windows.of_source(source)
+        targets = part.text_bytes(np.ones(store.tokenizer.size, np.int64))
+        total += targets * entry["bytes"] / entry["tokens"]
+    return round(total)

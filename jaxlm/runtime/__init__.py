@@ -21,11 +21,12 @@ from jaxlm.runtime.platform import (
     versions,
 )
 from jaxlm.runtime.process_group import ProcessGroup
-from jaxlm.runtime.stop import StopSignal
+from jaxlm.runtime.stop import PeerStop, StopSignal
 
 __all__ = [
     "Cluster",
     "Parser",
+    "PeerStop",
     "ProcessGroup",
     "StopSignal",
     "check_output_file",

@@ -2,21 +2,26 @@
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from jaxlm.config import UserError
+from jaxlm.config.fields import suggestion
 from jaxlm.runtime.distributed import is_initialized
 from jaxlm.runtime.output import print_error
 
+LOCK = ".lock"  # file of a run directory
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes, as in shells
 
 
@@ -44,10 +49,33 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str):
-        hint = ""
-        if message.startswith("unrecognized") and "=" in message:
+        hint = self._suggest_option(message) or suggest_choice(message)
+        if not hint and message.startswith("unrecognized") and "=" in message:
             hint = "; config values are written without dashes: key=value"
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
+
+    def _suggest_option(self, message: str) -> str:
+        """Return ' (did you mean X?)' where the first unknown argument is like an option."""
+        match = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
+        return suggestion(match[1], option_names(self)) if match else ""
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the options of a parser and of its subcommands."""
+    names = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                names += option_names(subparser)
+    return names
+
+
+def suggest_choice(message: str) -> str:
+    """Return ' (did you mean X?)' for argparse's message of a wrong choice, or ''."""
+    match = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if match is None:
+        return ""
+    return suggestion(match[1], [choice.strip("' ") for choice in match[2].split(",")])
 
 
 def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -60,7 +88,9 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
         code = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except UserError as error:
-        print_error(f"error: {' '.join(str(error).split())}")
+        # File names and arguments may hold bytes that are not UTF-8.
+        message = str(error).encode(errors="backslashreplace").decode()
+        print_error(f"error: {' '.join(message.split())}")
         code = error.exit_code
     except BrokenPipeError:
         # Otherwise the interpreter's last flush would complain.
@@ -69,11 +99,28 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     except KeyboardInterrupt:
         print_error("interrupted")
         code = INTERRUPTED
-    except Exception:
-        print_error(traceback.format_exc())
-        code = 1
+    except Exception as error:
+        problem = describe_full_disk(error)
+        print_error(f"error: {problem}" if problem else traceback.format_exc())
+        code = UserError.exit_code if problem else 1
 
     return code
+
+
+def describe_full_disk(error: BaseException | None) -> str:
+    """Return one line on an error that a full disk or a quota has caused, or ''.
+
+    Libraries in other languages tell it in the text of an exception of their own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            file = f"{error.filename}: " if error.filename else "can't write: "
+            return f"{file}{os.strerror(error.errno)}"
+        for number in DISK_ERRORS:
+            if os.strerror(number) in str(error):
+                return f"can't write: {os.strerror(number)}"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -130,12 +177,13 @@ def memory_errors(advice: str) -> Iterator[None]:
 def lock_run_directory(run_directory: Path) -> Iterator[None]:
     """Make the run directory and hold its lock while the block runs.
 
-    Two trainers would overwrite each other's checkpoints. Raises UserError if another process holds
-    the lock or the directory can't be written.
+    Two trainers would overwrite each other's checkpoints. A directory that was made here and in
+    which nothing was written is removed again. Raises UserError if another process holds the lock
+    or the directory can't be written.
     """
+    made = [path for path in (run_directory, *run_directory.parents) if not path.exists()]
     try:
-        run_directory.mkdir(parents=True, exist_ok=True)
-        file = (run_directory / ".lock").open("a+")
+        file = open_lock(run_directory)
     except FileExistsError as error:
         raise UserError(f"run_directory: {run_directory} is a file, not a folder") from error
     except OSError as error:
@@ -143,21 +191,55 @@ def lock_run_directory(run_directory: Path) -> Iterator[None]:
         raise UserError(f"run_directory: {reason}") from error
 
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            pid = file.read().strip() or "unknown"
-            problem = f"another process (pid {pid}) trains in {run_directory}"
-            raise UserError(f"{problem}: stop it or choose another run_directory") from error
-        except OSError as error:  # some file systems of clusters have no locks
-            problem = f"can't lock {run_directory} ({error.strerror})"
-            print(f"warning: {problem}; start one trainer only", file=sys.stderr)
-
         # The pid is only for the message: on a full disk the lock holds without it.
         with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
 
-        yield
+        try:
+            yield
+        finally:
+            remove_unused(run_directory, made)
+
+
+def open_lock(run_directory: Path) -> TextIO:
+    """Return the open lock file of a run directory, which is made, with its lock held."""
+    path = run_directory / LOCK
+    while True:
+        run_directory.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            pid = file.read().strip() or "unknown"
+            file.close()
+            problem = f"another process (pid {pid}) trains in {run_directory}"
+            raise UserError(f"{problem}: stop it or choose another run_directory") from error
+        except OSError as error:  # some file systems of clusters have no locks
+            problem = f"can't lock {run_directory} ({error.strerror})"
+            print(f"warning: {problem}; start one trainer only", file=sys.stderr)
+            return file
+
+        # A process that ended in the meantime may have removed the file that was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()
+
+
+def remove_unused(run_directory: Path, made: Sequence[Path]) -> None:
+    """Remove what a mistake leaves of a run: its lock, no checkpoints, and the folders of `made`.
+
+    A directory with anything else is left as it is.
+    """
+    lock, checkpoints = run_directory / LOCK, run_directory / "checkpoints"
+    with contextlib.suppress(OSError):
+        if set(run_directory.iterdir()) - {lock, checkpoints}:
+            return
+        if checkpoints.exists():
+            checkpoints.rmdir()  # fails unless it is empty
+        lock.unlink()
+        for path in made:
+            path.rmdir()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import select
 import socket
 import sys
@@ -28,6 +29,9 @@ from jaxlm.runtime.stop import PeerStop, StopSignal
 
 # An error that all processes share has reached each of them after this time.
 SETTLE_SECONDS = 2.0
+
+# A file that one process wrote is seen by the others of a shared folder after this time.
+MARK_SECONDS = 10.0
 
 # Words in an error of jax that a lost process may have caused
 LOST = re.compile(
@@ -99,8 +103,8 @@ class ProcessGroup:
         self._store.key_value_set(f"jaxlm/host/{self.cluster.process}", socket.gethostname())
         self._store.wait_at_barrier("jaxlm/hosts", timeout_milliseconds)
         self.hosts = tuple(self._read_folder("host").values())
-
         threading.Thread(target=self._watch, name="process-group", daemon=True).start()
+        self._require_shared_directory()
 
     def require_equal(self, topic: str, facts: Mapping[str, str]) -> None:
         """Wait until all processes have given their `facts` on a topic, once for each topic.
@@ -126,6 +130,45 @@ class ProcessGroup:
         verdict = self._wait_for_value(f"verdict/{topic}")
         if verdict:
             raise UserError(verdict)
+
+    def _require_shared_directory(self) -> None:
+        """Raise UserError in all processes unless the run directory is one folder for all.
+
+        Checkpoints are written by all processes together: one that writes elsewhere would let the
+        others wait for ever.
+        """
+        # A name that nobody has looked up yet: network file systems remember what was missing.
+        mark = self.run_directory / f".shared-{secrets.token_hex(8)}"
+        if self.is_leader:
+            make_mark(mark)
+        mark = self.run_directory / self.share("mark", mark.name)
+
+        seen = self.is_leader or wait_for_mark(mark, MARK_SECONDS)
+        place = f"{self.run_directory.absolute()} of process {self.cluster.process}"
+        own = "" if seen else f"{place} ({socket.gethostname()})"
+        self._store.key_value_set(f"jaxlm/unshared/{self.cluster.process}", own)
+
+        if self.is_leader:
+            others = range(1, self.cluster.processes)
+            unshared = [self._wait_for_value(f"unshared/{process}") for process in others]
+            mark.unlink(missing_ok=True)
+            problem = next(filter(None, unshared), "")
+            self._store.key_value_set("jaxlm/unshared-verdict", problem)
+
+        problem = self._wait_for_value("unshared-verdict")
+        if problem:
+            raise UserError(
+                f"run_directory: {problem} is not the folder of process 0 ({self.hosts[0]}): "
+                "all processes need one folder that their machines share"
+            )
+
+    def share(self, topic: str, value: str) -> str:
+        """Return the `value` of process 0 in all processes, once for each topic."""
+        if self.is_single:
+            return value
+        if self.is_leader:
+            self._store.key_value_set(f"jaxlm/shared/{topic}", value)
+        return self._wait_for_value(f"shared/{topic}")
 
     def stop_signal(self) -> StopSignal | PeerStop:
         """Return the signal that tells the training loop to save and stop."""
@@ -257,6 +300,24 @@ class ProcessGroup:
         """Keep process 0, which hosts the store, alive until the others have read the reason."""
         if self.is_leader and others:
             time.sleep(2 * SETTLE_SECONDS)
+
+
+def make_mark(path: Path) -> None:
+    """Make an empty file for the other processes to find. Raises UserError if that fails."""
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"run_directory: can't write {path}: {error.strerror}") from error
+
+
+def wait_for_mark(path: Path, seconds: float) -> bool:
+    """Return whether `path` is there within `seconds`, which a network's file system may take."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def first_line(error: BaseException) -> str:

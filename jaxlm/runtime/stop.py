@@ -27,8 +27,8 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    def reached(self, step: int) -> bool:
-        """Return whether to stop after this step. Ask after every step."""
+    def reached(self) -> bool:
+        """Return whether to stop now."""
         return self.requested is not None
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -41,24 +41,29 @@ class StopSignal:
 class PeerStop:
     """The stop signal of a run of several processes.
 
-    A SIGTERM (or Ctrl-C) to any of them stops all after the same step, on which they agree. jax's
+    A SIGTERM (or Ctrl-C) to any of them stops all at the same place, on which they agree. jax's
     distributed runtime handles SIGTERM from its start; a handler of ours would replace its own.
     """
 
     requested = "SIGTERM"
 
     def __enter__(self) -> "PeerStop":
+        self._places, self._has_stopped = 0, False
         self._previous = signal.signal(signal.SIGINT, self._receive)
         return self
 
     def __exit__(self, *_) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def reached(self, step: int) -> bool:
-        """Return whether to stop after this step. Every process asks after every step."""
+    def reached(self) -> bool:
+        """Return whether to stop now. Every process asks at the same places of the run."""
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        # jax numbers the places; it says yes at one of them, and not again after it.
+        self._places += 1
+        if not self._has_stopped:
+            self._has_stopped = multihost_utils.reached_preemption_sync_point(self._places)
+        return self._has_stopped
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

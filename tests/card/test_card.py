@@ -7,6 +7,8 @@ import socket
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from support import tiny
 from jaxlm import card, checkpoint, config, data, objectives
 from jaxlm.card import facts as card_facts
 from jaxlm.card import loss_plot, markdown, readme
-from jaxlm.card.model_sections import similar_model
+from jaxlm.card.model_sections import TASKS, similar_model
 from jaxlm.config import UserError
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.stream import Stream
@@ -148,6 +150,27 @@ def test_the_metadata_is_read_back(made):
     )
     assert all({"type", "value"} <= metric.keys() for metric in result["metrics"])
     assert "\n# Model Card for lark\n" in ModelCard.load(path).text
+
+
+ODD_NAMES = ["1e5", "null", "on", "~", "[a]", "a: b", "#x", "'q'", "@x", "-", "2026-11-26", "ß"]
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+@pytest.mark.parametrize("exported", ["", "bert"])
+def test_a_card_loads_without_a_warning(made, caplog, recwarn, family, exported):
+    """Whatever the run is called, by the reader of the hub."""
+    run, run_config, _ = made
+    facts = card.gather_facts(run, run_config, 12345, exported=exported)
+    model = SimpleNamespace(family=family)
+    facts = facts._replace(config=SimpleNamespace(model=model, data=run_config.data))
+    for name in ODD_NAMES:
+        metadata = readme.generate_metadata(facts._replace(name=name))
+        (run / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n# {name}\n")
+        loaded: Any = ModelCard.load(run / "README.md").data
+        assert loaded.pipeline_tag == TASKS[family]
+        assert loaded.model_name in (name, f"model-{name}")
+        assert loaded.eval_results and len(loaded.eval_results) == 3
+    assert caplog.records == [] and len(recwarn) == 0
 
 
 def test_flops_are_the_closed_form(made):

@@ -235,13 +235,81 @@ def test_a_damaged_checkpoint_is_named_and_the_others_live(checkpoints, damage):
     reopened = Checkpoints(checkpoints.directory, keep=2)
     with pytest.raises(NoCheckpointError) as error:
         reopened.restore(2, abstract(state))
-    assert str(error.value).startswith(
-        f"{checkpoints.directory}/2: can't be read: "
-    ) and "\n" not in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"{checkpoints.directory}/2: can't be read: ")
+    assert message.endswith("; move this folder away to continue from step 1")
+    assert "\n" not in message and "AttributeError" not in message
     assert bits(reopened.restore(1, abstract(state))) == bits(state)
     reopened.save(2, make(seed=2))  # trained again from step 1: the damaged one is replaced
     reopened.wait()
     assert bits(reopened.restore(2, abstract(state))) == bits(make(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("state", "state is missing"), ("state/_METADATA", "state/_METADATA is missing")],
+)
+def test_what_is_missing_of_the_only_checkpoint_is_named(checkpoints, name, reason):
+    checkpoints.save(1, make())
+    checkpoints.wait()
+    (checkpoints.directory / "1" / name).rename(checkpoints.directory / "away")
+    with pytest.raises(NoCheckpointError) as error:
+        Checkpoints(checkpoints.directory, keep=2).check_readable(1)
+    expected = f"{checkpoints.directory}/1: can't be read: {reason}; there is no earlier checkpoint"
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("inner", ["", "state", "state/d"])
+def test_an_empty_folder_is_no_checkpoint(checkpoints, inner):
+    checkpoints.save(1, make())
+    checkpoints.wait()
+    for step in (3, 99):
+        (checkpoints.directory / str(step) / inner).mkdir(parents=True)
+    reopened = Checkpoints(checkpoints.directory, keep=2)
+    assert (reopened.steps(), reopened.latest()) == ([1], 1)
+    assert (checkpoints.directory / "99").is_dir()  # reading alone removes nothing
+    reopened.restore(1, abstract(make()))
+    reopened.save(3, make(seed=3))
+    reopened.close()
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["1", "3"]
+    assert bits(reopened.restore(3, abstract(make()))) == bits(make(seed=3))
+
+
+def test_a_step_is_rated_after_it_was_saved(checkpoints):
+    """Ranked as if it had been saved with its scores, also when the directory is opened again."""
+    for step, loss in ((1, 3.0), (2, 4.0), (3, 2.0), (4, 5.0)):
+        checkpoints.save(step, make(), evaluated=False)
+        assert not checkpoints.is_rated(step)
+        checkpoints.rate(step, {"eval/loss": loss})
+    for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
+        assert (reopened.steps(), reopened.best(), reopened.best_loss()) == ([3, 4], 3, 2.0)
+        assert reopened.is_rated(4)
+
+
+def test_a_rating_may_wait_for_the_save(checkpoints):
+    checkpoints.save(1, make(), {"eval/loss": 3.0})
+    checkpoints.save(2, make(), evaluated=False)
+    checkpoints.rate(2, {"eval/loss": 2.0}, now=False)
+    assert checkpoints.best() == 2 and not checkpoints.is_rated(2)
+    checkpoints.save(3, make())  # it waits for the save before
+    checkpoints.save(4, make(), evaluated=False)
+    checkpoints.rate(4, {"eval/loss": 4.0}, now=False)
+    checkpoints.close()
+    reopened = Checkpoints(checkpoints.directory, keep=2)
+    assert (reopened.steps(), reopened.best()) == ([2, 3, 4], 2)
+
+
+def test_a_discarded_step_takes_no_place_from_those_before(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, make(seed=1))
+        checkpoints.save(2, make(seed=2), evaluated=False)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.discard(2)
+        checkpoints.discard(2)
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make(seed=3))
+    assert Checkpoints(tmp_path / "checkpoints", keep=1).steps() == [3]
 
 
 def test_a_damaged_record_of_losses_hides_no_checkpoint(checkpoints):
@@ -290,6 +358,22 @@ def test_a_full_disk_is_an_error_of_the_next_wait(tmp_path):
     reopened.save(2, make())  # and what is left of that one is
     reopened.close()
     assert [path.name for path in reopened.directory.iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("own_error", [None, KeyError("another")])
+def test_a_failed_save_hides_no_other_error(tmp_path, monkeypatch, own_error):
+    """Orbax raises the error of a save again when it is closed."""
+    expected = KeyError if own_error else UserError
+    with pytest.raises(expected) as error:  # noqa: SIM117
+        with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+
+            def fail():
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+            if own_error:
+                raise own_error
+    assert own_error or "can't save a checkpoint: No space left on device" in str(error.value)
 
 
 SETUP = """

@@ -166,6 +166,18 @@ def test_a_damaged_config_is_one_line_that_names_it(directory, text):
     assert str(error.value).startswith(f"{directory}/config.json:") and "\n" not in str(error.value)
 
 
+def test_a_missing_config_is_not_taken_for_another_file(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").unlink(missing_ok=True)
+    (directory / "tokenizer.json").touch()
+    with pytest.raises(ConfigError) as error:
+        run_config.resume_config(directory, config(), 10)
+    assert str(error.value) == (
+        f"{directory}/config.json: is missing, and it says which run the checkpoints belong to: "
+        "put it back, or choose another run_directory"
+    )
+
+
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(

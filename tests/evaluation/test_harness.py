@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
@@ -355,7 +356,8 @@ def test_what_lm_eval_can_not_use_takes_one_line(monkeypatch, capsys):
     assert runtime.command(harness.main, ["--tasks", "x"]) == 2
     assert capsys.readouterr().err.startswith("error: lm_eval: JSONDecodeError: Expecting")
     # A mistake of ours keeps its traceback.
-    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: decoding_config(None, 1))  # type: ignore[arg-type]
+    wrong: Any = None
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: decoding_config(wrong, 1))
     assert runtime.command(harness.main, ["--tasks", "x"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -392,6 +394,13 @@ def test_options_of_tasks():
         UserError, match="generation_kwargs: 'num_beams' is not supported with --model jaxlm"
     ):
         decoding_config({"num_beams": 4}, 1)
+
+
+@pytest.mark.parametrize(("word", "nearest"), [("rn", "run"), ("vlidate", "validate")])
+def test_a_misspelt_command_of_the_harness_names_the_nearest(capsys, word, nearest):
+    pytest.importorskip("lm_eval")
+    assert runtime.command(harness.main, [word, "tasks"]) == 2
+    assert f"no command {word!r} (did you mean {nearest!r}?)" in capsys.readouterr().err
 
 
 def test_without_the_harness_one_line_says_how_to_install_it(capsys, monkeypatch):

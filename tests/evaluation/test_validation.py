@@ -1,13 +1,22 @@
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.token_arrays import batches_equal, write_numbered
 
-from jaxlm import config, objectives
+from jaxlm import config, data, objectives
 from jaxlm.config import ConfigError
 from jaxlm.data.loader import LocalBatches
-from jaxlm.evaluation.validation import EvaluationWindows, unigram_entropy
+from jaxlm.evaluation import validation
+from jaxlm.evaluation.validation import (
+    EvaluationWindows,
+    count_bytes,
+    most_samples,
+    token_bytes,
+    unigram_entropy,
+)
 from jaxlm.objectives import Objective, Vocabulary
 from jaxlm.types import Batch
 
@@ -209,3 +218,119 @@ def test_rows_of_processes_are_slices_of_the_batch(tmp_path, count):
         )
         assert batches_equal(joined, whole)
     assert {len(share) for share in shares} == {len(windows)}
+
+
+def read_numbers(windows: EvaluationWindows) -> list[int]:
+    """Return the sample numbers of the rows that count, in order, of a `hiding` objective."""
+    return [
+        int(number)
+        for batch in windows
+        for number, weights in zip(
+            np.asarray(batch.lengths), np.asarray(batch.weights), strict=True
+        )
+        if weights.any()
+    ]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("most", [1, 2, 5, 11, 20, 1000, 10**12])
+def test_a_bound_draws_samples_evenly(tmp_path, most, draws):
+    """Those in the middle of equal parts of all samples; all of them where there are not more."""
+    arrays = [write_numbered(tmp_path / str(i), 10 * n) for i, n in enumerate((3, 8, 1))]
+    numbers = read_numbers(EvaluationWindows(arrays, hiding(10), 4, draws, 0, most))
+    total = 12 * draws
+    count = min(most, total)
+    assert numbers == [int((i + 0.5) * total / count) for i in range(count)]
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("most", [None, 1, 7, 30])
+def test_the_samples_of_the_sources_are_those_of_all(tmp_path, most, draws):
+    arrays = [write_numbered(tmp_path / str(i), 10 * n) for i, n in enumerate((3, 8, 0, 1))]
+    windows = EvaluationWindows(arrays, hiding(10), 4, draws, 0, most)
+    parts = [read_numbers(part) for part in windows.by_source()]
+    assert sorted(number for part in parts for number in part) == sorted(read_numbers(windows))
+    ends = np.cumsum([3, 8, 0, 1])
+    for source, numbers in enumerate(parts):
+        found = np.searchsorted(ends, np.array(numbers, int) % 12, side="right")
+        assert (found == source).all()
+
+
+@pytest.mark.parametrize("batch_size", [8, 9, 12])
+def test_the_bound_is_one_of_samples_whatever_the_devices_need(tmp_path, batch_size):
+    """A batch size that was rounded up for the devices reads the same windows."""
+    array = write_numbered(tmp_path, 400)
+    windows = EvaluationWindows([array], hiding(10), batch_size, 1, 0, most=16)
+    assert read_numbers(windows) == read_numbers(
+        EvaluationWindows([array], hiding(10), 8, 1, 0, most=16)
+    )
+
+
+def with_documents(folder: Path, **tokenizer) -> data.Store:
+    """Return a store of 40 documents with characters of up to four bytes, half held out."""
+    texts = [f"{'aé€𐍈'[i % 4]} tree {i} " * (i % 5 + 1) for i in range(40)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text(lines)
+    return data.prepare(
+        config.DataConfig(
+            sources=(config.SourceConfig(name="texts", path=str(folder / "texts.jsonl")),),
+            validation=config.ValidationConfig(method="hash", share=0.5),
+            store=str(folder / "stores"),
+        ),
+        config.TokenizerConfig(**tokenizer),
+        300,
+        report=lambda line: None,
+    )
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_the_windows_have_the_bytes_of_their_targets(tmp_path, kind):
+    """Also where a window cuts a character; all windows together have those of the split."""
+    store = with_documents(tmp_path, kind=kind)
+    sizes = token_bytes(store.tokenizer)
+    assert sizes is not None and sizes[store.tokenizer.end_of_text] == 0
+
+    def windows(most: int | None) -> EvaluationWindows:
+        return EvaluationWindows(store.validation, build("causal", 7), 4, 1, 0, most)
+
+    whole = windows(None)
+    assert whole.text_bytes(sizes) == count_bytes(store, whole) == store.validation_bytes
+
+    part = windows(9)
+    targets = np.concatenate([batch.targets[batch.weights > 0] for batch in part])
+    vocabulary = {token: text for text, token in store.tokenizer.inner.get_vocab().items()}
+    by_hand = sum(
+        len(vocabulary[token]) for token in targets.tolist() if token != store.tokenizer.end_of_text
+    )
+    assert count_bytes(store, part) == by_hand < store.validation_bytes
+    if kind == "bytes":
+        assert by_hand == (targets < 256).sum()
+
+
+def test_bytes_of_other_tokens_are_those_of_their_source(tmp_path, monkeypatch):
+    store = with_documents(tmp_path, kind="bpe")
+    monkeypatch.setattr(validation, "token_bytes", lambda tokenizer: None)
+    windows = EvaluationWindows(store.validation, build("causal", 7), 4, 1, 0, most=9)
+    targets = sum((np.asarray(batch.weights) > 0).sum() for batch in windows)
+    share = store.validation_bytes / store.manifest["validation"]["tokens"]
+    assert count_bytes(store, windows) == round(targets * share)
+
+
+def bounded(*edits: str, tokens: int = 1024) -> int:
+    objective = build("causal", tokens)
+    run_config = config.apply_edits(config.Config(), ["model.context_length=4096", *edits])
+    return most_samples(run_config, objective, 32)
+
+
+def test_an_evaluation_takes_a_bounded_share_of_the_time():
+    """A step costs three evaluations of its samples: 5% of 500 steps of 32 are 2,400 samples."""
+    assert bounded() == 2400
+    assert bounded("training.batch_size=320", "training.microbatches=10") == 24_000
+    assert bounded("evaluation.every_steps=0", "training.steps=2000") == 9600
+    assert bounded("evaluation.steps=3") == 96
+
+
+def test_small_validation_splits_are_read_whole():
+    """A million tokens are always allowed; those of the quickstarts are 0.5 million or fewer."""
+    assert bounded("training.batch_size=1", tokens=1024) == 1024
+    assert bounded("training.batch_size=1", tokens=64) == 16_384

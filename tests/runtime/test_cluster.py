@@ -81,6 +81,11 @@ def test_slurm_tasks_split_the_gpus_that_they_see():
         ("node[001-015],b", "node001"),
         ("n[7,9-12]", "n7"),
         ("r1-n[03]-ib,x", "r1-n03-ib"),
+        ("rack[1-2]n[3-4]", "rack1n3"),
+        ("rack[2,4]n[07-09]-ib,rack9", "rack2n07-ib"),
+        ("", ""),
+        ("rack[1-2", ""),
+        (",a", ""),
     ],
 )
 def test_the_first_host_of_a_list(nodes, first):
@@ -90,6 +95,92 @@ def test_the_first_host_of_a_list(nodes, first):
 def test_tasks_per_node_are_written_out():
     assert cluster.tasks_per_node("8(x2),4") == [8, 8, 4]
     assert cluster.tasks_per_node("2") == [2]
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "8(x2", "8,,4", "8(x2)4"])
+def test_odd_tasks_per_node_are_none(text):
+    assert cluster.tasks_per_node(text) == []
+
+
+NUMBERS = [
+    *((SLURM, name) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NODEID")),
+    *((SLURM, name) for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID")),
+    *((OPEN_MPI, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK", "LOCAL_RANK")),
+    (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    (KUBERNETES, "JOB_COMPLETION_INDEX"),
+]
+REQUIRED = [
+    # Without the others the scheduler is not there.
+    *((SLURM, name) for _, name in NUMBERS[:5]),
+    *((OPEN_MPI, name) for _, name in NUMBERS[6:9]),
+    *((SLURM, name) for name in ("SLURM_STEP_ID", "SLURM_STEP_NODELIST")),
+]
+
+
+def refusal(variables, **config) -> ConfigError:
+    """Return the error that `detect` raises."""
+    with pytest.raises(ConfigError) as refused:
+        detect(variables, **config)
+    return refused.value
+
+
+@pytest.mark.parametrize(("variables", "name"), NUMBERS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("value", ["", " ", "x", "-1", "1.5", "9" * 30, "\u0663"])
+def test_an_odd_variable_is_named(variables, name, value):
+    error = refusal(variables | {name: value})
+    assert error.path == name and "runtime.processes=1" in error.reason
+
+
+@pytest.mark.parametrize(("variables", "name"), REQUIRED, ids=lambda value: str(value)[:40])
+def test_a_missing_variable_is_named(variables, name):
+    rest = {key: value for key, value in variables.items() if key != name}
+    error = refusal(rest)
+    assert error.path == name and "runtime.processes=1" in error.reason
+    assert detect(rest, processes=1) == Cluster()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SLURM_NODEID", "2"), ("SLURM_LOCALID", "4"), ("SLURM_STEP_NODELIST", "gpu[")],
+)
+def test_a_place_outside_of_the_job_is_refused(name, value):
+    assert refusal(SLURM | {name: value}).path == name
+    by_hand = dict(processes=12, process=9, coordinator="a:1")
+    assert detect(SLURM | {name: value}, **by_hand).coordinator == "a:1"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+        {"SLURM_STEP_ID": "", "SLURM_STEP_NUM_TASKS": "x", "CUDA_VISIBLE_DEVICES": "0,1"},
+        {"OMPI_COMM_WORLD_SIZE": "", "CUDA_VISIBLE_DEVICES": "0,1"},
+        KUBERNETES | {"JOB_COMPLETION_INDEX": "x"},
+    ],
+)
+def test_nothing_is_asked_for_that_the_config_says(variables):
+    place = detect(variables, processes=2, process=1, coordinator="127.0.0.1:9999")
+    assert place[:4] == (2, 1, "127.0.0.1:9999", None)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "x", "CUDA_VISIBLE_DEVICES": "0,1"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+)
+def test_nothing_is_asked_for_of_one_task(variables):
+    assert detect(variables) == Cluster()
+
+
+def test_variables_of_gpus_are_asked_for_only_where_there_are_several():
+    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID")
+    rest = {key: value for key, value in SLURM.items() if key not in names}
+    assert detect(rest | {"CUDA_VISIBLE_DEVICES": "3"}).gpus is None
+    assert detect(rest, platform="cpu").gpus is None
+    assert refusal(rest).path == "SLURM_STEP_TASKS_PER_NODE"
 
 
 def test_gpus_are_split_only_where_they_divide():

@@ -1,5 +1,6 @@
 """The life of a command: exit codes and the lock of the run directory."""
 
+import errno
 import os
 import threading
 
@@ -87,7 +88,77 @@ def test_a_wrong_argument_names_the_help():
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        (["import", "--confg", "x.py"], "(did you mean '--config'?)"),
+        (["import", "--confg=x.py"], "(did you mean '--config'?)"),
+        (["exprot"], "(did you mean 'export'?)"),
+        (["export", "--detype", "x"], "(did you mean '--dtype'?)"),
+        (["export", "--dtype", "flaot32"], "(did you mean 'float32'?)"),
+        (["unlike"], "choose from 'import', 'export') (see"),
+    ],
+)
+def test_a_misspelt_argument_names_the_nearest(argument, hint):
+    parser = runtime.Parser(prog="python -m jaxlm.x", description="", epilog="")
+    parser.add_argument("--config")
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("import", description="", epilog="")
+    exporting = commands.add_parser("export", description="", epilog="")
+    exporting.add_argument("--dtype", choices=("float32", "bfloat16"))
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(argument)
+    assert hint in str(caught.value)
+
+
+def library_error() -> Exception:
+    """Return what a library in another language raises."""
+    return Exception(f"{os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "", "a/b.json"), "error: a/b.json: No space left on device"),
+        (OSError(errno.EDQUOT, ""), "error: can't write: Disk quota exceeded"),
+        (OSError(errno.EFBIG, "", "c"), "error: c: File too large"),
+        (library_error(), "error: can't write: No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_one_line_wherever(capsys, error, line, wrapped):
+    def main(argv):
+        try:
+            raise error
+        except Exception as inner:
+            if wrapped:
+                raise RuntimeError("a library failed") from inner
+            raise
+
+    assert runtime.command(main, []) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
 # The lock
+
+
+@pytest.mark.parametrize("existing", ["", "runs", "runs/a"])
+def test_a_mistake_leaves_no_run_directory(tmp_path, existing):
+    (tmp_path / existing).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError), runtime.lock_run_directory(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "checkpoints").mkdir()
+        raise UserError("a path is misspelt")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints/8/state", "notes/mine.txt"])
+def test_a_directory_that_holds_something_stays(tmp_path, name):
+    with runtime.lock_run_directory(tmp_path / "a"):
+        path = tmp_path / "a" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert path.exists() and (tmp_path / "a" / ".lock").exists()
 
 
 def test_a_second_process_is_told_who_trains(tmp_path):
@@ -111,8 +182,7 @@ def test_a_second_process_is_told_who_trains(tmp_path):
     holder.communicate()
     with runtime.lock_run_directory(directory):
         assert (directory / ".lock").read_text() == str(os.getpid())
-    with runtime.lock_run_directory(directory):
-        pass
+    assert not (directory / ".lock").exists()  # nothing was written, so nothing is left
 
 
 @pytest.mark.parametrize(

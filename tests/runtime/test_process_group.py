@@ -3,6 +3,7 @@
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,47 @@ class Store:
         with self.changed:
             assert self.changed.wait_for(lambda: key in self.values, timeout=milliseconds / 1000)
             return self.values[key]
+
+
+def meet(store: Store, folders: list[Path]) -> list[str]:
+    """Return the error of each process, '' for none, whose run directories are `folders`."""
+
+    def check(process: int) -> str:
+        cluster = Cluster(len(folders), process, "127.0.0.1:1")
+        group = ProcessGroup(cluster, RuntimeConfig(), folders[process])
+        group._store = store
+        group.hosts = tuple(f"host{number}" for number in range(len(folders)))
+        try:
+            group._require_shared_directory()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(check, range(len(folders))))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_with_one_folder_meet(store, tmp_path, count):
+    assert meet(store, [tmp_path] * count) == [""] * count
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("alone", [1, 2])
+def test_a_run_directory_that_is_not_shared_is_refused_by_all(store, tmp_path, monkeypatch, alone):
+    monkeypatch.setattr(process_group, "MARK_SECONDS", 0.0)
+    folders = [tmp_path / "shared", tmp_path / "shared", tmp_path / "shared"]
+    folders[alone] = tmp_path / "other"
+    for folder in set(folders):
+        folder.mkdir()
+    errors = meet(store, folders)
+    assert len(set(errors)) == 1
+    assert errors[0].startswith(f"run_directory: {tmp_path}/other of process {alone} (")
+    assert errors[0].endswith(
+        ") is not the folder of process 0 (host0): all processes need one folder that their "
+        "machines share"
+    )
+    assert not any(list(folder.iterdir()) for folder in set(folders))
 
 
 class Lost(Exception):

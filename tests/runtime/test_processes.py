@@ -363,3 +363,41 @@ def test_an_error_that_all_share_ends_each_with_its_code(folder, edits, code, me
     for end, _, err in Peers(*edits, directory="runs/tiny").finish():
         assert end == code
         assert message in err and "Traceback" not in err
+
+
+def test_run_directories_that_are_not_shared_end_all_processes(folder):
+    """The same relative path in two folders, as on two machines without a common file system."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        tiny_run.write_recipe(folder / name)
+    shared = [
+        *multiprocess.command("training.steps=2", directory="runs/a"),
+        f"data.store={folder}/stores",
+        "runtime.devices=1",
+        "runtime.processes=2",
+        f"runtime.coordinator=127.0.0.1:{multiprocess.free_port()}",
+    ]
+    processes = [
+        multiprocess.start("-m", "jaxlm.train", *shared, f"runtime.process={number}", folder=place)
+        for number, place in enumerate((folder / "one", folder / "two"))
+    ]
+    for code, _, error in multiprocess.finish(processes):
+        assert code == 2
+        assert f"run_directory: {folder}/two/runs/a of process 1 (" in error
+        assert "Traceback" not in error
+
+
+def test_a_signal_stops_all_processes_in_an_evaluation(folder):
+    """SIGTERM to process 1 while both evaluate for long; the run goes on from there."""
+    edits = ("training.steps=4", "checkpoint.every_steps=0", "evaluation.batch_size=8")
+    long = ("data.validation.share=0.9", "data.sequence_length=16", "evaluation.every_steps=2")
+    peers = Peers(*edits, *long, directory="runs/a", devices=1)
+    peers.wait_for_step(2)
+    peers.send(1, "SIGTERM")
+    ends = peers.finish()
+    assert [code for code, *_ in ends] == [75, 75], ends
+    assert multiprocess.saved_steps("runs/a")[-1] in (2, 3, 4)
+
+    peers = Peers(*edits, *long, directory="runs/a", devices=1)
+    assert peers.codes() == [0, 0]
+    assert [step for step, _ in tiny_run.rows("runs/a")["eval/loss"]] == [2, 4]

@@ -15,9 +15,9 @@ from jaxlm.runtime.stop import PeerStop
 def test_a_signal_is_only_noted(name):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with runtime.StopSignal() as stop:
-        assert stop.requested is None and not stop.reached(1)
+        assert stop.requested is None and not stop.reached()
         os.kill(os.getpid(), getattr(signal, name))
-        assert stop.requested == name and stop.reached(2)
+        assert stop.requested == name and stop.reached()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 

@@ -21,6 +21,7 @@ from jaxlm import checkpoint, config, data, models, objectives
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.shards import TokenArray
 from jaxlm.data.stream import Stream
 from jaxlm.throughput import Throughput
 from jaxlm.types import Batch
@@ -141,24 +142,44 @@ def restore_params(run: FinishedRun):
         return checkpoints.restore_params(STEPS, abstract)
 
 
-def test_the_evaluation_scores_the_first_batch_alone(finished):
-    """Windows of 33 tokens, 32 apart, from the start of the validation text of the first source."""
-    # Two batches of 8; the run scored one of them.
-    array = finished.store.validation[0]
-    windows = array.read_windows(32 * np.arange(16), 33)  # type: ignore[union-attr]
+def evaluated_windows(run: FinishedRun) -> list[tuple[int, np.ndarray]]:
+    """Return (source, tokens) of the 8 windows that one batch scores, cut by hand.
 
-    losses = losses_of(finished.model, restore_params(finished), windows)
+    Windows of 33 tokens, 32 apart, the last of a source shorter; from the middle of each of 8 equal
+    parts of all windows.
+    """
+    windows = []
+    for source, array in enumerate(run.store.validation):
+        assert isinstance(array, TokenArray)
+        (tokens,) = array.read_windows(np.zeros(1, np.int64), len(array))
+        windows += [(source, tokens[at : at + 33]) for at in range(0, len(tokens) - 1, 32)]
+    assert len(windows) > 16
+    return [windows[(2 * number + 1) * len(windows) // 16] for number in range(8)]
+
+
+def test_an_evaluation_of_one_batch_is_drawn_evenly_over_the_sources(finished):
+    windows = evaluated_windows(finished)
+    assert {source for source, _ in windows} == {0, 1}
+    params = restore_params(finished)
+    sums = {0: [], 1: []}
+    for source, tokens in windows:
+        sums[source] += losses_of(finished.model, params, tokens[None]).ravel().tolist()
+
     ((step, loss),) = finished.rows["eval/loss"]
     assert step == STEPS
-    assert loss == pytest.approx(losses[:8].mean(), abs=1e-5)
-    assert abs(loss - losses.mean()) > 1e-4
+    assert loss == pytest.approx(np.mean(sums[0] + sums[1]), abs=1e-5)
+    assert finished.rows["eval/loss/nature"][0][1] == pytest.approx(np.mean(sums[0]), abs=1e-5)
+    assert finished.rows["eval/loss/town"][0][1] == pytest.approx(np.mean(sums[1]), abs=1e-5)
+    assert abs(np.mean(sums[0]) - np.mean(sums[1])) > 1e-3
 
 
-def test_bits_per_byte_count_bytes_and_not_tokens(finished):
-    """The held-out tail of each text, in bytes; its tokens are fewer, since a BPE joins letters."""
-    texts = [(finished.folder / name).read_bytes() for name in ("text.txt", "town.txt")]
-    size = sum(len(text) - int(len(text) * 0.9) for text in texts)
-    targets = sum(len(array) - 1 for array in finished.store.validation)
+def test_bits_per_byte_count_the_bytes_of_the_evaluated_windows(finished):
+    """In bytes of their text; its tokens are fewer, since a BPE joins letters."""
+    texts = [
+        finished.store.tokenizer.decode(tokens[1:]) for _, tokens in evaluated_windows(finished)
+    ]
+    size = sum(len(text.encode()) for text in texts)
+    targets = sum(len(tokens) - 1 for _, tokens in evaluated_windows(finished))
     assert targets < 0.7 * size
 
     loss = finished.rows["eval/loss"][0][1]

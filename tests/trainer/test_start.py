@@ -2,6 +2,8 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -93,3 +95,16 @@ def test_its_model_and_tokenizer_are_fixed(imported, capsys):
     assert expected in capsys.readouterr().err
     assert tiny_run.run("tokenizer.end_of_text=</s>", directory="runs/imported") == 2
     assert "tokenizer.end_of_text" in capsys.readouterr().err
+
+
+def test_a_sample_cannot_end_its_block_in_tensorboard(monkeypatch):
+    text = "    indented\n```\n# no heading\n````"
+    monkeypatch.setattr(trainer.decoding, "samples", lambda *_: [text])
+    shown: list[str] = []
+    monitor = SimpleNamespace(
+        line=lambda text: None, text=lambda step, tag, text: shown.append(text)
+    )
+    run = SimpleNamespace(config=config.Config(), model=None)
+    others: Any = SimpleNamespace(tokenizer=None, windows=None, params=None)
+    trainer.show_samples(cast(Any, run), others, others, others, cast(Any, monitor))
+    assert shown == [f"`````text\n{text}\n`````"]

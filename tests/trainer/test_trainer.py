@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from support.tiny_run import rows, run
 from support.trees import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxlm import config, train, trainer
+from jaxlm import config, runtime, train, trainer
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.evaluation import scoring
+from jaxlm.evaluation.evaluator import StoppableBatches
 from jaxlm.throughput import Throughput
 
 
@@ -67,8 +70,7 @@ def test_a_run_from_text_to_samples(finished_run):
     }
     run_config = json.loads((folder / "runs/tiny/config.json").read_text())
     assert run_config["model"]["layers"] == 2
-    saved = [path.name for path in (folder / "runs/tiny/checkpoints").iterdir()]
-    assert sorted(saved, key=int) == ["8", "12"]
+    assert saved_steps(folder / "runs/tiny") == [8, 12]
 
 
 def test_an_encoder_shows_the_masks_that_it_fills(finished_run):
@@ -203,6 +205,9 @@ def test_a_finished_run_can_be_extended_but_not_changed(copied_run, capsys):
     folder = copied_run("decoder")
     assert run() == 0
     assert "12 of 12 steps are done" in capsys.readouterr().out
+    Path("runs/tiny/checkpoints/99").mkdir()  # what an interrupted copy may leave
+    assert run() == 0
+    assert "12 of 12 steps are done" in capsys.readouterr().out
     assert run("training.steps=14", "model.layers=3") == 2
     assert "model.layers: 2 -> 3" in capsys.readouterr().err
     assert run("training.steps=14", "optimizer.kind=adafactor") == 2
@@ -210,6 +215,40 @@ def test_a_finished_run_can_be_extended_but_not_changed(copied_run, capsys):
     (folder / "text.txt").write_text("another text " * 2000)
     assert run("training.steps=14") == 2
     assert "prepared data: " in capsys.readouterr().err
+
+    shutil.rmtree("runs/tiny/checkpoints/12/state")
+    assert run() == 3  # even where nothing is left to do
+    error = capsys.readouterr().err
+    assert error.endswith("state is missing; move this folder away to continue from step 8\n")
+
+
+def test_a_moved_run_goes_on_in_its_folder_from_anywhere(copied_run, capsys, monkeypatch):
+    folder = copied_run("decoder")
+    Path("runs/tiny").rename("runs/moved")
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    edits = ("training.steps=13", "evaluation.steps=1")
+    assert runtime.command(train.main, ["--config", "../runs/moved/config.json", *edits]) == 0
+    out = capsys.readouterr().out
+    assert "the run was saved as runs/tiny; its folder is now ../runs/moved" in out
+    assert "../runs/moved: resumes after step 12" in out
+    assert f"data.sources.0.path: text.txt -> {folder}/text.txt" in out
+    assert "evaluation: 8 of 61 windows of the validation split, drawn evenly" in out
+    assert list(Path().iterdir()) == [] and [p.name for p in Path("../runs").iterdir()] == ["moved"]
+
+
+def test_a_misspelt_path_leaves_nothing_behind(folder):
+    before = sorted(folder.rglob("*"))
+    assert run("data.sources.0.path=nofile.txt", directory="runs/typo") == 2
+    left = {path.name for path in folder.rglob("*")} - {path.name for path in before}
+    assert left <= {"stores", ".fingerprints.lock"}
+
+
+def test_a_tokenizer_that_cannot_be_written_is_one_line(folder, capsys):
+    (folder / "runs/tiny/tokenizer.json").mkdir(parents=True)
+    assert run() == 2
+    error = capsys.readouterr().err
+    assert error == "error: run_directory: can't write runs/tiny/tokenizer.json: Is a directory\n"
 
 
 def test_a_batch_size_changed_at_resume_goes_on_with_the_next_sample(copied_run):
@@ -246,6 +285,92 @@ def test_the_best_checkpoint_stays(folder):
     best = min(losses, key=lambda step: losses[step])
     with Checkpoints(Path("runs/tiny/checkpoints"), keep=1) as kept:
         assert best < 12 and kept.steps() == [best, 12] and kept.best() == best
+
+
+def test_a_poisoned_state_is_not_saved_and_those_before_it_go_on(copied_run, capsys):
+    """A rate at which the first update leaves parameters whose squares overflow."""
+    copied_run("decoder")
+    edits = ("training.steps=14", "optimizer.warmup_steps=0", "optimizer.schedule=constant")
+    often = ("checkpoint.every_steps=1", "evaluation.samples=0")
+    assert run(*edits, *often, "optimizer.learning_rate=1e30") == 4
+    error = capsys.readouterr().err
+    assert "norm of the parameters is inf after step 13; checkpoints before it are kept" in error
+    assert saved_steps() == [8, 12]
+    assert run(*edits, *often, "optimizer.learning_rate=1e-3") == 0
+    assert saved_steps() == [13, 14]
+
+
+def saved_steps(directory: str | Path = "runs/tiny") -> list[int]:
+    return sorted(int(path.name) for path in Path(directory, "checkpoints").iterdir())
+
+
+def test_an_evaluation_that_is_no_number_takes_its_checkpoint_back(copied_run, capsys, monkeypatch):
+    """Step 16 is saved before it is evaluated; its evaluation alone finds that it is poisoned."""
+    copied_run("decoder")
+    evaluate = scoring.evaluate
+
+    def evaluate_to_nan(step, params, windows, batches, *rest):
+        score = evaluate(step, params, windows, batches or 1, *rest)
+        return score if batches else score._replace(loss=float("nan"))
+
+    monkeypatch.setattr(scoring, "evaluate", evaluate_to_nan)
+    edits = ("evaluation.every_steps=16", "checkpoint.every_steps=1", "checkpoint.keep=1")
+    assert run("training.steps=20", *edits) == 4
+    assert "the validation loss is nan after step 16" in capsys.readouterr().err
+    assert saved_steps() == [12, 15]  # the best so far, and the newest sound one
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_signal_stops_an_evaluation_which_the_resumed_run_does(
+    copied_run, capsys, monkeypatch, step
+):
+    """Also in the last one. The state is saved, and the rows are those of an unbroken run."""
+    copied_run("decoder")
+    read_batch = StoppableBatches.__getitem__
+
+    def signal_and_read(batches, index):
+        path = Path("runs/stopped/metrics.jsonl")
+        if index == 1 and f'{{"step": {step},' in path.read_text():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read_batch(batches, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoppableBatches, "__getitem__", signal_and_read)
+        assert run(directory="runs/stopped") == trainer.STOPPED
+    assert f"stopped by SIGTERM after step {step} of 12; saved" in capsys.readouterr().out
+    assert saved_steps("runs/stopped")[-1] == step
+
+    assert run(directory="runs/stopped") == 0
+    assert rows("runs/stopped") == rows("runs/tiny")
+    assert saved_steps("runs/stopped") == saved_steps("runs/tiny")
+    assert run(directory="runs/stopped") == 0
+    assert "12 of 12 steps are done" in capsys.readouterr().out
+
+
+def test_a_run_without_targets_says_so_and_ranks_nothing(folder, capsys):
+    """Whole words that never fit into the share that is hidden."""
+    (folder / "text.txt").write_text("ACGT" * 5000)
+    edits = ("objective.whole_words=true", "data.sequence_length=16", "training.steps=2")
+    assert run(*tiny_run.FAMILIES["encoder"], *edits) == 0
+    out = capsys.readouterr().out
+    reason = "no whole word fits the share that is hidden (objective.noise_share=0.15)"
+    assert f"warning: validation without targets: {reason}" in out
+    assert f"step 2: validation without targets: {reason}" in out
+    assert rows()["eval/targets"] == [(2, 0)] and "eval/loss" not in rows()
+    with Checkpoints(Path("runs/tiny/checkpoints"), keep=2) as kept:
+        assert kept.latest() == 2 and kept.best() is None
+
+
+def test_the_change_of_the_rate_at_a_resume_is_told(copied_run, capsys):
+    copied_run("decoder")
+    assert run("training.steps=12", "optimizer.learning_rate=1e-3") == 0
+    assert "learning rate" in capsys.readouterr().out
+    before = config.load("runs/tiny/config.json")
+    more = config.load("runs/tiny/config.json", ["training.steps=24"])
+    (line,) = trainer.describe_rates(before, more, 12)
+    assert line == "learning rate: 1.34e-03 at step 12 -> 6.89e-03 at step 13"
+    assert trainer.describe_rates(before, before, 12) == []
+    assert trainer.describe_rates(before, more, 0) == []
 
 
 def test_a_diverged_loss_ends_the_run_with_4_and_is_not_saved(folder, capsys):

@@ -1,0 +1,38 @@
+"""Find the files of a run that was moved, or that is resumed from another folder."""
+
+import dataclasses
+import glob
+from pathlib import Path
+
+from jaxlm.config.schema import Config
+
+
+def find_paths(config: Config, start: Path) -> Config:
+    """Return the config with relative paths that are not found from here taken from `start`.
+
+    These are the texts, the token store and the tokenizer. `start` is the folder in which the run
+    was started. A path that is not found there either stays as it is.
+    """
+    data, tokenizer = config.data, config.tokenizer
+    sources = tuple(
+        dataclasses.replace(source, path=find_path(source.path, start)) for source in data.sources
+    )
+    validation = dataclasses.replace(data.validation, path=find_path(data.validation.path, start))
+    data = dataclasses.replace(
+        data, sources=sources, validation=validation, store=find_path(data.store, start)
+    )
+    tokenizer = dataclasses.replace(tokenizer, path=find_path(tokenizer.path, start))
+    return dataclasses.replace(config, data=data, tokenizer=tokenizer)
+
+
+def find_path(path: str | None, start: Path) -> str | None:
+    """Return a file, folder or glob as it is if it is found, else below `start` if it is there."""
+    if path is None or Path(path).expanduser().is_absolute() or exists(path):
+        return path
+    moved = str(start / path)
+    return moved if exists(moved) else path
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file or folder of this name, or one that the glob matches."""
+    return Path(path).exists() or bool(glob.glob(path, recursive=True))  # noqa: PTH207

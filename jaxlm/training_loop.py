@@ -1,0 +1,274 @@
+"""The steps of a run: after each, log, save and evaluate when that is due, until the end."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import flops, optim
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.config import DivergedError
+from jaxlm.data.loader import LocalBatches, prefetch_batches
+from jaxlm.data.stream import Stream
+from jaxlm.evaluation.evaluator import Evaluator
+from jaxlm.monitor import Monitor, NullMonitor
+from jaxlm.run import Run
+from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
+from jaxlm.state import TrainState
+from jaxlm.step import StepMetrics, train_step
+from jaxlm.throughput import Throughput, fetch_metrics
+from jaxlm.types import Array, Tree
+
+# Saves of a better model that are not due otherwise: all of them where they take less than this,
+# else as many as fit into this share of the time.
+BEST_SECONDS, BEST_SHARE = 60.0, 0.05
+
+
+class TrainingLoop:
+    """The loop over the steps after `first_step`, and what is due after each.
+
+    `record_save` is called with the step and the seconds of each checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stream: Stream,
+        first_step: int,
+        checkpoints: Checkpoints,
+        evaluator: Evaluator,
+        monitor: Monitor | NullMonitor,
+        record_save: Callable[[int, float], None],
+        group: ProcessGroup,
+    ):
+        self.run, self.stream, self.first_step = run, stream, first_step
+        self.checkpoints, self.evaluator, self.monitor = checkpoints, evaluator, monitor
+        self.record_save, self.group = record_save, group
+
+        self.config, self.steps = run.config, run.config.training.steps
+        self.learning_rate = jax.jit(
+            optim.learning_rate_schedule(self.config.optimizer, self.steps)
+        )
+        self.parameter_norm = jax.jit(parameter_norm, out_shardings=run.placement.replicated())
+        self.best_loss = checkpoints.best_loss()
+        self.best_saves = 0  # of a better model at steps without a checkpoint of their own
+        self.throughput = build_throughput(run, stream)
+
+    def __call__(self, state: TrainState, *, evaluate_first: bool) -> tuple[TrainState, bool]:
+        """Run the steps; return the last state, and whether a signal stopped the run.
+
+        With `evaluate_first` the evaluation of `first_step` is done before: a run that was stopped
+        in it continues there.
+        """
+        placement, every = self.run.placement, self.config.evaluation.every_steps
+        config = self.config
+        update = train_step(
+            self.run.model, self.run.optimizer, config.training, placement, config.seed
+        )
+
+        # Threads prepare the batches ahead of the steps, each process its own rows of them.
+        process_batches = prefetch_batches(
+            LocalBatches(self.stream, placement.rows),
+            self.first_step,
+            self.steps,
+            threads=config.data.prefetch_threads,
+            buffer=config.data.prefetch_batches,
+        )
+
+        # Within the loop every transfer between host and device is explicit (device_put,
+        # device_get); an implicit one, which would stall the device unseen, is an error.
+        with self.group.stop_signal() as stop, jax.transfer_guard("disallow"):
+            if evaluate_first and not self.evaluate(self.first_step, state, stop):
+                return self.stop(self.first_step, state, stop)
+
+            for step, batch in enumerate(process_batches, self.first_step + 1):
+                state, metrics = update(state, placement.put(batch))
+                self.throughput.wait(step, metrics)
+
+                last = step == self.steps
+                stopping = stop.reached() and not last
+                if is_due(step, config.logging.every_steps) or last:
+                    self.log(step, metrics)
+
+                # A save does not wait for the evaluation, which may take long.
+                saves = is_due(step, config.checkpoint.every_steps) or stopping or last
+                evaluates = (is_due(step, every) or last) and not stopping
+                if saves:
+                    self.check(step, state.params, metrics)
+                    self.save(step, state, {}, evaluated=not evaluates)
+                unsaved = None if saves else metrics
+                if evaluates and not self.evaluate(step, state, stop, unsaved):
+                    stopping = True
+                    if not saves:
+                        self.check(step, state.params, metrics)
+                        self.save(step, state, {})
+
+                if stopping:
+                    return self.stop(step, state, stop)
+
+            self.checkpoints.wait()
+
+        first, tokens_read = self.first_step, self.throughput.tokens_read
+        tokens = tokens_read(self.steps) - tokens_read(first)
+        seconds = self.throughput.elapsed()
+        self.monitor.line(
+            f"trained {self.steps - first} steps, {tokens:,} tokens in {seconds:.1f} s"
+        )
+        return state, False
+
+    def stop(
+        self, step: int, state: TrainState, stop: StopSignal | PeerStop
+    ) -> tuple[TrainState, bool]:
+        """Wait for the checkpoint of the last step and return the end of a stopped run."""
+        self.checkpoints.wait()
+        self.monitor.line(f"stopped by {stop.requested} after step {step} of {self.steps}; saved")
+        return state, True
+
+    def log(self, step: int, metrics: StepMetrics) -> None:
+        """Record and show a step.
+
+        A row holds the loss of its own step alone, not a mean since the last row, so that a resumed
+        run writes the rows of an unbroken one.
+        """
+        host_metrics = fetch_metrics(step, metrics)
+        row = metrics_row(step, host_metrics, self.learning_rate, self.throughput)
+        self.monitor.scalars(step, row)
+        self.monitor.progress(step, row)
+
+    def check(self, step: int, params: Tree, metrics: StepMetrics) -> None:
+        """Raise DivergedError unless the state after `step` is worth saving.
+
+        Its metrics are finite, and so are the norm of the updated parameters and a loss that they
+        compute. A poisoned state must not take the place of a sound one.
+        """
+        with self.throughput.paused(metrics):
+            fetch_metrics(step, metrics)
+            # Sync: one scalar, at saves alone.
+            require_finite(
+                "norm of the parameters", jax.device_get(self.parameter_norm(params)), step
+            )
+            require_finite("validation loss", self.evaluator.probe(params), step)
+
+    def save(
+        self, step: int, state: TrainState, scores: dict[str, float], *, evaluated: bool = True
+    ) -> None:
+        """Start to save the state. Unless it is `evaluated`, its evaluation has to follow."""
+        # Sync: Orbax copies the state to the host by implicit transfers before it returns.
+        with self.throughput.paused(state), jax.transfer_guard("allow"):
+            self.checkpoints.save(step, state, scores, evaluated=evaluated)
+            self.record_save(step, self.throughput.elapsed())
+
+    def evaluate(
+        self,
+        step: int,
+        state: TrainState,
+        stop: StopSignal | PeerStop,
+        unsaved: StepMetrics | None = None,
+    ) -> bool:
+        """Evaluate the model and keep it if it is the best; return False if a signal stopped that.
+
+        `unsaved` are the metrics of a step that is not saved yet. Raises DivergedError if the loss
+        is not finite, once the checkpoint of the step is removed.
+        """
+        with self.throughput.paused(state):
+            scores = self.evaluator.evaluate(state.params, stop.reached)
+        if scores is None:
+            return False
+
+        self.monitor.scalars(step, scores)
+        self.monitor.line(f"step {step}: validation {self.evaluator.describe(scores)}")
+        if not math.isfinite(scores.get("eval/loss", 0.0)):
+            with jax.transfer_guard("allow"):
+                self.checkpoints.discard(step)
+            require_finite("validation loss", scores["eval/loss"], step)
+
+        if not self.evaluator.is_ranked(scores):
+            scores = {tag: value for tag, value in scores.items() if tag != "eval/loss"}
+        loss = scores.get("eval/loss", math.inf)
+
+        if unsaved is None:
+            # Training does not wait until a large checkpoint is on the disk.
+            is_on_disk = self.group.share(f"rate/{step}", str(not self.checkpoints.is_saving()))
+            with self.throughput.paused(state):
+                self.checkpoints.rate(step, scores, now=is_on_disk == "True")
+        elif loss >= self.best_loss or not self.affords_best(step):
+            return True
+        else:
+            self.check(step, state.params, unsaved)
+            self.save(step, state, scores)
+            self.best_saves += 1
+        self.best_loss = min(self.best_loss, loss)
+        return True
+
+    def affords_best(self, step: int) -> bool:
+        """Return whether there is time to save a better model; the same in all processes."""
+        seconds = self.checkpoints.save_seconds()
+        allowed = best_saves_allowed(seconds, self.throughput.elapsed())
+        fits = self.group.share(f"best/{step}", str(self.best_saves < allowed)) == "True"
+        if not fits:
+            self.monitor.line(
+                f"step {step}: the lowest loss so far, but not saved: at {seconds:.0f} s each such "
+                f"checkpoints would take more than {BEST_SHARE:.0%} of the time "
+                "(checkpoint.every_steps sets the steps that are saved)"
+            )
+        return fits
+
+
+def parameter_norm(params: Tree) -> Array:
+    """Return the global norm in float32: infinite also where the squares overflow."""
+    leaves = jax.tree.leaves(params)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves))
+
+
+def require_finite(name: str, value: float, step: int) -> None:
+    """Raise DivergedError if a value of the state after `step` is not finite."""
+    if not np.isfinite(value):
+        raise DivergedError(
+            f"training: the {name} is {value} after step {step}; checkpoints before it are kept"
+        )
+
+
+def best_saves_allowed(seconds: float, elapsed: float) -> float:
+    """Return how many saves of a better model the time allows, at `seconds` each."""
+    return max(BEST_SECONDS, BEST_SHARE * elapsed) / max(seconds, 1e-3)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Return whether `step` is due; `every` is the interval in steps (0: never)."""
+    return every > 0 and step % every == 0
+
+
+def build_throughput(run: Run, stream: Stream) -> Throughput:
+    """Return the measure of speed, which starts now."""
+    objective = stream.objective
+    flops_per_sample = flops.training_flops(
+        run.config.model, objective.length, objective.source_length, objective.predictions
+    )
+    return Throughput(
+        run.devices,
+        flops_per_token=flops_per_sample / objective.tokens,
+        tokens_read=lambda steps: stream.schedule.first_sample(steps) * objective.tokens,
+        steps_in_flight=run.steps_in_flight,
+    )
+
+
+def metrics_row(
+    step: int,
+    metrics: StepMetrics,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    throughput: Throughput,
+) -> dict[str, float]:
+    """Return the values to log for `step`, by tag. `metrics` are on the host."""
+    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0.
+    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1))))
+
+    return {
+        "train/loss": float(metrics.loss),
+        "train/learning_rate": float(rate),
+        "train/grad_norm": float(metrics.grad_norm),
+        "train/param_norm": float(metrics.param_norm),
+        "train/tokens": throughput.tokens_read(step),
+        **throughput.report(step),
+    }

@@ -1,0 +1,45 @@
+"""python -m jaxlm names the commands, and the nearest one to a misspelt name."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from jaxlm import runtime
+from jaxlm.__main__ import COMMANDS, main
+
+
+def test_the_commands_are_those_of_the_package():
+    package = Path(importlib.import_module("jaxlm").__path__[0])
+    commands = {
+        path.stem
+        for path in package.glob("*.py")
+        if "runtime.run(main)" in path.read_text() and path.stem != "__main__"
+    }
+    assert set(COMMANDS) == commands
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_the_commands_are_named(capsys, arguments, code):
+    assert runtime.command(main, arguments) == code
+    captured = capsys.readouterr()
+    text = captured.err if code else captured.out
+    assert all(f"python -m jaxlm.{name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_misspelt_command_names_the_nearest(capsys, name):
+    assert runtime.command(main, [name[1:]]) == 2
+    assert f"(did you mean {name!r}?); see python -m jaxlm --help" in capsys.readouterr().err
+
+
+def test_an_unknown_command_lists_those_that_there_are(capsys):
+    assert runtime.command(main, ["xyzzy"]) == 2
+    assert "train, generate, evaluate, convert, harness" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_can_be_given_as_an_argument(capsys, name):
+    with pytest.raises(SystemExit) if name != "harness" else pytest.MonkeyPatch.context():
+        runtime.command(main, [name, "--help"])
+    assert f"python -m jaxlm.{name}" in capsys.readouterr().out
