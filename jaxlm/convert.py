@@ -1,12 +1,16 @@
 """python -m jaxlm.convert import HF_DIR RUN | export RUN OUT: models from and for transformers."""
 
 import argparse
+import math
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm import config, runtime
+from jaxlm.config import UserError
+from jaxlm.config.fields import shorten, suggestion
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -21,6 +25,8 @@ EXAMPLE = """examples:
 HF_DIR is a folder with config.json, safetensors and tokenizer.json; RUN is a run_directory.
 transformers loads what is exported."""
 
+MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
+COMMANDS = ("import", "export")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -42,11 +48,11 @@ def build_convert_parser() -> runtime.Parser:
     )
     importing.add_argument(
         "directory",
-        type=Path,
+        type=parse_path,
         metavar="HF_DIR",
         help="config.json, model.safetensors (or shards) and tokenizer.json",
     )
-    importing.add_argument("run", type=Path, metavar="RUN", help="the run directory to make")
+    importing.add_argument("run", type=parse_path, metavar="RUN", help="the run directory to make")
     importing.add_argument(
         "edits",
         nargs="*",
@@ -60,8 +66,8 @@ def build_convert_parser() -> runtime.Parser:
         epilog=EXAMPLE,
         help="RUN OUT: write a run's model for transformers",
     )
-    exporting.add_argument("run", type=Path, metavar="RUN", help="the run directory")
-    exporting.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    exporting.add_argument("run", type=parse_path, metavar="RUN", help="the run directory")
+    exporting.add_argument("out", type=parse_path, metavar="OUT", help="the folder to make")
     checkpoint = exporting.add_mutually_exclusive_group()
     checkpoint.add_argument(
         "--step", type=int, metavar="N", help="the checkpoint to take (the newest)"
@@ -93,14 +99,42 @@ def build_convert_parser() -> runtime.Parser:
 def parse_size(text: str) -> int:
     """Return a size in bytes: 500MB is 500,000,000. argparse turns the error into ours."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B|)", text)
-    size = int(float(match[1]) * BYTES_PER_UNIT.get(match[2], 0)) if match else 0
-    if size < 1:
+    size = float(match[1]) * BYTES_PER_UNIT.get(match[2], 0) if match else 0.0
+    if not 1 <= size < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
-    return size
+    return int(size)
+
+
+def parse_path(text: str) -> Path:
+    """Return a path, which need not exist; argparse turns the error into ours."""
+    path = Path(text)
+    try:
+        text.encode()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said later, in the words of the command
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{shorten(text)}: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from error
+    if not text or len(path.parts) > MAX_LEVELS:
+        raise argparse.ArgumentTypeError(f"{shorten(text)} is not the path of a folder")
+    return path
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Raise UserError, with the nearest command, unless the first word is one."""
+    words = [word for word in argv if not word.startswith("-")]
+    if words and words[0] not in COMMANDS:
+        near = suggestion(words[0], COMMANDS)
+        raise UserError(
+            f"{shorten(words[0])} is no command{near}: write import HF_DIR RUN, or export RUN OUT"
+        )
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
+    check_command(argv)
     args = build_convert_parser().parse_args(argv)
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
@@ -110,11 +144,13 @@ def main(argv: Sequence[str]) -> int:
         imported = import_model(args.directory, args.run, args.edits)
         for note in imported.notes:
             print(f"note: {note}", flush=True)
+        print_warnings(imported.warnings)
+        objective = imported.config.objective.kind
+        data = "PAIRS.jsonl" if objective == "pairs" else "TEXT"
         run_config = shlex.quote(str(args.run / "config.json"))
         print(
-            f"{args.run}: {imported.model_type}, objective {imported.config.objective.kind}. "
-            "Train it with\n"
-            f"  python -m jaxlm.train --config {run_config} --data TEXT training.steps=N",
+            f"{args.run}: {imported.model_type}, objective {objective}. Train it with\n"
+            f"  python -m jaxlm.train --config {run_config} --data {data} training.steps=N",
             flush=True,
         )
         return 0
@@ -128,12 +164,19 @@ def main(argv: Sequence[str]) -> int:
         max_shard_bytes=args.max_shard_size,
         archive=args.archive,
     )
+    print_warnings(exported.warnings)
     print(
         f"{args.out}: {exported.model_type} of step {exported.step}, {args.dtype}, "
         f"{exported.parameter_count:,} parameters",
         flush=True,
     )
     return 0
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """Print what is wrong with a model on stderr."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

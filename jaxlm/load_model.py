@@ -15,12 +15,15 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.tokenizer import (
+    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     load_tokenizer_json,
     read_tokenizer,
     run_tokenizer_frame,
+    widen_special_tokens,
 )
 from jaxlm.mesh_execution import build_execution
 from jaxlm.precision import cast_for_gather
@@ -41,7 +44,10 @@ class LoadedModel(NamedTuple):
 
 def is_run(path: Path) -> bool:
     """Return whether a directory holds a run, even one without a config or a sound checkpoint."""
-    return (path / "checkpoints").is_dir()
+    try:
+        return (path / "checkpoints").is_dir()
+    except OSError:  # it can't be looked at, which reading its config.json will say
+        return False
 
 
 def load_model(
@@ -87,7 +93,7 @@ def load_model(
 
 def load_run_model(path: Path, step: int | None, compute: str | None, devices: int) -> LoadedModel:
     """Return the model of a run directory; the parameters are as in `load_model`."""
-    run_config = config.load(path / "config.json")
+    run_config, _ = checkpoint.read_run_config(path)
     compute = compute or run_config.precision.compute
     precision = inference_precision(compute, run_config.precision.params)
     model, shardings = place_model(run_config.model, precision, devices)
@@ -104,22 +110,34 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         params = checkpoints.restore_params(step, target)
 
-    tokenizer_file = path / TOKENIZER_FILE
-    special = run_tokenizer_frame(
-        run_config.tokenizer, run_config.objective, load_tokenizer_json(tokenizer_file)
-    )
-    tokenizer_config = dataclasses.replace(
-        run_config.tokenizer, kind="file", path=str(tokenizer_file), vocabulary_size=None
-    )
+    tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(
         path,
         model,
         cast_params(model, params, compute),
-        load_run_tokenizer(tokenizer_config, special),
+        tokenizer,
         special,
         run_config,
         step,
     )
+
+
+def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, TokenizerFrame]:
+    """Return the tokenizer of a run directory and its special tokens."""
+    file = path / TOKENIZER_FILE
+    special = run_tokenizer_frame(
+        run_config.tokenizer,
+        run_config.objective,
+        load_tokenizer_json(file),
+        read_kept_generation(path),
+    )
+    tokenizer_config = dataclasses.replace(
+        run_config.tokenizer, kind="file", path=str(file), vocabulary_size=None
+    )
+    tokenizer = load_run_tokenizer(tokenizer_config, special)
+    if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
+        widen_special_tokens(tokenizer.inner, special)
+    return tokenizer, special
 
 
 def inference_precision(compute: str, params: str = "float32") -> PrecisionConfig:

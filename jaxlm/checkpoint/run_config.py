@@ -52,20 +52,35 @@ def write_run_config(
 def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
     """Return the saved config and the hash of its token store (None: no data yet).
 
-    Raises ConfigError naming the file if it is missing or damaged.
+    Raises UserError naming the file if it is missing, damaged, or not that of a run.
     """
     path = run_directory / FILE
-    if not path.exists():
+    if not run_directory.is_dir():
+        problem = "is not a directory" if run_directory.exists() else "there is no such directory"
+        raise UserError(f"{run_directory}: {problem}")
+
+    try:
+        document = json.loads(read_utf8(path))
+    except FileNotFoundError:
+        if not (run_directory / "checkpoints").is_dir():
+            raise UserError(f"{run_directory}: is not a run directory: it has no {FILE}") from None
         reason = "is missing, and it says which run the checkpoints belong to"
         advice = "put it back, or choose another run_directory"
-        raise ConfigError(str(path), f"{reason}: {advice}")
-    try:
-        return load(path), json.loads(read_utf8(path))["store"]["hash"]
+        raise ConfigError(str(path), f"{reason}: {advice}") from None
     except OSError as error:
         raise ConfigError(str(path), f"can't be read: {error.strerror}") from error
-    except (KeyError, TypeError) as error:
-        reason = "has no store.hash: it is not the config.json of a run"
-        raise ConfigError(str(path), reason) from error
+    except (ValueError, RecursionError):
+        document = {}  # `load` says what is wrong with the JSON
+    if isinstance(document, dict) and "model_type" in document:
+        raise UserError(
+            f"{path}: is not the config.json of a run: {run_directory} is a Hugging Face directory"
+        )
+
+    config = load(path)
+    store = document.get("store")
+    if not isinstance(store, dict) or "hash" not in store:
+        raise ConfigError(str(path), "has no store.hash: it is not the config.json of a run")
+    return config, store["hash"]
 
 
 def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Config, list[str]]:

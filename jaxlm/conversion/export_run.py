@@ -3,25 +3,31 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm import card, config, interop
+from jaxlm import card, checkpoint, interop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, NoCheckpointError, UserError
-from jaxlm.conversion.import_model import check_is_empty
+from jaxlm.conversion.import_model import check_is_empty, nonfinite_warnings
 from jaxlm.interop.archive import write_archive
-from jaxlm.interop.generation_config import CLASS_TOKEN_IDS, write_generation_config
+from jaxlm.interop.generation_config import (
+    CLASS_TOKEN_IDS,
+    GENERATION_CONFIG_FILE,
+    write_generation_config,
+)
+from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.tokenizer import (
+    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     load_tokenizer_json,
     run_tokenizer_frame,
 )
 from jaxlm.interop.write_tokenizer import write_tokenizer
-from jaxlm.load_model import load_model
+from jaxlm.load_model import is_run, load_model
 
 
 class ExportedModel(NamedTuple):
@@ -30,6 +36,7 @@ class ExportedModel(NamedTuple):
     model_type: str
     step: int | None
     parameter_count: int
+    warnings: list[str]  # what is wrong with the model
 
 
 def export_run(
@@ -48,16 +55,23 @@ def export_run(
     `archive` adds model.tar.gz. UserError where `transformers` has no such model or `out` is not
     empty, NoCheckpointError where the run has no such checkpoint; then there is no `out`.
     """
-    run_config = load_run_config(run)
+    run_config, _ = checkpoint.read_run_config(run)
+    if not is_run(run):
+        raise NoCheckpointError(f"{run}: there is no checkpoint")
     check_is_empty(out)
     model_config = run_config.model
 
     # Find out what can't be written before the parameters are read.
     architecture, values = interop.match_architecture(model_config)
     frame = run_tokenizer_frame(
-        run_config.tokenizer, run_config.objective, load_tokenizer_json(run / TOKENIZER_FILE)
+        run_config.tokenizer,
+        run_config.objective,
+        load_tokenizer_json(run / TOKENIZER_FILE),
+        read_kept_generation(run),
     )
-    tokens = token_ids(frame, architecture)
+    kept_generation = read_kept(run / GENERATION_CONFIG_FILE)
+    kept_tokenizer = read_kept(run / TOKENIZER_CONFIG_FILE)
+    tokens = token_ids(frame, architecture, kept_generation)
     interop.add_token_ids(architecture, model_config, values, tokens)
 
     loaded = load_model(run, step=find_best_step(run, run_config) if best else step)
@@ -73,37 +87,28 @@ def export_run(
         )
         write_tokenizer(
             folder,
-            (run / TOKENIZER_FILE).read_text(encoding="utf-8"),
+            (run / TOKENIZER_FILE).read_text(encoding="utf-8-sig"),
             frame,
             model_config.context_length,
             token_types=model_config.token_types > 1,
+            kept=kept_tokenizer,
         )
         if model_config.family != "encoder":
-            write_generation_config(folder, tokens, model_config.context_length)
+            write_generation_config(
+                folder,
+                tokens | kept_token_ids(frame, kept_generation),
+                model_config.context_length,
+                kept_generation,
+            )
         facts = card.gather_facts(
             run, run_config, parameter_count, loaded.step, exported=architecture.model_type
         )
         card.write_card(folder, facts)
         if archive:
             write_archive(folder)
-    return ExportedModel(architecture.model_type, loaded.step, parameter_count)
-
-
-def load_run_config(run: Path) -> Config:
-    """Return the config of a run directory with checkpoints, or say what it lacks."""
-    path = run / "config.json"
-    if not run.is_dir():
-        problem = "is not a directory" if run.exists() else "there is no such directory"
-        raise UserError(f"{run}: {problem}")
-    if not path.exists():
-        raise UserError(f"{run}: is not a run directory: it has no config.json")
-    if "run_directory" not in path.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(
-            f"{path}: is not the config.json of a run; a Hugging Face directory needs no export"
-        )
-    if not (run / "checkpoints").is_dir():
-        raise NoCheckpointError(f"{run}: there is no checkpoint")
-    return config.load(path)
+        names = interop.nonfinite_tensors(folder, loaded.params)
+    warnings = nonfinite_warnings(out, names)
+    return ExportedModel(architecture.model_type, loaded.step, parameter_count, warnings)
 
 
 def find_best_step(run: Path, run_config: Config) -> int:
@@ -116,8 +121,13 @@ def find_best_step(run: Path, run_config: Config) -> int:
     return best
 
 
-def token_ids(frame: TokenizerFrame, architecture: Architecture) -> dict[str, Any]:
-    """Return the ids for config.json and generation_config.json; None where there is no token."""
+def token_ids(
+    frame: TokenizerFrame, architecture: Architecture, kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the ids for config.json and generation_config.json; None where there is no token.
+
+    `kept` is the generation_config.json that the run was imported with.
+    """
     eos_id = frame.eos_ids[0]
     ids = {"bos_token_id": frame.bos_id, "eos_token_id": eos_id, "pad_token_id": frame.pad_id}
     if architecture.family == "encoder" and frame.begin_of_text is not None:
@@ -126,8 +136,23 @@ def token_ids(frame: TokenizerFrame, architecture: Architecture) -> dict[str, An
         ids["decoder_start_token_id"] = frame.decoder_start_id
     # The class has an id of its own, which is another token here.
     if "forced_eos_token_id" in CLASS_TOKEN_IDS.get(architecture.model_type, {}):
-        ids["forced_eos_token_id"] = eos_id
+        ids["forced_eos_token_id"] = eos_id if kept is None else frame.forced_eos_id
     return ids
+
+
+def kept_token_ids(frame: TokenizerFrame, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the ids for generation_config.json that only an imported model has."""
+    if kept is None:
+        return {}
+
+    ends = kept.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else []
+    ends = [*(end for end in frame.eos_ids if end not in ends), *ends]
+    return {
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "forced_bos_token_id": frame.forced_bos_id,
+        "forced_eos_token_id": frame.forced_eos_id,
+    }
 
 
 @contextlib.contextmanager

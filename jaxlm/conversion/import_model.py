@@ -12,8 +12,16 @@ from jaxlm.config import Config, ModelConfig, ObjectiveConfig, TokenizerConfig, 
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop.generation_config import read_generation_config
 from jaxlm.interop.hf_config import read_hf_config
+from jaxlm.interop.kept_files import keep_files
 from jaxlm.interop.match_architecture import differences
-from jaxlm.interop.tokenizer import TOKENIZER_FILE, TokenizerFrame, read_tokenizer
+from jaxlm.interop.tokenizer import (
+    TOKENIZER_FILE,
+    TokenizerFrame,
+    check_tokens,
+    load_tokenizer_json,
+    read_tokenizer,
+)
+from jaxlm.load_model import is_run
 
 # Tokens of a sample, where the model leaves a choice.
 MAX_SAMPLE_LENGTH, MIN_SAMPLE_LENGTH = 1024, 16
@@ -26,6 +34,7 @@ class ImportedRun(NamedTuple):
     model_type: str
     config: Config
     notes: list[str]  # what the run does otherwise than the Hugging Face directory says
+    warnings: list[str]  # what is wrong with the model
 
 
 def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRun:
@@ -35,39 +44,71 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
     where the edits make another model of it, or where `run` is not empty; then there is no `run`.
     """
     check_is_empty(run)
+    check_is_no_run(directory)
     architecture, model_config = interop.read_config(directory)
     tokenizer_config, frame = read_tokenizer(directory)
-    objective, notes = choose_objective(model_config.family, frame)
+    objective, notes = choose_objective(model_config.family, frame, edited_objective(edits))
     run_config = build_run_config(model_config, tokenizer_config, objective, run, edits)
 
+    inner = load_tokenizer_json(directory / TOKENIZER_FILE)
     needed_tokens = special_tokens(run_config.tokenizer, run_config.objective.needs)
+    check_tokens(
+        directory / TOKENIZER_FILE, inner, run_config.objective.kind, needed_tokens.required
+    )
     tokenizer = data.load_tokenizer(directory / TOKENIZER_FILE, needed_tokens)
     if tokenizer.size > model_config.vocabulary_size:
         raise UserError(
             f"{directory / TOKENIZER_FILE}: has {tokenizer.size} ids, more than the vocabulary "
             f"of the model in config.json ({model_config.vocabulary_size})"
         )
-    notes += read_generation_config(directory, read_hf_config(directory)).warnings
+    hf_config = read_hf_config(directory)
+    notes += read_generation_config(directory, hf_config).warnings
     _, params = interop.load(directory)
+    warnings = nonfinite_warnings(directory, interop.nonfinite_tensors(directory, params))
 
     with runtime.lock_run_directory(run):
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
             tokenizer.save(run / TOKENIZER_FILE)
+            keep_files(directory, run, hf_config, inner)
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
                 checkpoints.save_params(params)
             card.record_import(run, architecture.model_type)
             # The last file: it turns the folder into a run.
             checkpoint.write_run_config(run, run_config, None, runtime.versions())
-    return ImportedRun(architecture.model_type, run_config, notes)
+    return ImportedRun(architecture.model_type, run_config, notes, warnings)
+
+
+def check_is_no_run(directory: Path) -> None:
+    """Raise UserError for a run directory, which needs no import."""
+    if is_run(directory) or "run_directory" in read_hf_config(directory):
+        raise UserError(
+            f"{directory}: is a run, not a Hugging Face directory; train continues it: "
+            f"python -m jaxlm.train --config {directory / 'config.json'}"
+        )
+
+
+def nonfinite_warnings(source: Path, names: list[str]) -> list[str]:
+    """Return a line about the tensors that have NaN or an infinity, if there are any."""
+    if not names:
+        return []
+    have = "has" if len(names) == 1 else f"and {len(names) - 1} more have"
+    return [
+        f"{source}: {names[0]} {have} values that are not finite (NaN or infinity), so that the "
+        "model's scores are not finite either"
+    ]
 
 
 def check_is_empty(folder: Path) -> None:
     """Raise UserError unless a folder is absent or empty; the lock of a run doesn't count."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder")
-    if folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    try:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read: {error.strerror}") from error
+    if set(names) - {LOCK_FILE}:
         raise UserError(f"{folder}: is not empty; choose a new folder")
 
 
@@ -93,15 +134,22 @@ def build_run_config(
     UserError where the edits make another model of it, or move the run.
     """
     longest = min(model_config.context_length, MAX_SAMPLE_LENGTH)
+    if objective.kind == "pairs":
+        sources = (config.SourceConfig(name="pairs", path="pairs.jsonl", format="pairs"),)
+        validation = config.ValidationConfig()  # cutting off the tail would cut pairs in two
+    else:
+        sources = config.DataConfig().sources
+        # Unlike a hash it holds something out, however few the documents are.
+        validation = config.ValidationConfig(method="tail")
     imported = Config(
         run_directory=str(run),
         model=model_config,
         objective=objective,
         tokenizer=replace(tokenizer_config, path=str(run / TOKENIZER_FILE)),
         data=config.DataConfig(
+            sources=sources,
             sequence_length=sample_length(objective, longest, tokenizer_config.sentinels),
-            # Unlike a hash it holds something out, however few the documents are.
-            validation=config.ValidationConfig(method="tail"),
+            validation=validation,
         ),
     )
     edited = config.apply_edits(imported, edits)
@@ -133,19 +181,39 @@ def sample_length(objective: ObjectiveConfig, length: int, sentinels: int) -> in
     return length
 
 
-def choose_objective(family: str, frame: TokenizerFrame) -> tuple[ObjectiveConfig, list[str]]:
-    """Return the objective that family and special tokens allow, and notes for the user."""
+def edited_objective(edits: Sequence[str]) -> str | None:
+    """Return the objective that the edits ask for; None where they leave it open."""
+    values = [edit.partition("=")[2] for edit in edits if edit.startswith("objective.kind=")]
+    return values[-1] if values else None
+
+
+def choose_objective(
+    family: str, frame: TokenizerFrame, wanted: str | None = None
+) -> tuple[ObjectiveConfig, list[str]]:
+    """Return the objective that family and special tokens allow, and notes for the user.
+
+    Pairs, whose sources have a format of their own, are also chosen where they are `wanted`.
+    """
     if family != "encoder_decoder":
         return ObjectiveConfig(kind="causal" if family == "decoder" else "masked"), []
 
+    notes = []
     kind = "span" if frame.sentinels else "infilling"
+    if wanted == "pairs" or (wanted is None and not frame.sentinels and frame.mask is None):
+        kind = "pairs"
+    if kind == "pairs" and wanted is None:
+        notes.append(
+            "the tokenizer has no mask and no sentinels, so the objective is pairs: --data takes "
+            'JSON lines with "source" and "target"'
+        )
     if frame.decoder_start_id is None:
-        return ObjectiveConfig(kind=kind), []
+        return ObjectiveConfig(kind=kind), notes
+
     starts: dict[int | None, Any] = {frame.eos_ids[0]: "end_of_text", frame.pad_id: "pad"}
     if frame.decoder_start_id in starts:
-        return ObjectiveConfig(kind=kind, decoder_start=starts[frame.decoder_start_id]), []
-    note = (
+        return ObjectiveConfig(kind=kind, decoder_start=starts[frame.decoder_start_id]), notes
+    notes.append(
         f"the decoder starts with token {frame.decoder_start_id}; "
         "jaxlm trains it with the pad or the end of text instead"
     )
-    return ObjectiveConfig(kind=kind), [note]
+    return ObjectiveConfig(kind=kind), notes

@@ -21,6 +21,7 @@ from jaxlm.interop.hf_config import format_json, read_hf_config
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.match_architecture import find_match, parameter_shapes
 from jaxlm.interop.match_architecture import match_architecture as match_architecture
+from jaxlm.interop.nonfinite import find_nonfinite_tensors
 from jaxlm.interop.read_weights import DirectoryTensors, read_weights
 from jaxlm.interop.safetensors_reader import TensorIndex, read_tensor_index
 from jaxlm.interop.safetensors_writer import staged_files, write_safetensors
@@ -94,6 +95,14 @@ def open_directory(path: Path) -> HFDirectory:
         return HFDirectory(architecture, apply_extension(hf_config, base), base, index)
     except ConfigError as error:  # names a field of jaxlm; the user needs the file
         raise UserError(f"{hf_config.path}: describes an impossible model: {error}") from None
+
+
+def nonfinite_tensors(directory: Path, params: Tree) -> list[str]:
+    """Return the names of a directory's tensors that have NaN or an infinity in `params`."""
+    opened = open_directory(directory)
+    shapes, base_shapes = parameter_shapes(opened.model), parameter_shapes(opened.base)
+    mapped = map_tensors(opened.architecture, opened.model, shapes, base_shapes)
+    return find_nonfinite_tensors(mapped, params)
 
 
 def save(

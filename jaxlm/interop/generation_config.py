@@ -14,6 +14,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 # Entries that change no text, beside the ids below.
 IGNORED_KEYS = {
+    "jaxlm",  # the version of the file in a run directory
     "_from_model_config",
     "transformers_version",
     "use_cache",
@@ -27,6 +28,9 @@ IGNORED_KEYS = {
     "max_new_tokens",
     "num_return_sequences",
 }
+
+# Entries that describe the file, which an export doesn't repeat.
+UNWRITTEN_KEYS = ("jaxlm", "_from_model_config", "transformers_version")
 
 # Entries that jaxlm.generate has an option for, with the value that means "off". The option
 # decides, not the file.
@@ -202,7 +206,7 @@ def read_token_ids(source: HFConfig, key: str) -> tuple[int, ...]:
     """Return the id or the list of ids at `key`; () where there is none."""
     value = source.get(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int for token in values):
+    if not all(type(token) is int and token < MAX_INTEGER for token in values):
         source.refuse(key, f"must be the id of a token, got {format_json(value)}")
     return tuple(token for token in values if token >= 0)  # -1 is an old way to say none
 
@@ -218,16 +222,21 @@ def is_set(value: Any) -> bool:
 
 
 def write_generation_config(
-    directory: Path, tokens: Mapping[str, int | None], max_length: int
+    directory: Path,
+    tokens: Mapping[str, Any],
+    max_length: int,
+    kept: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a generation_config.json for greedy decoding up to `max_length` tokens.
+    """Write a generation_config.json for decoding up to `max_length` tokens.
 
-    `tokens` are ids such as {"eos_token_id": 0}; those that are None are left out.
+    `tokens` are ids such as {"eos_token_id": 0}; those that are None are left out. `kept` has the
+    other entries of an imported model, and may have a length of its own.
     """
-    values = {
-        **{key: number for key, number in tokens.items() if number is not None},
-        "max_length": max_length,
-    }
+    values = {key: value for key, value in (kept or {}).items() if key not in UNWRITTEN_KEYS}
+    values |= tokens
+    values = {key: value for key, value in values.items() if value is not None}
+    if not values.keys() & {"max_length", "max_new_tokens"}:
+        values["max_length"] = max_length
     (directory / GENERATION_CONFIG_FILE).write_text(
         json.dumps(values, indent=2) + "\n", encoding="utf-8"
     )

@@ -14,6 +14,7 @@ from jaxlm.config import UserError
 
 MAX_CONFIG_BYTES = 10 << 20  # real files have a few thousand
 MAX_INTEGER = 1 << 28  # a size of 4 times as much still fits JAX's int32
+MAX_LAYERS = 10_000  # each is described on its own before the tensors are looked at
 SCALAR_TYPES: dict[type, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: ((int, float), "a number"),
@@ -87,7 +88,8 @@ class HFConfig:
         valid = isinstance(value, types) and isinstance(value, bool) == (scalar_type is bool)
         if not valid or (scalar_type is float and not abs(value) <= sys.float_info.max):
             self.refuse(key, f"must be {description}, got {format_json(value)}")
-        if scalar_type is int and abs(value) >= MAX_INTEGER:
+        limit = MAX_LAYERS if "layer" in key else MAX_INTEGER
+        if scalar_type is int and abs(value) >= limit:
             self.refuse(key, f"{format_json(value)} is too large")
         return scalar_type(value)
 
@@ -157,7 +159,8 @@ def parse_json(path: Path, content: bytes) -> Any:
         return values
 
     try:
-        return json.loads(content.decode(), object_pairs_hook=unique_keys)
+        # A byte order mark is no part of the text.
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -169,6 +172,16 @@ def parse_json(path: Path, content: bytes) -> Any:
         raise UserError(
             f"{path}: is not JSON that can be read: a number has too many digits"
         ) from None
+
+
+def format_document(values: Any) -> str:
+    """Return the text of a JSON file, with other letters than ASCII's as they are."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can say
+        text = json.dumps(values, indent=2) + "\n"
+    return text
 
 
 def equal_values(value: Any, other: Any) -> bool:

@@ -210,8 +210,8 @@ def canonical_fields(model: ModelConfig) -> dict[str, Any]:
 
 def layer_window_types(model: ModelConfig) -> tuple[str, ...]:
     """Return "full" or "sliding" for each layer in turn."""
-    windows = [model.windows[layer % len(model.windows)] for layer in range(model.layers)]
-    return tuple("full" if window is None else "sliding" for window in windows)
+    pattern = ["full" if window is None else "sliding" for window in model.windows]
+    return tuple(pattern[layer % len(pattern)] for layer in range(model.layers))
 
 
 def canonical_windows(model: ModelConfig) -> dict[str, Any]:

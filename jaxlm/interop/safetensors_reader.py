@@ -159,9 +159,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
     Its length is checked against the file and MAX_HEADER_BYTES before it is read.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}")
     try:
+        if not path.is_file():
+            problem = "is not a file" if path.exists() else "there is no such file"
+            raise UserError(f"{path}: {problem}")
         with path.open("rb") as file:
             end = file.seek(0, 2)
             file.seek(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
+from tokenizers import AddedToken
 
 from jaxlm.config import ObjectiveConfig, TokenizerConfig, UserError
 from jaxlm.config.objective import TRAINED_BY
@@ -144,7 +145,7 @@ def read_tokenizer(directory: Path | str) -> tuple[TokenizerConfig, TokenizerFra
 def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     """Return a tokenizer.json; UserError where it is missing or broken."""
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         others = [name for name in SLOW_TOKENIZER_FILES if (path.parent / name).exists()]
         beside = f"{' and '.join(others)} alone can't be read; " if others else ""
@@ -165,14 +166,20 @@ def read_token_names(directory: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for file in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE):
         path = directory / file
-        values = read_json(path) if path.exists() else {}
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: must be a JSON object")
+        values = read_json_object(path)
         for key in keys:
             if values.get(key) is not None:
                 name = parse_token_name(path, key, values[key])
                 names.setdefault(key, name)
     return names
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the values of a JSON file; {} where there is no such file."""
+    values = read_json(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return values
 
 
 def parse_token_name(path: Path, key: str, value: Any) -> str:
@@ -249,6 +256,25 @@ def count_sentinels(inner: tokenizers.Tokenizer) -> int:
     raise AssertionError("itertools.count has no end")
 
 
+def check_tokens(
+    path: Path, inner: tokenizers.Tokenizer, objective_kind: str, required: Mapping[str, str]
+) -> None:
+    """Raise UserError if several of the tokens that an objective needs are missing; it names all.
+
+    `required` has them by their keys in `TokenizerConfig`. Where one alone is missing, the error
+    comes with a suggestion when the tokenizer is loaded.
+    """
+    missing = {key: name for key, name in required.items() if inner.token_to_id(name) is None}
+    if len(missing) < 2:
+        return
+    names = " and ".join(repr(name) for name in missing.values())
+    edits = " ".join(f"tokenizer.{key}=NAME" for key in missing)
+    raise UserError(
+        f"{path}: has no {names}, which objective.kind={objective_kind!r} needs; if it has other "
+        f"names for them, add {edits}"
+    )
+
+
 def build_tokenizer_config(path: Path, frame: TokenizerFrame) -> TokenizerConfig:
     """Return the config of a run that uses this tokenizer.json.
 
@@ -272,11 +298,15 @@ def build_tokenizer_config(path: Path, frame: TokenizerFrame) -> TokenizerConfig
 
 
 def run_tokenizer_frame(
-    config: TokenizerConfig, objective: ObjectiveConfig, inner: tokenizers.Tokenizer
+    config: TokenizerConfig,
+    objective: ObjectiveConfig,
+    inner: tokenizers.Tokenizer,
+    generation: GenerationConfig | None = None,
 ) -> TokenizerFrame:
     """Return the special tokens of a run whose tokenizer.json is `inner`.
 
-    What stands around a text is what the samples of its objective have there.
+    What stands around a text is what the samples of its objective have there. `generation` is what
+    an imported run keeps: more ends of a generation, tokens that are forced.
     """
     vocabulary = inner.get_vocab(with_added_tokens=True)
     names = {
@@ -292,7 +322,7 @@ def run_tokenizer_frame(
     before, after = tokens_around_text(inner)
     if not before and not after:
         before, after = objective_frame(objective.kind, ids)
-    return TokenizerFrame(
+    frame = TokenizerFrame(
         **names,
         sentinels=min(config.sentinels, count_sentinels(inner)),
         eos_ids=(ids["end_of_text"],),
@@ -302,6 +332,44 @@ def run_tokenizer_frame(
         before=before,
         after=after,
     )
+    if generation is None:
+        return frame
+
+    # The decoder starts as it was trained to, whatever the imported model started with.
+    kept = special_token_ids(inner, {}, generation, config.end_of_text)
+    kept["bos_id"] = ids.get("begin_of_text", kept["bos_id"])
+    kept["pad_id"] = ids.get("pad", kept["pad_id"])
+    kept["decoder_start_id"] = frame.decoder_start_id
+    return frame._replace(**kept)
+
+
+def widen_special_tokens(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> None:
+    """Let mask and sentinels take the space before them along, as RoBERTa's mask does.
+
+    Tokens of a byte-level BPE begin with the space before their word, so that in training a mask
+    or a sentinel stands for both. Bytes are hidden one by one, and other tokenizers keep the space
+    apart. Tokenizers that were not made here have a post-processor, and say themselves what their
+    tokens take along.
+    """
+    splitter: Any = inner.pre_tokenizer
+    starts_words_with_space = type(splitter).__name__ == "ByteLevel" and splitter.use_regex
+    if not starts_words_with_space or inner.post_processor is not None:
+        return
+
+    names = {frame.mask, *(f"<extra_id_{number}>" for number in range(frame.sentinels))}
+    tokens = [
+        token for token in inner.get_added_tokens_decoder().values() if token.content in names
+    ]
+    for token in tokens:
+        wide = AddedToken(
+            token.content,
+            single_word=token.single_word,
+            lstrip=True,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=token.special,
+        )
+        inner.add_special_tokens([wide])
 
 
 def objective_frame(

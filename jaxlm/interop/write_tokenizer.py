@@ -1,18 +1,48 @@
 """Write the tokenizer of a run as the fast tokenizers of `transformers` read it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import processors
 
+from jaxlm.interop.hf_config import format_document
+from jaxlm.interop.kept_files import EXTRA_TOKEN_KEYS, describe_added_tokens, restore_flags
 from jaxlm.interop.tokenizer import (
     SPECIAL_TOKENS_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     tokens_around_text,
+    widen_special_tokens,
+)
+
+ROLES = (
+    "bos_token",
+    "eos_token",
+    "cls_token",
+    "sep_token",
+    "pad_token",
+    "mask_token",
+    "unk_token",
+)
+# Entries of an imported tokenizer_config.json that an export doesn't repeat: where files lie, code
+# that comes with a checkpoint, and classes that would build another tokenizer than tokenizer.json.
+UNWRITTEN_KEYS = (
+    "auto_map",
+    "backend",
+    "from_slow",
+    "init_inputs",
+    "is_local",
+    "local_files_only",
+    "merges_file",
+    "name_or_path",
+    "processor_class",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "vocab_file",
 )
 
 
@@ -22,34 +52,63 @@ def write_tokenizer(
     frame: TokenizerFrame,
     context_length: int,
     token_types: bool = False,
+    kept: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tokenizer.json and the files about its special tokens.
 
     `text` is the tokenizer.json of a run. If it puts nothing around a text, it gets the frame's
-    tokens. `token_types`: the model has them as an input. The fast tokenizers of `transformers`
-    read these files.
+    tokens. `token_types`: the model has them as an input. `kept` is the tokenizer_config.json that
+    the run was imported with. The fast tokenizers of `transformers` read these files.
     """
-    inner = tokenizers.Tokenizer.from_str(widen_mask(text, frame))
+    inner = tokenizers.Tokenizer.from_str(text)
+    if kept is None:
+        widen_special_tokens(inner, frame)
+    else:
+        restore_flags(inner, kept)
     if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after):
         inner.post_processor = frame_processor(inner, frame)  # type: ignore[assignment]
-    names: dict[str, Any] = {**token_names(inner, frame)}
-    sentinels = [f"<extra_id_{number}>" for number in range(frame.sentinels)]
-    if sentinels:
-        names["additional_special_tokens"] = sentinels
+    names = kept_token_names(kept or {}) | token_names(inner, frame)
+    names |= extra_tokens(frame, kept or {})
 
     inputs = ["input_ids", "token_type_ids"] if token_types else ["input_ids"]
     tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **names,
         "model_max_length": context_length,
         "model_input_names": [*inputs, "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        **{key: value for key, value in (kept or {}).items() if key not in UNWRITTEN_KEYS},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
     }
+    if kept is not None:
+        tokenizer_config["added_tokens_decoder"] = describe_added_tokens(inner)
 
     (directory / TOKENIZER_FILE).write_text(inner.to_str(pretty=True), encoding="utf-8")
     for file, values in ((TOKENIZER_CONFIG_FILE, tokenizer_config), (SPECIAL_TOKENS_FILE, names)):
-        content = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        (directory / file).write_text(content, encoding="utf-8")
+        (directory / file).write_text(format_document(values), encoding="utf-8")
+
+
+def kept_token_names(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of an imported tokenizer_config.json by keys such as "eos_token"."""
+    names = {}
+    for key in ROLES:
+        value = kept.get(key)
+        name = value.get("content") if isinstance(value, dict) else value
+        if isinstance(name, str):
+            names[key] = name
+    return names
+
+
+def extra_tokens(frame: TokenizerFrame, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the special tokens without a role, under the key that `kept` has for them."""
+    sentinels = [f"<extra_id_{number}>" for number in range(frame.sentinels)]
+    key = next((key for key in EXTRA_TOKEN_KEYS if kept.get(key)), EXTRA_TOKEN_KEYS[0])
+    tokens = kept.get(key) or []
+    if isinstance(tokens, dict):  # by names of their own
+        return {key: tokens}
+
+    known = {token.get("content") if isinstance(token, dict) else token for token in tokens}
+    tokens = [*tokens, *(name for name in sentinels if name not in known)]
+    return {key: tokens} if tokens else {}
 
 
 def token_names(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> dict[str, str]:
@@ -63,7 +122,7 @@ def token_names(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> dict[str,
     if unknown is None and model.get("unk_id") is not None:
         unknown = inner.id_to_token(model["unk_id"])
 
-    names = {
+    values = {
         "bos_token": None if frame.bos_id is None else inner.id_to_token(frame.bos_id),
         "eos_token": frame.end_of_text,
         "cls_token": frame.begin_of_text if fills_masks else None,
@@ -72,25 +131,7 @@ def token_names(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> dict[str,
         "mask_token": frame.mask,
         "unk_token": unknown,
     }
-    return {key: name for key, name in names.items() if name is not None}
-
-
-def widen_mask(text: str, frame: TokenizerFrame) -> str:
-    """Return a tokenizer.json whose mask includes the space before it, as RoBERTa's does.
-
-    Tokens of a byte-level BPE begin with the space before their word, so that in training a mask
-    stands for both. Only tokenizers that jaxlm made are changed, and not those of bytes, which are
-    masked one by one.
-    """
-    values = json.loads(text)
-    splitter = values["pre_tokenizer"] or {}
-    is_byte_level_bpe = splitter.get("type") == "ByteLevel" and splitter.get("use_regex")
-    if values["post_processor"] is not None or not is_byte_level_bpe:
-        return text
-
-    for token in values["added_tokens"]:
-        token["lstrip"] = token["lstrip"] or token["content"] == frame.mask
-    return json.dumps(values, ensure_ascii=False)
+    return {key: name for key, name in values.items() if name is not None}
 
 
 def frame_processor(

@@ -167,7 +167,7 @@ def test_a_damaged_config_is_one_line_that_names_it(directory, text):
 
 
 def test_a_missing_config_is_not_taken_for_another_file(directory):
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
     (directory / "config.json").unlink(missing_ok=True)
     (directory / "tokenizer.json").touch()
     with pytest.raises(ConfigError) as error:

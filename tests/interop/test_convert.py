@@ -5,6 +5,7 @@ Mistakes are refused in one line.
 
 import contextlib
 import json
+import logging
 import shutil
 import tarfile
 from dataclasses import replace
@@ -14,95 +15,16 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import tiny, tiny_run
-from support.hf_directories import random_weights
+from support import tiny_run
+from support.conversions import MADE, converted, hf_directory
+from support.hf_directories import change_tensors, random_weights
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
 from jaxlm.conversion import export_run, import_model
-from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
-from jaxlm.data.vocabulary import special_tokens
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.interop import hf_config, tokenizer
-from jaxlm.interop.write_tokenizer import write_tokenizer
 from jaxlm.types import Batch
-
-TEXT = "It was the best of times, it was the worst of times. " * 20
-
-# Objective, begin of text, model: each as an architecture of `transformers` has it.
-BERT = replace(
-    tiny.ENCODER.model,
-    position_offset=0,
-    activation="gelu",
-    norm_epsilon=1e-12,
-    vocabulary_size=400,
-)
-BART = config.ModelConfig(
-    family="encoder_decoder",
-    vocabulary_size=400,
-    layers=2,
-    encoder_layers=1,
-    width=32,
-    heads=4,
-    context_length=64,
-    norm_placement="post",
-    embedding_norm=True,
-    position_offset=2,
-    activation="gelu",
-)
-ROBERTA = replace(BERT, token_types=1, position_offset=2, norm_epsilon=1e-5)
-MADE = {
-    "gpt2": (
-        "causal",
-        None,
-        config.ModelConfig(vocabulary_size=400, layers=2, width=32, heads=4, context_length=64),
-    ),
-    "llama": (
-        "causal",
-        None,
-        replace(
-            tiny.CONFIG.model,
-            attention_bias=False,
-            attention_output_bias=False,
-            mlp_bias=False,
-            tied_head=False,
-        ),
-    ),
-    "bert": ("masked", "<s>", BERT),
-    "roberta": ("masked", "<s>", ROBERTA),
-    "t5": (
-        "span",
-        None,
-        replace(
-            tiny.ENCODER_DECODER.model,
-            vocabulary_size=400,
-            encoder_layers=None,
-            encoder_heads=None,
-            encoder_mlp_width=None,
-        ),
-    ),
-    "bart": ("infilling", "<s>", BART),
-}
-
-
-def hf_directory(folder: Path, name: str) -> Path:
-    """A Hugging Face directory of random weights with the tokenizer of a run."""
-    kind, begin, model = MADE[name]
-    goal, made = (
-        config.ObjectiveConfig(kind=kind),
-        config.TokenizerConfig(begin_of_text=begin, sentinels=8),
-    )
-    needs = special_tokens(made, goal.needs)
-    own = byte_tokenizer(needs) if name == "llama" else train_bpe([TEXT], 400, needs)
-    special = tokenizer.run_tokenizer_frame(made, goal, own.inner)
-    architecture = interop.match_architecture(model)[0]
-    assert architecture.model_type == name
-    ids = export_run.token_ids(special, architecture)
-    interop.save(folder, model, random_weights(model), tokens=ids)
-    write_tokenizer(folder, own.inner.to_str(), special, model.context_length)
-    return folder
-
-
-def converted(*arguments) -> int:
-    return runtime.command(convert.main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +86,9 @@ AUTO = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_transformers_load_what_is_exported(name, imported, tmp_path):
+def test_transformers_load_what_is_exported(name, imported, tmp_path, caplog, monkeypatch):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
     _, run = imported(name)
     kind, _, model = MADE[name]
     assert converted("export", run, tmp_path / "out", "--archive") == 0
@@ -178,6 +101,15 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path):
     )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     read = transformers.AutoTokenizer.from_pretrained(folder)
+    transformers.AutoConfig.from_pretrained(folder)
+    if kind != "masked":
+        transformers.GenerationConfig.from_pretrained(folder).validate()
+    # Of T5 the class wants the head tied, and says so of each that is not, Google's too.
+    warnings = [record.getMessage() for record in caplog.records if record.levelname != "INFO"]
+    assert not [line for line in warnings if name != "t5" or "tie" not in line]
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    card = huggingface_hub.ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    assert (card.data.library_name, name in card.data.tags) == ("transformers", True)
     encoded = read("It was the best", return_tensors="pt")
     tokens = encoded["input_ids"].numpy().astype(np.int32)
     decoder = (
@@ -333,7 +265,7 @@ def test_mistakes_of_import(imported, tmp_path, capsys):
     mistakes = {
         ("import", tmp_path / "nothing", tmp_path / "run"): ["nothing"],
         ("import", tmp_path / "file", tmp_path / "run"): ["file"],
-        ("import", run, tmp_path / "run"): ["config.json", "model_type"],
+        ("import", run, tmp_path / "run"): [f"{run}: is a run", "jaxlm.train --config"],
         ("import", directory, run): [str(run), "not empty"],
         ("import", directory, tmp_path / "file"): ["file"],
         ("import", directory, tmp_path / "run", "model.layers=3"): ["model.layers"],
@@ -341,6 +273,8 @@ def test_mistakes_of_import(imported, tmp_path, capsys):
         ("import", directory, tmp_path / "run", "run_directory=x"): ["run_directory"],
         ("import", directory): ["RUN"],
         ("bring", directory): ["import"],
+        ("imprt", directory, tmp_path / "run"): ["did you mean 'import'"],
+        ("exports", run, tmp_path / "out"): ["did you mean 'export'"],
     }
     for arguments, named in mistakes.items():
         assert converted(*arguments) == 2, arguments
@@ -362,7 +296,10 @@ def test_mistakes_of_export(imported, tmp_path, capsys):
     mistakes = {
         ("export", tmp_path / "nothing", tmp_path / "out"): ["nothing"],
         ("export", tmp_path / "bare", tmp_path / "out"): ["bare", "config.json"],
-        ("export", directory, tmp_path / "out"): ["config.json", "not the config.json of a run"],
+        ("export", directory, tmp_path / "out"): [
+            "not the config.json of a run",
+            "is a Hugging Face",
+        ],
         ("export", run, tmp_path / "full"): ["full", "not empty"],
         ("export", run, tmp_path / "full" / "file"): ["file"],
         ("export", odd, tmp_path / "out"): ["model.positions"],  # said before anything is read
@@ -380,6 +317,156 @@ def test_mistakes_of_export(imported, tmp_path, capsys):
         assert converted(*arguments) == 3
         assert_one_line(capsys, ["checkpoint"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "full", "odd"]
+
+
+HOSTILE = {  # arguments, in which HF, RUN and FILE stand for what there is -> what the line names
+    "empty directory": (["import", "", "new"], ["HF_DIR", "''"]),
+    "empty run": (["import", "HF", ""], ["RUN", "''"]),
+    "empty out": (["export", "RUN", ""], ["OUT", "''"]),
+    "long name": (["import", "x" * 300, "new"], ["HF_DIR", "too long"]),
+    "long new name": (["export", "RUN", "x" * 300], ["OUT", "too long"]),
+    "deep path": (["import", "HF", "a/" * 1500], ["RUN", "a/a/a"]),
+    "no UTF-8": (["export", "RUN", "\udcff"], ["OUT", "UTF-8"]),
+    "null byte": (["export", "RUN", "\0"], ["OUT"]),
+    "below a file": (["import", "HF", "FILE/x"], ["FILE/x"]),
+    "file as run": (["export", "FILE", "new"], ["FILE"]),
+    "infinite size": (["export", "RUN", "new", "--max-shard-size", "9" * 400 + "GB"], ["shard"]),
+    "no size": (["export", "RUN", "new", "--max-shard-size", "nan"], ["shard"]),
+    "empty size": (["export", "RUN", "new", "--max-shard-size="], ["shard"]),
+    "negative size": (["export", "RUN", "new", "--max-shard-size=-5GB"], ["shard"]),
+    "step of another type": (["export", "RUN", "new", "--step", "1e3"], ["--step"]),
+    "no edit": (["import", "HF", "new", "="], ["section.key=value"]),
+    "infinite edit": (["import", "HF", "new", "training.steps=1e400"], ["training.steps"]),
+    "huge edit": (["import", "HF", "new", "data.sequence_length=1e30"], ["data.sequence_length"]),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_values_are_refused_in_one_line(case, imported, tmp_path, capsys, monkeypatch):
+    arguments, named = HOSTILE[case]
+    directory, run = imported("gpt2")
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    there = {"HF": str(directory), "RUN": str(run)}
+    assert converted(*(there.get(argument, argument) for argument in arguments)) == 2
+    assert_one_line(capsys, named)
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def forbid(monkeypatch, name: str) -> None:
+    """Let the system refuse whatever is done with files and folders of this name."""
+    for method in ("open", "iterdir"):
+        allowed = getattr(Path, method)
+
+        def refuse(path, *arguments, allowed=allowed, **options):
+            if name in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return allowed(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, method, refuse)
+
+
+FORBIDDEN = (
+    "hf",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "model.safetensors",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+@pytest.mark.parametrize("how", ["no permission", "a folder"])
+def test_files_that_cannot_be_read_are_named(name, how, imported, tmp_path, capsys, monkeypatch):
+    directory = shutil.copytree(imported("gpt2")[0], tmp_path / "hf")
+    if how == "a folder" and "." not in name:
+        pytest.skip("is a folder")
+    for file in FORBIDDEN[1:-1]:
+        (directory / file).touch()
+    (directory / "generation_config.json").write_text("{}")
+    (directory / "additional_chat_templates").mkdir()
+    if how == "a folder":
+        (directory / name).unlink()
+        (directory / name).mkdir()
+    else:
+        forbid(monkeypatch, name)
+    assert converted("import", directory, tmp_path / "run") == 2
+    assert_one_line(capsys, [name])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(value, imported, tmp_path, capsys):
+    directory = shutil.copytree(imported("llama")[0], tmp_path / "hf")
+    tensor = "model.layers.1.mlp.down_proj.weight"
+
+    def spoil(tensors):
+        tensors[tensor][1, 2] = value
+        tensors["model.norm.weight"][0] = value
+
+    change_tensors(directory, spoil)
+    assert converted("import", directory, tmp_path / "run") == 0
+    assert converted("export", tmp_path / "run", tmp_path / "out") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: ") for line in lines)
+    assert all(f"{tensor} and 1 more have values that are not finite" in line for line in lines)
+
+
+def translator(folder: Path, special: SpecialTokens) -> Path:
+    """Make the directory of a Marian, whose tokenizer has no mask and no sentinels."""
+    model = replace(
+        MADE["bart"][2],
+        vocabulary_size=special_size(special),
+        embedding_norm=False,
+        positions="sinusoidal",
+        position_offset=0,
+        embedding_scaling=True,
+        head_bias=True,
+        encoder_layers=None,
+    )
+    ids = {"eos_token_id": 256, "decoder_start_token_id": special_size(special) - 1}
+    interop.save(folder, model, random_weights(model), tokens=ids)
+    byte_tokenizer(special).save(folder / "tokenizer.json")
+    names = {f"{role}_token": name for role, name in special.named.items()}
+    names = {"eos_token": special.end_of_text, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+def special_size(special: SpecialTokens) -> int:
+    return 256 + len(special.names)
+
+
+def test_a_model_without_mask_and_sentinels_is_imported_for_pairs(tmp_path, capsys):
+    directory = translator(tmp_path / "hf", SpecialTokens("</s>", pad="<pad>"))
+    assert converted("import", directory, tmp_path / "run") == 0
+    output = capsys.readouterr().out
+    assert "no mask and no sentinels, so the objective is pairs" in output
+    assert "--data PAIRS.jsonl" in output
+
+    made = config.load(tmp_path / "run" / "config.json")
+    assert (made.objective.kind, made.objective.start) == ("pairs", "pad")
+    assert [source.format for source in made.data.sources] == ["pairs"]
+    # All that training still needs is said by one edit.
+    edited = config.apply_edits(made, ["data.sources.0.path=x.jsonl", "training.steps=2"])
+    assert edited.data.sources[0].path == "x.jsonl"
+
+
+def test_pairs_can_be_asked_for(imported, tmp_path):
+    edits = ["objective.kind=pairs", "objective.target_length=16"]
+    assert converted("import", imported("t5")[0], tmp_path / "run", *edits) == 0
+    made = config.load(tmp_path / "run" / "config.json")
+    assert (made.objective.kind, made.objective.target_length) == ("pairs", 16)
+
+
+def test_all_tokens_that_an_objective_lacks_are_said_at_once(tmp_path, capsys):
+    directory = translator(tmp_path / "hf", SpecialTokens("</s>", "<s>"))
+    assert converted("import", directory, tmp_path / "run", "objective.kind=infilling") == 2
+    assert_one_line(capsys, ["'<pad>' and '<mask>'", "tokenizer.pad=NAME tokenizer.mask=NAME"])
 
 
 def test_a_run_without_checkpoints(imported, tmp_path, capsys):

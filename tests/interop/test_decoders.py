@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from safetensors.numpy import load_file, save_file
 from support import interop_references
-from support.hf_directories import assert_same_model, read_values
+from support.hf_directories import assert_same_model, random_weights, read_values
 from support.parity import build_reference
 
 from jaxlm import config, interop
@@ -140,6 +140,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 1,
         },
     ),
+    "gemma2, no windows": ("Gemma2ForCausalLM", GEMMA2 | {"layer_types": ["full_attention"] * 3}),
     "bloom, 4 heads": ("BloomForCausalLM", BLOOM | {"hidden_size": 32, "n_head": 4}),
     "bloom, 6 heads, untied": (
         "BloomForCausalLM",
@@ -209,6 +210,30 @@ ONLY_HERE = (
 def test_against_transformers(name, tmp_path):
     cls, fields = VARIANTS[name]
     interop_references.check(build_reference(cls, **fields), tmp_path)
+
+
+WITHOUT_WINDOWS = {
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "gemma2": {"layer_types": ["full_attention"] * 2, "head_dim": 8},
+    "gemma2, sliding_window null": {
+        "layer_types": ["full_attention"] * 2,
+        "sliding_window": None,
+        "head_dim": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_WINDOWS)
+def test_exports_without_windows_run(name, tmp_path):
+    model_type = name.partition(",")[0]
+    model = read_values(model_type, GATED | {"vocab_size": 64} | WITHOUT_WINDOWS[name])
+    assert set(model.windows) == {None}
+    interop.save(tmp_path, model, random_weights(model))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.config.model_type == model_type
+    assert theirs(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    assert interop.read_config(tmp_path)[1] == model
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -525,6 +550,7 @@ def test_impossible_sizes_are_refused(model_type, values):
 
 PREFIXES = {
     "gpt2": "transformer.",
+    "gemma2, no windows": ("Gemma2ForCausalLM", GEMMA2 | {"layer_types": ["full_attention"] * 3}),
     "bloom, 4 heads": "transformer.",
     "opt, post-norm, projection": "model.",
 }

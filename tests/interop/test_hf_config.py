@@ -141,3 +141,11 @@ def test_values_that_are_refused(case):
     with pytest.raises(UserError) as refused:
         ask(values(**keys))
     assert expected in str(refused.value) and len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize("key", ["n_layer", "num_hidden_layers", "encoder_layers"])
+def test_layers_are_bounded_before_they_are_described(key):
+    for layers in (10_000, 2**27):
+        with pytest.raises(UserError, match=f"{key}: {layers} is too large"):
+            HFConfig(Path("config.json"), {key: layers}).scalar(key, 1)
+    assert HFConfig(Path("config.json"), {key: 9_999}).scalar(key, 1) == 9_999

@@ -247,6 +247,12 @@ def test_an_index_names_files_of_its_directory_alone(tmp_path, name):
         read_tensor_index(directory)
 
 
+def test_a_shard_whose_name_no_system_takes_is_named(tmp_path):
+    sharded(tmp_path, {"a": "x" * 300 + ".safetensors"}, one=ONE)
+    with pytest.raises(UserError, match=r"xxx\.safetensors: can't be read: File name too long"):
+        read_tensor_index(tmp_path)
+
+
 def test_the_links_of_hugging_face_s_cache_are_followed(tmp_path):
     """models--x/snapshots/HASH/model.safetensors -> ../../blobs/HASH."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b"

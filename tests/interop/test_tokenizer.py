@@ -6,17 +6,20 @@ import tarfile
 import pytest
 from support import tokenizer_files
 from support.tokenizer_files import LINES, put
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxlm import config
 from jaxlm.config import UserError
+from jaxlm.config.objective import TRAINED_BY
 from jaxlm.data.tokenizer import byte_tokenizer, load_tokenizer, train_bpe
 from jaxlm.data.vocabulary import special_tokens
+from jaxlm.decoding.prompts import encode_prompt
 from jaxlm.interop import generation_config, tokenizer
 from jaxlm.interop.archive import write_archive
 from jaxlm.interop.hf_config import read_hf_config
 from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.interop.write_tokenizer import write_tokenizer
+from jaxlm.load_model import load_run_tokenizer, read_run_tokenizer
 
 ROBERTA = TokenizerFrame(
     "</s>", "<s>", "<pad>", "<mask>", 0, (2,), 0, 1, None, None, None, (0,), (2,)
@@ -330,6 +333,79 @@ def test_a_mask_stands_for_its_space_too(tmp_path):
         *after,
     ]
     assert not ours.inner.get_added_tokens_decoder()[mask].lstrip
+
+
+def words() -> Tokenizer:
+    """WordLevel behind Whitespace, as no model of `transformers` has it."""
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "tree": 1, "of": 2, "the": 3}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return inner
+
+
+def file_tokenizer(name: str) -> Tokenizer:
+    """Return a tokenizer of another project, with the tokens of all objectives."""
+    inner = words() if name == "words" else tokenizer_files.MADE[name]()
+    names = ["</s>", "<pad>", "<s>", "<mask>", "<extra_id_1>", "<extra_id_0>"]
+    known = inner.get_vocab(with_added_tokens=True)
+    inner.add_special_tokens(tokenizer_files.specials(*(n for n in names if n not in known)))
+    return inner
+
+
+PROMPTS = {
+    "masked": [
+        "tree <mask> of the",
+        "tree<mask> of <mask>",
+        "<mask>tree  <mask>  of",
+        "the <mask><mask> tree",
+        " <mask>",
+    ],
+    "span": [
+        "tree <extra_id_0> of the",
+        "<extra_id_0>tree <extra_id_1>",
+        "of  <extra_id_0>  the<extra_id_1> tree",
+        "tree <extra_id_0><extra_id_1> of",
+    ],
+}
+PROMPTS["infilling"] = PROMPTS["masked"]
+
+
+@pytest.mark.parametrize("objective", PROMPTS)
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "words", *tokenizer_files.MADE])
+def test_prompts_of_a_run_and_of_its_export_are_the_same(kind, objective, tmp_path):
+    """As `generate RUN`, `generate OUT` and AutoTokenizer read mask and sentinels."""
+    transformers = pytest.importorskip("transformers")
+    goal = config.ObjectiveConfig(kind=objective)
+    family = TRAINED_BY[objective]
+    made = config.TokenizerConfig(end_of_text="</s>", begin_of_text="<s>", sentinels=2)
+    needs = special_tokens(made, goal.needs)
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    if kind == "bytes":
+        ours = byte_tokenizer(needs)
+    elif kind == "bpe":
+        ours = train_bpe(["tree of the river"] * 9, 300, needs)
+    else:
+        file_tokenizer(kind).save(str(tmp_path / "tokenizer.json"))
+        ours = load_tokenizer(tmp_path / "tokenizer.json", needs)
+    ours.save(run / "tokenizer.json")
+    run_config = config.Config(
+        model=config.ModelConfig(family=family), objective=goal, tokenizer=made
+    )
+    loaded, frame = read_run_tokenizer(run, run_config)
+
+    out.mkdir()
+    put(out, "config.json", {"model_type": MODEL_TYPES[objective], "vocab_size": loaded.size})
+    write_tokenizer(out, (run / "tokenizer.json").read_text(), frame, 64)
+    exported_config, exported_frame = tokenizer.read_tokenizer(out)
+    exported = load_run_tokenizer(exported_config, exported_frame)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    for text in PROMPTS[objective]:
+        ids = encode_prompt(run_config.model, loaded, frame, text).tolist()
+        assert encode_prompt(run_config.model, exported, exported_frame, text).tolist() == ids
+        assert theirs(text)["input_ids"] == ids, text
+    if kind == "bpe":  # a hidden word has the space before it
+        ids = encode_prompt(run_config.model, loaded, frame, PROMPTS[objective][0]).tolist()
+        assert ours.encode(" ")[0] not in ids
 
 
 def test_pairs_of_texts_end_both(tmp_path):

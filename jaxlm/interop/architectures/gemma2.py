@@ -25,6 +25,7 @@ from jaxlm.interop.architectures.llama import (
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture, Rule, TensorPresence
 
+CLASS_WINDOW = 4096
 GEMMA2_DEFAULTS = {
     "vocabulary_size": 256000,
     "width": 2304,
@@ -56,7 +57,10 @@ def read_gemma2(hf_config: HFConfig, tensors: TensorPresence) -> ModelConfig:
     head_width = fields["head_width"] or width // max(heads, 1)
     bias = hf_config.scalar("attention_bias", False, bool)
     fields |= read_windows(
-        hf_config, layer_kinds, layers, hf_config.scalar("sliding_window", 4096, allow_null=True)
+        hf_config,
+        layer_kinds,
+        layers,
+        hf_config.scalar("sliding_window", CLASS_WINDOW, allow_null=True),
     )
 
     return ModelConfig(
@@ -89,7 +93,8 @@ def write_gemma2(model: ModelConfig) -> dict[str, Any]:
         else max(round(model.attention_scale**-2), 1),
         "attn_logit_softcapping": model.attention_softcap,
         "final_logit_softcapping": model.logit_softcap,
-        "sliding_window": model.sliding_window,
+        # The class makes a mask of it even where `layer_types` has no layer with a window.
+        "sliding_window": model.sliding_window or CLASS_WINDOW,
         "layer_types": write_layer_types(model),
     }
 
