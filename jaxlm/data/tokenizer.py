@@ -244,6 +244,14 @@ def check_length(characters: int) -> None:
         )
 
 
+def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
+    """Return whether text is split by GPT-2's pattern and not changed before."""
+    splitter: Any = inner.pre_tokenizer
+    if inner.normalizer is not None or not isinstance(splitter, pre_tokenizers.ByteLevel):
+        return False
+    return splitter.use_regex and not splitter.add_prefix_space
+
+
 def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
     """Return the tokenizer whose ids below 256 are the bytes.
 
