@@ -1,5 +1,7 @@
 """Random configs train, save and resume with finite losses, or are refused in one line."""
 
+import os
+
 import pytest
 from support import random_configs
 from support.random_configs import KEPT, LEAVES, check_seed, draw_config
@@ -9,7 +11,9 @@ CAMPAIGN = range(100, 300)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """Return a folder with the inputs of the configs. XLA_FLAGS, which some set, are restored."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     random_configs.write_inputs(tmp_path)
     return tmp_path
 

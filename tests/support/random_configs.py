@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from support import tiny_run, tokenizer_files
 
 from jaxlm.config import Config, fields
 from jaxlm.config.objective import TRAINED_BY
+from support import tiny_run, tokenizer_files
 
 DIVERGED, REFUSED, STEPS, MORE_STEPS = 4, 2, 2, 4
 
@@ -40,11 +40,11 @@ KEPT = (
 TINY: dict[str, tuple] = {
     "seed": (0, 1, 2**32 - 1),
     "model.vocabulary_size": (300, 384, 500),
-    "model.layers": (1, 1, 2, 2, 3),
+    "model.layers": (1, 1, 1, 1, 2, 3),
     "model.heads": (1, 2, 4),
     "model.kv_heads": (None, None, 1, 2),
     "model.mlp_width": (None, 12, 16, 32),
-    "model.encoder_layers": (None, 1, 1, 2),
+    "model.encoder_layers": (None, 1, 1, 1, 2),
     "model.encoder_heads": (None, 1, 2, 4),
     "model.encoder_kv_heads": (None, None, 1, 2),
     "model.encoder_mlp_width": (None, 16, 20),
@@ -69,7 +69,13 @@ TINY: dict[str, tuple] = {
     "model.attention_softcap": (None, None, 50.0, 1.0),
     "model.logit_softcap": (None, None, 30.0, 1.0),
     "model.sliding_window": (None, None, 1, 4, 100),
-    "model.attention_pattern": ((), (), ("full",), ("sliding", "full"), ("full", "sliding", "full")),
+    "model.attention_pattern": (
+        (),
+        (),
+        ("full",),
+        ("sliding", "full"),
+        ("full", "sliding", "full"),
+    ),
     "model.dropout": (0.0, 0.0, 0.1, 0.5),
     "model.attention_dropout": (0.0, 0.0, 0.1, 0.5),
     "model.initializer_std": (0.02, 1e-4, 0.3),
@@ -104,7 +110,7 @@ TINY: dict[str, tuple] = {
     "evaluation.every_steps": (0, 1, 2, 3),
     "evaluation.steps": (None, 1, 2),
     "evaluation.draws": (1, 2),
-    "evaluation.samples": (0, 0, 1),
+    "evaluation.samples": (0, 0, 0, 1),
     "evaluation.sample_tokens": (1, 4),
     "evaluation.sample_temperature": (0.8, 0.0, 1e-6, 1e30),
     "evaluation.sample_prompt": ("", "the river", "\u6f22"),
@@ -308,7 +314,7 @@ def choose_training(config: dict[str, Any], draw: random.Random) -> None:
     rows = devices // tensor
     unit = rows * config["training.microbatches"]
     config["training.batch_size"] = unit * draw.choice((1, 2))
-    changes = draw.choice(((), (), (), ((1, 2 * unit),), ((2, unit), (3, 3 * unit))))
+    changes = draw.choice(((), (), (), (), (), ((1, 2 * unit),), ((2, unit), (3, 3 * unit))))
     config["training.batch_schedule"] = changes
     config["evaluation.batch_size"] = draw.choice((None, None, rows, 2 * rows))
 
@@ -318,7 +324,7 @@ def choose_training(config: dict[str, Any], draw: random.Random) -> None:
 
 def write_inputs(folder: Path) -> None:
     """Write the texts, pairs and tokenizer files that the configs name."""
-    words = "the tree of wisdom was a river in times and birds no stone".split()
+    words = ["the", "tree", "of", "wisdom", "was", "a", "river", "in", "times", "and", "birds"]
 
     def documents(seed: int, count: int) -> list[str]:
         draw = random.Random(seed)
@@ -366,7 +372,7 @@ def check_seed(folder: Path, seed: int) -> str:
     """
     config, wild = draw_config(seed)
     write_config(folder, config)
-    about = f"seed {seed}, wild {({key: config[key] for key in wild})}"
+    about = f"seed {seed}, wild { ({key: config[key] for key in wild}) }"
 
     with contextlib.chdir(folder):
         for steps in (STEPS, MORE_STEPS):
