@@ -176,7 +176,7 @@ def gather_part(
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
         if dimension is not None:
-            gradient = scatter(gradient, dimension)
+            gradient = scatter(gradient.astype(jnp.dtype(precision.gradients)), dimension)
         return (gradient.astype(part.dtype),)
 
     whole.defvjp(lambda part: (whole(part), None), backward)

@@ -391,6 +391,32 @@ def test_weights_travel_in_the_compute_dtype():
     assert travelling(("norm",), None) == {"float32"}
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("gradients", ["float32", "bfloat16"])
+def test_weights_are_not_rounded_to_the_dtype_of_the_gradients(compute, gradients):
+    precision = config.PrecisionConfig(compute=compute, gradients=gradients)
+    weight = jnp.linspace(0.1, 1.0, 16, dtype=jnp.float32).reshape(2, 8).astype(compute)
+    used = cast_for_compute(("embed", "mlp"), weight, precision)
+    assert (used.astype(jnp.float32) == weight.astype(jnp.float32)).all()
+
+
+def test_bfloat16_gradients_of_float32_weights_travel_in_bfloat16():
+    precision = config.PrecisionConfig(compute="float32", gradients="bfloat16")
+    mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False)
+    def gradient(weight):
+        def whole(w):
+            axes = {"w": ("embed", "mlp")}
+            return mesh_execution.gather(mesh, {"embed"}, precision, {"w": w}, axes)["w"].sum()
+
+        return jax.grad(whole)(weight)
+
+    jaxpr = jax.make_jaxpr(gradient)(jnp.ones((8, 8), jnp.float32))
+    scattered = [e for e in tiny.equations(jaxpr.jaxpr) if "scatter" in e.primitive.name]
+    assert [e.invars[0].aval.dtype.name for e in scattered] == ["bfloat16"]
+
+
 @pytest.mark.parametrize("cast", [cast_for_gather, cast_for_compute])
 def test_norms_and_biases_along_the_width_are_not_cast(cast):
     precision = config.PrecisionConfig(compute="bfloat16", gradients="bfloat16")
