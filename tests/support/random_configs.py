@@ -98,7 +98,7 @@ TINY: dict[str, tuple] = {
     "optimizer.warmup_start_ratio": (0.0, 0.5, 1.0),
     "optimizer.decay_steps": (None, None, 2, 1000),
     "optimizer.beta1": (0.9, 0.0, 0.999),
-    "optimizer.beta2": (0.95, 0.0, 0.9999),
+    "optimizer.beta2": (0.95, 0.5, 0.9999),
     "optimizer.epsilon": (1e-8, 1e-12, 1e-3),
     "optimizer.weight_decay": (0.1, 0.0, 1.0),
     "optimizer.weight_decay_exclude": (("bias", "norm"), (), ("",), ("nothing", "kernel")),
@@ -130,7 +130,7 @@ MOST_WILD = 3  # values of a config that were not looked at
 
 # The special tokens of each tokenizer file.
 FILE_TOKENS = {
-    "gpt2": {"end_of_text": "<|endoftext|>"},
+    "gpt2": {"end_of_text": "<|endoftext|>", "begin_of_text": None},
     "roberta": {"end_of_text": "</s>", "begin_of_text": "<s>"},
     "bert": {
         "end_of_text": "[SEP]",
