@@ -159,7 +159,14 @@ def place_model(
     mesh = sharding.make_mesh(parallel, mesh_devices)
     sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())
 
-    execution = build_execution(mesh, parallel, precision, "auto", width=model_config.width)
+    execution = build_execution(
+        mesh,
+        parallel,
+        precision,
+        "auto",
+        width=model_config.width,
+        token_width=model_config.token_width,
+    )
     model = models.build(model_config, precision, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, sharding.Placement(mesh, model.axes, parallel.zero).tree("parameters", shapes)

@@ -10,7 +10,7 @@ arrays by sharding constraints.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -34,17 +34,28 @@ def build_execution(
     attention: str,
     *,
     width: int,
+    token_width: int | None = None,
     deterministic: bool = False,
 ) -> Execution:
-    """Build the description of how the layers of a model of this `width` run on `mesh`."""
+    """Build the description of how the layers of a model of this `width` run on `mesh`.
+
+    `token_width` is that of its token table (None: the same).
+    """
     device = mesh.devices.flat[0]
     # Unrolled blocks are faster. Under ZeRO-3 their gathered weights would all be alive at once.
     scanned = parallel.blocks == "scanned" or (
         parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1
     )
 
+    # What ZeRO 3 splits of each weight. A device, which sees its part alone, can't tell.
+    sizes = {"embed": width, "token_embed": token_width or width}
+    fsdp = mesh.shape["fsdp"]
+    split = {name for name, size in sizes.items() if size % fsdp == 0}
+    if parallel.zero != 3 or fsdp == 1:
+        split = set()
+
     execution = Execution(
-        gather=partial(gather, mesh, parallel.zero, precision, width),
+        gather=partial(gather, mesh, split, precision),
         blocks="scanned" if scanned else "unrolled",
         remat=parallel.remat,
         attention=attention,
@@ -132,18 +143,18 @@ def per_device(
 
 
 def gather(
-    mesh: Mesh, zero: int, precision: PrecisionConfig, width: int, weights: Tree, axes: Tree
+    mesh: Mesh, split: Set[str], precision: PrecisionConfig, weights: Tree, axes: Tree
 ) -> Tree:
     """Return the weights whole over fsdp, in the dtype in which a layer uses them.
 
+    `split` are the logical axes that are split over fsdp.
     In the backward pass of ZeRO 3 the gradients are summed over fsdp and split again at once, in
     the dtype that precision.gradients says; all other sums are left to `sum_gradients`.
     """
-    splits = zero == 3 and mesh.shape["fsdp"] > 1 and width % mesh.shape["fsdp"] == 0
 
     def whole(path: tuple, axes: Axes, weight: Array) -> Array:
         if "fsdp" in manual_axes():
-            dimension = axes.index("embed") if splits and "embed" in axes else None
+            dimension = next((i for i, name in enumerate(axes) if name in split), None)
             return gather_part(precision, axes, dimension, weight)
         return gather_global(mesh, precision, jax.tree_util.keystr(path), axes, weight)
 
@@ -165,7 +176,7 @@ def gather_part(
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
         if dimension is not None:
-            gradient = scatter(gradient, dimension)
+            gradient = scatter(gradient.astype(jnp.dtype(precision.gradients)), dimension)
         return (gradient.astype(part.dtype),)
 
     whole.defvjp(lambda part: (whole(part), None), backward)

@@ -24,8 +24,10 @@ def cast_for_compute(axes: Axes, weight: Array, precision: PrecisionConfig) -> A
     """Cast a gathered weight to the dtype in which its gradient is reduced.
 
     A weight's gradient has the weight's dtype. With float32 gradients the layer therefore gets the
-    values of the compute dtype, held as float32.
+    values of the compute dtype, held as float32. With bfloat16 gradients it gets them as they are:
+    weights are never rounded to the gradients' dtype.
     """
     if set(axes) <= VECTOR_AXES:
         return weight
-    return weight.astype(jnp.dtype(precision.gradients))
+    is_float32 = precision.gradients == "float32"
+    return weight.astype(jnp.float32 if is_float32 else jnp.dtype(precision.compute))

@@ -52,6 +52,20 @@ def check_trainable(config: Config) -> None:
         sharding.check_tensor(config.parallel.tensor, config.model)
 
 
+def check_lengths(config: Config, example: Batch) -> None:
+    """Raise ConfigError if a sample is longer than the table of learned positions."""
+    model = config.model
+    if model.positions != "learned":
+        return
+    for name, tokens in (("source", example.source), ("target", example.tokens)):
+        if tokens is not None and tokens.shape[1] > model.context_length:
+            raise ConfigError(
+                "model.context_length",
+                f"{model.context_length} rows of learned positions, but a {name} of "
+                f"objective.kind={config.objective.kind!r} has {tokens.shape[1]} tokens",
+            )
+
+
 def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
     """Build mesh, model and optimizer. `hosts` are the hosts of the processes.
 
@@ -59,6 +73,7 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
     """
     sentinels = config.tokenizer.sentinels
     example = objectives.example(config.objective, config.data.sequence_length, sentinels)
+    check_lengths(config, example)
     schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
 
     devices = runtime.select_devices(config.runtime, hosts)
@@ -77,6 +92,7 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         config.precision,
         config.runtime.attention,
         width=config.model.width,
+        token_width=config.model.token_width,
         deterministic=config.runtime.deterministic,
     )
     model = models.build(config.model, config.precision, execution)

@@ -31,9 +31,11 @@ ZERO: dict[int, frozenset[str]] = {
     3: frozenset({"optimizer", "gradients", "parameters"}),
 }
 
-# Logical axis of a weight -> mesh axis. "embed" is the dimension that ZeRO splits.
+# Logical axis of a weight -> mesh axis. "embed" and "token_embed" are the dimensions that ZeRO
+# splits.
 WEIGHTS: dict[str, str | None] = {
     "embed": "fsdp",
+    "token_embed": "fsdp",
     "vocabulary": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -45,7 +47,7 @@ WEIGHTS: dict[str, str | None] = {
 }
 
 # Axes that a model may do without. Every other rule of WEIGHTS must be used by some parameter.
-OPTIONAL_AXES = {"head", "position", "norm", "layers"}
+OPTIONAL_AXES = {"token_embed", "head", "position", "norm", "layers"}
 
 # Logical axis of an activation -> mesh axes.
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support import tiny
 
-from jaxlm.config import RuntimeConfig
+from jaxlm.config import ConfigError, ObjectiveConfig, RuntimeConfig
 from jaxlm.run import build_run
 
 
@@ -14,6 +14,21 @@ def test_a_deterministic_run_says_so_to_the_choice_of_kernels(deterministic):
     runtime = RuntimeConfig(devices=1, deterministic=deterministic)
     run = build_run(replace(tiny.CONFIG, runtime=runtime), first_step=0)
     assert run.execution.deterministic is deterministic
+
+
+@pytest.mark.parametrize(("noise_share", "needed"), [(0.9, 82), (0.7, 33)])
+def test_samples_that_are_longer_than_the_learned_positions_are_refused(noise_share, needed):
+    config = replace(
+        tiny.ENCODER_DECODER,
+        model=replace(tiny.ENCODER_DECODER.model, positions="learned", context_length=needed),
+        objective=ObjectiveConfig(kind="span", noise_share=noise_share, mean_span=10.0),
+        data=replace(tiny.CONFIG.data, sequence_length=16),
+        runtime=RuntimeConfig(devices=1),
+    )
+    build_run(config, first_step=0)
+    shorter = replace(config.model, context_length=needed - 1)
+    with pytest.raises(ConfigError, match=f"context_length: .* has {needed} tokens"):
+        build_run(replace(config, model=shorter), first_step=0)
 
 
 def test_attention_and_remat_reach_the_layers():

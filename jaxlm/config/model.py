@@ -224,6 +224,13 @@ class ModelConfig:
         if self.rotary_scaling != "none" and positions != "rotary":
             reason = f"{self.rotary_scaling!r} needs positions='rotary', got {positions!r}"
             refuse("rotary_scaling", reason)
+        thetas = {
+            "rotary_theta": self.rotary_theta,
+            "rotary_theta_sliding": self.rotary_theta_sliding,
+        }
+        for name, theta in thetas.items():
+            if self.rotary_scaling == "yarn" and theta is not None and theta <= 1:
+                refuse(name, f"must be above 1 with rotary_scaling='yarn', got {theta}")
         if self.rotary_high_frequency_factor <= self.rotary_low_frequency_factor:
             refuse("rotary_high_frequency_factor", "must be above rotary_low_frequency_factor")
 

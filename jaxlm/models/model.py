@@ -61,15 +61,15 @@ class Model(NamedTuple):
         """Return the parameters as published tables count them.
 
         Rows that only pad the vocabulary are left out, and so is the norm before the first
-        layer's attention where the model does without it.
+        layer's attention in each stack where the model does without it.
         """
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         sizes = jax.tree.map(self._logical_size, self.axes, shapes, is_leaf=is_axes)
         count = sum(jax.tree.leaves(sizes))
         if not self.config.first_norm:
-            count -= sum(
-                leaf.shape[1] for leaf in jax.tree.leaves(shapes["blocks"]["attention_norm"])
-            )
+            stacks = [shapes] if "blocks" in shapes else shapes.values()
+            norms = [stack["blocks"]["attention_norm"] for stack in stacks]
+            count -= sum(leaf.shape[1] for leaf in jax.tree.leaves(norms))
         return count
 
     def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:

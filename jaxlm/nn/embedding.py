@@ -27,6 +27,11 @@ def padded_vocabulary(size: int) -> int:
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+def token_width_axis(config: ModelConfig) -> str:
+    """Return the logical axis of the token table's width, which may be another than the model's."""
+    return "embed" if config.embedding_width is None else "token_embed"
+
+
 class Embedding(nn.Module):
     """Token ids int32 [B, L] -> [B, L, D] in `compute` dtype.
 
@@ -51,7 +56,8 @@ class Embedding(nn.Module):
 
         if table_VD is None:
             rows = padded_vocabulary(config.vocabulary_size)
-            table_VD = self.table("tokens", rows, "vocabulary", config.token_width)
+            width_axis = token_width_axis(config)
+            table_VD = self.table("tokens", rows, "vocabulary", config.token_width, width_axis)
         x_BLD = table_VD[tokens_BL].astype(self.compute)
 
         if config.embedding_width is not None:
@@ -78,10 +84,12 @@ class Embedding(nn.Module):
             x_BLD = Norm(config, self.dtype, name="norm")(x_BLD)
         return self.execution.constrain(dropout(x_BLD, config.dropout, dropout_key), RESIDUAL)
 
-    def table(self, name: str, rows: int, axis: str, width: int) -> jax.Array:
+    def table(
+        self, name: str, rows: int, axis: str, width: int, width_axis: str = "embed"
+    ) -> jax.Array:
         """Declare the table `name`, [rows, width]."""
         init = normal(self.config, "embedding", width)
-        return parameter(self, name, init, (rows, width), (axis, "embed"), self.dtype)
+        return parameter(self, name, init, (rows, width), (axis, width_axis), self.dtype)
 
 
 class Head(nn.Module):
@@ -108,7 +116,8 @@ class Head(nn.Module):
 
         if tied_VD is None:
             init, shape = normal(config, "head", config.token_width), (config.token_width, rows)
-            kernel_DV = parameter(self, "kernel", init, shape, ("embed", "vocabulary"), dtype)
+            axes = (token_width_axis(config), "vocabulary")
+            kernel_DV = parameter(self, "kernel", init, shape, axes, dtype)
             scores = matmul(f"{leading}D,DV->{leading}V", x, kernel_DV, jnp.float32)
         else:
             scores = matmul(f"{leading}D,VD->{leading}V", x, tied_VD, jnp.float32)

@@ -49,7 +49,7 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
 
     # The lengths drawn per row have a sum of mean 2 most_noise + 16. It is below `most_noise` once
     # in 8 million rows at the worst (most_noise = 6).
-    thresholds = poisson_thresholds(config.mean_span)
+    thresholds = poisson_thresholds(config.mean_span, most=most_noise)
     spans = math.ceil((2 * most_noise + 16) / config.mean_span)
 
     def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
@@ -87,13 +87,13 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
     )
 
 
-def poisson_thresholds(mean: float) -> np.ndarray:
+def poisson_thresholds(mean: float, most: int) -> np.ndarray:
     """Return the cumulative Poisson probabilities, times 2**32; uint64 [n].
 
     32 random bits at or above the k-th threshold stand for a number greater than k. Numbers beyond
-    n are too unlikely for 32 bits.
+    n are too unlikely for 32 bits, or stand for `most` too: longer spans are trimmed to that.
     """
-    numbers = range(math.ceil(mean + 12 * math.sqrt(mean) + 12))
+    numbers = range(min(math.ceil(mean + 12 * math.sqrt(mean) + 12), most))
     cdf = np.cumsum(
         [math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in numbers]
     )

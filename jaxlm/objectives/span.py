@@ -15,6 +15,8 @@ from jaxlm.objectives import layout, random_ops
 from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
+LONGEST_WINDOW = 100  # times the tokens of its source
+
 
 class SpanSizes(NamedTuple):
     """Tokens of one sample."""
@@ -78,7 +80,8 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
 def fit_sizes(sequence_length: int, config: ObjectiveConfig) -> SpanSizes:
     """Return the sizes of the longest window whose source has `sequence_length` tokens.
 
-    Raises `ConfigError` at `data.sequence_length` if there is none.
+    Raises `ConfigError` at `data.sequence_length` if there is none, and at `objective.noise_share`
+    if it is out of all proportion.
     """
     shortest = 2  # a token that stays and one that goes
     if sequence_length < window_sizes(shortest, config).source:
@@ -95,7 +98,14 @@ def fit_sizes(sequence_length: int, config: ObjectiveConfig) -> SpanSizes:
     count = bisect_right(
         windows, sequence_length, key=lambda window: window_sizes(window, config).source
     )
-    return window_sizes(windows[count - 1], config)
+    sizes = window_sizes(windows[count - 1], config)
+    if sizes.window > LONGEST_WINDOW * sequence_length:
+        raise ConfigError(
+            "objective.noise_share",
+            f"{config.noise}: a source of {sequence_length} tokens would stand for "
+            f"{sizes.window:,} tokens of text; lower it",
+        )
+    return sizes
 
 
 def window_sizes(window: int, config: ObjectiveConfig) -> SpanSizes:

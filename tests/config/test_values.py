@@ -337,6 +337,11 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "needs positions='rotary', got 'learned'",
     ),
     (
+        ["model.positions=rotary", "model.rotary_scaling=yarn", "model.rotary_theta=1"],
+        "model.rotary_theta",
+        "above 1 with rotary_scaling='yarn', got 1.0",
+    ),
+    (
         ["model.rotary_high_frequency_factor=1"],
         "model.rotary_high_frequency_factor",
         "above rotary_low_frequency_factor",

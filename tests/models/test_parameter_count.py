@@ -166,3 +166,15 @@ def test_count_is_the_arrays_without_padding():
     in_memory = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
     # 130 rows are padded to 256 in the table, in the head and in its bias.
     assert built.parameter_count() == in_memory - (256 - 130) * (12 + 12 + 1)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_the_first_norm_of_each_stack_does_not_count_where_it_is_left_out(family):
+    counts = [
+        models.build(
+            sizes(130, 2, 12, 3, context_length=8, family=family, first_norm=first_norm)
+        ).parameter_count()
+        for first_norm in (True, False)
+    ]
+    stacks = 2 if family == "encoder_decoder" else 1
+    assert counts[0] - counts[1] == stacks * (12 + 12)  # a scale and a bias

@@ -125,6 +125,7 @@ def test_draws_are_fixed_for_ever(name):
         ("data.sequence_length", 10, dict(kind="infilling", noise_share=0.01)),
         ("objective.mean_span", 20, dict(kind="infilling", mean_span=0.5)),
         ("objective.mean_span", 20, dict(kind="span", noise_share=0.8, mean_span=1.0)),
+        ("objective.noise_share", 20, dict(kind="span", noise_share=1 - 1e-7, mean_span=1e9)),
         (
             "tokenizer.sentinels",
             512,

@@ -86,14 +86,30 @@ def test_the_decoder_reads_its_targets_shifted(start, token):
 
 def test_span_lengths_are_poisson():
     for mean in (1.0, 3.0, 3.5, 30.0):
-        probabilities = np.diff(infilling.poisson_thresholds(mean) / 2**32, prepend=0)
+        probabilities = np.diff(infilling.poisson_thresholds(mean, most=10_000) / 2**32, prepend=0)
         expected = [
             math.exp(-mean) * mean**k / math.factorial(k) for k in range(len(probabilities))
         ]
         # Thresholds are rounded to 2**-32.
         np.testing.assert_allclose(probabilities, expected, atol=2**-31)
         assert sum(expected) == pytest.approx(1, abs=2**-32)
-    assert np.isfinite(infilling.poisson_thresholds(3000.0).astype(float)).all()  # exp(-3000) is 0
+    far = infilling.poisson_thresholds(3000.0, most=10_000)
+    assert np.isfinite(far.astype(float)).all()  # exp(-3000) is 0
+
+
+@pytest.mark.parametrize("mean", [1.0, 3.5, 30.0])
+def test_lengths_beyond_the_noise_are_not_told_apart(mean):
+    bits = np.random.default_rng(0).integers(0, 2**32, 1000, dtype=np.uint64)
+    drawn = np.searchsorted(infilling.poisson_thresholds(mean, most=10_000), bits, side="right")
+    trimmed = np.searchsorted(infilling.poisson_thresholds(mean, most=4), bits, side="right")
+    assert np.array_equal(np.minimum(drawn, 4), trimmed)
+
+
+def test_a_mean_span_beyond_all_samples_hides_one_span():
+    objective = build_objective("infilling", 30, mean_span=3e38)
+    batch = make_batch(objective, random_windows(objective, 3))
+    assert ((batch.source == MASK).sum(axis=1) == 1).all()
+    assert (batch.source_lengths == 30 - 9 + 1).all()
 
 
 def test_masks_are_as_many_as_spans_that_cover_the_noise():

@@ -120,6 +120,18 @@ def test_microbatches_change_nothing(parallel):
     np.testing.assert_allclose(found.losses, one_device("decoder").losses[:3], rtol=2e-6)
 
 
+# The width of the model and that of its token table, of which 8 devices divide one or both.
+WIDTHS = [(64, 12), (36, 16), (64, 16)]
+
+
+@pytest.mark.parametrize(("width", "token_width"), WIDTHS)
+def test_zero_3_gathers_the_width_of_the_token_table_by_itself(width, token_width):
+    model = replace(tiny.CONFIG.model, layers=1, width=width, head_width=16, tied_head=False)
+    changed = replace(tiny.CONFIG, model=replace(model, embedding_width=token_width))
+    losses = [train(tiny.parts(n, changed, zero=3), 2).losses for n in (1, 8)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-6)
+
+
 def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> int:
     """Compute the formula: 4 bytes per element, divided by the sizes of the mesh axes.
 
@@ -137,7 +149,7 @@ def expected_bytes(model: models.Model, fsdp: int, tensor: int, split: bool) -> 
         for name, dimension in zip(names, shape.shape, strict=True):
             if name in ("heads", "kv_heads", "mlp", "vocabulary") and dimension % tensor == 0:
                 size //= tensor
-            if name == "embed" and split and dimension % fsdp == 0:
+            if name in ("embed", "token_embed") and split and dimension % fsdp == 0:
                 size //= fsdp
         total += size
     return total
@@ -340,7 +352,7 @@ def test_gradients_are_reduced_in_their_dtype(dtype):
     @partial(jax.shard_map, mesh=mesh, in_specs=P("fsdp"), out_specs=P(), check_vma=False)
     def gathered(weight):
         axes = {"kernel": ("embed", "mlp")}
-        return mesh_execution.gather(mesh, 3, precision, 8, {"kernel": weight}, axes)["kernel"]
+        return mesh_execution.gather(mesh, {"embed"}, precision, {"kernel": weight}, axes)["kernel"]
 
     # A gradient has the dtype of the layer's weight and is summed in it. It comes back in the dtype
     # that is stored.
@@ -358,7 +370,9 @@ def test_weights_travel_in_the_compute_dtype():
         """Return the dtypes of the arrays that are made whole, on each device or (None) in jit."""
 
         def gathered(weight):
-            return mesh_execution.gather(mesh, 3, precision, 8, {"w": weight}, {"w": axes})["w"]
+            return mesh_execution.gather(mesh, {"embed"}, precision, {"w": weight}, {"w": axes})[
+                "w"
+            ]
 
         if spec is not None:
             gathered = jax.shard_map(
@@ -375,6 +389,32 @@ def test_weights_travel_in_the_compute_dtype():
     assert travelling(("embed", "mlp"), None) == {"bfloat16"}
     assert travelling(("norm",), P()) == set()  # every device has it
     assert travelling(("norm",), None) == {"float32"}
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("gradients", ["float32", "bfloat16"])
+def test_weights_are_not_rounded_to_the_dtype_of_the_gradients(compute, gradients):
+    precision = config.PrecisionConfig(compute=compute, gradients=gradients)
+    weight = jnp.linspace(0.1, 1.0, 16, dtype=jnp.float32).reshape(2, 8).astype(compute)
+    used = cast_for_compute(("embed", "mlp"), weight, precision)
+    assert (used.astype(jnp.float32) == weight.astype(jnp.float32)).all()
+
+
+def test_bfloat16_gradients_of_float32_weights_travel_in_bfloat16():
+    precision = config.PrecisionConfig(compute="float32", gradients="bfloat16")
+    mesh = sharding.make_mesh(config.ParallelConfig(zero=3), jax.devices())
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False)
+    def gradient(weight):
+        def whole(w):
+            axes = {"w": ("embed", "mlp")}
+            return mesh_execution.gather(mesh, {"embed"}, precision, {"w": w}, axes)["w"].sum()
+
+        return jax.grad(whole)(weight)
+
+    jaxpr = jax.make_jaxpr(gradient)(jnp.ones((8, 8), jnp.float32))
+    scattered = [e for e in tiny.equations(jaxpr.jaxpr) if "scatter" in e.primitive.name]
+    assert [e.invars[0].aval.dtype.name for e in scattered] == ["bfloat16"]
 
 
 @pytest.mark.parametrize("cast", [cast_for_gather, cast_for_compute])

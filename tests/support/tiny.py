@@ -132,7 +132,12 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
     config = replace(config, parallel=ParallelConfig(**parallel))
     mesh = sharding.make_mesh(config.parallel, jax.devices()[:devices])
     execution = mesh_execution.build_execution(
-        mesh, config.parallel, config.precision, "auto", width=config.model.width
+        mesh,
+        config.parallel,
+        config.precision,
+        "auto",
+        width=config.model.width,
+        token_width=config.model.token_width,
     )
     model = models.build(config.model, config.precision, execution)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
