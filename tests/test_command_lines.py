@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxlm import __main__, convert, evaluate, generate, runtime
+from jaxlm import __main__, convert, evaluate, generate, runtime, train, trainer
 from jaxlm.config import Config, SourceConfig
 from jaxlm.config.edits import all_keys, item_keys
 from jaxlm.config.fields import field_types, join, split_bounds, split_optional
@@ -57,6 +57,17 @@ TEXTS = (
     *("", " ", "x", "True", "none", "null", "[", "[]", "{}", "=", "a=", "=b", "--", "-", "x\ny"),
     *("a" * 5000, "\udcff", "\u2028", "\N{SNOWMAN}", "\0", "%s", "{0}", "*", "[a-", "\x1b[31m"),
 )
+LISTS = (
+    "[]",
+    "[1]",
+    "[[1, 2]]",
+    "[[1, 8], [2, 16]]",
+    '["bias"]',
+    "[null]",
+    "[{}]",
+    '{"a": 1}',
+    "[NaN]",
+)
 FILES = (
     *("missing", "missing/below", "text.txt", "text.txt/below", "tiny.py", "prompts.jsonl", "/"),
     *(".", "folder", "empty", "binary", "nul.txt", "deep.jsonl", "half.jsonl", "list.json"),
@@ -87,7 +98,7 @@ def workplace(finished_run, tmp_path_factory):
     shutil.copytree(finished_run("decoder"), folder, dirs_exist_ok=True)
     with contextlib.chdir(folder):
         assert runtime.command(convert.main, ["export", "runs/tiny", "hf"]) == 0
-    prompts = "".join(json.dumps({"prompt": text}) + "\n" for text in ("tree", "of the"))
+    prompts = "".join(json.dumps({"text": text}) + "\n" for text in ("tree", "of the"))
     (folder / "prompts.jsonl").write_text(prompts)
     (folder / "folder").mkdir()
     (folder / "empty").touch()
@@ -111,7 +122,7 @@ dataset_kwargs: {data_files: {test: prompts.jsonl}}
 test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{prompt}}"
+doc_to_target: "{{text}}"
 metric_list: [{metric: bits_per_byte}]
 """
 
@@ -137,7 +148,13 @@ WAITING = ("--prompts", "--json", "--out", "--output_path")
 def hostile_value(rng, name):
     """Return a value for an option or a key: most are of its kind, so that they go further."""
     kinds = (NUMBERS, FILES, TEXTS)
-    likely = FILES if name in FILE_OPTIONS else TEXTS if name in TEXT_OPTIONS else NUMBERS
+    likely = (
+        FILES
+        if name in FILE_OPTIONS
+        else TEXTS
+        if name in TEXT_OPTIONS
+        else (*WHOLE, *SHARES, *NUMBERS)
+    )
     value = rng.choice(likely if rng.random() < 0.7 else rng.choice(kinds))
     return "/dev/null" if value == "pipe" and name in WAITING else value
 
@@ -200,8 +217,9 @@ def random_edits(rng):
     for key in rng.sample(keys, rng.choice((1, 1, 2, 3))):
         inner = split_bounds(split_optional(key_types()[key])[0])[0]
         likely = {int: WHOLE, float: SHARES, bool: ("true", "false"), str: (*FILES, *TEXTS)}
-        choices = likely.get(inner) or typing.get_args(inner)
-        value = rng.choice(choices) if choices and rng.random() < 0.8 else hostile_value(rng, key)
+        is_literal = typing.get_origin(inner) is typing.Literal
+        choices = likely.get(inner) or (typing.get_args(inner) if is_literal else LISTS)
+        value = rng.choice(choices) if rng.random() < 0.8 else hostile_value(rng, key)
         edits.append(f"{key}={value}")
     return edits if rng.random() < 0.9 else [*edits, rng.choice(VALUES)]
 
@@ -396,3 +414,20 @@ def test_a_random_command_line_ends_as_documented(name, entered, capsys):
     assert not faults, "\n\n".join(
         f"{fault}: {name} {arguments}\n{output}" for fault, name, arguments, output in faults
     )
+
+
+def test_every_key_takes_or_refuses_any_value(finished_run, tmp_path, monkeypatch, capsys):
+    """Up to the work itself: the config, the folder of the run, and the place of the process."""
+    shutil.copy(finished_run("decoder") / "runs/tiny/config.json", tmp_path / "c.json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainer, "train", lambda *_: 0)
+    monkeypatch.setattr(runtime, "configure", lambda *_: None)
+    monkeypatch.setattr(runtime, "ProcessGroup", lambda *_: contextlib.nullcontext())
+
+    rng = random.Random(SEED)
+    for key in key_types():
+        for value in rng.sample((*VALUES, *WHOLE, *SHARES), 2):
+            code = runtime.command(train.main, ["--config", "c.json", f"{key}={value}"])
+            output = capsys.readouterr()
+            fault = find_fault(code, output.out + output.err)
+            assert not fault, (fault, key, value, output.err[-2000:])
