@@ -33,7 +33,7 @@ COMMANDS = ("jaxlm", "train", "generate", "evaluate", "convert", "harness")
 EXIT_CODES = (0, 2, 3, 4, 75)
 LINES = int(os.environ.get("HOSTILE_LINES", "50"))  # of each command
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
-SECONDS_TO_STOP, SECONDS_TO_HANG = 60, 150  # a signal to stop; then the command hangs
+SECONDS_TO_STOP, SECONDS_TO_HANG = 120, 240  # a signal to stop; then the command hangs
 MEMORY = 8 << 30  # bytes beyond what the process has: /dev/zero has no end
 
 NUMBERS = (
