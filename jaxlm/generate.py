@@ -51,6 +51,7 @@ TEXT_OPTIONS = (
 )
 LARGEST_INTEGER = 2**31 - 1  # of an int32
 MOST_TOKENS, MOST_ROWS = 1 << 20, 1 << 16  # above, mistakes are likelier than such machines
+MOST_PROMPT_BYTES = 1 << 28  # of a file or stdin, which may have no end
 MOST_LENGTH_PENALTY = 30  # as in decoding.beam
 
 OPTIONS_BY_USE = {"writes": TEXT_OPTIONS, "fills masks": ("top",), "embeds": ("pool", "out")}
@@ -301,14 +302,21 @@ def read_prompts_file(name: str) -> list[str]:
 
 def read_text(name: str) -> str:
     """Return the text of a file, or of stdin for -, without a byte order mark."""
+    source = "stdin" if name == "-" else name
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        if name == "-":
+            content = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                content = file.read(MOST_PROMPT_BYTES + 1)
     except OSError as error:
         raise UserError(f"--prompts: {name}: {error.strerror}") from error
+    if len(content) > MOST_PROMPT_BYTES:
+        raise UserError(f"{source}: holds more than {MOST_PROMPT_BYTES:,} bytes; cut it into parts")
+
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        source = "stdin" if name == "-" else name
         raise UserError(
             f"{source}: not UTF-8 (byte {error.start}); texts and JSON lines are read uncompressed"
         ) from error

@@ -6,13 +6,15 @@ The harness (the package lm_eval) finds models in a registry that only code can 
 adds "jaxlm" and passes its arguments on to `lm_eval`. Neither lm_eval nor jax is imported before.
 """
 
+import argparse
+import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxlm import runtime
 from jaxlm.config import UserError
@@ -68,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
     original_argv, sys.argv = sys.argv, ["lm_eval", *arguments]
     try:
-        cli_evaluate()
+        with one_line_errors():
+            cli_evaluate()
     except UserError:
         raise
     except Exception as error:
@@ -81,6 +84,21 @@ def main(argv: Sequence[str]) -> int:
     finally:
         sys.argv = original_argv
     return 0
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Let parsers of arguments raise UserError while the block runs, instead of their usage."""
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {parser.prog} --help)")
+
+    parser_class: Any = argparse.ArgumentParser
+    original, parser_class.error = parser_class.error, refuse
+    try:
+        yield
+    finally:
+        parser_class.error = original
 
 
 def runs_in_jaxlm(error: BaseException) -> bool:

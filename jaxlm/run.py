@@ -116,6 +116,34 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
     )
 
 
+def check_memory(run: Run) -> None:
+    """Raise ConfigError if the memory can't hold the weights and the optimizer state alone.
+
+    Sizes far beyond it would end this process within XLA.
+    """
+    device = run.placement.mesh.local_devices[0]
+    available, place = runtime.device_memory(device), "each device"
+    needed = sum(state_bytes(run))
+    if available is None:  # the devices of a CPU share its memory
+        available, place = runtime.host_memory(), "this machine"
+        needed *= len(run.placement.mesh.local_devices)
+
+    if needed > available:
+        reason = f"parameters and optimizer state take {needed:,} bytes"
+        remedy = "make the model smaller, or split it over more devices (parallel.zero=3)"
+        raise ConfigError("model", f"{reason}, but {place} has {available:,}: {remedy}")
+
+
+def state_bytes(run: Run) -> tuple[int, int]:
+    """Return the bytes that each device holds of the parameters and of the optimizer state."""
+    shapes = state_shapes(run.model, run.optimizer)
+    shardings = state_shardings(run.model, run.optimizer, run.placement)
+    return (
+        sharding.bytes_per_device(shapes.params, shardings.params),
+        sharding.bytes_per_device(shapes.optimizer, shardings.optimizer),
+    )
+
+
 def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     """Return lines on what is about to run: size, mesh, bytes, kernels, and what may surprise."""
     config, mesh = run.config, run.placement.mesh
@@ -126,10 +154,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
         f"model: {config.model.family}, {run.model.parameter_count():,} parameters",
     ]
 
-    shapes = state_shapes(run.model, run.optimizer)
-    shardings = state_shardings(run.model, run.optimizer, run.placement)
-    params = sharding.bytes_per_device(shapes.params, shardings.params)
-    optimizer = sharding.bytes_per_device(shapes.optimizer, shardings.optimizer)
+    params, optimizer = state_bytes(run)
     lines.append(f"bytes per device: parameters {params:,}, optimizer state {optimizer:,}")
 
     try:
@@ -146,6 +171,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
         lines.append(f"warning: optimizer.warmup_steps={warmup} is cut to training.steps={steps}")
 
     if config.parallel.zero:
+        shapes = state_shapes(run.model, run.optimizer)
         optimizer_shardings = run.placement.tree("optimizer", shapes.params)
         unsplit = sharding.list_replicated(shapes.params, optimizer_shardings)
         if unsplit:

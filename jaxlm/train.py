@@ -21,6 +21,11 @@ EXAMPLE = """examples:
 The same command resumes the run in run_directory where it stopped.
 jaxlm/config/schema.py lists the keys."""
 
+MEMORY_ADVICE = (
+    "lower training.batch_size or data.sequence_length, or raise training.microbatches; "
+    "parallel.zero=3 on several devices and parallel.remat=full need less, too"
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
@@ -41,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
         run_config = dataclasses.replace(
             run_config, runtime=runtime.without_process_fields(run_config.runtime)
         )
-        return trainer.train(run_config, group, resume_command(argv))
+        with runtime.memory_errors(MEMORY_ADVICE):
+            return trainer.train(run_config, group, resume_command(argv))
 
 
 def adopt_folder(run_config: config.Config, path: Path) -> config.Config:

@@ -18,7 +18,7 @@ from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run, build_run, check_trainable, describe_run
+from jaxlm.run import Run, build_run, check_memory, check_trainable, describe_run
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 from jaxlm.training_loop import TrainingLoop, is_due
 
@@ -83,6 +83,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         # 2. Mesh, model and optimizer.
         # They come before the data, which can take hours: a mistake in the config is reported now.
         run = build_run(config, start.step, group.hosts)
+        check_memory(run)
         log(*describe_run(run, group.hosts))
 
         # 3. Data: the store of tokens, and the stream of batches by step number.

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from support import tiny
 
+from jaxlm import runtime
 from jaxlm.config import ConfigError, ObjectiveConfig, RuntimeConfig
-from jaxlm.run import build_run
+from jaxlm.run import build_run, check_memory
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -39,3 +40,28 @@ def test_attention_and_remat_reach_the_layers():
     )
     execution = build_run(config, first_step=0).execution
     assert (execution.attention, execution.remat) == ("xla", "dots")
+
+
+HUGE = {
+    "layers": 1_000_000_000,
+    "width": 2**31 - 8,
+    "mlp_width": 2**31 - 1,
+    "vocabulary_size": 2**30,
+    "context_length": 2**30,
+}
+
+
+@pytest.mark.parametrize("field", HUGE)
+def test_a_model_beyond_the_memory_is_refused_before_its_arrays_are_made(field):
+    model = replace(tiny.CONFIG.model, **{"positions": "learned", field: HUGE[field]})
+    run = build_run(replace(tiny.CONFIG, model=model), first_step=0)
+    with pytest.raises(ConfigError, match=r"optimizer state take [0-9,]+ bytes, but this machine"):
+        check_memory(run)
+
+
+def test_devices_that_tell_their_memory_are_asked(monkeypatch):
+    run = build_run(tiny.CONFIG, first_step=0)
+    check_memory(run)
+    monkeypatch.setattr(runtime, "device_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match="but each device has 1,000"):
+        check_memory(run)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxlm.config.fields import (
+    Bounds,
     Count,
     Positive,
     PositiveFloat,
@@ -17,6 +18,9 @@ from jaxlm.config.fields import (
 Family = Literal["decoder", "encoder", "encoder_decoder"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 
+# Rows of a table, which are counted in int32 with what is added to them.
+Length = Annotated[int, Bounds(low=1, high=2**30)]
+
 ENCODER_SIZES = ("encoder_layers", "encoder_heads", "encoder_kv_heads", "encoder_mlp_width")
 
 
@@ -28,8 +32,8 @@ class ModelConfig:
     """
 
     family: Family = "decoder"
-    # Logical size; in memory the table is padded to a multiple of 128 rows.
-    vocabulary_size: Positive = 50257
+    # Logical size; in memory the table is padded to a multiple of 128 rows, counted in int32.
+    vocabulary_size: Length = 50257
 
     # Sizes. In an encoder-decoder the first four hold for both stacks, unless an encoder_ field
     # overrides them for the encoder.
@@ -43,7 +47,7 @@ class ModelConfig:
     encoder_mlp_width: Positive | None = None
     width: Positive = 768
     head_width: Positive | None = None  # None: width / heads
-    context_length: Positive = 1024  # tokens; rows of a table of learned positions
+    context_length: Length = 1024  # tokens; rows of a table of learned positions
 
     # Norms and residual connections
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -68,7 +72,7 @@ class ModelConfig:
     # Positions
     positions: Literal["learned", "sinusoidal", "rotary", "alibi", "relative", "none"] = "learned"
     # learned: rows of the table before that of the first token (RoBERTa and BART: 2)
-    position_offset: Count = 0
+    position_offset: Annotated[int, Bounds(low=0, high=2**20)] = 0
     relative_buckets: Positive = 32  # relative: T5's buckets of distances, one bias each per head
     relative_max_distance: Positive = 128  # tokens; relative: larger distances share a bucket
     rotary_theta: PositiveFloat = 10000.0

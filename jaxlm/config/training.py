@@ -3,10 +3,11 @@
 `optimizer`, `parallel`, `precision`, `training`, `evaluation`, `checkpoint` and `logging`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import (
+    Bounds,
     Count,
     NonNegative,
     Positive,
@@ -131,7 +132,9 @@ class EvaluationConfig:
     batch_size: Positive | None = None  # sequences at a time. None: those of a microbatch
     # Visits of the split, each with random masks of its own. Not used by causal and pairs
     draws: Positive = 1
-    samples: Count = 2  # texts that are generated after training (also written to TensorBoard)
+    samples: Annotated[int, Bounds(low=0, high=2**16)] = (
+        2  # generated after training; also in TensorBoard
+    )
     sample_tokens: Positive = 200  # tokens per sample
     sample_temperature: NonNegative = 0.8  # 0: always the likeliest token
     sample_prompt: str = ""  # "": from the start of a document

@@ -364,7 +364,8 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
         )
 
     missing = "mask" if family == "encoder" else "mask and no sentinels"
-    raise UserError(f"{loaded.path}: its tokenizer has no {missing}: nothing can be hidden")
+    remedy = "" if family == "encoder" else "; jaxlm.convert import makes a run of it for pairs"
+    raise UserError(f"{loaded.path}: its tokenizer has no {missing}: nothing can be hidden{remedy}")
 
 
 def read_documents(source: SourceConfig) -> Iterable[Document]:

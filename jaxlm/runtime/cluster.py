@@ -192,7 +192,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 def detect_open_mpi(environment: Mapping[str, str], runtime: RuntimeConfig) -> Cluster | None:
     """Return the place of a process of `mpirun`."""
-    if "OMPI_COMM_WORLD_SIZE" not in environment:
+    if not {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"} & set(environment):
         return None
 
     variables = Variables("Open MPI", environment)

@@ -111,6 +111,11 @@ def device_memory(device: Any) -> int | None:
         return None
 
 
+def host_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def set_jax_option(name: str, value: Any) -> None:
     """Set an option of jax: by environment before jax is imported, else directly."""
     if "jax" in sys.modules:

@@ -126,7 +126,7 @@ LATER = [  # found with jax (on the 8 devices of these tests) or in the data
         ["training.microbatches=2"],
         "training.batch_size: 8 sequences can't be split evenly over 8 devices x 2 microbatches",
     ),
-    (["parallel.tensor=3"], "parallel: data 1 x tensor 3 does not fit 8 devices"),
+    (["parallel.data=3"], "parallel: data 3 x tensor 1 does not fit 8 devices"),
     (
         ["parallel.data=4", "parallel.fsdp=4"],
         "parallel: data 4 x fsdp 4 x tensor 1 does not fit 8 devices",

@@ -13,6 +13,7 @@ from jaxlm.config import UserError
 VALUES = (
     *("", " ", "-1", "0", "1", "2.5", "1e39", "1e-40", "nan", "inf", "-inf", "9" * 30, "9" * 5000),
     *("x", "True", "[", "=", "a=", "=b", "--", "-", "/", ".", "none/x", "/dev/null", "~nobody/x"),
+    *("/dev/zero", "/proc/self/mem"),
     *("a" * 5000, "\udcff", "\u2028", "\N{SNOWMAN}", "bad", "empty", "deep.jsonl", "half.jsonl"),
 )
 REST = {

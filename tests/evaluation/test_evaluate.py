@@ -621,7 +621,7 @@ MISTAKES = [
         "argument --batch-size: must be a whole number of at least 1",
     ),
     (["RUN", "--stride", "4"], "--stride: is only used with --data"),
-    (["RUN", "--json", "no/figures.json"], "--json: can't write no/figures.json"),
+    (["RUN", "--json", "no/figures.json"], "--json: no: no such folder"),
     (["RUN", "--compute", "int8"], "argument --compute: invalid choice: 'int8'"),
     (
         ["RUN", "--data", "text.txt", "--pseudo-windows", "4"],

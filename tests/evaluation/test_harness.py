@@ -362,6 +362,17 @@ def test_what_lm_eval_can_not_use_takes_one_line(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--limit", "x"], ["--model_args", "path=x,y=" + "9" * 5000], ["--tasks"], ["--nothing"]],
+)
+def test_what_the_parser_of_lm_eval_refuses_takes_one_line(arguments, capsys):
+    pytest.importorskip("lm_eval")
+    assert runtime.command(harness.main, ["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+
+
 def test_options_of_tasks():
     found = decoding_config(
         {

@@ -112,7 +112,7 @@ NUMBERS = [
 REQUIRED = [
     # Without the others the scheduler is not there.
     *((SLURM, name) for _, name in NUMBERS[:5]),
-    *((OPEN_MPI, name) for _, name in NUMBERS[6:9]),
+    *((OPEN_MPI, name) for _, name in NUMBERS[5:9]),
     *((SLURM, name) for name in ("SLURM_STEP_ID", "SLURM_STEP_NODELIST")),
 ]
 
