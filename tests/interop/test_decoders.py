@@ -550,7 +550,6 @@ def test_impossible_sizes_are_refused(model_type, values):
 
 PREFIXES = {
     "gpt2": "transformer.",
-    "gemma2, no windows": ("Gemma2ForCausalLM", GEMMA2 | {"layer_types": ["full_attention"] * 3}),
     "bloom, 4 heads": "transformer.",
     "opt, post-norm, projection": "model.",
 }

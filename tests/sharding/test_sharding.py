@@ -281,7 +281,7 @@ def test_a_state_around_given_parameters_is_new_and_placed():
 @pytest.mark.parametrize("remat", ["none", "weights", "dots", "full"])
 def test_the_model_recomputes_what_the_config_says(remat):
     """`tests/models/test_stack.py` counts what each policy recomputes."""
-    parts = tiny.parts(1, remat=remat, blocks="scanned")
+    parts = tiny.parts(1, remat=remat, blocks="unrolled")
     jaxpr = jax.make_jaxpr(parts.gradients)(tiny.initial_state(tiny.CONFIG).params, tiny.batch(0))
     policies = set()
     for equation in tiny.equations(jaxpr.jaxpr):
