@@ -6,7 +6,7 @@ import pytest
 from support import random_configs
 from support.random_configs import KEPT, LEAVES, check_seed, draw_config
 
-QUICK = (0, 17, 20, 26, 98)
+QUICK = (0, 17, 20, 26)
 CAMPAIGN = range(100, 300)
 
 

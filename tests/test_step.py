@@ -220,7 +220,12 @@ def test_dropout_differs_by_step_row_and_seed(twin_rows):
 
 @pytest.mark.parametrize(
     ("devices", "microbatches", "parallel"),
-    [(1, 4, dict()), (4, 1, dict()), (4, 2, dict(zero=3)), (4, 2, dict(zero=1, tensor=2))],
+    [
+        (4, 2, dict(zero=3)),
+        pytest.param(1, 4, dict(), marks=pytest.mark.slow),
+        pytest.param(4, 1, dict(), marks=pytest.mark.slow),
+        pytest.param(4, 2, dict(zero=1, tensor=2), marks=pytest.mark.slow),
+    ],
 )
 def test_dropout_follows_the_row_over_devices_and_microbatches(
     devices, microbatches, parallel, batch

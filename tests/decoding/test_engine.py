@@ -16,11 +16,11 @@ from jaxlm.decoding.sampling import SamplingConfig
 
 LENGTHS = [3, 20, 1, 9]
 BFLOAT16_CASES = [  # model, key/value heads of its 4 heads, how tokens are chosen
-    ("learned", 4, "greedy"),
-    ("rotary", 2, "beams"),
     ("rotary", 1, "sampled"),
     ("t5", 2, "beams"),
-    ("bart", 1, "greedy"),
+    pytest.param("learned", 4, "greedy", marks=pytest.mark.slow),
+    pytest.param("rotary", 2, "beams", marks=pytest.mark.slow),
+    pytest.param("bart", 1, "greedy", marks=pytest.mark.slow),
 ]
 START = np.array([5], np.int32)
 

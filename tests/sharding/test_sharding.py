@@ -121,7 +121,11 @@ def test_microbatches_change_nothing(parallel):
 
 
 # The width of the model and that of its token table, of which 8 devices divide one or both.
-WIDTHS = [(64, 12), (36, 16), (64, 16)]
+WIDTHS = [
+    (36, 16),
+    pytest.param(64, 12, marks=pytest.mark.slow),
+    pytest.param(64, 16, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("width", "token_width"), WIDTHS)
