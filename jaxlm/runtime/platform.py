@@ -37,9 +37,10 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
         "start collectives early and compute in the meantime; XLA's default is one after another",
     ),
     # By default XLA combines up to 30 MB, a fraction of a layer. Small collectives take most of
-    # their time to start, and the weights and gradients of a layer travel at the same moment.
+    # their time to start, and the weights and gradients of a layer travel at the same moment. The
+    # limits are those of what comes out: of a reduce-scatter that is a part of the gradients.
     "xla_gpu_all_gather_combine_threshold_bytes": (2**28, "the weights of a layer together"),
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": (2**28, "the gradients of a layer together"),
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
 }
 
