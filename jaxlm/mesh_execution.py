@@ -147,8 +147,7 @@ def gather(
 ) -> Tree:
     """Return the weights whole over fsdp, in the dtype in which a layer uses them.
 
-    `split` are the logical axes that are split over fsdp.
-    In the backward pass of ZeRO 3 the gradients are summed over fsdp and split again at once, in
+    `split` are the logical axes that are split over fsdp. In the backward pass of ZeRO 3 the gradients are summed over fsdp and split again at once, in
     the dtype that precision.gradients says; all other sums are left to `sum_gradients`.
     """
 
@@ -186,7 +185,7 @@ def gather_part(
 def gather_global(
     mesh: Mesh, precision: PrecisionConfig, path: str, axes: Axes, weight: Array
 ) -> Array:
-    """Return a weight whole over fsdp in a program that sees whole arrays. It has no gradient."""
+    """Return a weight whole over fsdp in a program that sees whole arrays."""
     weight = cast_for_gather(axes, weight, precision)
     if mesh.size > 1:
         spec = weight_spec(mesh, axes, weight.shape, split=False, path=path)

@@ -196,7 +196,7 @@ def describe_loss(run: Run) -> str:
     )
     if tile == positions:
         return "loss: scores of all positions at once"
-    why = "training.loss_tile" if training.loss_tile else "of the device's memory"
+    why = "training.loss_tile" if training.loss_tile else "by the device's memory"
     return f"loss: {tile} of {positions} positions at a time ({why}), scores computed twice"
 
 

@@ -6,8 +6,14 @@ import pytest
 from support import tiny
 
 from jaxlm import runtime
-from jaxlm.config import ConfigError, ObjectiveConfig, RuntimeConfig
-from jaxlm.run import build_run, check_memory
+from jaxlm.config import (
+    ConfigError,
+    ObjectiveConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+)
+from jaxlm.run import build_run, check_memory, check_trainable, describe_loss
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -65,3 +71,25 @@ def test_devices_that_tell_their_memory_are_asked(monkeypatch):
     monkeypatch.setattr(runtime, "device_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match="but each device has 1,000"):
         check_memory(run)
+
+
+def test_what_can_be_loaded_but_not_trained_is_refused_without_a_device():
+    check_trainable(tiny.CONFIG)
+    half = replace(tiny.CONFIG, precision=PrecisionConfig(compute="float16"))
+    with pytest.raises(ConfigError, match=r"precision.compute: 'float16' can't be trained in"):
+        check_trainable(half)
+    odd = replace(tiny.CONFIG, parallel=ParallelConfig(tensor=3))
+    with pytest.raises(ConfigError, match=r"parallel.tensor: 3 does not divide model.heads"):
+        check_trainable(odd)
+
+
+def test_the_log_says_whether_scores_are_computed_twice():
+    run = build_run(replace(tiny.CONFIG, runtime=RuntimeConfig(devices=1)), 0)
+    assert describe_loss(run) == "loss: scores of all positions at once"
+    positions = tiny.CONFIG.data.sequence_length
+    rows = tiny.CONFIG.training.batch_size // run.placement.batch_shards
+    half = 4 * rows * tiny.CONFIG.model.vocabulary_size * positions // 2
+    assert describe_loss(run._replace(tile_bytes=half)) == (
+        f"loss: {positions // 2} of {positions} positions at a time (by the device's memory), "
+        "scores computed twice"
+    )

@@ -13,6 +13,7 @@ from jaxlm.evaluation import validation
 from jaxlm.evaluation.validation import (
     EvaluationWindows,
     count_bytes,
+    evaluation_batch_size,
     most_samples,
     token_bytes,
     unigram_entropy,
@@ -320,6 +321,14 @@ def bounded(*edits: str, tokens: int = 1024) -> int:
     objective = build("causal", tokens)
     run_config = config.apply_edits(config.Config(), ["model.context_length=4096", *edits])
     return most_samples(run_config, objective)
+
+
+def test_an_evaluation_takes_a_microbatch_at_a_time():
+    edits = ["training.batch_size=48", "training.microbatches=4"]
+    run_config = config.apply_edits(config.Config(), edits)
+    assert evaluation_batch_size(run_config) == 12
+    asked = config.apply_edits(run_config, ["evaluation.batch_size=5"])
+    assert evaluation_batch_size(asked) == 5
 
 
 def test_an_evaluation_takes_a_bounded_share_of_the_time():

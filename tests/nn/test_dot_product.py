@@ -229,6 +229,17 @@ def test_keys_and_values_of_a_cache_are_read_in_bfloat16(rows, queries, kv_heads
     np.testing.assert_allclose(found, plain, atol=0.05)  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("capability", [7.0, 7.5])
+def test_gpus_older_than_ampere_take_the_xla_path(capability):
+    """cuDNN's flash kernels need compute capability 8.0: V100 and T4 have less."""
+    older = H100._replace(compute_capability=capability)
+    kernel, reason = choose_kernel(older, GOOD)
+    assert kernel == "xla" and f"compute capability is {capability}" in reason
+    with pytest.raises(ValueError, match=r"compute capability"):
+        choose_kernel(older._replace(attention="cudnn"), GOOD)
+    assert choose_kernel(A100, GOOD) == ("cudnn", "supported")
+
+
 GOOD = Case(dtype="bfloat16", queries=256, keys=256, head_width=64, mask=Mask(causal=True))
 
 

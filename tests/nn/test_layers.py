@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxlm import config
-from jaxlm.nn.attention import AttentionInputs
+from jaxlm.nn.attention import AttentionInputs, SelfAttention
 from jaxlm.nn.block import Block
 from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import dropout, site_key
+from jaxlm.nn.execution import Execution
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.mlp import ACTIVATIONS, MLP
 from jaxlm.nn.norms import layer_norm, rms_norm
@@ -173,3 +174,19 @@ def test_dropout_of_the_sublayers_is_independent():
     values, counts = np.unique(y, return_counts=True)
     assert values.tolist() == [0.0, 2.0, 4.0]
     np.testing.assert_allclose(counts / y.size, [0.25, 0.5, 0.25], atol=0.08)
+
+
+@pytest.mark.parametrize(("kv_heads", "shards"), [(1, 2), (2, 4), (2, 8), (4, 8)])
+def test_copies_of_key_and_value_heads_change_nothing(kv_heads, shards):
+    """More devices than heads of keys and values: each gets those that its queries read."""
+    shape = config.ModelConfig(width=32, heads=8, kv_heads=kv_heads, positions="none")
+    x, inputs = jax.random.normal(jax.random.key(1), (2, 6, 32)), AttentionInputs(Mask(causal=True))
+    params = init_params(SelfAttention(shape), jax.random.key(0), lambda: (x, inputs))
+
+    def outputs(execution: Execution) -> jax.Array:
+        layer = SelfAttention(shape, execution)
+        return layer.apply({"params": params}, x, inputs)[0]  # type: ignore[return-value]
+
+    np.testing.assert_allclose(
+        outputs(Execution(head_shards=shards)), outputs(Execution()), rtol=1e-5, atol=1e-6
+    )

@@ -167,3 +167,16 @@ def test_the_version_of_the_code_changes_with_it(tmp_path, monkeypatch):
     module.write_text("x = 1")
     module.rename(tmp_path / "nn" / "stack.py")
     assert runtime.code_version() != version
+
+
+def test_steps_on_several_gpus_have_compiler_options_and_the_users_flags_win(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    gpu, cpu = SimpleNamespace(platform="gpu"), SimpleNamespace(platform="cpu")
+    assert platform.compiler_options([gpu]) == platform.compiler_options([cpu, cpu]) == {}
+
+    options = platform.compiler_options([gpu, gpu])
+    assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
+    assert set(options) == set(platform.SEVERAL_GPUS)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false")
+    options.pop("xla_gpu_enable_latency_hiding_scheduler")
+    assert platform.compiler_options([gpu, gpu]) == options
