@@ -147,8 +147,9 @@ def gather(
 ) -> Tree:
     """Return the weights whole over fsdp, in the dtype in which a layer uses them.
 
-    `split` are the logical axes that are split over fsdp. In the backward pass of ZeRO 3 the gradients are summed over fsdp and split again at once, in
-    the dtype that precision.gradients says; all other sums are left to `sum_gradients`.
+    `split` are the logical axes that are split over fsdp (ZeRO 3). In the backward pass their
+    gradients are summed over fsdp and split again at once, in the dtype that precision.gradients
+    says. All other sums are left to `sum_gradients`.
     """
 
     def whole(path: tuple, axes: Axes, weight: Array) -> Array:

@@ -74,7 +74,8 @@ class ParallelConfig:
     tensor: int = 1
     # auto: scanned under ZeRO-3 on several devices, else unrolled
     blocks: Literal["auto", "unrolled", "scanned"] = "auto"
-    # Values that the backward pass computes again instead of keeping them in memory
+    # What the backward pass computes again instead of keeping it in memory. Under ZeRO 3 and in
+    # scanned blocks none, like weights, keeps products and attention and gathers weights again
     remat: Literal["none", "dots", "weights", "full"] = "none"
 
     def __post_init__(self):
