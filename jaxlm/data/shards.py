@@ -6,7 +6,7 @@ import threading
 import weakref
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from itertools import accumulate, count
 from pathlib import Path
@@ -41,10 +41,12 @@ class OpenShards:
         self.limit = limit
         self.lock = threading.Lock()
         self.shards: OrderedDict[tuple[int, Path], OpenShard] = OrderedDict()
+        self.unused: deque[int] = deque()  # arrays whose shards are still to be closed
 
     def open(self, owner: int, path: Path) -> OpenShard:
         """Return a shard of the array `owner`, opened unless it is open."""
         with self.lock:
+            self.close_unused()
             shard = self.shards.pop((owner, path), None) or OpenShard(path)
             self.shards[owner, path] = shard
             while len(self.shards) > self.limit:
@@ -52,8 +54,22 @@ class OpenShards:
         return shard
 
     def close(self, owner: int) -> None:
-        """Close the shards of an array that is no longer used."""
-        with self.lock:
+        """Close the shards of an array that is no longer used, at the latest in the next `open`.
+
+        The garbage collector calls it at any moment, also while this very thread holds the lock.
+        It therefore never waits for it.
+        """
+        self.unused.append(owner)
+        if self.lock.acquire(blocking=False):
+            try:
+                self.close_unused()
+            finally:
+                self.lock.release()
+
+    def close_unused(self) -> None:
+        """Close the shards of all unused arrays. The caller holds the lock."""
+        while self.unused:
+            owner = self.unused.popleft()
             for key in [key for key in self.shards if key[0] == owner]:
                 del self.shards[key]
 

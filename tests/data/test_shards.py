@@ -2,6 +2,7 @@ import errno
 import os
 import resource
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,6 +133,26 @@ def test_the_shards_of_an_array_are_closed_with_it(array):
     assert any(owner == array.number for owner, _ in shards.open_shards.shards)
     shards.open_shards.close(array.number)
     assert not any(owner == array.number for owner, _ in shards.open_shards.shards)
+
+
+def test_an_array_may_be_collected_while_another_opens_a_shard(tmp_path, monkeypatch):
+    """The collector runs at any allocation, also while the lock of the open shards is held."""
+    (tmp_path / "a").write_text("a")
+    opened = OpenShards(limit=4)
+    opened.open(0, tmp_path / "a")
+
+    class Collected(shards.OpenShard):
+        def __init__(self, path: Path):
+            opened.close(0)
+            super().__init__(path)
+
+    monkeypatch.setattr(shards, "OpenShard", Collected)
+    thread = threading.Thread(target=opened.open, args=(1, tmp_path / "a"), daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert not thread.is_alive(), "it waits for itself"
+    opened.open(1, tmp_path / "a")
+    assert {owner for owner, _ in opened.shards} == {1}
 
 
 def test_too_many_open_files_are_not_taken_for_damage(array, monkeypatch):
