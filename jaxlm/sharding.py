@@ -8,6 +8,7 @@ tensor   heads, MLP width and vocabulary (Megatron-LM, arXiv 1909.08053)
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -136,6 +137,23 @@ def check_mesh(
 # The arrays of a run
 
 
+def spec_of_part(part: Sequence[int], whole: Sequence[int], spec: P) -> P:
+    """Return the spec of a tensor that has some of the dimensions of one with `spec`, in order.
+
+    If two dimensions are equally long, the first is taken. A tensor of other dimensions is
+    replicated.
+    """
+    dimensions = deque(zip(whole, (*spec, *[None] * len(whole)), strict=False))
+    names = []
+    for size in part:
+        while dimensions and dimensions[0][0] != size:
+            dimensions.popleft()
+        if not dimensions:
+            return P()
+        names.append(dimensions.popleft()[1])
+    return P(*names)
+
+
 class Placement(NamedTuple):
     """The shardings of every array of a run. `axes` are the logical axes of the parameters."""
 
@@ -165,14 +183,14 @@ class Placement(NamedTuple):
     def optimizer_state(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
         """Return the NamedShardings of the optax state for parameters of these `shapes`.
 
-        Moments are split as the stage says. Counters, and tensors of another shape than their
-        parameter's, are replicated.
+        Moments are split as the stage says, and so are factored ones, which have some of their
+        parameter's dimensions. Counters, and tensors of other dimensions, are replicated.
         """
         state = jax.eval_shape(optimizer.init, shapes)
         moments = self.tree("optimizer", shapes)
 
         def place(value: Any, shape: Any, sharding: NamedSharding) -> NamedSharding:
-            return sharding if value.shape == shape.shape else self.replicated()
+            return NamedSharding(self.mesh, spec_of_part(value.shape, shape.shape, sharding.spec))
 
         return optax.tree_utils.tree_map_params(
             optimizer,

@@ -6,7 +6,7 @@ import pytest
 from support import random_configs
 from support.random_configs import KEPT, LEAVES, check_seed, draw_config
 
-QUICK = (0, 17, 20, 26)
+QUICK = (0, 17, pytest.param(20, marks=pytest.mark.slow), pytest.param(26, marks=pytest.mark.slow))
 CAMPAIGN = range(100, 300)
 
 

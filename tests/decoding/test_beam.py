@@ -19,7 +19,7 @@ def log_probabilities(model, params, contexts):
     return np.asarray(jax.nn.log_softmax(logits[:, -1]), np.float64)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 4.0])
+@pytest.mark.parametrize("length_penalty", [pytest.param(0.0, marks=pytest.mark.slow), 4.0])
 def test_the_best_of_all_continuations_of_two_tokens_is_found(length_penalty):
     """A beam for each token cuts nothing; the likeliest first token ends a text."""
     model, params = build_tiny("learned")

@@ -113,9 +113,7 @@ def test_chunks_score_as_the_whole(family, fields, listed):
             "source": random.integers(0, 61, (3, 11)).astype(np.int32),
             "source_lengths": np.array([11, 5, 8], np.int32),
         }
-    whole = np.asarray(
-        model.apply(params, Batch(tokens, **source))
-    )  # without jit: compiling takes longer here
+    whole = np.asarray(jax.jit(model.apply)(params, Batch(tokens, **source)))
     cache, done = model.cache(3, sum(CHUNKS) + 2), np.zeros(3, int)
     read_from = models.unstacked(params) if listed else params
     for number, size in enumerate(CHUNKS):
@@ -123,7 +121,7 @@ def test_chunks_score_as_the_whole(family, fields, listed):
         chunk = np.zeros((3, size), np.int32)
         for row in range(3):
             chunk[row, : lengths[row]] = tokens[row, done[row] : done[row] + lengths[row]]
-        scores, cache = model.decode(
+        scores, cache = jax.jit(model.decode)(
             read_from, cache, Batch(chunk, jnp.asarray(lengths), **(source if number == 0 else {}))
         )
         for row in range(3):
@@ -137,9 +135,10 @@ def test_rows_change_places():
     """A beam goes on from another beam's row."""
     model, params = build("decoder", {"positions": "rotary"})
     tokens = np.random.default_rng(0).integers(0, 61, (2, 6)).astype(np.int32)
-    _, cache = model.decode(params, model.cache(2, 8), Batch(tokens[:, :5]))
-    swapped, _ = model.decode(params, cache.take(jnp.array([1, 1])), Batch(tokens[[1, 1], 5:]))
-    straight, _ = model.decode(params, cache, Batch(tokens[:, 5:]))
+    _, cache = jax.jit(model.decode)(params, model.cache(2, 8), Batch(tokens[:, :5]))
+    decode = jax.jit(model.decode)
+    swapped, _ = decode(params, cache.take(jnp.array([1, 1])), Batch(tokens[[1, 1], 5:]))
+    straight, _ = decode(params, cache, Batch(tokens[:, 5:]))
     np.testing.assert_array_equal(swapped[0], straight[1])
     np.testing.assert_array_equal(swapped[1], straight[1])
 
@@ -147,10 +146,10 @@ def test_rows_change_places():
 def test_the_scores_of_chosen_columns():
     model, params = build("decoder", {})
     tokens = np.random.default_rng(0).integers(0, 61, (3, 9)).astype(np.int32)
-    last, _ = model.decode(
+    last, _ = jax.jit(model.decode)(
         params, model.cache(3, 9), Batch(tokens, LENGTHS, predict=LENGTHS[:, None] - 1)
     )
-    every, _ = model.decode(params, model.cache(3, 9), Batch(tokens, LENGTHS))
+    every, _ = jax.jit(model.decode)(params, model.cache(3, 9), Batch(tokens, LENGTHS))
     np.testing.assert_allclose(
         last[:, 0], every[np.arange(3), LENGTHS - 1], rtol=0, atol=1e-5
     )  # a product of another shape

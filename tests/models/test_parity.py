@@ -97,7 +97,15 @@ def reference_adamw(reference: Any) -> Any:
     return torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.97), eps=1e-8)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5 1.1", "bart"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        pytest.param("bert", marks=pytest.mark.slow),
+        "t5 1.1",
+        pytest.param("bart", marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_adamw_steps(name):
     """From the same weights and on the same batches only rounding may tell the losses apart.
 

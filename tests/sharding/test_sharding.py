@@ -23,9 +23,9 @@ from jaxlm.types import Tree
 
 MESHES = [
     ("decoder", dict(zero=0)),
-    ("decoder", dict(zero=1)),
+    pytest.param("decoder", dict(zero=1), marks=pytest.mark.slow),
     ("decoder", dict(zero=2)),
-    ("decoder", dict(zero=3)),
+    pytest.param("decoder", dict(zero=3), marks=pytest.mark.slow),
     ("decoder", dict(zero=3, data=2)),
     ("decoder", dict(zero=1, tensor=2)),
     ("decoder", dict(zero=3, tensor=2)),

@@ -320,7 +320,7 @@ def test_an_evaluation_that_is_no_number_takes_its_checkpoint_back(copied_run, c
     assert saved_steps() == [12, 15]  # the best so far, and the newest sound one
 
 
-@pytest.mark.parametrize("step", [6, 12])
+@pytest.mark.parametrize("step", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_signal_stops_an_evaluation_which_the_resumed_run_does(
     copied_run, capsys, monkeypatch, step
 ):
