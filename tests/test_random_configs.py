@@ -6,7 +6,12 @@ import pytest
 from support import random_configs
 from support.random_configs import KEPT, LEAVES, check_seed, draw_config
 
-QUICK = (0, 17, pytest.param(20, marks=pytest.mark.slow), pytest.param(26, marks=pytest.mark.slow))
+QUICK = (
+    pytest.param(0, marks=pytest.mark.slow),
+    17,
+    pytest.param(20, marks=pytest.mark.slow),
+    pytest.param(26, marks=pytest.mark.slow),
+)
 CAMPAIGN = range(100, 300)
 
 

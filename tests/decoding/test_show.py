@@ -108,7 +108,9 @@ def test_targets_are_the_likeliest_at_every_token():
     assert np.array_equal(expected, written)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["decoder", "encoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
 def test_samples_of_a_sharded_model_are_those_of_one_device(family):
     evaluation = replace(GREEDY, sample_temperature=0.5)
     one = sampled(family, evaluation)

@@ -483,7 +483,12 @@ def scored(*argv):
 
 
 @pytest.mark.parametrize(
-    "kind", [*tiny_run.FAMILIES, pytest.param("pairs", marks=pytest.mark.slow)]
+    "kind",
+    [
+        "decoder",
+        "encoder",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("encoder_decoder", "pairs")),
+    ],
 )
 def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, capsys, kind):
     run = run_of(folder, kind)

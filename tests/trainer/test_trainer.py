@@ -160,7 +160,11 @@ def test_resuming_on_other_meshes(copied_run, capsys, family):
 
 
 @pytest.mark.parametrize(
-    "family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"]
+    "family",
+    [
+        "decoder",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in tiny_run.FAMILIES if f != "decoder"),
+    ],
 )
 def test_a_restored_state_is_bit_equal_on_another_mesh(tmp_path, family):
     config = tiny.FAMILIES[family]
@@ -178,10 +182,11 @@ def test_a_restored_state_is_bit_equal_on_another_mesh(tmp_path, family):
 @pytest.mark.parametrize(
     ("family", "edits", "text"),
     [
-        (
+        pytest.param(
             "encoder_decoder",
             ("objective.kind=infilling", "model.positions=learned", "tokenizer.begin_of_text=<s>"),
             "written: ",
+            marks=pytest.mark.slow,
         ),
         ("decoder", ("objective.kind=prefix", "evaluation.sample_tokens=4"), "of the "),
     ],
