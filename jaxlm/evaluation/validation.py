@@ -49,7 +49,7 @@ class EvaluationWindows:
         self.objective = objective
         self.batch_size = batch_size
         self.seed = seed
-        self.pads = not objective.random and objective.window == objective.stride + 1
+        self.pads = not (objective.random or objective.source_length)
         self.draws = draws if objective.random else 1
 
         if self.pads:

@@ -30,6 +30,7 @@ from jaxlm.evaluation.report import (
     format_table,
     total_scores,
 )
+from jaxlm.evaluation.validation import EvaluationWindows
 from jaxlm.evaluation.windows import SlidingWindows, tokens_of_windows
 from jaxlm.interop.tokenizer import TokenizerFrame
 from jaxlm.types import Batch
@@ -160,6 +161,17 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
         [*b"q", END, PAD, PAD, PAD, *b"a", END, PAD],
     ]
     assert pairs.token_count == 9 + 7 + 2 + 2 and pairs.size == (2, 16, 4)
+
+
+def test_pairs_of_one_token_are_no_causal_windows():
+    """Both have windows one token longer than their stride."""
+    documents = [Document(name, name, name) for name in "abc"]
+    objective = objectives.build(
+        config.ObjectiveConfig(kind="pairs", target_length=1), 1, BYTES.vocabulary
+    )
+    pairs = texts.read_pairs(documents, BYTES, None)
+    (batch,) = EvaluationWindows([pairs], objective, 4, 1, 0)
+    assert np.asarray(batch.weights).tolist() == [[1], [1], [1], [0]]
 
 
 # Sliding windows
