@@ -155,14 +155,14 @@ def gather(
     def whole(path: tuple, axes: Axes, weight: Array) -> Array:
         if "fsdp" in manual_axes():
             dimension = next((i for i, name in enumerate(axes) if name in split), None)
-            return gather_part(precision, axes, dimension, weight)
+            return gather_part(mesh, precision, axes, dimension, weight)
         return gather_global(mesh, precision, jax.tree_util.keystr(path), axes, weight)
 
     return jax.tree_util.tree_map_with_path(whole, axes, weights, is_leaf=is_axes)
 
 
 def gather_part(
-    precision: PrecisionConfig, axes: Axes, dimension: int | None, part: Array
+    mesh: Mesh, precision: PrecisionConfig, axes: Axes, dimension: int | None, part: Array
 ) -> Array:
     """Return a weight whole, given this device's part of it along `dimension` (None: all)."""
 
@@ -176,7 +176,7 @@ def gather_part(
 
     def backward(_: None, gradient: Array) -> tuple[Array]:
         if dimension is not None:
-            gradient = scatter(gradient.astype(jnp.dtype(precision.gradients)), dimension)
+            gradient = scatter(mesh, gradient.astype(jnp.dtype(precision.gradients)), dimension)
         return (gradient.astype(part.dtype),)
 
     whole.defvjp(lambda part: (whole(part), None), backward)
@@ -244,18 +244,29 @@ def keep_manual(mesh: Mesh, specs: Tree) -> Tree:
 
 def sum_over_rows(placement: Placement, sums: Tree) -> Tree:
     """Return sums over a device's rows, added up over all rows of the batch."""
-    return jax.tree.map(lambda x: total(placement, x, BATCH), sums)
+    return jax.tree.map(lambda x: total(placement.mesh, x, BATCH), sums)
 
 
-def total(placement: Placement, x: Array, names: tuple[str, ...]) -> Array:
+def total(mesh: Mesh, x: Array, names: tuple[str, ...]) -> Array:
     """Return the sum of x over the devices along the mesh axes `names`."""
-    names = tuple(name for name in names if placement.mesh.shape[name] > 1)
-    return jax.lax.psum(x, names) if names else x
+    names = tuple(name for name in names if mesh.shape[name] > 1)
+    return jax.lax.psum(summable(mesh, x), names).astype(x.dtype) if names else x
 
 
-def scatter(x: Array, dimension: int) -> Array:
+def scatter(mesh: Mesh, x: Array, dimension: int) -> Array:
     """Return this device's part, along `dimension`, of the sum of x over fsdp."""
-    return jax.lax.psum_scatter(x, "fsdp", scatter_dimension=dimension, tiled=True)
+    part = jax.lax.psum_scatter(summable(mesh, x), "fsdp", scatter_dimension=dimension, tiled=True)
+    return part.astype(x.dtype)
+
+
+def summable(mesh: Mesh, x: Array) -> Array:
+    """Return x in a dtype in which the compiler can sum it over devices.
+
+    XLA for CPUs aborts at a bfloat16 sum in a program that leaves an axis to the partitioner
+    ("Invalid binary instruction opcode copy"). It would add up in float32 anyway.
+    """
+    is_partial = step_axes(mesh) != set(MESH_AXES) and mesh.devices.flat[0].platform == "cpu"
+    return x.astype(jnp.float32) if is_partial and x.dtype == jnp.bfloat16 else x
 
 
 def gradient_specs(placement: Placement, params: Tree) -> Tree:
@@ -296,7 +307,7 @@ def scatter_microbatch(placement: Placement, dimensions: Tree, grads: Tree) -> T
 
     def accumulated(axes: Axes, dimension: int, gradient: Array) -> Array:
         if placement.zero == 2 and dimension >= 0 and placement.mesh.size > 1:
-            gradient = scatter(travelling(placement, axes, gradient), dimension)
+            gradient = scatter(placement.mesh, travelling(placement, axes, gradient), dimension)
         return gradient.astype(jnp.float32)
 
     return jax.tree.map(accumulated, placement.axes, dimensions, grads, is_leaf=is_axes)
@@ -308,18 +319,19 @@ def sum_gradients(placement: Placement, dimensions: Tree, grads: Tree) -> Tree:
     ZeRO 1 reduce-scatters to the parts whose moments a device holds. The sums over data are those
     of parts.
     """
-    if placement.mesh.size == 1:
+    mesh = placement.mesh
+    if mesh.size == 1:
         return grads
     gradients_split = "gradients" in ZERO[placement.zero]
 
     def summed(axes: Axes, dimension: int, gradient: Array) -> Array:
         gradient = travelling(placement, axes, gradient)
         if dimension < 0:
-            gradient = total(placement, gradient, BATCH)
+            gradient = total(mesh, gradient, BATCH)
         elif gradients_split:
-            gradient = total(placement, gradient, ("data",))
+            gradient = total(mesh, gradient, ("data",))
         else:
-            gradient = total(placement, scatter(gradient, dimension), ("data",))
+            gradient = total(mesh, scatter(mesh, gradient, dimension), ("data",))
         return gradient.astype(jnp.float32)
 
     return jax.tree.map(summed, placement.axes, dimensions, grads, is_leaf=is_axes)
