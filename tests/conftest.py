@@ -5,6 +5,7 @@ that the processes of one session share. `JAXLM_TEST_OPTIMIZE=1` turns the optim
 `.ci/run` does for the tests of the trainer. The finished runs that tests share are made here, too.
 """
 
+import faulthandler
 import os
 import shutil
 import tempfile
@@ -50,6 +51,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the workers of `-n auto`: one per core, but each takes up to 3 GB."""
     del config
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let campaigns take as long as they need: faulthandler_timeout is for all others."""
+    if item.get_closest_marker("campaign"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -135,8 +135,8 @@ def test_rows_change_places():
     """A beam goes on from another beam's row."""
     model, params = build("decoder", {"positions": "rotary"})
     tokens = np.random.default_rng(0).integers(0, 61, (2, 6)).astype(np.int32)
-    _, cache = jax.jit(model.decode)(params, model.cache(2, 8), Batch(tokens[:, :5]))
     decode = jax.jit(model.decode)
+    _, cache = decode(params, model.cache(2, 8), Batch(tokens[:, :5]))
     swapped, _ = decode(params, cache.take(jnp.array([1, 1])), Batch(tokens[[1, 1], 5:]))
     straight, _ = decode(params, cache, Batch(tokens[:, 5:]))
     np.testing.assert_array_equal(swapped[0], straight[1])
@@ -146,10 +146,11 @@ def test_rows_change_places():
 def test_the_scores_of_chosen_columns():
     model, params = build("decoder", {})
     tokens = np.random.default_rng(0).integers(0, 61, (3, 9)).astype(np.int32)
-    last, _ = jax.jit(model.decode)(
+    decode = jax.jit(model.decode)
+    last, _ = decode(
         params, model.cache(3, 9), Batch(tokens, LENGTHS, predict=LENGTHS[:, None] - 1)
     )
-    every, _ = jax.jit(model.decode)(params, model.cache(3, 9), Batch(tokens, LENGTHS))
+    every, _ = decode(params, model.cache(3, 9), Batch(tokens, LENGTHS))
     np.testing.assert_allclose(
         last[:, 0], every[np.arange(3), LENGTHS - 1], rtol=0, atol=1e-5
     )  # a product of another shape
