@@ -346,7 +346,10 @@ def check_kernel_operands(
         assert (q[0], q[2]) == (rows, heads), (q, k, v, bias)
         assert k == v and k[0] == rows and k[2] == max(1, kv_heads // tensor), (q, k, v, bias)
         assert all(shape[:2] == (1, heads) for shape in bias), (q, k, v, bias)
-    assert program.counts()["all-to-all"] == program.counts()["collective-permute"] == 0
+
+    # Adafactor takes its means under vmap: the compiler may move a few vectors of its moments.
+    moved = [*program.lines("all-to-all"), *program.lines("collective-permute")]
+    assert not [line for line in moved if 'op_name="jit(step)/vmap()' not in line]
 
     # ALiBi's bias has no gradient that devices would sum.
     if positions == "alibi":
