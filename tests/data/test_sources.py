@@ -90,6 +90,13 @@ def test_json_lines_by_ending_and_key(tmp_path):
     assert len(named_texts(text_source(tmp_path / "a.log", format="text"))) == 1
 
 
+def test_json_lines_end_at_newlines_alone(tmp_path):
+    texts = ["a\u2028b\u2029c\x85d", "e\r\n\x0c\x00\x1cf"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert [text for _, text in named_texts(text_source(tmp_path))] == texts
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
