@@ -326,6 +326,20 @@ def age(*paths: Path) -> None:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 60 * 10**9))
 
 
+def test_names_of_files_may_be_other_bytes_than_utf8(tmp_path):
+    name = os.fsdecode(b"\xff\xe9.txt")
+    try:
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / name).write_text("text")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for path in (tmp_path / "texts", tmp_path / "texts" / name):
+        source = text_source(path)
+        assert named_texts(source) == [(name, "text")]
+        fingerprint = fingerprint_source(source, tmp_path / "cache.json")
+        assert fingerprint_source(source, tmp_path / "cache.json") == fingerprint
+
+
 def test_fingerprint_follows_names_and_contents_not_the_folder(tmp_path):
     cache = tmp_path / "cache.json"
     one, two = (

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -647,6 +649,25 @@ MISTAKES = [
     (["no-run"], "no-run: there is no such directory"),
     ([], "the following arguments are required: RUN|HF_DIR"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("encoder", "no mask: nothing can be hidden$"),
+        (
+            "encoder_decoder",
+            "no mask and no sentinels: .*; jaxlm.convert import makes .* for pairs$",
+        ),
+    ],
+)
+def test_a_model_in_which_nothing_can_be_hidden_is_told_what_it_lacks(family, reason):
+    model: Any = SimpleNamespace(config=SimpleNamespace(family=family))
+    frame = TokenizerFrame("</s>", pad="<pad>")
+    tokenizer = byte_tokenizer(SpecialTokens("</s>", pad="<pad>"))
+    loaded = load_model.LoadedModel(Path("marian"), model, {}, tokenizer, frame, None, None)
+    with pytest.raises(UserError, match=f"^marian: its tokenizer has {reason}"):
+        score_model.choose_objective(loaded)
 
 
 def test_mistakes_take_one_line(folder, capsys):
