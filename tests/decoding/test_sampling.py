@@ -167,7 +167,7 @@ def test_a_draw_does_not_depend_on_the_level_of_the_scores():
             np.arange(400),
             0,
         )
-        for level in np.float32([0, 1000])
+        for level in (np.float32(0), np.float32(1000))
     )
     assert np.array_equal(low, high) and len(set(np.asarray(low).tolist())) > 3
 

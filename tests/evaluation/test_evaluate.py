@@ -891,6 +891,8 @@ def test_a_file_may_be_called_like_a_name_and_a_path(tmp_path, monkeypatch):
     assert (source.name, source.path) == ("x=1.jsonl", "x=1.jsonl")
     (source,) = evaluate.parse_sources(["y=x=1.jsonl"], "text", "auto")
     assert (source.name, source.path) == ("y", "x=1.jsonl")
+    (source,) = evaluate.parse_sources(["\udcff.txt"], "text", "auto")
+    assert (source.name, source.path) == ("?.txt", "\udcff.txt")
     (source,) = evaluate.parse_sources(["x=2.jsonl"], "text", "jsonl")
     assert (source.name, source.path, source.format) == ("x", "2.jsonl", "jsonl")
 
