@@ -1,5 +1,7 @@
 """Decisions of the loop over the steps that need no run."""
 
+import contextlib
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +11,7 @@ import pytest
 
 from jaxlm.config import DivergedError
 from jaxlm.evaluation.evaluator import Evaluator, fills_batches
+from jaxlm.step import StepMetrics
 from jaxlm.training_loop import (
     TrainingLoop,
     best_saves_allowed,
@@ -74,6 +77,53 @@ def test_targets_of_one_kind_are_no_yardstick():
     expected = "loss 0.2500 (the 40 targets are all the same token: this says nothing)"
     assert masked.describe(scores) == expected
     assert masked.is_ranked(scores | {"eval/unigram_entropy": 1.0})
+
+
+def test_a_loss_that_says_nothing_makes_no_checkpoint_the_best():
+    scores = {"eval/loss": 0.25, "eval/unigram_entropy": 0.0, "eval/targets": 40}
+    rated: list[dict] = []
+    loop = SimpleNamespace(
+        evaluator=SimpleNamespace(
+            evaluate=lambda params, stop: scores, describe=str, is_ranked=lambda scores: False
+        ),
+        throughput=SimpleNamespace(paused=lambda outputs: contextlib.nullcontext()),
+        monitor=SimpleNamespace(scalars=lambda step, scores: None, line=lambda text: None),
+        group=SimpleNamespace(share=lambda topic, value: value),
+        checkpoints=SimpleNamespace(
+            is_saving=lambda: False, rate=lambda step, scores, now: rated.append(scores)
+        ),
+        best_loss=1.0,
+    )
+    state, stop = SimpleNamespace(params=None), SimpleNamespace(reached=lambda: False)
+    assert TrainingLoop.evaluate(cast(Any, loop), 4, cast(Any, state), cast(Any, stop))
+    assert rated == [{"eval/unigram_entropy": 0.0, "eval/targets": 40}] and loop.best_loss == 1.0
+
+
+def test_a_state_is_only_saved_if_it_computes_a_loss():
+    """Its parameters may be finite and its last step sound, and their products overflow."""
+    losses = {"empty": 0.0, "sound": 2.0, "overflows": np.nan}
+    masked = evaluator(kind="masked", whole_words=False)
+
+    def score(params, source, stop, batches):
+        return SimpleNamespace(loss=losses[source.name] if batches == 1 else 0.0)
+
+    cast(Any, masked)._score = score
+    loop = SimpleNamespace(
+        evaluator=masked,
+        throughput=SimpleNamespace(paused=lambda outputs: contextlib.nullcontext()),
+        parameter_norm=lambda params: jnp.float32(1.0),
+    )
+    metrics = StepMetrics(jnp.float32(2.0), jnp.float32(1.0), jnp.float32(1.0))
+    check = partial(TrainingLoop.check, cast(Any, loop), 4, None, metrics)
+
+    def source(name, samples):
+        return cast(Any, SimpleNamespace(name=name, windows=SimpleNamespace(samples=samples)))
+
+    masked.sources = [source("empty", 0), source("sound", 3), source("overflows", 3)]
+    check()
+    masked.sources = [source("empty", 0), source("overflows", 3)]
+    with pytest.raises(DivergedError, match="the validation loss is nan after step 4"):
+        check()
 
 
 def test_nothing_to_predict_is_no_loss_of_zero():

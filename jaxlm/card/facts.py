@@ -19,6 +19,7 @@ from jaxlm.card.training_record import (
 from jaxlm.config import Config, SourceConfig
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.files import read_utf8
 from jaxlm.objectives import Objective, Vocabulary
 
 LIBRARIES = ("jaxlm", "transformers")  # of a run directory's card, of an export's
@@ -210,7 +211,7 @@ def gather_facts(
 def read_saved_config(run_directory: Path) -> dict[str, Any]:
     """Return config.json, with what it holds beside the config; {} if it is missing or damaged."""
     try:
-        document = json.loads((run_directory / "config.json").read_text())
+        document = json.loads(read_utf8(run_directory / "config.json"))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -79,7 +79,7 @@ def record_import(run_directory: Path, model_type: str) -> None:
 def read_record(run_directory: Path) -> dict[str, Any]:
     """Return the document; an empty one if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        document = json.loads((run_directory / RECORD_FILE).read_text())
+        document = json.loads(files.read_utf8(run_directory / RECORD_FILE))
         return document if isinstance(document, dict) else {}
     return {}
 

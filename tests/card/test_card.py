@@ -381,6 +381,18 @@ def test_an_imported_model(tmp_path):
     )
 
 
+def test_files_with_a_byte_order_mark_tell_the_same(tmp_path):
+    run_config = replace(tiny.CONFIG, run_directory=None)
+    checkpoint.write_run_config(tmp_path, run_config, "a" * 16, {"jax": "0.10.2"})
+    card.record_import(tmp_path, "llama")
+    facts = card.gather_facts(tmp_path, run_config, 1)
+    assert facts.imported == "llama" and facts.versions == {"jax": "0.10.2"}
+    for name in ("config.json", "training.json"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert card.gather_facts(tmp_path, run_config, 1) == facts
+
+
 @pytest.mark.parametrize(
     ("family", "task", "words"),
     [

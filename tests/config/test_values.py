@@ -292,6 +292,8 @@ def test_strings_are_unicode_and_paths_may_be_bytes(key, bounds):
 
 def test_a_path_of_other_bytes_is_kept():
     assert config.apply_edits(Config(), ["data.store=\udcff"]).data.store == "\udcff"
+    (source,) = config.apply_edits(Config(), [], "\udcff.txt").data.sources
+    assert (source.name, source.path) == ("?", "\udcff.txt")
 
 
 @pytest.mark.parametrize(

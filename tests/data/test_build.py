@@ -114,9 +114,10 @@ def test_long_texts_give_several_excerpts():
     assert list(excerpts) == ["ab", "c" * 65536, "c" * 34464]
 
 
-def test_large_vocabularies_take_32_bits(tmp_path):
+@pytest.mark.parametrize(("largest", "dtype"), [(65_535, "uint16"), (65_536, "uint32")])
+def test_large_vocabularies_take_32_bits(tmp_path, largest, dtype):
     inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"a": 0, "b": 70_000, "?": 1}, unk_token="?")
+        tokenizers.models.WordLevel({"a": 0, "b": largest, "?": 1}, unk_token="?")
     )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.add_special_tokens(["<|endoftext|>"])
@@ -126,8 +127,8 @@ def test_large_vocabularies_take_32_bits(tmp_path):
     tokenizer = config.TokenizerConfig(kind="file", path=str(tmp_path / "t.json"))
     data = data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5)
     store, _ = build_store(data, tokenizer)
-    assert store.manifest["dtype"] == "uint32"
-    assert read_tokens(store.train[0])[:3].tolist() == [0, 70_000, 1]
+    assert store.manifest["dtype"] == dtype
+    assert read_tokens(store.train[0])[:3].tolist() == [0, largest, 1]
 
 
 def test_special_tokens_that_the_objective_needs_are_in_the_store(tmp_path):

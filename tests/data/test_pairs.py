@@ -10,6 +10,7 @@ from jaxlm import config, objectives
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data import Store, prepare
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.split import split_documents
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.validation import EvaluationWindows
 from jaxlm.objectives import Objective
@@ -126,6 +127,18 @@ def test_validation_pairs_from_a_file_of_their_own(tmp_path):
         expected(8, 12, 12),
     ]
     assert len(store.train[0]) == 4
+
+
+def test_validation_pairs_have_the_keys_of_the_first_source(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"en": "one", "de": "eins"}\n')
+    source = config.SourceConfig(
+        name="a", path=str(path), format="pairs", source_key="en", target_key="de"
+    )
+    validation = config.ValidationConfig(method="source", path=str(path))
+    data = config.DataConfig(sources=(source,), validation=validation)
+    documents = [(document.split, document.texts) for document in split_documents(data, None)]
+    assert documents == [("train", ("one", "eins")), ("validation", ("one", "eins"))]
 
 
 def test_hash_split_counts_pairs_not_texts(tmp_path):

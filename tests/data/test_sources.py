@@ -90,6 +90,13 @@ def test_json_lines_by_ending_and_key(tmp_path):
     assert len(named_texts(text_source(tmp_path / "a.log", format="text"))) == 1
 
 
+def test_json_lines_end_at_newlines_alone(tmp_path):
+    texts = ["a\u2028b\u2029c\x85d", "e\r\n\x0c\x00\x1cf"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert [text for _, text in named_texts(text_source(tmp_path))] == texts
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -317,6 +324,20 @@ def age(*paths: Path) -> None:
     for path in paths:
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 60 * 10**9))
+
+
+def test_names_of_files_may_be_other_bytes_than_utf8(tmp_path):
+    name = os.fsdecode(b"\xff\xe9.txt")
+    try:
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / name).write_text("text")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for path in (tmp_path / "texts", tmp_path / "texts" / name):
+        source = text_source(path)
+        assert named_texts(source) == [(name, "text")]
+        fingerprint = fingerprint_source(source, tmp_path / "cache.json")
+        assert fingerprint_source(source, tmp_path / "cache.json") == fingerprint
 
 
 def test_fingerprint_follows_names_and_contents_not_the_folder(tmp_path):

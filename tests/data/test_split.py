@@ -115,7 +115,7 @@ FORMATS = [  # the training file, its format, the validation file, the validatio
     ("train.jsonl", "auto", "valid.jsonl", ["one", "two"]),
     ("train.json", "jsonl", "valid.jsonl", ["one", "two"]),
     ("train.txt", "text", "valid.jsonl", ["one", "two"]),
-    ("train.txt", "text", "valid.json", ['{"text": "one"}\n{"text": "two"}\n']),
+    ("train.txt", "text", "valid.json", ['{"body": "one"}\n{"body": "two"}\n']),
 ]
 
 
@@ -124,8 +124,8 @@ def test_validation_files_are_read_like_the_first_source(
     tmp_path, train, format, validation, documents
 ):
     for name in (train, validation):
-        (tmp_path / name).write_text('{"text": "one"}\n{"text": "two"}\n')
+        (tmp_path / name).write_text('{"body": "one"}\n{"body": "two"}\n')
     data = data_config(tmp_path, tmp_path / train, method="source", path=str(tmp_path / validation))
-    data = replace(data, sources=(replace(data.sources[0], format=format),))
+    data = replace(data, sources=(replace(data.sources[0], format=format, text_key="body"),))
     store, _ = build_store(data)
     assert read_texts(store, store.validation) == [documents]

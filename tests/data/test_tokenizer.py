@@ -81,6 +81,15 @@ def test_special_token_in_a_document_is_plain_text(bpe, tmp_path):
             assert tok.decode(ids) == text
 
 
+def test_a_special_token_that_a_run_has_no_use_for_is_plain_text_too(bpe, tmp_path):
+    inner = tokenizers.Tokenizer.from_str(bpe.inner.to_str())
+    inner.add_special_tokens(["<|im_end|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tok = tokenizer.load_tokenizer(tmp_path / "tokenizer.json", PLAIN)
+    ids = tok.encode("a<|im_end|>b")
+    assert inner.token_to_id("<|im_end|>") not in ids and tok.decode(ids) == "a<|im_end|>b"
+
+
 def test_bpe_has_all_bytes_and_the_requested_size(bpe):
     assert (bpe.size, bpe.end_of_text) == (300, 0)
     assert set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(bpe.inner.get_vocab())

@@ -1,5 +1,6 @@
 """Damage that keeps the size of a shard, such as a flipped bit, is found by its checksum."""
 
+import json
 import threading
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_a_shard_that_can_not_be_read_is_named(folder, monkeypatch):
     monkeypatch.setattr(verification, "compute_checksum", fail)
     with pytest.raises(UserError, match=r"train-0-00000\.bin: Input/output error; delete the"):
         read_split(folder, "train")
+
+
+def test_a_store_of_an_earlier_version_without_checksums_is_read(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for entries in manifest["splits"].values():
+        for shard in entries[0]["shards"]:
+            del shard["crc32"]
+    path.write_text(json.dumps(manifest))
+    assert read_split(folder, "train").any()
 
 
 def test_checksums_of_long_files_are_those_of_zlib(tmp_path, monkeypatch):

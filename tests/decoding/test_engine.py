@@ -3,6 +3,7 @@
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.tiny_models import WholeContext, build_tiny, random_prompts
@@ -49,6 +50,28 @@ def one_by_one(reference, starts, sources, limits, stop_ids=()):
 
 def listed(rows):
     return [row.tolist() for row in rows]
+
+
+def test_scores_that_are_no_numbers_after_the_first_token_are_noticed():
+    stop, greedy = StopTokens(()), SamplingConfig()
+    scores = np.zeros((2, 5), np.float32)
+    state = engine_module.start_rows(
+        stop,
+        greedy,
+        4,
+        cache=None,
+        scores_BV=jnp.asarray(scores),
+        history=None,
+        context=build_context(stop, [START, START], 16),
+        limits_B=np.array([3, 3], np.int32),
+        rows_B=np.arange(2),
+        seed=np.uint32(0),
+    )
+    assert state.finite
+    scores[1, 2] = np.nan
+    state = engine_module.append_token(stop, greedy, state, jnp.asarray(scores))
+    assert not state.finite
+    assert state.lengths_B.tolist() == [2, 1] and state.open_B.tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -336,10 +336,10 @@ def test_vectors_by_the_command(call, directory, family, pool, tmp_path):
         )
 
 
-PROMPT_LINES = ["one\x0c\x1c\x85\u2028still\rone", "", "two "]
+PROMPT_LINES = ["one\x0c\x1c\x85\u2028still\rone", "", "\ufefftwo "]
 FILES = {  # content -> prompts, and what stderr says
     "p.txt": (
-        "\ufeffone\x0c\x1c\x85\u2028still\rone\r\n\ntwo \n",
+        "\ufeffone\x0c\x1c\x85\u2028still\rone\r\n\n\ufefftwo \n",
         PROMPT_LINES,
         "p.txt:2: a blank line is an",
     ),

@@ -100,11 +100,12 @@ def test_names_become_the_tokens_that_the_tokenizer_sees_there(make, text):
 
 
 @pytest.mark.parametrize("lstrip", [True, False])
-def test_names_of_other_special_tokens_are_plain_text(lstrip):
+@pytest.mark.parametrize("name", ["<end>", "<unk>"])  # one that documents end with, and another
+def test_names_of_other_special_tokens_are_plain_text(name, lstrip):
     inner = words(lstrip)
     found = prompts.encode_with_special(
-        ours(inner), "a <mask><end> b", {"<mask>": inner.token_to_id("<mask>")}
+        ours(inner), f"a <mask>{name} b", {"<mask>": inner.token_to_id("<mask>")}
     )
-    pieces = ours(inner).encode("a" if lstrip else "a "), ours(inner).encode("<end> b")
+    pieces = ours(inner).encode("a" if lstrip else "a "), ours(inner).encode(f"{name} b")
     assert found.tolist() == [*pieces[0], inner.token_to_id("<mask>"), *pieces[1]]
-    assert inner.token_to_id("<end>") not in found
+    assert inner.token_to_id(name) not in found

@@ -153,7 +153,23 @@ def test_a_huge_temperature_draws_any_token_that_is_allowed():
         found = sample_tokens(sampling, scores, jax.random.key(0), np.arange(400), 0)
         assert set(np.asarray(found).tolist()) == {0, 1, 2, 3}
         penalized = penalize_repetitions(scores, jnp.ones((400, 8), bool), temperature)
-        assert not np.isnan(np.asarray(penalized)).any()
+        assert np.array_equal(np.isfinite(penalized), np.isfinite(scores))
+
+
+def test_a_draw_does_not_depend_on_the_level_of_the_scores():
+    """At a low temperature the rounding of high scores would exceed their differences."""
+    scores = np.broadcast_to(np.arange(8, dtype=np.float32) / 2**14, (400, 8))
+    low, high = (
+        sample_tokens(
+            SamplingConfig(temperature=1e-4),
+            jnp.asarray(level + scores),  # without rounding
+            jax.random.key(0),
+            np.arange(400),
+            0,
+        )
+        for level in (np.float32(0), np.float32(1000))
+    )
+    assert np.array_equal(low, high) and len(set(np.asarray(low).tolist())) > 3
 
 
 def drawn(rows, seed=0, position=0, sampling=CONFIGS["all"]):

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -649,6 +651,25 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("encoder", "no mask: nothing can be hidden$"),
+        (
+            "encoder_decoder",
+            "no mask and no sentinels: .*; jaxlm.convert import makes .* for pairs$",
+        ),
+    ],
+)
+def test_a_model_in_which_nothing_can_be_hidden_is_told_what_it_lacks(family, reason):
+    model: Any = SimpleNamespace(config=SimpleNamespace(family=family))
+    frame = TokenizerFrame("</s>", pad="<pad>")
+    tokenizer = byte_tokenizer(SpecialTokens("</s>", pad="<pad>"))
+    loaded = load_model.LoadedModel(Path("marian"), model, {}, tokenizer, frame, None, None)
+    with pytest.raises(UserError, match=f"^marian: its tokenizer has {reason}"):
+        score_model.choose_objective(loaded)
+
+
 def test_mistakes_take_one_line(folder, capsys):
     run = run_of(folder, "decoder")
     for argv, message in MISTAKES:
@@ -870,6 +891,8 @@ def test_a_file_may_be_called_like_a_name_and_a_path(tmp_path, monkeypatch):
     assert (source.name, source.path) == ("x=1.jsonl", "x=1.jsonl")
     (source,) = evaluate.parse_sources(["y=x=1.jsonl"], "text", "auto")
     assert (source.name, source.path) == ("y", "x=1.jsonl")
+    (source,) = evaluate.parse_sources(["\udcff.txt"], "text", "auto")
+    assert (source.name, source.path) == ("?.txt", "\udcff.txt")
     (source,) = evaluate.parse_sources(["x=2.jsonl"], "text", "jsonl")
     assert (source.name, source.path, source.format) == ("x", "2.jsonl", "jsonl")
 

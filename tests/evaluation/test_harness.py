@@ -261,7 +261,8 @@ def test_a_token_across_the_join_leaves_the_continuation_whole(monkeypatch):
 
     assert len(ids("Answer")) == 1
     for context in ("Ans", "a Ans", "Answer Ans"):
-        assert model.encode_pair(context, "wer") == (ids(context), ids("wer"))
+        for continuation in ("wer", "wer a b c a b c"):  # whole, or with tokens behind the join
+            assert model.encode_pair(context, continuation) == (ids(context), ids(continuation))
     # Where no token goes across, both are cut from one text, spaces going to the continuation.
     assert model.encode_pair("a ", "Answer") == (ids("a"), ids(" Answer"))
     assert model.encode_pair("", "Answer") == ([tokenizer.end_of_text], ids("Answer"))

@@ -201,16 +201,22 @@ JSON_FILES = (
 )
 
 
+def add_byte_order_marks(paths):
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
 def test_byte_order_marks_are_dropped(directories, tmp_path):
     directory = shutil.copytree(directories("gpt2"), tmp_path / "hf")
     interop.save(tmp_path / "shards", *interop.load(directory), max_shard_bytes=20_000)
     (directory / "model.safetensors").unlink()
     for path in (tmp_path / "shards").glob("model*"):
         shutil.copy(path, directory)
-    for name in JSON_FILES:
-        path = directory / name
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    run, out = there_and_back(directory, tmp_path)
+    run, out = tmp_path / "run", tmp_path / "out"
+    add_byte_order_marks(directory / name for name in JSON_FILES)
+    assert converted("import", directory, run) == 0
+    add_byte_order_marks(run.glob("*.json"))
+    assert converted("export", run, out) == 0
     plain = load_model(directories("gpt2"))
     for path in (directory, run, out):
         loaded = load_model(path)

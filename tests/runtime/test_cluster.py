@@ -140,6 +140,19 @@ def test_a_missing_variable_is_named(variables, name):
 
 
 @pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        (SLURM, "SLURM_STEP_NUM_TASKS"),
+        (OPEN_MPI, "OMPI_COMM_WORLD_SIZE"),
+        (OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ],
+)
+def test_no_job_has_0_processes(variables, name):
+    assert refusal(variables | {name: "0"}).path == name
+    assert refusal(variables | {name: "0"}, coordinator="other:1").path == name
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("SLURM_NODEID", "2"), ("SLURM_LOCALID", "4"), ("SLURM_STEP_NODELIST", "gpu[")],
 )

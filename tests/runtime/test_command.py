@@ -1,7 +1,9 @@
 """The life of a command: exit codes and the lock of the run directory."""
 
 import errno
+import io
 import os
+import sys
 import threading
 
 import pytest
@@ -38,6 +40,18 @@ ENDS = [  # body of a command, exit code, stdout, stderr
 def test_how_a_command_ends(body, code, out, err):
     done = run_command(body)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+def test_a_message_may_name_a_file_whose_name_is_not_utf8(monkeypatch):
+    written = io.BytesIO()
+    stderr = io.TextIOWrapper(written, encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stderr", stderr)
+
+    def fail(argv):
+        raise UserError("\udcff.txt: no text")
+
+    assert runtime.command(fail, []) == 2
+    assert written.getvalue() == b"error: \\udcff.txt: no text\n"
 
 
 def test_our_own_mistakes_keep_their_traceback():
