@@ -52,7 +52,7 @@ def build_store(
     """Write the tokenizer and the shards into `folder` and return the manifest."""
     # The first pass over the text counts it, so that an empty split is found at once.
     tail_starts = find_tail_starts(data)
-    sizes = measure_splits(data, tail_starts)
+    sizes = measure_splits(data, tail_starts, report)
 
     # Only training text reaches the tokenizer.
     tokenizer = build_tokenizer(

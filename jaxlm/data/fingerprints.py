@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
+from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
 from jaxlm.data.formats import JSON_LINES, is_json_lines
-from jaxlm.data.sources import FIRST_SOURCE, SourceKeys, base_folder, list_files
+from jaxlm.data.listing import base_folder, list_files
 from jaxlm.files import BYTE_ORDER_MARK, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000

@@ -1,13 +1,16 @@
 """Divide the text of the sources into a training and a validation split."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from jaxlm.config import ConfigError, DataConfig, SourceConfig, ValidationConfig
+from jaxlm.data.documents import Document, SourceKeys
 from jaxlm.data.formats import is_json_lines
-from jaxlm.data.sources import Document, SourceKeys, list_files, read_documents
+from jaxlm.data.listing import list_files
+from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.sources import read_documents
 
 TRAIN, VALIDATION = "train", "validation"
 SPLITS = (TRAIN, VALIDATION)
@@ -72,6 +75,8 @@ def validation_source(data: DataConfig, keys: SourceKeys) -> SourceConfig:
         path=data.validation.path,
         format="auto" if first.format == "python_stdlib" else first.format,
         text_key=first.text_key,
+        text_keys=first.text_keys,
+        text_join=first.text_join,
         source_key=first.source_key,
         target_key=first.target_key,
     )
@@ -103,20 +108,25 @@ def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
 
     starts = []
     for source, keys in numbered_sources(data):
-        size = sum(len(document.text.encode()) for document in read_documents(source, keys))
+        documents = read_documents(source, keys, ReadingNotes(skips=data.on_error == "skip"))
+        size = sum(len(document.text.encode()) for document in documents)
         starts.append(int(size * (1 - data.validation.share)))
     return tuple(starts)
 
 
 def split_documents(
-    data: DataConfig, tail_starts: tuple[int, ...] | None
+    data: DataConfig,
+    tail_starts: tuple[int, ...] | None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Iterator[SplitDocument]:
     """Yield every document of every source with its split.
 
-    `tail_starts` is `find_tail_starts(data)`.
+    `tail_starts` is `find_tail_starts(data)`. `report` gets lines about what was skipped, and about
+    files that are read otherwise than their names say.
     """
     for number, (source, keys) in enumerate(numbered_sources(data)):
-        documents = read_documents(source, keys)
+        notes = ReadingNotes(skips=data.on_error == "skip")
+        documents = read_documents(source, keys, notes)
         if tail_starts is not None:
             divided = split_by_position(documents, tail_starts[number])
         elif data.validation.method == "hash":
@@ -127,6 +137,8 @@ def split_documents(
 
         for name, split, texts in divided:
             yield SplitDocument(number, name, split, texts)
+        for line in notes.lines(source.name):
+            report(line)
 
 
 def split_by_hash(documents: Iterable[Document], share: float) -> Iterator[NamedSplit]:
@@ -162,15 +174,17 @@ def split_by_position(documents: Iterable[Document], tail_start: int) -> Iterato
 
 
 def measure_splits(
-    data: DataConfig, tail_starts: tuple[int, ...] | None
+    data: DataConfig,
+    tail_starts: tuple[int, ...] | None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[SourceSplit, SplitSize]:
-    """Return how much text each source has in each split.
+    """Return how much text each source has in each split. `report` gets lines about the reading.
 
     Raises `ConfigError` at the source without text, or at `data.validation` where the text can't
     be divided that way.
     """
     sizes = dict.fromkeys(source_splits(data), SplitSize())
-    for document in split_documents(data, tail_starts):
+    for document in split_documents(data, tail_starts, report):
         key = (document.source, document.split)
         sizes[key] = SplitSize(sizes[key].documents + 1, sizes[key].bytes + document.size)
 
