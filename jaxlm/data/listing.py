@@ -12,7 +12,7 @@ from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
 from jaxlm.files import expand_home
 
 # What Hugging Face's library writes beside the tables of a dataset, and beside its splits.
-DATASET_STATE, DATASET_SPLITS = "state.json", "dataset_dict.json"
+DATASET_FILES, DATASET_SPLITS = {"state.json", "dataset_info.json"}, "dataset_dict.json"
 # Parts of the standard library that are left out: what distributions package separately (test
 # suites, editors, demos) and what the build of Python wrote.
 STDLIB_EXCLUDED = {
@@ -29,10 +29,13 @@ STDLIB_EXCLUDED = {
 STDLIB_EXCLUDED_STARTS = ("config-", "_sysconfigdata", "sitecustomize")
 
 
-def list_files(source: SourceConfig, keys: SourceKeys = FIRST_SOURCE) -> list[Path]:
+def list_files(
+    source: SourceConfig, keys: SourceKeys = FIRST_SOURCE, left_out: list[Path] | None = None
+) -> list[Path]:
     """Return the files of a source, sorted; a folder gives every file below it that is not hidden.
 
-    Raises `ConfigError` at `keys.path` if there are none.
+    `left_out` gets what is no regular file: links to folders and to nowhere, sockets. Raises
+    `ConfigError` at `keys.path` if there are no files, or a folder can't be read.
     """
     if source.path is None:
         modules = walk_files(stdlib_folder(), is_excluded_from_stdlib)
@@ -41,7 +44,7 @@ def list_files(source: SourceConfig, keys: SourceKeys = FIRST_SOURCE) -> list[Pa
     path = expand_home(source.path)
     try:
         if path.is_dir():
-            paths = drop_descriptions(walk_files(path), source, keys)
+            paths = drop_descriptions(walk_files(path, is_hidden, left_out), source, keys)
         elif path.exists():
             paths = [path]
         else:
@@ -63,10 +66,15 @@ def drop_descriptions(paths: list[Path], source: SourceConfig, keys: SourceKeys)
 
     Raises ConfigError at `keys.path` for a dataset of several splits, of which some are for tests.
     """
-    folders = {path.parent for path in paths if path.name == DATASET_STATE}
+    described: dict[Path, set[str]] = {}
     for path in paths:
-        if path.name == DATASET_SPLITS:
-            names = ", ".join(sorted(folder.name for folder in folders if folder != path.parent))
+        if path.name in DATASET_FILES:
+            described.setdefault(path.parent, set()).add(path.name)
+    folders = {folder for folder, names in described.items() if names == DATASET_FILES}
+
+    for path in paths:
+        if path.name == DATASET_SPLITS and folders:
+            names = ", ".join(sorted(folder.name for folder in folders))
             reason = f"{source.path}: holds the splits {names}: name one of them"
             raise ConfigError(keys.path, reason)
     return [path for path in paths if path.parent not in folders or path.suffix == ".arrow"]
@@ -82,16 +90,30 @@ def is_excluded_from_stdlib(name: str) -> bool:
     return name in STDLIB_EXCLUDED or name.startswith(STDLIB_EXCLUDED_STARTS)
 
 
-def walk_files(folder: Path, is_excluded: Callable[[str], bool] = is_hidden) -> list[Path]:
-    """Return the regular files below `folder`, sorted.
+def walk_files(
+    folder: Path, is_excluded: Callable[[str], bool], left_out: list[Path] | None = None
+) -> list[Path]:
+    """Return the regular files below `folder`, sorted; `left_out` gets the others.
 
-    Files and whole folders whose name `is_excluded` are left out.
+    Files and whole folders whose name `is_excluded` are passed over. Links to folders are not
+    followed: they may lead back. Raises OSError for a folder that can't be read.
     """
-    paths = []
-    for parent, folders, names in os.walk(folder):
+    paths, others = [], []
+    for parent, folders, names in os.walk(folder, onerror=raise_error):
         folders[:] = [name for name in folders if not is_excluded(name)]
-        paths += [Path(parent, name) for name in names if not is_excluded(name)]
-    return sorted(path for path in paths if path.is_file())
+        others += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        for name in names:
+            if not is_excluded(name):
+                path = Path(parent, name)
+                (paths if path.is_file() else others).append(path)
+    if left_out is not None:
+        left_out += sorted(others)
+    return sorted(paths)
+
+
+def raise_error(error: OSError) -> None:
+    """Let `os.walk` end with an error, which it would pass over."""
+    raise error
 
 
 def suggest_file(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Note what reading a source finds: records that are skipped, files that are not what they seem."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxlm.config import UserError
@@ -24,6 +24,7 @@ class ReadingNotes:
     def __init__(self, skips: bool = False):
         self.skips = skips
         self.fault_count, self.first_fault = 0, ""
+        self.left_out: list[Path] = []  # of a folder: no regular files
         self.formats: dict[str, list[str]] = {}  # what it is -> files that seem something else
 
     def add_fault(self, fault: UserError) -> None:
@@ -45,11 +46,18 @@ class ReadingNotes:
 
     def lines(self, source: str) -> Iterator[str]:
         """Yield a line for each kind of thing that was found in the source of that name."""
+        if self.left_out:
+            yield f"source {source}: left out {shorten(self.left_out)}: no regular file"
         for what, names in self.formats.items():
-            others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-            yield f"source {source}: {names[0]}{others}: {what}, by content"
+            yield f"source {source}: {shorten(names)}: {what}, by content"
         if self.fault_count:
             yield (
                 f"source {source}: skipped {self.fault_count:,} that can't be read "
                 f"(data.on_error=skip), the first: {self.first_fault}"
             )
+
+
+def shorten(names: Sequence[object]) -> str:
+    """Return the first of some names, and how many there are beside it."""
+    others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return f"{names[0]}{others}"

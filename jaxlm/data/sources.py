@@ -52,7 +52,7 @@ def read_documents(
 
 def read_files(source: SourceConfig, keys: SourceKeys, notes: ReadingNotes) -> Iterator[Document]:
     """Yield the documents of a source's files, also empty ones."""
-    paths = list_files(source, keys)
+    paths = list_files(source, keys, notes.left_out)
     base = base_folder(source)
     for path in paths:
         name = path.relative_to(base).as_posix()

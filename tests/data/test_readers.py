@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -376,3 +377,127 @@ def test_pairs_may_stand_in_a_table(tmp_path):
     keys = {"format": "pairs", "source_key": "de", "target_key": "en"}
     source = config.SourceConfig(name="corpus", path=str(tmp_path / "a.tsv"), **keys)
     assert [document.texts for document in read_documents(source)] == [("guten Tag", "good day")]
+
+
+# --- hostile inputs ---
+
+
+def parquet_bytes(columns: dict) -> bytes:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    parquet.write_table(arrow.table(columns), buffer)
+    return buffer.getvalue()
+
+
+GOOD = b'{"text": "good"}\n'
+LONG = 1 << 16  # as many bytes as a record of these tests may have
+DEEP = b'{"text": ' * 5_000
+# name: (file, content or a function of nothing, what the error says, texts that are kept)
+HOSTILE = {
+    "broken UTF-8": ("a.txt", b"caf\xe9", "a.txt: not UTF-8 at byte 3", []),
+    "broken UTF-8 in JSON": ("a.jsonl", b'{"text": "\xe9"}\n' + GOOD, "a.jsonl:1: not UTF-8", 1),
+    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt: not UTF-8 at byte 0", []),
+    "NUL in a text": ("a.txt", b"a\0b", None, ["a\0b"]),
+    "NUL in JSON": ("a.jsonl", b'{"text": "a\0b"}\n' + GOOD, "a.jsonl:1: not JSON", 1),
+    "NUL in CSV": ("a.csv", b"text\na\0b\n", None, ["a\0b"]),
+    "byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + GOOD, None, 1),
+    "carriage returns": ("a.jsonl", GOOD.replace(b"\n", b"\r\n") * 2, None, 2),
+    "carriage returns in CSV": ("a.csv", b"text\r\ngood\r\n", None, 1),
+    "carriage returns alone": ("a.jsonl", b'{"text": "a"}\r' * 2, "a.jsonl:1: not JSON", []),
+    "huge line": ("a.jsonl", b'{"text": "' + b"x" * LONG + b'"}\n' + GOOD, "a.jsonl:1: longer", 1),
+    "huge CSV field": ("a.csv", b"text\n" + b"x" * LONG + b"\ngood\n", "a.csv:2: longer than", 1),
+    "empty file": ("a.txt", b"", None, []),
+    "empty JSON lines": ("a.jsonl", b"", None, []),
+    "blank lines": ("a.jsonl", b"\n \n\t\n", None, []),
+    "empty CSV": ("a.csv", b"", "a.csv: no column 'text'", []),
+    "truncated gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD)[:-9], "a.jsonl.gz: damaged g", 1),
+    "truncated bzip2": ("a.jsonl.bz2", lambda: bz2.compress(GOOD)[:-9], "bz2: damaged bzip2", 1),
+    "truncated xz": ("a.jsonl.xz", lambda: lzma.compress(GOOD)[:-9], "xz: damaged xz", 1),
+    "truncated Zstandard": (
+        "a.zst",
+        lambda: zstandard_compress(GOOD)[:-3],
+        "a.zst: damaged Zstandard",
+        [],
+    ),
+    "rubbish after gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD) + b"x", "damaged gzip", 1),
+    "gzip of gzip": ("a.gz", lambda: gzip.compress(gzip.compress(GOOD)), "a.gz: not UTF-8", []),
+    "truncated Parquet": (
+        "a.parquet",
+        lambda: parquet_bytes({"text": ["good"]})[:-9],
+        "a.parquet: damaged Parquet",
+        [],
+    ),
+    "Parquet of nulls": ("a", lambda: parquet_bytes({"text": ["good", None]}), "a:2: 'text'", 1),
+    "Parquet of lists": ("a", lambda: parquet_bytes({"text": [["a"]]}), "a:1: 'text' must", []),
+    "Parquet without rows": ("a.parquet", lambda: parquet_bytes({"text": []}), None, []),
+    "missing field": ("a.jsonl", b'{"body": 1}\n' + GOOD, "a.jsonl:1: no key 'text'", 1),
+    "null text": ("a.jsonl", b'{"text": null}\n' + GOOD, "a.jsonl:1: 'text' must", 1),
+    "wrong type": ("a.jsonl", b'{"text": {"text": ""}}\n' + GOOD, "a.jsonl:1: 'text' must", 1),
+    "a list": ("a.jsonl", b"[1]\n" + GOOD, "a.jsonl:1: must be a JSON object", 1),
+    "duplicate keys": ("a.jsonl", b'{"text": "", "text": "a"}\n' + GOOD, "a.jsonl:1: the key", 1),
+    "not a number": ("a.jsonl", b'{"text": NaN}\n' + GOOD, "a.jsonl:1: 'text' must be", 1),
+    "half a surrogate": ("a.jsonl", b'{"text": "\\udc00"}\n' + GOOD, "a.jsonl:1: half a", 1),
+    "deep nesting": ("a.jsonl", DEEP + b"\n" + GOOD, "a.jsonl:1: not JSON", 1),
+    "half a line": ("a.jsonl", GOOD + GOOD[:9], "a.jsonl:2: not JSON", 1),
+    "bomb": ("a.txt.gz", lambda: gzip.compress(bytes(1000 * LONG)), "a.txt.gz: one text of", []),
+    "bomb in a line": ("a.jsonl.gz", lambda: gzip.compress(bytes(9 * LONG)), "gz:1: longer", []),
+    "open quote": ("a.csv", b'text\ngood\n"open\n', "a.csv:3: unexpected end of data", 1),
+    "ragged row": ("a.csv", b"text,n\na,1,2\ngood,1\n", "a.csv:2: has 3 fields", 1),
+    "another format": ("a.jsonl", b"%PDF-1.7\n\xff", "a.jsonl: is a PDF file", []),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_line_or_skipped_and_counted(tmp_path, name, monkeypatch):
+    file, content, reason, kept = HOSTILE[name]
+    monkeypatch.setattr(streams, "LONGEST_RECORD", LONG)
+    (tmp_path / file).write_bytes(content() if callable(content) else content)
+    (tmp_path / "z.jsonl").write_bytes(GOOD)
+    kept = ["good"] * kept if isinstance(kept, int) else kept
+
+    found, lines = read_skipping(tmp_path)
+    skipped = [line for line in lines if "skipped 1 that can't be read" in line]
+    if reason is None:
+        assert not skipped and texts(tmp_path) == found
+    else:
+        with pytest.raises(UserError) as error:
+            read(tmp_path)
+        assert reason in str(error.value) and "\n" not in str(error.value)
+        assert len(skipped) == 1 and str(error.value) in skipped[0]
+    if kept is not None:
+        assert found == [*kept, "good"]
+
+
+def test_links_and_other_things_in_a_folder_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "back").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    found, lines = read_skipping(tmp_path)
+    assert found == ["good", "good"]
+    assert lines == [f"source corpus: left out {tmp_path}/below/back and 1 more: no regular file"]
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"^data\.sources\.0\.path: .*: Permission denied$"):
+        read(tmp_path)
+
+
+def test_entities_of_a_dump_do_not_expand_without_end(tmp_path):
+    pytest.importorskip("mwparserfromhell")
+    entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(12))
+    head = f'<!DOCTYPE mediawiki [<!ENTITY e0 "x">{entities}]>'
+    (tmp_path / "a.xml").write_text(head + "<mediawiki><page><text>&e12;</text></page></mediawiki>")
+    with pytest.raises(UserError, match=r"a\.xml:1: not XML: limit on input amplification"):
+        read(tmp_path / "a.xml", format="wikipedia")
