@@ -23,6 +23,7 @@ from jaxlm.data.split import (
     SplitSize,
     find_tail_starts,
     measure_splits,
+    new_notes,
     numbered_sources,
     split_documents,
     total_size,
@@ -52,7 +53,11 @@ def build_store(
     """Write the tokenizer and the shards into `folder` and return the manifest."""
     # The first pass over the text counts it, so that an empty split is found at once.
     tail_starts = find_tail_starts(data)
-    sizes = measure_splits(data, tail_starts, report)
+    notes, sources = new_notes(data), numbered_sources(data)
+    sizes = measure_splits(data, tail_starts, notes)
+    for note, source in zip(notes, sources, strict=True):
+        for line in note.lines(source.config.name):
+            report(line)
 
     # Only training text reaches the tokenizer.
     tokenizer = build_tokenizer(
@@ -88,7 +93,6 @@ def build_store(
             validation_text += (piece.text + piece.gap).encode()
 
     entries = {}
-    sources = numbered_sources(data)
     for (source, split), writer in writers.items():
         text_entry = describe_text(sources[source].config, sizes[source, split])
         entries[source, split] = text_entry | writer.close()
@@ -103,6 +107,11 @@ def build_store(
         "splits": {
             split: [entry for (_, name), entry in entries.items() if name == split]
             for split in SPLITS
+        },
+        "skipped": {
+            source.config.name: note.fault_count
+            for note, source in zip(notes, sources, strict=True)
+            if note.fault_count
         },
         "validation": describe_validation(
             entries, total_size(sizes, VALIDATION), bytes(validation_text)

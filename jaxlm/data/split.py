@@ -1,7 +1,7 @@
 """Divide the text of the sources into a training and a validation split."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -98,6 +98,11 @@ def source_splits(data: DataConfig) -> list[SourceSplit]:
     return [(source, TRAIN) for source in train] + [(source, VALIDATION) for source in validation]
 
 
+def new_notes(data: DataConfig) -> list[ReadingNotes]:
+    """Return empty notes for each of `numbered_sources(data)`."""
+    return [ReadingNotes(data.on_error == "skip") for _ in numbered_sources(data)]
+
+
 def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
     """Return the byte of each source at which its validation text starts (method `tail` only).
 
@@ -108,7 +113,7 @@ def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
 
     starts = []
     for source, keys in numbered_sources(data):
-        documents = read_documents(source, keys, ReadingNotes(skips=data.on_error == "skip"))
+        documents = read_documents(source, keys, ReadingNotes(data.on_error == "skip"))
         size = sum(len(document.text.encode()) for document in documents)
         starts.append(int(size * (1 - data.validation.share)))
     return tuple(starts)
@@ -117,16 +122,15 @@ def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
 def split_documents(
     data: DataConfig,
     tail_starts: tuple[int, ...] | None,
-    report: Callable[[str], None] = lambda _: None,
+    notes: list[ReadingNotes] | None = None,
 ) -> Iterator[SplitDocument]:
     """Yield every document of every source with its split.
 
-    `tail_starts` is `find_tail_starts(data)`. `report` gets lines about what was skipped, and about
-    files that are read otherwise than their names say.
+    `tail_starts` is `find_tail_starts(data)`, `notes` has one for each source: `new_notes(data)`.
     """
+    notes = new_notes(data) if notes is None else notes
     for number, (source, keys) in enumerate(numbered_sources(data)):
-        notes = ReadingNotes(skips=data.on_error == "skip")
-        documents = read_documents(source, keys, notes)
+        documents = read_documents(source, keys, notes[number])
         if tail_starts is not None:
             divided = split_by_position(documents, tail_starts[number])
         elif data.validation.method == "hash":
@@ -137,8 +141,6 @@ def split_documents(
 
         for name, split, texts in divided:
             yield SplitDocument(number, name, split, texts)
-        for line in notes.lines(source.name):
-            report(line)
 
 
 def split_by_hash(documents: Iterable[Document], share: float) -> Iterator[NamedSplit]:
@@ -176,15 +178,15 @@ def split_by_position(documents: Iterable[Document], tail_start: int) -> Iterato
 def measure_splits(
     data: DataConfig,
     tail_starts: tuple[int, ...] | None,
-    report: Callable[[str], None] = lambda _: None,
+    notes: list[ReadingNotes] | None = None,
 ) -> dict[SourceSplit, SplitSize]:
-    """Return how much text each source has in each split. `report` gets lines about the reading.
+    """Return how much text each source has in each split; `notes` as in `split_documents`.
 
     Raises `ConfigError` at the source without text, or at `data.validation` where the text can't
     be divided that way.
     """
     sizes = dict.fromkeys(source_splits(data), SplitSize())
-    for document in split_documents(data, tail_starts, report):
+    for document in split_documents(data, tail_starts, notes):
         key = (document.source, document.split)
         sizes[key] = SplitSize(sizes[key].documents + 1, sizes[key].bytes + document.size)
 
