@@ -364,6 +364,20 @@ def test_a_file_that_is_read_otherwise_than_before_has_another_fingerprint(tmp_p
     assert fingerprints[0] == fingerprints[1]
     assert fingerprints[2] != fingerprints[3]
 
+    for name, content in (("a.xml", b"<mediawiki></mediawiki>"), ("a.wet", b"WARC/1.0\r\n")):
+        (tmp_path / name).write_bytes(content)
+        new, old = (
+            fingerprint_source(text_source(tmp_path / name, format=kind), tmp_path / "c.json")
+            for kind in ("auto", "text")
+        )
+        assert new != old
+    (tmp_path / "a.xml").write_bytes(b"<html></html>")
+    new, old = (
+        fingerprint_source(text_source(tmp_path / "a.xml", format=kind), tmp_path / "c.json")
+        for kind in ("auto", "text")
+    )
+    assert new == old
+
 
 def test_fingerprint_survives_a_damaged_cache(tmp_path):
     cache, folder = tmp_path / "cache.json", write_texts(tmp_path / "one", a="x")
