@@ -121,6 +121,20 @@ class ValidationConfig:
             raise ConfigError("data.validation.share", f"must be between 0 and 1, got {self.share}")
 
 
+@section("data.curation")
+class CurationConfig:
+    """Documents of the sources that are left out, for the reasons that are switched on.
+
+    They are judged in the order of the sources, and of copies the first is kept. Validation files
+    (`data.validation.path`) are not judged.
+    """
+
+    exact_duplicates: bool = False  # texts that are equal
+    # Texts that are at least so similar: the share of 5-word shingles that both have. 5% of the
+    # words changed leave 0.63. None: off
+    near_duplicates: Annotated[float, Bounds(low=0.0, high=1.0, above=True)] | None = None
+
+
 @section("data")
 class DataConfig:
     """The sources of the text, and the samples that are cut from it."""
@@ -131,6 +145,7 @@ class DataConfig:
     sequence_length: Positive = 1024  # tokens per sample; of an encoder-decoder's source
     # fail: a record or file that can't be read ends the preparation; skip: it is left out, counted
     on_error: Literal["fail", "skip"] = "fail"
+    curation: CurationConfig = CurationConfig()
     store: FilePath = "stores"  # folder of the tokenized corpora, shared by runs
     validation: ValidationConfig = ValidationConfig()
     prefetch_batches: Annotated[int, Bounds(low=1, high=10_000)] = (

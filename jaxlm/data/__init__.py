@@ -3,11 +3,11 @@
 `prepare(...)` builds the token store and `stream.Stream` reads batches from it by step.
 """
 
+from jaxlm.data.corpus import check_files
 from jaxlm.data.documents import Document
 from jaxlm.data.identity import StoreIdentity, identify_store
 from jaxlm.data.preparation import await_store, prepare
 from jaxlm.data.report import describe_store, format_report
-from jaxlm.data.split import check_files
 from jaxlm.data.store import Store, open_store
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens

@@ -5,6 +5,7 @@ tokenizer. Where files lie, and the names and weights of sources, do not count.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -13,12 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import CurationConfig, DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data.corpus import check_files, numbered_sources
 from jaxlm.data.documents import SourceKeys
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
-from jaxlm.data.split import check_files, numbered_sources
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
@@ -66,8 +67,11 @@ def identify_store(
         "validation": {"method": data.validation.method, "share": data.validation.share},
         "tokenizer": tokenizer_inputs,
     }
+    # Older stores know nothing of these: where they are not used, the name stays the same.
     if data.on_error != "fail":
         inputs["on_error"] = data.on_error
+    if data.curation != CurationConfig():
+        inputs["curation"] = dataclasses.asdict(data.curation)
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return StoreIdentity(root / key, inputs, special)
 

@@ -5,18 +5,15 @@ from typing import Any
 from jaxlm.data.split import SPLITS, TRAIN
 from jaxlm.data.store import Store
 
-UNREADABLE = "unreadable"
-
 
 def describe_store(store: Store) -> dict[str, Any]:
     """Return the report of a store as JSON data.
 
     `sources` has for each name: `documents` (or pairs) that were found, `kept` ones, `bytes` of
     their text in UTF-8, `tokens` of both splits, `dropped` by reason. `training` and `validation`
-    have the tokens of each split. Stores of earlier versions did not count what was dropped, which
-    then was nothing.
+    have the tokens of each split. In stores of earlier versions nothing was dropped.
     """
-    skipped = store.manifest.get("skipped", {})
+    dropped = store.manifest.get("dropped", {})
     sources: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         for entry in store.manifest["splits"][split]:
@@ -26,9 +23,8 @@ def describe_store(store: Store) -> dict[str, Any]:
             source["tokens"] += entry["tokens"]
 
     for name, source in sources.items():
-        count = skipped.get(name, 0)
-        source["dropped"] = {UNREADABLE: count} if count else {}
-        source["documents"] = source["kept"] + count
+        source["dropped"] = dropped.get(name, {})
+        source["documents"] = source["kept"] + sum(source["dropped"].values())
     tokens = {
         split: sum(entry["tokens"] for entry in store.manifest["splits"][split]) for split in SPLITS
     }
