@@ -38,7 +38,9 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 def format_report(report: dict[str, Any]) -> str:
     """Return the table of a report: a line for each source."""
-    lines = [("source", "documents", "kept", "bytes", "tokens", "bytes/token")]
+    lines: list[tuple[str, ...]] = [
+        ("source", "documents", "kept", "bytes", "tokens", "bytes/token")
+    ]
     for name, source in report["sources"].items():
         counts = [f"{source[key]:,}" for key in ("documents", "kept", "bytes", "tokens")]
         fertility = f"{source['bytes'] / source['tokens']:.2f}" if source["tokens"] else "-"
