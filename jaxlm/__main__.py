@@ -9,6 +9,7 @@ from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
 
 COMMANDS = {
+    "prepare": "turn raw text into a token store, and report what it holds",
     "train": "train a language model, or resume a run",
     "generate": "write texts, fill masks, or make vectors",
     "evaluate": "measure loss, perplexity and bits per byte",

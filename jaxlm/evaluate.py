@@ -114,16 +114,14 @@ def build_evaluate_parser() -> runtime.Parser:
         action="append",
         default=[],
         metavar="[NAME=]PATH",
-        help="a file, folder or glob of text or JSON lines; may be repeated",
+        help="a file, folder or glob of text, JSON lines or tables; may be repeated",
     )
-    add(
-        "--text-key", default="text", metavar="KEY", help="the key of the text in JSON lines (text)"
-    )
+    add("--text-key", default="text", metavar="KEY", help="the key, or column, of the text (text)")
     add(
         "--format",
-        choices=("auto", "text", "jsonl"),
+        choices=("auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "warc", "wikipedia"),
         default="auto",
-        help="how files are read (auto: JSON lines if their names end in .jsonl or .ndjson)",
+        help="how files are read (auto: by their content; they may be compressed)",
     )
 
     add(

@@ -29,7 +29,7 @@ from jaxlm.config import Config, SourceConfig
 from jaxlm.config.edits import all_keys, item_keys
 from jaxlm.config.fields import field_types, join, split_bounds, split_optional
 
-COMMANDS = ("jaxlm", "train", "generate", "evaluate", "convert", "harness")
+COMMANDS = ("jaxlm", "prepare", "train", "generate", "evaluate", "convert", "harness")
 EXIT_CODES = (0, 2, 3, 4, 75)
 LINES = int(os.environ.get("HOSTILE_LINES", "50"))  # of each command
 SEED = int(os.environ.get("HOSTILE_SEED", "0"))
@@ -241,6 +241,16 @@ def train_line(rng, number):
     return line + random_options(rng, {"--data": True, "--devices": True})
 
 
+def prepare_line(rng, number):
+    line = ["--config", "tiny.py", f"data.store=stores{rng.randrange(3)}"]
+    kind = rng.random()
+    if kind < 0.5:
+        return line + random_edits(rng)
+    if kind < 0.6:
+        return ["--config", hostile_value(rng, "--config"), *line[2:]]
+    return line + random_options(rng, {"--data": True, "--json": True})
+
+
 def generate_line(rng, number):
     line = [rng.choice(("runs/tiny", "hf")), "--prompt", "tree"]
     if rng.random() < 0.15:
@@ -298,6 +308,7 @@ def any_line(rng, number):
 
 LINE_MAKERS = {
     "jaxlm": any_line,
+    "prepare": prepare_line,
     "train": train_line,
     "generate": generate_line,
     "evaluate": evaluate_line,

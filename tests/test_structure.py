@@ -51,6 +51,7 @@ LEVELS = {
     "evaluate": 4,
     "generate": 4,
     "harness": 4,
+    "prepare": 4,
     "train": 4,
 }
 

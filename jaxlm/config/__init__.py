@@ -5,7 +5,13 @@
 
 from typing import Any
 
-from jaxlm.config.data import DataConfig, SourceConfig, TokenizerConfig, ValidationConfig
+from jaxlm.config.data import (
+    CurationConfig,
+    DataConfig,
+    SourceConfig,
+    TokenizerConfig,
+    ValidationConfig,
+)
 from jaxlm.config.edits import all_keys, apply_edits
 from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpointError, UserError
 from jaxlm.config.fields import suggestion
@@ -30,6 +36,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConfigError",
+    "CurationConfig",
     "DataConfig",
     "DivergedError",
     "EvaluationConfig",

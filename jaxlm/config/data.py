@@ -66,11 +66,27 @@ class SourceConfig:
 
     name: NonEmpty
     path: FilePath | None = None  # a file, a folder or a glob
-    # auto: JSON lines for files that end in .jsonl or .ndjson, else text
-    format: Literal["auto", "text", "jsonl", "pairs", "python_stdlib"] = "auto"
-    text_key: str = "text"  # JSON lines: the key of the document
-    source_key: str = "source"  # pairs in JSON lines: the key of the encoder's text
-    target_key: str = "target"  # pairs in JSON lines: the key of the decoder's text
+    # auto: by content, and by name where that can't tell. All but python_stdlib may be compressed
+    # (gzip, Zstandard, xz, bzip2). pairs: a text and its target in each record of any format
+    format: Literal[
+        "auto",
+        "text",
+        "jsonl",
+        "csv",
+        "tsv",
+        "parquet",
+        "arrow",
+        "warc",
+        "wikipedia",
+        "pairs",
+        "python_stdlib",
+    ] = "auto"
+    text_key: str = "text"  # the key, or column, of the document
+    text_keys: tuple[NonEmpty, ...] = ()  # instead: several, whose texts are joined
+    text_join: str = "\n\n"  # what stands between these
+    source_key: str = "source"  # pairs: the key of the encoder's text
+    target_key: str = "target"  # pairs: the key of the decoder's text
+    documents: Positive | None = None  # read the first ones only. None: all
     weight: PositiveDouble = 1.0  # share of the samples, relative to the other sources
 
     def __post_init__(self):
@@ -105,6 +121,20 @@ class ValidationConfig:
             raise ConfigError("data.validation.share", f"must be between 0 and 1, got {self.share}")
 
 
+@section("data.curation")
+class CurationConfig:
+    """Documents of the sources that are left out, for the reasons that are switched on.
+
+    They are judged in the order of the sources, and of copies the first is kept. Validation files
+    (`data.validation.path`) are not judged.
+    """
+
+    exact_duplicates: bool = False  # texts that are equal
+    # Texts that are at least so similar: the share of 5-word shingles that both have. 5% of the
+    # words changed leave 0.63. None: off
+    near_duplicates: Annotated[float, Bounds(low=0.0, high=1.0, above=True)] | None = None
+
+
 @section("data")
 class DataConfig:
     """The sources of the text, and the samples that are cut from it."""
@@ -113,6 +143,9 @@ class DataConfig:
         SourceConfig(name="python_stdlib", format="python_stdlib"),
     )
     sequence_length: Positive = 1024  # tokens per sample; of an encoder-decoder's source
+    # fail: a record or file that can't be read ends the preparation; skip: it is left out, counted
+    on_error: Literal["fail", "skip"] = "fail"
+    curation: CurationConfig = CurationConfig()
     store: FilePath = "stores"  # folder of the tokenized corpora, shared by runs
     validation: ValidationConfig = ValidationConfig()
     prefetch_batches: Annotated[int, Bounds(low=1, high=10_000)] = (

@@ -3,10 +3,11 @@
 `prepare(...)` builds the token store and `stream.Stream` reads batches from it by step.
 """
 
+from jaxlm.data.corpus import check_files
+from jaxlm.data.documents import Document
 from jaxlm.data.identity import StoreIdentity, identify_store
 from jaxlm.data.preparation import await_store, prepare
-from jaxlm.data.sources import Document
-from jaxlm.data.split import check_files
+from jaxlm.data.report import describe_store, format_report
 from jaxlm.data.store import Store, open_store
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
@@ -19,6 +20,8 @@ __all__ = [
     "Tokenizer",
     "await_store",
     "check_files",
+    "describe_store",
+    "format_report",
     "identify_store",
     "load_tokenizer",
     "open_store",

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig, UserError
+from jaxlm.data.corpus import Corpus, new_notes, numbered_sources
+from jaxlm.data.curation import count_dropped, judge_documents
 from jaxlm.data.shards import TokenWriter
 from jaxlm.data.split import (
     SPLITS,
@@ -23,7 +25,6 @@ from jaxlm.data.split import (
     SplitSize,
     find_tail_starts,
     measure_splits,
-    numbered_sources,
     split_documents,
     total_size,
 )
@@ -50,16 +51,23 @@ def build_store(
     shard_tokens: int,
 ) -> dict[str, Any]:
     """Write the tokenizer and the shards into `folder` and return the manifest."""
+    sources = numbered_sources(data)
+    corpus = Corpus(data, judge_documents(data, folder, report))
+
     # The first pass over the text counts it, so that an empty split is found at once.
-    tail_starts = find_tail_starts(data)
-    sizes = measure_splits(data, tail_starts)
+    tail_starts = find_tail_starts(corpus)
+    notes = [new_notes(data) for _ in sources]
+    sizes = measure_splits(corpus, tail_starts, notes)
+    for note, source in zip(notes, sources, strict=True):
+        for line in note.lines(source.config.name):
+            report(line)
 
     # Only training text reaches the tokenizer.
     tokenizer = build_tokenizer(
         tokenizer_config,
         vocabulary_size,
         special,
-        training_texts(data, tail_starts),
+        training_texts(corpus, tail_starts),
         total_size(sizes, TRAIN).bytes,
         report,
     )
@@ -74,7 +82,7 @@ def build_store(
     validation_text = bytearray()
     text_bytes = sum(size.bytes for size in sizes.values())
     current = 0
-    for piece, ids in tokenize(split_documents(data, tail_starts), tokenizer, text_bytes):
+    for piece, ids in tokenize(split_documents(corpus, tail_starts), tokenizer, text_bytes):
         # Sources come one after another: only the files of one of them are open.
         if piece.source != current:
             close_writers(writers, current)
@@ -88,7 +96,6 @@ def build_store(
             validation_text += (piece.text + piece.gap).encode()
 
     entries = {}
-    sources = numbered_sources(data)
     for (source, split), writer in writers.items():
         text_entry = describe_text(sources[source].config, sizes[source, split])
         entries[source, split] = text_entry | writer.close()
@@ -103,6 +110,10 @@ def build_store(
         "splits": {
             split: [entry for (_, name), entry in entries.items() if name == split]
             for split in SPLITS
+        },
+        "dropped": {
+            source.config.name: count_dropped(corpus, number, notes[number])
+            for number, source in enumerate(sources)
         },
         "validation": describe_validation(
             entries, total_size(sizes, VALIDATION), bytes(validation_text)
@@ -120,9 +131,9 @@ def close_writers(writers: dict[SourceSplit, TokenWriter], source: int) -> None:
 # Tokenizer
 
 
-def training_texts(data: DataConfig, tail_starts: tuple[int, ...] | None) -> Iterator[str]:
+def training_texts(corpus: Corpus, tail_starts: tuple[int, ...] | None) -> Iterator[str]:
     """Yield the texts of the training split."""
-    for document in split_documents(data, tail_starts):
+    for document in split_documents(corpus, tail_starts):
         if document.split == TRAIN:
             yield from document.texts
 

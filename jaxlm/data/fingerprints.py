@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
-from jaxlm.data.formats import JSON_LINES, is_json_lines
-from jaxlm.data.sources import FIRST_SOURCE, SourceKeys, base_folder, list_files
+from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
+from jaxlm.data.formats import JSON_LINES, find_format, format_by_name, is_json_lines
+from jaxlm.data.listing import base_folder, list_files
+from jaxlm.data.readers.streams import read_head
 from jaxlm.files import BYTE_ORDER_MARK, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000
@@ -28,9 +30,8 @@ def fingerprint_source(
     digest = hashlib.sha256()
     for path in paths:
         line = f"{path.relative_to(base).as_posix()}\0{hash_file(path, known, new)}\n"
-        # Earlier versions read these files as plain text: their stores have another name.
-        if source.format == "auto" and is_json_lines(path) and path.suffix not in JSON_LINES:
-            line = f"JSON lines\0{line}"
+        if source.format == "auto":
+            line = once_plain_text(path) + line
         digest.update(line.encode("utf-8", "surrogateescape"))
 
     if new:
@@ -38,6 +39,19 @@ def fingerprint_source(
             cache_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_path, json.dumps(known | new))
     return digest.hexdigest()
+
+
+def once_plain_text(path: Path) -> str:
+    """Return a prefix for the name of a file that earlier versions read as plain text, or "".
+
+    Their stores then have another name than those that are built of it now.
+    """
+    if is_json_lines(path) and path.suffix not in JSON_LINES:
+        return "JSON lines\0"
+    kind = format_by_name(path)
+    if kind in ("warc", "wikipedia") and find_format(path, read_head(path)[0]) == kind:
+        return f"{kind}\0"
+    return ""
 
 
 def hash_file(path: Path, known: dict, new: dict) -> str:

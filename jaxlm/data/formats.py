@@ -1,4 +1,4 @@
-"""Tell plain text and JSON lines from the other formats in which people keep text."""
+"""Tell the formats in which people keep text by the content of a file and by its name."""
 
 import json
 import re
@@ -7,27 +7,41 @@ from pathlib import Path
 from jaxlm.config import UserError
 
 JSON_LINES = (".jsonl", ".ndjson")
-TABLES = {".csv": "CSV", ".tsv": "TSV"}
+BY_SUFFIX = {
+    **dict.fromkeys(JSON_LINES, "jsonl"),
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".warc": "warc",
+    ".wet": "warc",
+    ".xml": "wikipedia",
+}
+COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
 
-UNPACK = "unpack it first"
 FIRST_CHARACTER = re.compile(rb"\S")
 ARRAY_OF_OBJECTS = re.compile(rb"\[\s*\{")
 CONVERT = "convert it to JSON lines first"
-# The first bytes of a file -> what it is, and what to do.
+UNPACK = "unpack it first"
+# The first bytes of a file that is not read -> what it is, and what to do.
 BINARY = (
-    (b"\x1f\x8b", "gzip", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "Zstandard", UNPACK),
-    (b"\xfd7zXZ\x00", "xz", UNPACK),
-    (b"BZh", "bzip2", UNPACK),
     (b"\x04\x22\x4d\x18", "LZ4", UNPACK),
     (b"PK\x03\x04", "zip", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "7-Zip", UNPACK),
-    (b"PAR1", "Parquet", CONVERT),
-    (b"ARROW1", "Arrow", CONVERT),
     (b"\x93NUMPY", "NumPy", CONVERT),
     (b"SQLite format 3", "SQLite", CONVERT),
     (b"%PDF-", "PDF", "extract its text first"),
 )
+# Formats that are read, of which a text has no bytes.
+MARKED = (
+    (re.compile(rb"PAR1[\0-\x1f]"), "parquet"),
+    (re.compile(rb"ARROW1\0\0"), "arrow"),
+    (re.compile(rb"\xff\xff\xff\xff"), "arrow"),  # the stream of a dataset saved by Hugging Face's
+    (re.compile(rb"WARC/[01]\."), "warc"),
+    (re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<mediawiki\b"), "wikipedia"),
+)
+NAMED = ("jsonl", "csv", "tsv")  # which any text may be: the name decides
+TAR = slice(257, 262), b"ustar"
 
 
 def is_json_lines(path: Path) -> bool:
@@ -35,12 +49,68 @@ def is_json_lines(path: Path) -> bool:
     return path.suffix.lower() in JSON_LINES
 
 
+def suffix_of(path: Path) -> str:
+    """Return the suffix of a name, in lower case, without that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def format_by_name(path: Path) -> str:
+    """Return the format that the name of a file says."""
+    return BY_SUFFIX.get(suffix_of(path), "text")
+
+
 def describe_binary(head: bytes) -> str:
     """Return what a file that is not UTF-8 is, by its first bytes, or ''."""
     for magic, name, remedy in BINARY:
         if head.startswith(magic):
             return f"is a {name} file, not UTF-8 text: {remedy}"
+    if head[TAR[0]] == TAR[1]:
+        return f"is a tar archive, not UTF-8 text: {UNPACK}"
     return ""
+
+
+def find_format(path: Path, head: bytes) -> str | None:
+    """Return the format of a file, the key of a reader; None for one that seems to be plain text.
+
+    `head` are the first bytes of its content, decompressed. They count more than the name. Raises
+    UserError for a file that is neither text nor readable.
+    """
+    binary = describe_binary(head)
+    if binary:
+        raise UserError(f"{path}: {binary}")
+    for magic, name in MARKED:
+        if magic.match(head):
+            return name
+    if format_by_name(path) in NAMED:
+        return format_by_name(path)
+    return None
+
+
+def find_json(path: Path, head: bytes, text_key: str, read_text: str) -> str:
+    """Return "jsonl" or "text" for a file that seems to be plain text.
+
+    Objects with `text_key` on lines of their own are JSON lines whatever the file is called. Raises
+    UserError where they lack it; `read_text` is the setting that reads them as plain text.
+    """
+    match = FIRST_CHARACTER.search(head)
+    start = match.start() if match else len(head)
+    fields = parse_object(first_line(head, start)) if head[start : start + 1] == b"{" else None
+    if fields and text_key in fields:
+        return "jsonl"
+    if fields:
+        known = ", ".join(map(repr, list(fields)[:5]))
+        raise UserError(
+            f"{path}:1: is a JSON object without the key {text_key!r} (it has {known}): name the "
+            f"key of its text, or set {read_text} to read the file as plain text"
+        )
+
+    if suffix_of(path) == ".json" and ARRAY_OF_OBJECTS.match(head, start):
+        reason = f"is a JSON array, not JSON lines: {CONVERT} (one object per line)"
+        raise UserError(f"{path}: {reason}, or set {read_text} to read it as plain text")
+    return "text"
 
 
 def check_json_lines(path: Path, head: bytes) -> None:
@@ -48,30 +118,9 @@ def check_json_lines(path: Path, head: bytes) -> None:
     binary = describe_binary(head)
     if binary:
         raise UserError(f"{path}: {binary}")
-
-
-def check_plain_text(path: Path, data: bytes, read_lines: str, read_text: str) -> None:
-    """Raise UserError if a file that would be read as one text looks like JSON, CSV or TSV.
-
-    `read_lines` and `read_text` are the settings that read it as JSON lines, and as it is.
-    """
-    suffix = path.suffix.lower()
-    if suffix in TABLES:
-        reason = f"is a {TABLES[suffix]} file: {CONVERT}"
-        raise UserError(f"{path}: {reason}, or set {read_text} to read it as plain text")
-
-    # A text of 100 MB is not copied for its first bytes.
-    match = FIRST_CHARACTER.search(data)
-    start = match.start() if match else len(data)
-    if data[start : start + 1] == b"{" and is_json_object(first_line(data, start)):
-        raise UserError(
-            f"{path}:1: is a JSON object, but the file would be read as plain text: set "
-            f"{read_lines} to read JSON lines, or {read_text} to keep it"
-        )
-
-    if suffix == ".json" and ARRAY_OF_OBJECTS.match(data, start):
-        reason = f"is a JSON array, not JSON lines: {CONVERT} (one object per line)"
-        raise UserError(f"{path}: {reason}, or set {read_text} to read it as plain text")
+    for magic, name in MARKED:
+        if magic.match(head):
+            raise UserError(f"{path}: is a {name.capitalize()} file, not JSON lines")
 
 
 def first_line(data: bytes, start: int) -> bytes:
@@ -80,13 +129,13 @@ def first_line(data: bytes, start: int) -> bytes:
     return data[start : end if end >= 0 else len(data)]
 
 
-def is_json_object(line: bytes) -> bool:
-    """Return whether a line is a whole JSON object with a key."""
+def parse_object(line: bytes) -> dict | None:
+    """Return a line as a JSON object with keys; None if it is none."""
     line = line.strip()
     if not (line.startswith(b"{") and line.endswith(b"}")):
-        return False
+        return None
     try:
-        values = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and bool(values)
+        return None
+    return fields if isinstance(fields, dict) and fields else None

@@ -5,6 +5,7 @@ tokenizer. Where files lie, and the names and weights of sources, do not count.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -13,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import CurationConfig, DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.data.corpus import check_files, numbered_sources
+from jaxlm.data.documents import SourceKeys
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
-from jaxlm.data.sources import SourceKeys, list_files
-from jaxlm.data.split import check_files, numbered_sources
+from jaxlm.data.listing import list_files
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
@@ -59,12 +61,17 @@ def identify_store(
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
         source_inputs = describe_sources(data, root / "fingerprints.json")
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "format": FORMAT,
         "sources": source_inputs,
         "validation": {"method": data.validation.method, "share": data.validation.share},
         "tokenizer": tokenizer_inputs,
     }
+    # Older stores know nothing of these: where they are not used, the name stays the same.
+    if data.on_error != "fail":
+        inputs["on_error"] = data.on_error
+    if data.curation != CurationConfig():
+        inputs["curation"] = dataclasses.asdict(data.curation)
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return StoreIdentity(root / key, inputs, special)
 
@@ -94,7 +101,7 @@ def describe_sources(data: DataConfig, cache: Path) -> list[dict[str, Any]]:
             {
                 "fingerprint": fingerprint_source(source, cache, keys),
                 "format": name_validation_format(source, keys) if is_validation else source.format,
-                **json_keys(source),
+                **record_keys(source),
             }
         )
     return descriptions
@@ -112,11 +119,17 @@ def name_validation_format(source: SourceConfig, keys: SourceKeys) -> str:
     return source.format
 
 
-def json_keys(source: SourceConfig) -> dict[str, str]:
-    """Return the fields of the config that say where the text is in JSON lines."""
+def record_keys(source: SourceConfig) -> dict[str, Any]:
+    """Return the fields of the config that say what is read of the records of a source."""
+    keys: dict[str, Any] = {"text_key": source.text_key}
     if source.format == "pairs":
-        return {"source_key": source.source_key, "target_key": source.target_key}
-    return {"text_key": source.text_key}
+        keys = {"source_key": source.source_key, "target_key": source.target_key}
+    # Older stores know nothing of these: where they are not used, the name stays the same.
+    if source.text_keys:
+        keys |= {"text_keys": source.text_keys, "text_join": source.text_join}
+    if source.documents is not None:
+        keys["documents"] = source.documents
+    return keys
 
 
 @contextlib.contextmanager

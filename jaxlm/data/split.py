@@ -1,27 +1,20 @@
 """Divide the text of the sources into a training and a validation split."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from jaxlm.config import ConfigError, DataConfig, SourceConfig, ValidationConfig
-from jaxlm.data.formats import is_json_lines
-from jaxlm.data.sources import Document, SourceKeys, list_files, read_documents
+from jaxlm.config import ConfigError, DataConfig, ValidationConfig
+from jaxlm.data.corpus import VALIDATION, Corpus, numbered_sources
+from jaxlm.data.documents import Document
+from jaxlm.data.reading_notes import ReadingNotes
 
-TRAIN, VALIDATION = "train", "validation"
+TRAIN = "train"
 SPLITS = (TRAIN, VALIDATION)
 FEWEST_DOCUMENTS = 20
 
 SourceSplit = tuple[int, str]  # (number in `numbered_sources`, split)
 NamedSplit = tuple[str, str, tuple[str, ...]]  # (name of a document, split, its texts)
-
-
-class NumberedSource(NamedTuple):
-    """A source by its number, and the names of its fields in messages."""
-
-    config: SourceConfig
-    keys: SourceKeys
 
 
 class SplitDocument(NamedTuple):
@@ -45,47 +38,6 @@ class SplitSize(NamedTuple):
     bytes: int = 0  # of UTF-8
 
 
-def numbered_sources(data: DataConfig) -> tuple[NumberedSource, ...]:
-    """Return each source, and the names of its fields in messages.
-
-    The validation files, if the config names any, come last as a source of their own.
-    """
-    sources = []
-    for number, source in enumerate(data.sources):
-        key = f"data.sources.{number}"
-        sources.append(NumberedSource(source, SourceKeys(f"{key}.path", key)))
-
-    if data.validation.path is not None:
-        keys = SourceKeys("data.validation.path", "data.sources.0")
-        sources.append(NumberedSource(validation_source(data, keys), keys))
-    return tuple(sources)
-
-
-def validation_source(data: DataConfig, keys: SourceKeys) -> SourceConfig:
-    """Return the validation files as a source. They are read as those of the first source are.
-
-    Beside plain text there may be JSON lines, which are told by their names.
-    """
-    first = data.sources[0]
-    source = SourceConfig(
-        name=VALIDATION,
-        path=data.validation.path,
-        format="auto" if first.format == "python_stdlib" else first.format,
-        text_key=first.text_key,
-        source_key=first.source_key,
-        target_key=first.target_key,
-    )
-    if source.format == "text" and any(map(is_json_lines, list_files(source, keys))):
-        return replace(source, format="auto")
-    return source
-
-
-def check_files(data: DataConfig) -> None:
-    """Raise ConfigError at the path of a source, or of the validation, that names no files."""
-    for source, keys in numbered_sources(data):
-        list_files(source, keys)
-
-
 def source_splits(data: DataConfig) -> list[SourceSplit]:
     """Return every (source, split) that may hold text."""
     train = range(len(data.sources))
@@ -93,30 +45,35 @@ def source_splits(data: DataConfig) -> list[SourceSplit]:
     return [(source, TRAIN) for source in train] + [(source, VALIDATION) for source in validation]
 
 
-def find_tail_starts(data: DataConfig) -> tuple[int, ...] | None:
+def find_tail_starts(corpus: Corpus) -> tuple[int, ...] | None:
     """Return the byte of each source at which its validation text starts (method `tail` only).
 
     This reads all the text.
     """
-    if data.validation.method != "tail":
+    validation = corpus.data.validation
+    if validation.method != "tail":
         return None
 
     starts = []
-    for source, keys in numbered_sources(data):
-        size = sum(len(document.text.encode()) for document in read_documents(source, keys))
-        starts.append(int(size * (1 - data.validation.share)))
+    for number in range(len(corpus.data.sources)):
+        size = sum(len(document.text.encode()) for document in corpus.documents(number))
+        starts.append(int(size * (1 - validation.share)))
     return tuple(starts)
 
 
 def split_documents(
-    data: DataConfig, tail_starts: tuple[int, ...] | None
+    corpus: Corpus,
+    tail_starts: tuple[int, ...] | None,
+    notes: Sequence[ReadingNotes | None] | None = None,
 ) -> Iterator[SplitDocument]:
-    """Yield every document of every source with its split.
+    """Yield every document that is kept, of every source, with its split.
 
-    `tail_starts` is `find_tail_starts(data)`.
+    `tail_starts` is `find_tail_starts(corpus)`, `notes` are those of each source.
     """
-    for number, (source, keys) in enumerate(numbered_sources(data)):
-        documents = read_documents(source, keys)
+    data = corpus.data
+    count = len(numbered_sources(data))
+    for number, source_notes in enumerate(notes or [None] * count):
+        documents = corpus.documents(number, source_notes)
         if tail_starts is not None:
             divided = split_by_position(documents, tail_starts[number])
         elif data.validation.method == "hash":
@@ -162,15 +119,18 @@ def split_by_position(documents: Iterable[Document], tail_start: int) -> Iterato
 
 
 def measure_splits(
-    data: DataConfig, tail_starts: tuple[int, ...] | None
+    corpus: Corpus,
+    tail_starts: tuple[int, ...] | None,
+    notes: Sequence[ReadingNotes | None] | None = None,
 ) -> dict[SourceSplit, SplitSize]:
-    """Return how much text each source has in each split.
+    """Return how much text each source has in each split; `notes` as in `split_documents`.
 
     Raises `ConfigError` at the source without text, or at `data.validation` where the text can't
     be divided that way.
     """
+    data = corpus.data
     sizes = dict.fromkeys(source_splits(data), SplitSize())
-    for document in split_documents(data, tail_starts):
+    for document in split_documents(corpus, tail_starts, notes):
         key = (document.source, document.split)
         sizes[key] = SplitSize(sizes[key].documents + 1, sizes[key].bytes + document.size)
 

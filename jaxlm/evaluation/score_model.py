@@ -19,7 +19,7 @@ from jaxlm.config import (
     UserError,
 )
 from jaxlm.data import Document, Store, identify_store
-from jaxlm.data.sources import COMMAND_OPTIONS
+from jaxlm.data.documents import COMMAND_OPTIONS
 from jaxlm.data.sources import read_documents as read_source
 from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring

@@ -46,14 +46,21 @@ def test_the_size_of_a_trained_tokenizer_decides_the_store(data):
 
 def test_another_share_or_key_is_another_store(data, tmp_path):
     texts = tmp_path / "c"
+    read_otherwise = (
+        {"text_keys": ("text", "title")},
+        {"text_keys": ("text", "title"), "text_join": " "},
+        {"documents": 9},
+    )
     names = {
         name_of(data),
+        name_of(replace(data, on_error="skip")),
+        *(name_of(replace(data, sources=(replace(data.sources[0], **e),))) for e in read_otherwise),
         name_of(data_config(tmp_path, texts, share=0.3)),
         name_of(data_config(tmp_path, texts, method="tail", share=0.2)),
         name_of(replace(data, sources=(replace(data.sources[0], text_key="body"),))),
         name_of(replace(data, sources=(replace(data.sources[0], format="text"),))),
     }
-    assert len(names) == 5
+    assert len(names) == 9
 
 
 def test_contents_of_files_decide_the_store_and_their_folder_does_not(data, tmp_path):

@@ -1,11 +1,13 @@
 import fcntl
+import gzip
+import json
 import multiprocessing
 import shutil
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.stores import BYTES, build_store, data_config, write_corpus
+from support.stores import BYTES, all_texts, build_store, data_config, write_corpus
 
 from jaxlm import config
 from jaxlm.config import ConfigError, LostError, UserError
@@ -64,6 +66,27 @@ def test_two_processes_build_one_store(data):
         child.join()
     assert len(manifests) == 1
     assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_files_that_can_not_be_read_are_skipped_and_told_once(data, tmp_path):
+    store, _ = build_store(data)
+    (tmp_path / "c" / "z.bin").write_bytes(b"\xff")
+    lines = "".join(json.dumps({"text": f"line {number}"}) + "\n" for number in range(9))
+    (tmp_path / "c" / "y.log").write_bytes(gzip.compress((lines + "not JSON\n").encode()))
+    with pytest.raises(UserError, match=r"y\.log:10: not JSON"):
+        build_store(data)
+
+    for validation in (data.validation, config.ValidationConfig(method="tail", share=0.2)):
+        skipping = replace(data, on_error="skip", validation=validation)
+        other, told = build_store(skipping)
+        assert [line for line in told if line.startswith("source s0: ")] == [
+            "source s0: y.log: JSON lines, compressed by gzip, by content",
+            "source s0: skipped 2 that can't be read (data.on_error=skip), the first: "
+            f"{tmp_path}/c/y.log:10: not JSON: Expecting value at column 1",
+        ]
+        if validation == data.validation:
+            added = {f"line {number}" for number in range(9)}
+            assert set(all_texts(other)) == set(all_texts(store)) | added
 
 
 def test_waiting_for_another_build_is_reported(data, tmp_path):

@@ -1,7 +1,5 @@
-import bz2
 import gzip
 import json
-import lzma
 import os
 from pathlib import Path
 
@@ -10,8 +8,10 @@ import pytest
 from jaxlm import config
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data import fingerprints
+from jaxlm.data.documents import COMMAND_OPTIONS
 from jaxlm.data.fingerprints import fingerprint_source
-from jaxlm.data.sources import COMMAND_OPTIONS, list_files, read_documents, stdlib_folder
+from jaxlm.data.listing import list_files, stdlib_folder
+from jaxlm.data.sources import read_documents
 
 
 def text_source(path: Path | str, **values) -> config.SourceConfig:
@@ -163,20 +163,19 @@ def test_json_lines_are_told_by_their_suffix_in_any_case(tmp_path, name):
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 OTHER_FORMATS = [  # name, content, the reason; with format=text the content, if it is text
-    ("d.json", LINES, ":1: is a JSON object, but the file would be read as plain text: set data"),
-    ("d.txt", b"\n \n" + LINES, ":1: is a JSON object, but the file"),
-    ("d.jsonl.txt", LINES, ":1: is a JSON object, but the file"),
+    ("d.json", b'{"body": "one"}\n', ":1: is a JSON object without the key 'text' (it has 'body')"),
+    ("d.txt", b'\n \n{"body": "one"}\n', ":1: is a JSON object without the key 'text'"),
     ("d.json", b'[{"text": "one"}]', ": is a JSON array, not JSON lines: convert it to JSON lines"),
     ("d.json", b'\n[\n {"text": "one"}\n]\n', ": is a JSON array, not JSON lines: convert it"),
-    ("d.csv", b"text\none\n", ": is a CSV file: convert it to JSON lines first, or set data"),
-    ("d.TSV", b"text\tn\none\t1\n", ": is a TSV file: convert it to JSON lines first"),
-    ("d.txt.gz", gzip.compress(b"one"), ": is a gzip file, not UTF-8 text: unpack it first"),
-    ("d.jsonl.gz", gzip.compress(LINES), ": is a gzip file, not UTF-8 text: unpack it first"),
-    ("d.jsonl", gzip.compress(LINES), ": is a gzip file, not UTF-8 text: unpack it first"),
-    ("d.jsonl", lzma.compress(LINES), ": is a xz file, not UTF-8 text: unpack it first"),
-    ("d.txt", bz2.compress(LINES), ": is a bzip2 file, not UTF-8 text: unpack it first"),
-    ("d.jsonl", b"\x28\xb5\x2f\xfd rest", ": is a Zstandard file, not UTF-8 text: unpack it"),
-    ("d.parquet", b"PAR1\x80", ": is a Parquet file, not UTF-8 text: convert it to JSON lines"),
+    ("d.csv", b"body\none\n", ": no column 'text' (it has 'body')"),
+    ("d.zip", b"PK\x03\x04\x80", ": is a zip file, not UTF-8 text: unpack it first"),
+    ("d.txt", b"%PDF-1.7\x80", ": is a PDF file, not UTF-8 text: extract its text first"),
+    ("d.jsonl", b"PK\x03\x04\x80", ": is a zip file, not UTF-8 text: unpack it first"),
+    (
+        "d.tar.gz",
+        gzip.compress(bytes(257) + b"ustar"),
+        ": is a tar archive, not UTF-8 text: unpack",
+    ),
 ]
 
 
@@ -248,12 +247,12 @@ def test_a_folder_that_may_not_be_read_is_refused_in_one_line(tmp_path, monkeypa
 
 
 def test_messages_name_options_where_a_command_takes_the_source(tmp_path):
-    (tmp_path / "a.json").write_bytes(LINES)
-    with pytest.raises(UserError, match=r"set --format jsonl to read JSON lines, or --format text"):
+    (tmp_path / "a.json").write_text('{"body": "one"}\n')
+    with pytest.raises(UserError, match=r"set --format text to read the file as plain text"):
         list(read_documents(text_source(tmp_path), COMMAND_OPTIONS))
     (tmp_path / "a.json").rename(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"; --text-key names the key of the text"):
-        list(read_documents(text_source(tmp_path, text_key="body"), COMMAND_OPTIONS))
+        list(read_documents(text_source(tmp_path), COMMAND_OPTIONS))
 
 
 def test_pairs_are_read_by_their_keys(tmp_path):
@@ -385,6 +384,20 @@ def test_a_file_that_is_read_otherwise_than_before_has_another_fingerprint(tmp_p
         fingerprints.append(fingerprint_source(as_text, tmp_path / "c.json"))
     assert fingerprints[0] == fingerprints[1]
     assert fingerprints[2] != fingerprints[3]
+
+    for name, content in (("a.xml", b"<mediawiki></mediawiki>"), ("a.wet", b"WARC/1.0\r\n")):
+        (tmp_path / name).write_bytes(content)
+        new, old = (
+            fingerprint_source(text_source(tmp_path / name, format=kind), tmp_path / "c.json")
+            for kind in ("auto", "text")
+        )
+        assert new != old
+    (tmp_path / "a.xml").write_bytes(b"<html></html>")
+    new, old = (
+        fingerprint_source(text_source(tmp_path / "a.xml", format=kind), tmp_path / "c.json")
+        for kind in ("auto", "text")
+    )
+    assert new == old
 
 
 def test_fingerprint_survives_a_damaged_cache(tmp_path):

@@ -1,0 +1,135 @@
+"""Read tables: CSV and TSV, Parquet, and the Arrow files of Hugging Face's datasets."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxlm.config import UserError
+from jaxlm.config.fields import suggestion
+from jaxlm.data.documents import Record
+from jaxlm.data.readers.streams import (
+    LONGEST_RECORD,
+    describe,
+    import_reader,
+    open_stream,
+    read_lines,
+    too_long,
+)
+from jaxlm.data.readers.text import decode_utf8
+from jaxlm.files import strip_byte_order_mark
+
+BATCH_ROWS = 256  # that are turned into Python objects at once
+MOST_SHOWN = 20  # columns in a message
+
+
+class TextLines:
+    """The decoded lines of a stream. One that can't be read raises UserError; the next goes on."""
+
+    def __init__(self, stream: io.BufferedIOBase, path: Path):
+        self.lines, self.path = read_lines(stream), path
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self.lines)
+        if line is None:
+            raise too_long(f"{self.path}:{number}")
+        return decode_utf8(strip_byte_order_mark(line) if number == 1 else line, str(self.path))
+
+
+def read_csv(path: Path, names: tuple[str, ...], delimiter: str) -> Iterator[Record | UserError]:
+    """Yield the rows of a table whose first line names its columns, or what is wrong with a row.
+
+    Records are numbered by the line in which they end. Raises UserError where the table has no
+    such columns.
+    """
+    csv.field_size_limit(LONGEST_RECORD)
+    with open_stream(path) as stream:
+        rows = csv.reader(TextLines(stream, path), delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise UserError(f"{path}:1: {describe(error)}") from error
+        check_columns(path, header, names)
+
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield UserError(f"{path}:{rows.line_num}: {describe(error)}")
+                continue
+            except UserError as error:
+                yield error
+                continue
+
+            if row is None:
+                return
+            if len(row) == len(header):
+                yield Record(rows.line_num, dict(zip(header, row, strict=True)))
+            elif row:  # not a blank line
+                reason = f"has {len(row):,} fields, the first line {len(header):,}"
+                yield UserError(f"{path}:{rows.line_num}: {reason}")
+
+
+def check_columns(path: Path, columns: list[str], names: tuple[str, ...]) -> None:
+    """Raise UserError if a column that is read is missing, or is there twice."""
+    for name in names:
+        if columns.count(name) > 1:
+            raise UserError(f"{path}: has two columns {name!r}")
+        if name not in columns:
+            known = ", ".join(map(repr, columns[:MOST_SHOWN])) or "none"
+            known += f" and {len(columns) - MOST_SHOWN} more" if len(columns) > MOST_SHOWN else ""
+            near = suggestion(name, columns) or f" (it has {known})"
+            raise UserError(f"{path}: no column {name!r}{near}")
+
+
+def read_parquet(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+    """Yield the rows of a Parquet file with the columns `names`.
+
+    Raises UserError where one is missing or the file is damaged.
+    """
+    parquet = import_reader("pyarrow.parquet", f"{path}: Parquet")
+    arrow = import_reader("pyarrow", f"{path}: Parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            check_columns(path, file.schema_arrow.names, names)
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names))
+            yield from number_rows(batches)
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged Parquet: {describe(error)}") from error
+
+
+def read_arrow(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+    """Yield the rows of an Arrow file or stream with the columns `names`.
+
+    Raises UserError where one is missing or the file is damaged.
+    """
+    arrow = import_reader("pyarrow", f"{path}: Arrow")
+    ipc = import_reader("pyarrow.ipc", f"{path}: Arrow")
+    try:
+        with arrow.memory_map(str(path)) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+            check_columns(path, reader.schema.names, names)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            small = (
+                batch.select(list(names)).slice(start, BATCH_ROWS)
+                for batch in batches
+                for start in range(0, batch.num_rows, BATCH_ROWS)
+            )
+            yield from number_rows(small)
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged Arrow file: {describe(error)}") from error
+
+
+def number_rows(batches: Iterator[Any]) -> Iterator[Record]:
+    """Yield the rows of pyarrow's record batches."""
+    number = 0
+    for batch in batches:
+        for fields in batch.to_pylist():
+            number += 1
+            yield Record(number, fields)

@@ -1,0 +1,104 @@
+"""Read web archives: WET (plain text) and WARC (pages, whose text is extracted)."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxlm.config import UserError
+from jaxlm.data.documents import Record
+from jaxlm.data.readers.streams import (
+    LONGEST_RECORD,
+    describe,
+    import_reader,
+    open_stream,
+    too_long,
+)
+
+HTML = ("text/html", "application/xhtml+xml")
+KINDS = ("conversion", "response")
+
+
+def read_web_archive(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+    """Yield the fields "text", "url" and "date" of each page, or what is wrong with it.
+
+    Of an HTML page the text is its main content, without menus. Other responses than text are left
+    out. Records are numbered as they stand in the file.
+    """
+    del names
+    warcio = import_reader("warcio", f"{path}: WARC")
+    library = import_reader("warcio.exceptions", f"{path}: WARC")
+    with open_stream(path) as stream:
+        records = warcio.ArchiveIterator(EagerStream(stream))
+        number = 0
+        while True:
+            try:
+                record = next(records, None)
+                if record is None:
+                    return
+                number += 1
+                if record.rec_type not in KINDS:
+                    continue
+                data = record.content_stream().read(LONGEST_RECORD + 1)
+            except (library.ArchiveLoadFailed, ValueError) as error:
+                reason = f"damaged WARC after record {number:,}: {describe(error)}"
+                raise UserError(f"{path}: {reason}") from error
+
+            place = f"{path}:{number}"
+            if len(data) > LONGEST_RECORD:
+                yield too_long(place)
+                continue
+            text = page_text(record, data, place)
+            if text is not None:
+                headers = record.rec_headers
+                url, date = headers.get_header("WARC-Target-URI"), headers.get_header("WARC-Date")
+                yield Record(number, {"text": text, "url": url or "", "date": date or ""})
+
+
+class EagerStream:
+    """A stream that gives what it has, so that what comes before a damaged part is not lost."""
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self.stream = stream
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes; none at the end. Raises OSError where the file was cut."""
+        try:
+            return self.stream.read1(size)
+        except EOFError as error:  # which warcio would take for the end
+            raise OSError(str(error)) from error
+
+
+def page_text(record: Any, data: bytes, place: str) -> str | None:
+    """Return the text of a record, None if it holds none."""
+    if record.rec_type == "conversion":
+        return data.decode(errors="replace")
+
+    headers = record.http_headers
+    if headers is None or headers.get_statuscode() != "200":
+        return None
+    kind, _, parameters = (headers.get_header("Content-Type") or "").partition(";")
+    kind = kind.strip().lower()
+    if kind not in (*HTML, "text/plain"):
+        return None
+
+    text = decode_page(data, parameters, place)
+    if kind not in HTML:
+        return text
+    trafilatura = import_reader("trafilatura", f"{place}: WARC")
+    return trafilatura.extract(text, favor_precision=True, include_comments=False)
+
+
+def decode_page(data: bytes, parameters: str, place: str) -> str:
+    """Return a page as text: in UTF-8, in the encoding of its header, or in one that is guessed.
+
+    Bytes of another encoding hardly ever are UTF-8 by chance, whatever the header says.
+    """
+    charset = parameters.strip().lower().removeprefix("charset=").strip("\"' ")
+    for name in ("utf-8", charset):
+        try:
+            return data.decode(name or "utf-8")
+        except (UnicodeDecodeError, LookupError):
+            continue
+    utilities = import_reader("trafilatura.utils", f"{place}: WARC")
+    return utilities.decode_file(data)

@@ -1,0 +1,63 @@
+"""Note what reading a source finds: records that are skipped, files that are not what they seem."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxlm.config import UserError
+from jaxlm.data.formats import COMPRESSED, format_by_name
+
+NAMES = {
+    "text": "plain text",
+    "jsonl": "JSON lines",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "parquet": "Parquet",
+    "arrow": "Arrow",
+    "warc": "a web archive",
+    "wikipedia": "a MediaWiki dump",
+}
+
+
+class ReadingNotes:
+    """The findings of one pass over a source. The first fault is raised without `skips`."""
+
+    def __init__(self, skips: bool = False):
+        self.skips = skips
+        self.fault_count, self.first_fault = 0, ""
+        self.left_out: list[Path] = []  # of a folder: no regular files
+        self.formats: dict[str, list[str]] = {}  # what it is -> files that seem something else
+
+    def add_fault(self, fault: UserError) -> None:
+        """Take what is wrong with a record or the rest of a file; raise it without `skips`."""
+        if not self.skips:
+            raise fault
+        self.first_fault = self.first_fault or str(fault)
+        self.fault_count += 1
+
+    def add_format(self, path: Path, kind: str, compression: str | None) -> None:
+        """Take how a file is read, by its content."""
+        has_suffix = path.suffix.lower() in COMPRESSED
+        what = NAMES[kind] if kind != format_by_name(path) else ""
+        if has_suffix != (compression is not None):
+            packed = f"compressed by {compression}" if compression else "not compressed"
+            what = f"{what}, {packed}" if what else packed
+        if what:
+            self.formats.setdefault(what, []).append(path.name)
+
+    def lines(self, source: str) -> Iterator[str]:
+        """Yield a line for each kind of thing that was found in the source of that name."""
+        if self.left_out:
+            yield f"source {source}: left out {shorten(self.left_out)}: no regular file"
+        for what, names in self.formats.items():
+            yield f"source {source}: {shorten(names)}: {what}, by content"
+        if self.fault_count:
+            yield (
+                f"source {source}: skipped {self.fault_count:,} that can't be read "
+                f"(data.on_error=skip), the first: {self.first_fault}"
+            )
+
+
+def shorten(names: Sequence[object]) -> str:
+    """Return the first of some names, and how many there are beside it."""
+    others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return f"{names[0]}{others}"
