@@ -9,6 +9,7 @@ import pytest
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data import Store, prepare
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.split import split_documents
 from jaxlm.data.stream import Stream
@@ -137,7 +138,9 @@ def test_validation_pairs_have_the_keys_of_the_first_source(tmp_path):
     )
     validation = config.ValidationConfig(method="source", path=str(path))
     data = config.DataConfig(sources=(source,), validation=validation)
-    documents = [(document.split, document.texts) for document in split_documents(data, None)]
+    documents = [
+        (document.split, document.texts) for document in split_documents(Corpus(data), None)
+    ]
     assert documents == [("train", ("one", "eins")), ("validation", ("one", "eins"))]
 
 
