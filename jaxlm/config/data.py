@@ -22,11 +22,11 @@ class TokenizerConfig:
 
     bytes   the 256 bytes and the end of text
     bpe     byte-level BPE, trained on the training split
-    file    any tokenizer.json
+    file    a tokenizer.json, or the files of GPT-2, BERT, SentencePiece or tiktoken
     """
 
     kind: Literal["bytes", "bpe", "file"] = "bpe"
-    path: FilePath | None = None  # file: the tokenizer.json
+    path: FilePath | None = None  # file: it, or the folder that holds it
     vocabulary_size: Positive | None = None  # bpe. None: model.vocabulary_size
     end_of_text: NonEmpty = "<|endoftext|>"  # the token that ends every document
     # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)

@@ -30,6 +30,7 @@ LOCAL_NORMALIZERS = (
     "BertNormalizer",
 )
 SEVERAL_SPACES = " {2,}"
+OUTER_SPACES = r"\A +| +\z"  # a piece has none, since a space between two is left out
 
 # Regular expressions of pre-tokenizers in which no match goes on from a letter or digit to white
 # space or to WIDE_PUNCTUATION: GPT-2; Qwen 2; GPT-4 and Llama 3; GPT-4o; BLOOM.
@@ -39,12 +40,16 @@ UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 MARK = r"[^\r\n\p{L}\p{N}]?"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 REST, REST_WITH_SLASH = (rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n{end}]*|{SPACES}" for end in ("", "/"))
+GPT4 = rf"{CONTRACTIONS}|{MARK}\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
+GPT4O = (
+    rf"{MARK}{UPPER}*{LOWER}+{CONTRACTIONS}?|{MARK}{UPPER}+{LOWER}*{CONTRACTIONS}?|"
+    rf"\p{{N}}{{1,3}}|{REST_WITH_SLASH}"
+)
 WORD_PATTERNS = (
     GPT2,
     rf"{CONTRACTIONS}|{MARK}\p{{L}}+|\p{{N}}|{REST}",
-    rf"{CONTRACTIONS}|{MARK}\p{{L}}+|\p{{N}}{{1,3}}|{REST}",
-    rf"{MARK}{UPPER}*{LOWER}+{CONTRACTIONS}?|{MARK}{UPPER}+{LOWER}*{CONTRACTIONS}?|"
-    rf"\p{{N}}{{1,3}}|{REST_WITH_SLASH}",
+    GPT4,
+    GPT4O,
     " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
 )
 # Those that split words further.
@@ -133,7 +138,7 @@ def follow_normalizer(step: dict[str, Any] | None, spaces: Spaces) -> Spaces:
 
 def follow_replacement(pattern: dict[str, str], content: str, spaces: Spaces) -> Spaces:
     """Return what a space has become after all matches of a pattern are replaced."""
-    if pattern.get("Regex") == SEVERAL_SPACES:
+    if pattern.get("Regex") in (SEVERAL_SPACES, OUTER_SPACES):
         return spaces
 
     text = pattern.get("String", " ")

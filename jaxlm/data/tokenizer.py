@@ -19,8 +19,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from jaxlm.config import ConfigError, UserError
 from jaxlm.config.fields import suggestion
 from jaxlm.data.boundaries import Boundary, find_boundary
+from jaxlm.data.tokenizer_files import read_tokenizer_file
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens, build_vocabulary
-from jaxlm.files import read_utf8, write_atomically
+from jaxlm.files import write_atomically
 from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
@@ -298,7 +299,7 @@ def train_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokeni
 
 
 def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
-    """Read any tokenizer.json that has the special tokens.
+    """Read a tokenizer file, or the one that a folder holds, that has the special tokens.
 
     It may have fewer sentinels than `special`, down to one. Raises `ConfigError` at
     `tokenizer.path`, or at the key of the token that is missing: `tokenizer.end_of_text`,
@@ -307,16 +308,18 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ConfigError("tokenizer.path", f"{path}: is no regular file")
-        inner = tokenizers.Tokenizer.from_str(read_utf8(path))
+        inner = read_tokenizer_file(path)
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError("tokenizer.path", f"{path}: {error.strerror}") from error
+        place = error.filename or path  # perhaps a second file that belongs to it
+        raise ConfigError("tokenizer.path", f"{place}: {error.strerror}") from error
     except BaseException as error:  # the library raises plain Exception, or panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())
-        raise ConfigError("tokenizer.path", f"{path}: not a tokenizer.json: {reason}") from error
+        kind = "a tokenizer.json" if path.suffix == ".json" else "a tokenizer that can be read"
+        raise ConfigError("tokenizer.path", f"{path}: not {kind}: {reason}") from error
 
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
