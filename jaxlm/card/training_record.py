@@ -123,6 +123,7 @@ def data_counts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "splits": splits,
+        "dropped": {name: dict(counts) for name, counts in manifest.get("dropped", {}).items()},
         "validation": dict(manifest["validation"]),
         "tokenizer": dict(manifest["tokenizer"]),
     }

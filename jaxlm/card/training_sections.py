@@ -1,5 +1,6 @@
 """The parts of a card about training: data, hyperparameters, speed, hardware, results."""
 
+from collections import Counter
 from typing import Any
 
 from jaxlm.card.facts import Facts, SourceFacts
@@ -25,7 +26,7 @@ PRECISIONS = {
 TOKENIZERS = {
     "bytes": "bytes",
     "bpe": "byte-level BPE, trained on the training split",
-    "file": "from a tokenizer.json",
+    "file": "from a file",
 }
 VALIDATION_METHODS = {
     "hash": "documents chosen by a hash of their text",
@@ -91,7 +92,18 @@ def data(facts: Facts) -> str:
     if validation.method != "source":
         held_out += f", share {validation.share:g}"
     note = f"Counts are of the training split. Held out: {held_out}. Up to step {facts.step:,}."
-    return f"{table(heads, rows)}\n\n{note}"
+    return f"{table(heads, rows)}\n\n{note}{dropped_documents(facts)}"
+
+
+def dropped_documents(facts: Facts) -> str:
+    """Return a sentence about what the preparation dropped, or ""."""
+    counts: Counter[str] = Counter()
+    for dropped in facts.data.get("dropped", {}).values():
+        counts.update(dropped)
+    reasons = ", ".join(
+        f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts.items()
+    )
+    return f" Documents that were dropped before: {reasons}." if reasons else ""
 
 
 def source_row(source: SourceFacts, stride: int | None) -> tuple[str, ...]:

@@ -94,6 +94,9 @@ class SourceConfig:
             problem = "needs a path" if self.path is None else "takes no path"
             reason = f"source {self.name!r} {problem} (format {self.format!r})"
             raise ConfigError("data.sources.path", reason)
+        if self.text_keys and self.format in ("text", "pairs", "python_stdlib"):
+            reason = f"source {self.name!r} has no such keys (format {self.format!r})"
+            raise ConfigError("data.sources.text_keys", reason)
 
 
 @section("data.validation")

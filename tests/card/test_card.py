@@ -349,6 +349,20 @@ def test_without_a_record_the_store_is_asked_and_without_a_store_the_card_says_s
     card.write_card(run, facts)
 
 
+def test_documents_that_were_dropped_are_counted(tmp_path):
+    run_config = build_config(tmp_path)
+    run, store = a_run(tmp_path, run_config, recorded=False)
+    assert "dropped" not in readme.PARTS["data"](card.gather_facts(run, run_config, 1))
+    dropped = {
+        "books": {"unreadable": 2, "near_duplicate": 1000},
+        "news": {"near_duplicate": 500},
+    }
+    manifest = store.manifest | {"dropped": dropped}
+    card.record_progress(run, card.new_start(0, [Device()], 1), 1, 1.0, manifest)
+    text = readme.PARTS["data"](card.gather_facts(run, run_config, 1))
+    assert text.endswith(" Documents that were dropped before: 2 unreadable, 1,500 near duplicate.")
+
+
 def test_a_store_that_was_built_under_other_names(tmp_path):
     """Runs share a store; the names in its manifest are those of the run that built it."""
     a_run(tmp_path, build_config(tmp_path))
