@@ -910,7 +910,7 @@ def test_sources_that_are_no_text_are_refused(data, text_key, message):
 
 
 def test_texts_of_another_format_are_refused_with_the_option_that_reads_them(tmp_path):
-    (tmp_path / "d.json").write_text('{"text": "one"}\n')
+    (tmp_path / "d.json").write_text('{"body": "one"}\n')
     (source,) = evaluate.parse_sources([str(tmp_path / "d.json")], "text", "auto")
-    with pytest.raises(UserError, match=r"set --format jsonl to read JSON lines, or --format text"):
+    with pytest.raises(UserError, match=r"without the key 'text' .* or set --format text to read"):
         list(score_model.read_source(source, score_model.COMMAND_OPTIONS))
