@@ -128,7 +128,9 @@ def build_byte_level(
         inner.pre_tokenizer = byte_level  # type: ignore[assignment]
     else:
         words = pre_tokenizers.Split(Regex(pattern), "isolated")
-        inner.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])  # type: ignore[assignment]
+        inner.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+            [words, byte_level]
+        )
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return inner
 
