@@ -4,7 +4,6 @@ python -m jaxlm.evaluate RUN|HF_DIR [--data PATH]
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
-from jaxlm.files import write_output
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -97,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
             "compute": compute,
         }
         document = {**model, "objective": objective, **details, "sources": rows, "total": total}
-        write_json(args.json, document)
+        runtime.write_json(args.json, document)
     return 0
 
 
@@ -243,14 +241,6 @@ def refuse_without_data(args: argparse.Namespace) -> None:
                 f"{option}: is only used with --data; a run's validation split is scored as in "
                 "training"
             )
-
-
-def write_json(path: str, document: dict[str, Any]) -> None:
-    """Write the figures to `path`; raise UserError where that is not possible."""
-    try:
-        write_output(Path(path), json.dumps(document, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"--json: {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

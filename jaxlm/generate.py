@@ -10,7 +10,6 @@ from typing import Any
 
 from jaxlm import config, runtime
 from jaxlm.config import UserError
-from jaxlm.files import write_output
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
@@ -103,18 +102,8 @@ def main(argv: Sequence[str]) -> int:
             "seconds": round(seconds, 3),
             "results": results,
         }
-        write_json(args.json, document)
+        runtime.write_json(args.json, document)
     return 0
-
-
-def write_json(path: str, document: dict[str, Any]) -> None:
-    """Write the results to `path`; raise UserError where that is not possible."""
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    try:
-        # A file name that is not UTF-8 stays readable JSON: \udcff.
-        write_output(Path(path), text.encode(errors="backslashreplace").decode())
-    except OSError as error:
-        raise UserError(f"--json: {path}: {error.strerror}") from error
 
 
 # --- arguments ---

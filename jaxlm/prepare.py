@@ -4,14 +4,9 @@
 reports what the store holds.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxlm import config, runtime
-from jaxlm.config import UserError
-from jaxlm.files import write_output
 
 EXAMPLE = """examples:
   python -m jaxlm.prepare --config configs/quickstart.py
@@ -24,7 +19,7 @@ formats that are read, jaxlm/config/data.py the keys."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    args = build_parser().parse_intermixed_args(argv)
+    args = build_prepare_parser().parse_intermixed_args(argv)
     runtime.check_output_file("--json", args.json)
     run_config = config.load(args.config, args.edits, args.data)
 
@@ -41,38 +36,19 @@ def main(argv: Sequence[str]) -> int:
     print(data.format_report(report))
 
     if args.json is not None:
-        try:
-            write_output(Path(args.json), json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json: {args.json}: {error.strerror}") from error
+        runtime.write_json(args.json, report)
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_prepare_parser() -> runtime.Parser:
     """Return the parser of the command's arguments."""
     parser = runtime.Parser(
         prog="python -m jaxlm.prepare",
         description="Read the sources of a config, train or load its tokenizer, store the tokens.",
         epilog=EXAMPLE,
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a Python file with `config = Config(...)`, or a run's config.json",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="prepare this file, folder or glob instead of the config's sources",
-    )
+    runtime.add_config_arguments(parser, data_use="prepare", example="data.on_error=skip")
     parser.add_argument("--json", metavar="FILE", help="write the report")
-    parser.add_argument(
-        "edits",
-        nargs="*",
-        metavar="key=value",
-        help="changes to the config, such as data.on_error=skip",
-    )
     return parser
 
 

@@ -79,25 +79,9 @@ def build_train_parser() -> runtime.Parser:
         epilog=EXAMPLE,
     )
 
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a Python file with `config = Config(...)`, or a run's config.json",
-    )
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="train on this file, folder or glob instead of the config's sources",
-    )
+    runtime.add_config_arguments(parser, data_use="train on", example="model.layers=12")
     parser.add_argument(
         "--devices", metavar="N", help="the same as runtime.devices=N: of each process"
-    )
-    parser.add_argument(
-        "edits",
-        nargs="*",
-        metavar="key=value",
-        help="changes to the config, such as model.layers=12",
     )
     return parser
 

@@ -37,6 +37,7 @@ LEVELS = {
     "interop": 3,
     "monitor": 3,
     "runtime": 3,
+    "columns": 1,
     "counter_rng": 1,
     "files": 1,
     "progress": 1,

@@ -13,7 +13,7 @@ import math
 import struct
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, dataclass_transform
 
 from jaxlm.config.errors import ConfigError
@@ -36,6 +36,8 @@ class Bounds(NamedTuple):
     path: bool = False  # a string that names a file, whose name may be other bytes than UTF-8
 
 
+MOST_SHOWN = 20  # names in a message
+
 Count = Annotated[int, Bounds(low=0, high=LARGEST_COUNT)]
 Positive = Annotated[int, Bounds(low=1, high=LARGEST_COUNT)]
 Share = Annotated[float, Bounds(low=0.0, high=1.0)]
@@ -52,6 +54,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for a near miss among `known`, else ''."""
     close = nearest(name, known)
     return f" (did you mean {close!r}?)" if close is not None else ""
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return names as a message shows them: the first ones, and how many more there are."""
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return (", ".join(map(repr, names[:MOST_SHOWN])) or "none") + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -97,9 +97,7 @@ def find_near_duplicates(signatures: np.ndarray, count: int, similarity: float) 
     if count == 0:
         return np.zeros(0, bool)
 
-    pairs = []
-    for band in range(BANDS):
-        pairs.append(similar_pairs(signatures, count, band, similarity))
+    pairs = [similar_pairs(signatures, count, band, similarity) for band in range(BANDS)]
     joined = np.unique(np.concatenate(pairs))
     first = (joined >> np.uint64(32)).astype(np.int64)
     second = (joined & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxlm.columns import align_columns
 from jaxlm.data.split import SPLITS, TRAIN
 from jaxlm.data.store import Store
 
@@ -45,9 +46,4 @@ def format_report(report: dict[str, Any]) -> str:
         counts = [f"{source[key]:,}" for key in ("documents", "kept", "bytes", "tokens")]
         fertility = f"{source['bytes'] / source['tokens']:.2f}" if source["tokens"] else "-"
         lines.append((name, *counts, fertility))
-
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
+    return align_columns(lines)

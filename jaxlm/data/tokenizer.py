@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxlm.config import ConfigError, UserError
-from jaxlm.config.fields import suggestion
+from jaxlm.config.fields import list_names, suggestion
 from jaxlm.data.boundaries import Boundary, find_boundary
-from jaxlm.data.tokenizer_files import read_tokenizer_file
+from jaxlm.data.tokenizer_files import added_tokens, read_tokenizer_file
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens, build_vocabulary
 from jaxlm.files import write_atomically
 from jaxlm.objectives import Vocabulary
@@ -28,8 +28,6 @@ PIECE_CHARACTERS = 1 << 16
 MOST_CHARACTERS = 1 << 22  # of a stretch without boundaries, which takes up to 300 bytes for each
 MOST_CUTS = 1000  # of which all but the last turn out to be no boundaries
 PROOF_CHARACTERS = 64  # on both sides of a boundary, which are encoded to see that it is one
-
-MOST_SHOWN = 20  # special tokens in a message
 
 ANYWHERE = Boundary(re.compile(r"(?=.)", re.DOTALL))  # bytes: a token is a part of a character
 
@@ -224,11 +222,6 @@ def flatten_ids(ids: Any) -> np.ndarray:
     return np.asarray(ids, np.int64).ravel()
 
 
-def added_tokens(names: Iterable[str]) -> list[AddedToken]:
-    """Return special tokens as the library wants them."""
-    return [AddedToken(name, special=True, normalized=False) for name in names]
-
-
 def special_token_names(inner: tokenizers.Tokenizer) -> list[str]:
     """Return the names that `inner` itself marks as special, in the order of their ids."""
     tokens = sorted(inner.get_added_tokens_decoder().items())
@@ -324,9 +317,7 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
             names = special_token_names(inner)
-            known = ", ".join(map(repr, names[:MOST_SHOWN])) or "none"
-            known += f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-            hint = suggestion(name, names) or f" (its special tokens: {known})"
+            hint = suggestion(name, names) or f" (its special tokens: {list_names(names)})"
             raise ConfigError(f"tokenizer.{key}", f"{path} has no token {name!r}{hint}")
 
     # The sentinels of the file are those before the first one that is missing.

@@ -95,13 +95,14 @@ def find_file(path: Path) -> Path:
 def mark_special(inner: tokenizers.Tokenizer, names: Iterable[str]) -> tokenizers.Tokenizer:
     """Mark those of `names` that the tokenizer has as special, and return it."""
     inner.add_special_tokens(
-        [
-            AddedToken(name, special=True, normalized=False)
-            for name in names
-            if inner.token_to_id(name) is not None
-        ]
+        added_tokens(name for name in names if inner.token_to_id(name) is not None)
     )
     return inner
+
+
+def added_tokens(names: Iterable[str]) -> list[AddedToken]:
+    """Return special tokens as the library wants them."""
+    return [AddedToken(name, special=True, normalized=False) for name in names]
 
 
 # Byte-level BPE
@@ -115,10 +116,10 @@ def read_byte_level(path: Path) -> tokenizers.Tokenizer:
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if not isinstance(vocabulary, dict) or any(len(merge) != 2 for merge in merges):
         raise ValueError("not the vocabulary and merges of a byte-level BPE")
-    return mark_special(build_byte_level(vocabulary, merges, GPT2), BYTE_LEVEL_TOKENS)
+    return mark_special(build_byte_level_bpe(vocabulary, merges, GPT2), BYTE_LEVEL_TOKENS)
 
 
-def build_byte_level(
+def build_byte_level_bpe(
     vocabulary: dict[str, int], merges: list[Any], pattern: str, **options: Any
 ) -> tokenizers.Tokenizer:
     """Return a byte-level BPE whose words are the matches of a pattern."""
@@ -174,7 +175,8 @@ def read_tiktoken(data: bytes) -> tokenizers.Tokenizer:
 
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()} | special
     pairs = [(spelled[left], spelled[right]) for _, (left, right) in merges]
-    return mark_special(build_byte_level(vocabulary, pairs, pattern, ignore_merges=True), special)
+    inner = build_byte_level_bpe(vocabulary, pairs, pattern, ignore_merges=True)
+    return mark_special(inner, special)
 
 
 # WordPiece

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxlm.columns import align_columns
+
 LARGEST_EXPONENT = 700  # beyond it exp() overflows a float64
 INTEGERS = {"documents", "tokens", "bytes", "words", "targets", "pseudo_targets"}
 
@@ -96,13 +98,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         [name.replace("_", " ") for name in columns],
         *([format_metric(name, row[name]) for name in columns] for row in rows),
     ]
-
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    ]
-    return "\n".join(text)
+    return align_columns(lines)
 
 
 def format_metric(name: str, value: Any) -> str:

@@ -6,11 +6,13 @@ Importing it imports no jax.
 from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_fields
 from jaxlm.runtime.command import (
     Parser,
+    add_config_arguments,
     check_output_file,
     command,
     lock_run_directory,
     memory_errors,
     run,
+    write_json,
 )
 from jaxlm.runtime.platform import (
     code_version,
@@ -32,6 +34,7 @@ __all__ = [
     "PeerStop",
     "ProcessGroup",
     "StopSignal",
+    "add_config_arguments",
     "check_output_file",
     "code_version",
     "command",
@@ -48,4 +51,5 @@ __all__ = [
     "select_devices",
     "versions",
     "without_process_fields",
+    "write_json",
 ]

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import re
@@ -13,10 +14,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
+from jaxlm.files import write_output
 from jaxlm.runtime.distributed import is_initialized
 from jaxlm.runtime.output import print_error
 
@@ -158,6 +160,34 @@ def check_output_file(option: str, path: str | None) -> None:
         raise UserError(f"{option}: {path}: {error.strerror}") from error
     if not os.access(writable, os.W_OK):
         raise UserError(f"{option}: {path}: Permission denied")
+
+
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Write what `--json` asks for to `path`. Raises UserError where that is not possible."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        # A file name that is not UTF-8 stays readable JSON: \\udcff.
+        write_output(Path(path), text.encode(errors="backslashreplace").decode())
+    except OSError as error:
+        raise UserError(f"--json: {path}: {error.strerror}") from error
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, data_use: str, example: str) -> None:
+    """Add --config, --data and the edits; `data_use` begins the help of --data."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a Python file with `config = Config(...)`, or a run's config.json",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help=f"{data_use} this file, folder or glob instead of the config's sources",
+    )
+    parser.add_argument(
+        "edits", nargs="*", metavar="key=value", help=f"changes to the config, such as {example}"
+    )
 
 
 @contextlib.contextmanager

@@ -88,14 +88,13 @@ def test_what_is_written_is_whole_or_as_it_was(folder, monkeypatch, capsys):
     monkeypatch.setattr("jaxlm.files.sync", fail)
     (folder / "old.json").write_text("old")
     for name in ("new.json", "old.json"):
-        for write in (generate.write_json, evaluate.write_json):
-            with pytest.raises(UserError, match=r"--json: .*No space"):
-                write(name, {"results": []})
+        with pytest.raises(UserError, match=r"--json: .*No space"):
+            runtime.write_json(name, {"results": []})
     assert (folder / "old.json").read_text() == "old" and not (folder / "new.json").exists()
 
 
 def test_a_device_is_written_to_and_stays_one(folder):
-    generate.write_json("/dev/null", {"model": "\udcff"})
+    runtime.write_json("/dev/null", {"model": "\udcff"})
     assert Path("/dev/null").is_char_device()
-    generate.write_json("o.json", {"model": "\udcff"})
+    runtime.write_json("o.json", {"model": "\udcff"})
     assert "\\udcff" in (folder / "o.json").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import UserError
-from jaxlm.config.fields import suggestion
+from jaxlm.config.fields import list_names, suggestion
 from jaxlm.data.documents import Record
 from jaxlm.data.readers.streams import (
     LONGEST_RECORD,
@@ -21,7 +21,6 @@ from jaxlm.data.readers.text import decode_utf8
 from jaxlm.files import strip_byte_order_mark
 
 BATCH_ROWS = 256  # that are turned into Python objects at once
-MOST_SHOWN = 20  # columns in a message
 
 
 class TextLines:
@@ -80,9 +79,7 @@ def check_columns(path: Path, columns: list[str], names: tuple[str, ...]) -> Non
         if columns.count(name) > 1:
             raise UserError(f"{path}: has two columns {name!r}")
         if name not in columns:
-            known = ", ".join(map(repr, columns[:MOST_SHOWN])) or "none"
-            known += f" and {len(columns) - MOST_SHOWN} more" if len(columns) > MOST_SHOWN else ""
-            near = suggestion(name, columns) or f" (it has {known})"
+            near = suggestion(name, columns) or f" (it has {list_names(columns)})"
             raise UserError(f"{path}: no column {name!r}{near}")
 
 
