@@ -66,8 +66,9 @@ class SourceConfig:
 
     name: NonEmpty
     path: FilePath | None = None  # a file, a folder or a glob
-    # auto: by content, and by name where that can't tell. All but python_stdlib may be compressed
-    # (gzip, Zstandard, xz, bzip2). pairs: a text and its target in each record of any format
+    # auto: by content, and by name where that can't tell. Files may be compressed by gzip,
+    # Zstandard, xz or bzip2, but for Parquet and Arrow. pairs: a text and its target in each record
+    # of any format
     format: Literal[
         "auto",
         "text",

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
-from jaxlm.data.formats import JSON_LINES, find_format, format_by_name, is_json_lines
+from jaxlm.data.formats import JSON_LINES, find_mark, format_by_name, is_json_lines
 from jaxlm.data.listing import base_folder, list_files
-from jaxlm.data.readers.streams import read_head
 from jaxlm.files import BYTE_ORDER_MARK, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000
+HEAD_BYTES = 4096
+UNREADABLE = "unreadable"  # in place of a hash
 
 
 def fingerprint_source(
-    source: SourceConfig, cache_path: Path, keys: SourceKeys = FIRST_SOURCE
+    source: SourceConfig, cache_path: Path, keys: SourceKeys = FIRST_SOURCE, skips: bool = False
 ) -> str:
     """Return the SHA-256 of the names and contents of a source's files, as they are read.
+
+    A file that can't be read is an error, or with `skips` one without content.
 
     `cache_path` (JSON) remembers the hash of each file by path, size and time of change. It may be
     missing, and is left alone where it can't be written.
@@ -29,9 +32,14 @@ def fingerprint_source(
     new: dict[str, list] = {}
     digest = hashlib.sha256()
     for path in paths:
-        line = f"{path.relative_to(base).as_posix()}\0{hash_file(path, known, new)}\n"
-        if source.format == "auto":
-            line = once_plain_text(path) + line
+        try:
+            content_hash = hash_file(path, known, new)
+            prefix = once_plain_text(path) if source.format == "auto" else ""
+        except OSError as error:
+            if not skips:
+                raise UserError(f"{path}: {error.strerror}") from error
+            prefix, content_hash = "", UNREADABLE
+        line = f"{prefix}{path.relative_to(base).as_posix()}\0{content_hash}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
 
     if new:
@@ -49,30 +57,29 @@ def once_plain_text(path: Path) -> str:
     if is_json_lines(path) and path.suffix not in JSON_LINES:
         return "JSON lines\0"
     kind = format_by_name(path)
-    if kind in ("warc", "wikipedia") and find_format(path, read_head(path)[0]) == kind:
-        return f"{kind}\0"
-    return ""
+    if kind not in ("warc", "wikipedia"):
+        return ""
+    with path.open("rb") as file:
+        is_marked = find_mark(file.read(HEAD_BYTES)) == kind  # compressed files were refused
+    return f"{kind}\0" if is_marked else ""
 
 
 def hash_file(path: Path, known: dict, new: dict) -> str:
     """Return the SHA-256 of a file, from `known` if its size and time of change are the same.
 
-    A leading byte order mark does not count, since it is not read.
-    A hash that was computed is added to `new`.
+    A leading byte order mark does not count, since it is not read. A hash that was computed is
+    added to `new`. Raises OSError.
     """
     key = str(path.absolute())
-    try:
-        status = path.stat()
-        state = [status.st_size, status.st_mtime_ns]
-        entry = known.get(key)
-        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
-            return entry[2]
-        with path.open("rb") as file:
-            if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-                file.seek(0)
-            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    status = path.stat()
+    state = [status.st_size, status.st_mtime_ns]
+    entry = known.get(key)
+    if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
+        return entry[2]
+    with path.open("rb") as file:
+        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            file.seek(0)
+        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
 
     # A file that changed just now may change again within the clock's resolution, so its hash is
     # not remembered.

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 from jaxlm.config import UserError
+from jaxlm.config.fields import list_names
+from jaxlm.data.documents import SourceKeys
 
 JSON_LINES = (".jsonl", ".ndjson")
 BY_SUFFIX = {
@@ -81,35 +83,39 @@ def find_format(path: Path, head: bytes) -> str | None:
     binary = describe_binary(head)
     if binary:
         raise UserError(f"{path}: {binary}")
-    for magic, name in MARKED:
-        if magic.match(head):
-            return name
-    if format_by_name(path) in NAMED:
+    mark = find_mark(head)
+    if mark is None and format_by_name(path) in NAMED:
         return format_by_name(path)
-    return None
+    return mark
 
 
-def find_json(path: Path, head: bytes, text_key: str, read_text: str) -> str:
+def find_mark(head: bytes) -> str | None:
+    """Return the format whose files begin like that, of which a text has no bytes."""
+    return next((name for magic, name in MARKED if magic.match(head)), None)
+
+
+def find_json(path: Path, head: bytes, text_key: str, keys: SourceKeys) -> str:
     """Return "jsonl" or "text" for a file that seems to be plain text.
 
     Objects with `text_key` on lines of their own are JSON lines whatever the file is called. Raises
-    UserError where they lack it; `read_text` is the setting that reads them as plain text.
+    UserError where they lack it.
     """
+    read_text = f"or set {keys.setting('format', 'text')} to read the file as plain text"
     match = FIRST_CHARACTER.search(head)
     start = match.start() if match else len(head)
     fields = parse_object(first_line(head, start)) if head[start : start + 1] == b"{" else None
     if fields and text_key in fields:
         return "jsonl"
     if fields:
-        known = ", ".join(map(repr, list(fields)[:5]))
         raise UserError(
-            f"{path}:1: is a JSON object without the key {text_key!r} (it has {known}): name the "
-            f"key of its text, or set {read_text} to read the file as plain text"
+            f"{path}:1: is a JSON object without the key {text_key!r} (it has "
+            f"{list_names(list(fields))}): {keys.field('text_key')} names the key of the text, "
+            f"{read_text}"
         )
 
     if suffix_of(path) == ".json" and ARRAY_OF_OBJECTS.match(head, start):
         reason = f"is a JSON array, not JSON lines: {CONVERT} (one object per line)"
-        raise UserError(f"{path}: {reason}, or set {read_text} to read it as plain text")
+        raise UserError(f"{path}: {reason}, {read_text}")
     return "text"
 
 
@@ -118,9 +124,9 @@ def check_json_lines(path: Path, head: bytes) -> None:
     binary = describe_binary(head)
     if binary:
         raise UserError(f"{path}: {binary}")
-    for magic, name in MARKED:
-        if magic.match(head):
-            raise UserError(f"{path}: is a {name.capitalize()} file, not JSON lines")
+    name = find_mark(head)
+    if name is not None:
+        raise UserError(f"{path}: is a {name.capitalize()} file, not JSON lines")
 
 
 def first_line(data: bytes, start: int) -> bytes:

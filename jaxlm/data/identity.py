@@ -99,7 +99,9 @@ def describe_sources(data: DataConfig, cache: Path) -> list[dict[str, Any]]:
         is_validation = number == len(data.sources)
         descriptions.append(
             {
-                "fingerprint": fingerprint_source(source, cache, keys),
+                "fingerprint": fingerprint_source(
+                    source, cache, keys, skips=data.on_error == "skip"
+                ),
                 "format": name_validation_format(source, keys) if is_validation else source.format,
                 **record_keys(source),
             }

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
-from jaxlm.config.fields import suggestion
+from jaxlm.config.fields import list_names, suggestion
 from jaxlm.data.documents import FIRST_SOURCE, Document, Record, SourceKeys
 from jaxlm.data.formats import find_format, find_json
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines
-from jaxlm.data.readers.streams import read_head
+from jaxlm.data.readers.streams import MissingLibraryError, read_head
 from jaxlm.data.readers.tables import read_arrow, read_csv, read_parquet
 from jaxlm.data.readers.text import read_text
 from jaxlm.data.readers.web_archive import read_web_archive
@@ -32,7 +32,6 @@ READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Record | UserError
     "warc": read_web_archive,
     "wikipedia": read_wikipedia,
 }
-MOST_SHOWN = 20  # keys of a record in a message
 
 
 def read_documents(
@@ -67,6 +66,8 @@ def read_files(source: SourceConfig, keys: SourceKeys, notes: ReadingNotes) -> I
                 continue
             records = READERS[kind](path, read_keys(source))
             yield from read_records(records, path, name, source, keys, notes)
+        except MissingLibraryError:
+            raise
         except UserError as fault:
             notes.add_fault(fault)
 
@@ -82,7 +83,7 @@ def choose_reader(path: Path, source: SourceConfig, keys: SourceKeys, notes: Rea
     if found is None and source.format == "pairs":
         return "jsonl"
     if found is None:
-        found = find_json(path, head, read_keys(source)[0], keys.setting("format", "text"))
+        found = find_json(path, head, read_keys(source)[0], keys)
     notes.add_format(path, found, compression)
     return found
 
@@ -149,9 +150,7 @@ def read_field(record: Record, place: str, field: str, key: str, keys: SourceKey
     """Return the string under `key`, which the `field` of the source names."""
     if key not in record.fields:
         names = list(record.fields)
-        known = ", ".join(map(repr, names[:MOST_SHOWN])) or "none"
-        known += f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-        near = suggestion(key, names) or f" (it has {known})"
+        near = suggestion(key, names) or f" (it has {list_names(names)})"
         kind, _, plural = field.partition("_key")
         role = f"names the key{plural} of the {kind}"
         raise UserError(f"{place}: no key {key!r}{near}; {keys.field(field)} {role}")

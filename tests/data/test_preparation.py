@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,25 @@ def test_files_that_can_not_be_read_are_skipped_and_told_once(data, tmp_path):
         if validation == data.validation:
             added = {f"line {number}" for number in range(9)}
             assert set(all_texts(other)) == set(all_texts(store)) | added
+
+
+def test_a_file_that_may_not_be_read_is_skipped_too(data, tmp_path, monkeypatch):
+    store, _ = build_store(replace(data, on_error="skip"))
+    for name in ("secret.txt", "secret.xml"):
+        (tmp_path / "c" / name).write_text("secret")
+    allowed = Path.open
+
+    def refuse(path, *options, **more):
+        if path.name.startswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *options, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"secret\.txt: Permission denied$"):
+        build_store(data)
+    other, told = build_store(replace(data, on_error="skip"))
+    assert other.hash != store.hash and all_texts(other) == all_texts(store)
+    assert any("skipped 2 that can't be read" in line for line in told)
 
 
 def test_waiting_for_another_build_is_reported(data, tmp_path):

@@ -27,16 +27,22 @@ LONGEST_RECORD = 1 << 28  # bytes of one line, row or page, so that memory stays
 BUFFER = 1 << 16
 # Zstandard makes at most 2**15 bytes of one, so 128 MiB of these.
 ZSTANDARD_INPUT = 1 << 12
+OBJECT_WITHOUT_END = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[^\n]*")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
+class MissingLibraryError(UserError):
+    """A library that a format needs is not installed: no fault of the file."""
+
+
 def import_reader(name: str, purpose: str) -> ModuleType:
-    """Import a library of the extra `data`. Raises UserError that says how to install it."""
+    """Import a library of the extra `data`. Raises MissingLibraryError that says how to get it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         library = name.partition(".")[0]
-        raise UserError(f'{purpose} needs {library}: pip install "jaxlm[data]"') from error
+        advice = f'{purpose} needs {library}: pip install "jaxlm[data]"'
+        raise MissingLibraryError(advice) from error
 
 
 @contextlib.contextmanager
@@ -137,6 +143,9 @@ def read_head(path: Path, size: int = BUFFER) -> tuple[bytes, str | None]:
         with open_stream(path) as stream:
             while len(head) < size and (data := stream.read1(size - len(head))):
                 head += data
+            # An object on a line is only seen to be one at its end.
+            if OBJECT_WITHOUT_END.fullmatch(head):
+                head += stream.readline(LONGEST_RECORD)
     except UserError:
         if not head:
             raise

@@ -48,6 +48,9 @@ def read_web_archive(path: Path, names: tuple[str, ...]) -> Iterator[Record | Us
             if len(data) > LONGEST_RECORD:
                 yield too_long(place)
                 continue
+            if record.rec_type == "conversion" and len(data) < (record.length or 0):
+                yield UserError(f"{place}: the file ends inside a page")
+                continue
             text = page_text(record, data, place)
             if text is not None:
                 headers = record.rec_headers

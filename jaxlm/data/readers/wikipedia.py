@@ -102,7 +102,7 @@ def strip_markup(markup: str, hidden: set[str], parser: Any) -> str:
 
     text = code.strip_code(normalize=True, collapse=False)
     text = EMPTY_BRACKETS.sub("", text)
-    lines = (line.rstrip() for line in text.splitlines())
+    lines = (line.strip() for line in text.splitlines())
     return EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip()
 
 
