@@ -1,10 +1,7 @@
 """Build a token store: measure the text, make the tokenizer, write the shards."""
 
-import contextlib
 import gzip
 import lzma
-import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -29,15 +26,14 @@ from jaxlm.data.split import (
     total_size,
 )
 from jaxlm.data.store import TOKENIZER
-from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.data.tokenizer_training import build_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.files import expand_home, write_atomically
-from jaxlm.progress import LINE_SECONDS, Progress, format_duration
+from jaxlm.files import write_atomically
+from jaxlm.progress import LINE_SECONDS, Progress
 
 SHARD_TOKENS = 1 << 28
-TICK_SECONDS = 1.0  # between two looks at the training of a tokenizer
 BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
-EXCERPT_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
 COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
 
 
@@ -136,83 +132,6 @@ def training_texts(corpus: Corpus, tail_starts: tuple[int, ...] | None) -> Itera
     for document in split_documents(corpus, tail_starts):
         if document.split == TRAIN:
             yield from document.texts
-
-
-def build_tokenizer(
-    config: TokenizerConfig,
-    vocabulary_size: int,
-    special: SpecialTokens,
-    texts: Iterator[str],
-    text_bytes: int,
-    report: Callable[[str], None],
-) -> Tokenizer:
-    """Return the tokenizer of the config; a BPE is trained on `texts`, `text_bytes` in all."""
-    if config.kind == "bytes":
-        return byte_tokenizer(special)
-    if config.path is not None:
-        return load_tokenizer(expand_home(config.path), special)
-
-    started = time.monotonic()
-    budget = min(int(config.training_megabytes * 1e6), text_bytes)
-    with training_progress(budget) as watch:
-        excerpts = watch(choose_excerpts(texts, text_bytes, budget))
-        tokenizer = train_bpe(excerpts, vocabulary_size, special)
-    report(
-        f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB "
-        f"in {time.monotonic() - started:.1f} s"
-    )
-    return tokenizer
-
-
-def choose_excerpts(texts: Iterator[str], text_bytes: int, budget: int) -> Iterator[str]:
-    """Yield excerpts of at most `budget` bytes in all, spread evenly over `text_bytes` of texts."""
-    seen = kept = 0
-    for text in texts:
-        for start in range(0, len(text), EXCERPT_CHARACTERS):
-            excerpt = text[start : start + EXCERPT_CHARACTERS]
-            size = len(excerpt.encode())
-            seen += size
-            if (kept + size) * text_bytes <= seen * budget:
-                kept += size
-                yield excerpt
-
-
-@contextlib.contextmanager
-def training_progress(budget: int) -> Iterator[Callable[[Iterator[str]], Iterator[str]]]:
-    """Show the progress of the training of a tokenizer while the block runs.
-
-    Gives a function that counts the texts which pass through it, `budget` bytes in all. After
-    these the library is silent for minutes, or for hours where words are long.
-    """
-    started, ended = time.monotonic(), threading.Event()
-    seen = 0
-
-    def watch(texts: Iterator[str]) -> Iterator[str]:
-        nonlocal seen
-        for text in texts:
-            seen += len(text.encode())
-            yield text
-        seen = budget
-
-    def show() -> None:
-        reading = Progress(budget, line_seconds=LINE_SECONDS)
-        while not ended.wait(TICK_SECONDS) and seen < budget:
-            reading.update(seen, f"tokenizer: read {seen / 1e6:,.0f} of {budget / 1e6:,.0f} MB")
-        reading.close()
-
-        joining = Progress(1, line_seconds=LINE_SECONDS)
-        while not ended.wait(TICK_SECONDS):
-            seconds = format_duration(time.monotonic() - started)
-            joining.update(0, f"tokenizer: trains on {budget / 1e6:,.1f} MB, {seconds} so far")
-        joining.close()
-
-    thread = threading.Thread(target=show, name="tokenizer progress", daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        ended.set()
-        thread.join()
 
 
 # Tokens
