@@ -20,6 +20,10 @@ class ConfigError(UserError):
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}" if path else reason)
 
+    def __reduce__(self) -> tuple:
+        """Let another process raise it."""
+        return type(self), (self.path, self.reason)
+
 
 class NoCheckpointError(UserError):
     """No checkpoint in the run directory can be restored."""

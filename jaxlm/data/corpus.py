@@ -1,17 +1,13 @@
-"""The corpus of a config: its sources by number, and those of their documents that are kept."""
+"""The corpus of a config: its sources by number, the validation files among them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
-from jaxlm.config import DataConfig, SourceConfig, UserError
-from jaxlm.data.documents import Document, SourceKeys
+from jaxlm.config import DataConfig, SourceConfig
+from jaxlm.data.documents import SourceKeys
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
 from jaxlm.data.reading_notes import ReadingNotes
-from jaxlm.data.sources import read_documents
 
 VALIDATION = "validation"  # the name of the validation files, where the config names any
 
@@ -21,32 +17,6 @@ class NumberedSource(NamedTuple):
 
     config: SourceConfig
     keys: SourceKeys
-
-
-class Corpus(NamedTuple):
-    """The sources of a config, and which of their documents are kept."""
-
-    data: DataConfig
-    verdicts: tuple[np.ndarray, ...] | None = None  # per source and document, 0 is kept; None: all
-
-    def documents(self, number: int, notes: ReadingNotes | None = None) -> Iterator[Document]:
-        """Yield the documents of a source that are kept, in order.
-
-        Raises UserError where the files are no longer those that were judged.
-        """
-        source, keys = numbered_sources(self.data)[number]
-        documents = read_documents(source, keys, notes or new_notes(self.data))
-        if self.verdicts is None or number >= len(self.verdicts):  # validation files
-            yield from documents
-            return
-
-        verdicts, count = self.verdicts[number], 0
-        for document in documents:
-            if count < len(verdicts) and verdicts[count] == 0:
-                yield document
-            count += 1
-        if count != len(verdicts):
-            raise UserError(f"{source.path or source.name}: changed while it was prepared")
 
 
 def numbered_sources(data: DataConfig) -> tuple[NumberedSource, ...]:

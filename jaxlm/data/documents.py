@@ -1,5 +1,6 @@
 """Documents, the records that they are made of, and the names of a source's fields in messages."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -21,6 +22,15 @@ class Record(NamedTuple):
 
     number: int  # of the line, row or page in its file, from 1
     fields: dict[str, Any]
+
+
+class FilePart(NamedTuple):
+    """A file that is read as a whole, or the lines of one that begin in a stretch of its bytes."""
+
+    path: Path
+    start: int = 0  # lines begin after this byte; 0: the first line is one of them
+    stop: int | None = None  # and not after this byte; None: to the end
+    first_line: int = 1  # number of the first line
 
 
 class SourceKeys(NamedTuple):

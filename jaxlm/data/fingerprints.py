@@ -5,21 +5,39 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
 from jaxlm.data.formats import JSON_LINES, find_mark, format_by_name, is_json_lines
 from jaxlm.data.listing import base_folder, list_files
-from jaxlm.files import BYTE_ORDER_MARK, write_atomically
+from jaxlm.files import strip_byte_order_mark, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000
 HEAD_BYTES = 4096
+BLOCK_BYTES = 1 << 20
+LINE_COUNT_BYTES = 1 << 26  # lines of a file are counted up to each multiple, for its division
 UNREADABLE = "unreadable"  # in place of a hash
+
+
+class FileHash(NamedTuple):
+    """The result of reading a file once."""
+
+    hash: str  # SHA-256 of the content
+    # Of a file of more than twice LINE_COUNT_BYTES: the newlines before each multiple of these.
+    newlines: tuple[int, ...] = ()
+
+
+class SourceFingerprint(NamedTuple):
+    """Hash of the text of a source, and where lines of its large files begin."""
+
+    hash: str
+    newlines: dict[str, tuple[int, ...]]  # of large files, by path
 
 
 def fingerprint_source(
     source: SourceConfig, cache_path: Path, keys: SourceKeys = FIRST_SOURCE, skips: bool = False
-) -> str:
+) -> SourceFingerprint:
     """Return the SHA-256 of the names and contents of a source's files, as they are read.
 
     A file that can't be read is an error, or with `skips` one without content.
@@ -30,10 +48,12 @@ def fingerprint_source(
     paths = list_files(source, keys)
     base, known = base_folder(source), read_cache(cache_path)
     new: dict[str, list] = {}
-    digest = hashlib.sha256()
+    digest, newlines = hashlib.sha256(), {}
     for path in paths:
         try:
-            content_hash = hash_file(path, known, new)
+            content_hash, counts = hash_file(path, known, new)
+            if counts:
+                newlines[str(path)] = counts
             prefix = once_plain_text(path) if source.format == "auto" else ""
         except OSError as error:
             if not skips:
@@ -46,7 +66,7 @@ def fingerprint_source(
         with contextlib.suppress(OSError):
             cache_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_path, json.dumps(known | new))
-    return digest.hexdigest()
+    return SourceFingerprint(digest.hexdigest(), newlines)
 
 
 def once_plain_text(path: Path) -> str:
@@ -64,8 +84,8 @@ def once_plain_text(path: Path) -> str:
     return f"{kind}\0" if is_marked else ""
 
 
-def hash_file(path: Path, known: dict, new: dict) -> str:
-    """Return the SHA-256 of a file, from `known` if its size and time of change are the same.
+def hash_file(path: Path, known: dict, new: dict) -> FileHash:
+    """Return the hash of a file, from `known` if its size and time of change are the same.
 
     A leading byte order mark does not count, since it is not read. A hash that was computed is
     added to `new`. Raises OSError.
@@ -73,19 +93,31 @@ def hash_file(path: Path, known: dict, new: dict) -> str:
     key = str(path.absolute())
     status = path.stat()
     state = [status.st_size, status.st_mtime_ns]
+    is_large = status.st_size > 2 * LINE_COUNT_BYTES
     entry = known.get(key)
-    if isinstance(entry, list) and len(entry) == 3 and entry[:2] == state:
-        return entry[2]
-    with path.open("rb") as file:
-        if file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
-            file.seek(0)
-        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(entry, list) and entry[:2] == state and len(entry) == 3 + is_large:
+        return FileHash(entry[2], tuple(*entry[3:]))
 
+    found = read_hash(path, is_large)
     # A file that changed just now may change again within the clock's resolution, so its hash is
     # not remembered.
     if time.time_ns() - status.st_mtime_ns > SETTLED_NANOSECONDS:
-        new[key] = [*state, content_hash]
-    return content_hash
+        new[key] = [*state, found.hash, *([list(found.newlines)] if is_large else [])]
+    return found
+
+
+def read_hash(path: Path, counts_lines: bool) -> FileHash:
+    """Return the hash of a file, and its newlines where they count. Raises OSError."""
+    digest, newlines, count, size = hashlib.sha256(), [], 0, 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block if size else strip_byte_order_mark(block))
+            if counts_lines:
+                if size % LINE_COUNT_BYTES == 0:
+                    newlines.append(count)
+                count += block.count(b"\n")
+            size += len(block)
+    return FileHash(digest.hexdigest(), tuple(newlines))
 
 
 def read_cache(path: Path) -> dict:

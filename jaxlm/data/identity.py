@@ -33,6 +33,7 @@ class StoreIdentity(NamedTuple):
     folder: Path  # where the store is or will be
     inputs: dict[str, Any]  # JSON data; `folder.name` is the hash of it
     special: SpecialTokens
+    newlines: dict[str, tuple[int, ...]]  # of large files (fingerprints.py)
 
 
 def identify_store(
@@ -59,7 +60,7 @@ def identify_store(
         with contextlib.suppress(OSError):
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
-        source_inputs = describe_sources(data, root / "fingerprints.json")
+        source_inputs, newlines = describe_sources(data, root / "fingerprints.json")
 
     inputs: dict[str, Any] = {
         "format": FORMAT,
@@ -73,7 +74,7 @@ def identify_store(
     if data.curation != CurationConfig():
         inputs["curation"] = dataclasses.asdict(data.curation)
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    return StoreIdentity(root / key, inputs, special)
+    return StoreIdentity(root / key, inputs, special, newlines)
 
 
 def describe_tokenizer(
@@ -92,21 +93,23 @@ def describe_tokenizer(
     return spec
 
 
-def describe_sources(data: DataConfig, cache: Path) -> list[dict[str, Any]]:
-    """Return the contents and formats of the sources, as JSON data."""
-    descriptions = []
+def describe_sources(
+    data: DataConfig, cache: Path
+) -> tuple[list[dict[str, Any]], dict[str, tuple[int, ...]]]:
+    """Return the contents and formats of the sources as JSON data, and `StoreIdentity.newlines`."""
+    descriptions, newlines = [], {}
     for number, (source, keys) in enumerate(numbered_sources(data)):
         is_validation = number == len(data.sources)
+        fingerprint = fingerprint_source(source, cache, keys, skips=data.on_error == "skip")
+        newlines |= fingerprint.newlines
         descriptions.append(
             {
-                "fingerprint": fingerprint_source(
-                    source, cache, keys, skips=data.on_error == "skip"
-                ),
+                "fingerprint": fingerprint.hash,
                 "format": name_validation_format(source, keys) if is_validation else source.format,
                 **record_keys(source),
             }
         )
-    return descriptions
+    return descriptions, newlines
 
 
 def name_validation_format(source: SourceConfig, keys: SourceKeys) -> str:

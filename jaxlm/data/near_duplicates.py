@@ -9,14 +9,15 @@ decides.
 """
 
 import zlib
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
 SHINGLE_WORDS = 5
 BANDS, BAND_MINIMA = 32, 4
 MINIMA = BANDS * BAND_MINIMA
-CHUNK = 1 << 14  # documents whose signatures lie together in the file
 SHINGLES_AT_ONCE = 1 << 12
 
 # Fixed constants of the hashes: signatures are the same everywhere.
@@ -61,43 +62,18 @@ def sign_text(text: str) -> np.ndarray:
     return least
 
 
-class SignatureFile:
-    """The signatures of documents, by number, in a file: 512 bytes each."""
+def find_near_duplicates(signatures: Sequence[np.ndarray], similarity: float) -> np.ndarray:
+    """Return which of the documents repeat an earlier one, bool [documents].
 
-    def __init__(self, path: Path):
-        self.path, self.count = path, 0
-        self.file = path.open("wb")
-        self.chunk = np.zeros((MINIMA, CHUNK), np.uint32)
-
-    def add(self, signature: np.ndarray) -> None:
-        """Append the signature of the next document."""
-        place = self.count % CHUNK
-        self.chunk[:, place] = signature
-        self.count += 1
-        if place == CHUNK - 1:
-            self.file.write(self.chunk.tobytes())
-
-    def finish(self) -> np.ndarray:
-        """Return all signatures, uint32 [chunks, MINIMA, CHUNK]; those after the last are zero."""
-        used = self.count % CHUNK
-        if used:
-            self.chunk[:, used:] = 0
-            self.file.write(self.chunk.tobytes())
-        self.file.close()
-        shape = (-(-self.count // CHUNK), MINIMA, CHUNK)
-        return np.memmap(self.path, np.uint32, "r", shape=shape) if self.count else np.zeros(shape)
-
-
-def find_near_duplicates(signatures: np.ndarray, count: int, similarity: float) -> np.ndarray:
-    """Return which of the documents repeat an earlier one, bool [count].
-
-    Documents that are similar to the same one belong together, and of each such group the first is
-    no repetition.
+    `signatures` are those of the documents of each unit, uint32 [MINIMA, n]. Documents that are
+    similar to the same one belong together, and of each such group the first is no repetition.
     """
+    signatures = [table for table in signatures if table.shape[1]]
+    count = sum(table.shape[1] for table in signatures)
     if count == 0:
         return np.zeros(0, bool)
 
-    pairs = [similar_pairs(signatures, count, band, similarity) for band in range(BANDS)]
+    pairs = [similar_pairs(signatures, band, similarity) for band in range(BANDS)]
     joined = np.unique(np.concatenate(pairs))
     first = (joined >> np.uint64(32)).astype(np.int64)
     second = (joined & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -114,17 +90,17 @@ def find_near_duplicates(signatures: np.ndarray, count: int, similarity: float) 
         least = new
 
 
-def similar_pairs(signatures: np.ndarray, count: int, band: int, similarity: float) -> np.ndarray:
+def similar_pairs(signatures: Sequence[np.ndarray], band: int, similarity: float) -> np.ndarray:
     """Return the pairs that agree in a band and are similar; uint64 [n], earlier << 32 | later.
 
     Of documents that all agree in the band, each is compared with the first and with the previous
     one.
     """
     rows = slice(band * BAND_MINIMA, (band + 1) * BAND_MINIMA)
-    keys = np.zeros(count, np.uint64)
-    for number, chunk in enumerate(signatures):
-        part = keys[number * CHUNK : (number + 1) * CHUNK]
-        part += (chunk[rows, : len(part)] * BAND_FACTORS[:, None]).sum(axis=0, dtype=np.uint64)
+    keys = np.concatenate(
+        [(table[rows] * BAND_FACTORS[:, None]).sum(axis=0, dtype=np.uint64) for table in signatures]
+    )
+    count = len(keys)
 
     order = np.argsort(keys, kind="stable")
     is_same = np.diff(keys[order]) == 0
@@ -138,13 +114,15 @@ def similar_pairs(signatures: np.ndarray, count: int, band: int, similarity: flo
     return pairs[agreement(signatures, pairs) >= similarity]
 
 
-def agreement(signatures: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def agreement(signatures: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
     """Return the share of equal minima of each pair, float64 [n]."""
+    ends = list(accumulate(table.shape[1] for table in signatures))
+
+    def signature(document: int) -> np.ndarray:
+        unit = bisect_right(ends, document)
+        return signatures[unit][:, document - ends[unit]]  # counted from the end
+
     shares = np.zeros(len(pairs))
     for number, pair in enumerate(pairs.tolist()):
-        one, other = (
-            signatures[document // CHUNK, :, document % CHUNK]
-            for document in (pair >> 32, pair & 0xFFFFFFFF)
-        )
-        shares[number] = np.mean(one == other)
+        shares[number] = np.mean(signature(pair >> 32) == signature(pair & 0xFFFFFFFF))
     return shares

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig
-from jaxlm.data.build import SHARD_TOKENS, build_store
+from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, UserError
+from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
 from jaxlm.files import expand_home, write_atomically
 
 POLL_SECONDS = 0.2
+# In the folder of a store that is being built: files of other versions are not used.
+BUILDING, BUILDING_VERSION = "building.json", 1
 
 
 def prepare(
@@ -29,8 +31,11 @@ def prepare(
     report: Callable[[str], None],
     shard_tokens: int = SHARD_TOKENS,
     needs: tuple[str, ...] = (),
+    workers: int | None = None,
 ) -> Store:
     """Return the store of `data`, built if it is not there yet; `report` gets plain lines.
+
+    `workers` processes build it; None: one for each core.
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
     objective needs beside the end of text (`ObjectiveConfig.needs`). Raises `ConfigError` or
@@ -40,14 +45,21 @@ def prepare(
     # A mistake in the weights shows now, not after hours of preparation.
     apportion_slots([source.weight for source in data.sources])
     with removed_if_unused(expand_home(data.store)):
-        folder, inputs, special = identify_store(data, tokenizer, vocabulary_size, needs)
+        identity = identify_store(data, tokenizer, vocabulary_size, needs)
+        folder = identity.folder
         if not is_built(folder):
             with unfinished_folder(folder, report) as unfinished:
                 if unfinished is not None:
-                    manifest = build_store(
-                        unfinished, data, tokenizer, vocabulary_size, special, report, shard_tokens
+                    inputs = StoreInputs(
+                        data,
+                        tokenizer,
+                        vocabulary_size,
+                        identity.special,
+                        identity.newlines,
+                        shard_tokens,
                     )
-                    description = {"format": FORMAT, "inputs": inputs} | manifest
+                    manifest = build_store(unfinished, inputs, workers, report)
+                    description = {"format": FORMAT, "inputs": identity.inputs} | manifest
                     write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
 
     store = open_store(folder)
@@ -81,10 +93,11 @@ def is_built(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[Path | None]:
-    """Give an empty folder that becomes `folder` at the end of the block.
+    """Give the folder that becomes `folder` at the end of the block.
 
-    Gives None if another process built `folder` while this one waited for the lock. What an
-    interrupted build left is removed. A failure to write is a `ConfigError` at `data.store`.
+    Gives None if another process built `folder` while this one waited for the lock. A preparation
+    that was interrupted leaves what it has in there; after a mistake of the user's it is removed. A
+    failure to write is a `ConfigError` at `data.store`.
     """
     unfinished = folder.with_name(f".{folder.name}.building")
     lock = folder.with_name(f".{folder.name}.lock")
@@ -96,17 +109,31 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
                 yield None
                 return
 
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
+            if can_go_on(unfinished):
+                report(f"store {folder}: goes on with what an interrupted preparation left")
+            else:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                (unfinished / BUILDING).write_text(json.dumps({"version": BUILDING_VERSION}))
             try:
                 yield unfinished
                 unfinished.rename(folder)
-            finally:
+            except UserError:
                 shutil.rmtree(unfinished, ignore_errors=True)
+                raise
     except OSError as error:
         raise ConfigError(
             "data.store", f"{error.filename or folder.parent}: {error.strerror or error}"
         ) from error
+
+
+def can_go_on(unfinished: Path) -> bool:
+    """Return whether an interrupted preparation left files that this version understands."""
+    try:
+        state = json.loads((unfinished / BUILDING).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("version") == BUILDING_VERSION
 
 
 def await_store(

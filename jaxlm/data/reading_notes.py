@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxlm.config import UserError
 from jaxlm.data.formats import COMPRESSED, format_by_name
@@ -43,6 +44,19 @@ class ReadingNotes:
             what = f"{what}, {packed}" if what else packed
         if what:
             self.formats.setdefault(what, []).append(path.name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The findings as JSON data, but for what was left out of a folder."""
+        return {"faults": self.fault_count, "first": self.first_fault, "formats": self.formats}
+
+    def add_facts(self, facts: dict[str, Any]) -> None:
+        """Add the findings of a pass over later files."""
+        self.fault_count += facts["faults"]
+        self.first_fault = self.first_fault or facts["first"]
+        for what, names in facts["formats"].items():
+            known = self.formats.setdefault(what, [])
+            known += [name for name in names if name not in known[-1:]]  # parts of one file
 
     def lines(self, source: str) -> Iterator[str]:
         """Yield a line for each kind of thing that was found in the source of that name."""

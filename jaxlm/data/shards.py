@@ -239,6 +239,17 @@ class TokenWriter:
         assert self.offsets is not None, "opened by the token"
         self.offsets.write(np.array([self.tokens], "<i8").tobytes())
 
+    def add_ends(self, ends: np.ndarray) -> None:
+        """Append where documents end whose tokens were added last.
+
+        `ends` (int64 [documents]) counts from the first of these tokens, so that its last is their
+        number.
+        """
+        if len(ends):
+            assert self.offsets is not None, "opened by the tokens"
+            self.offsets.write((self.tokens - ends[-1] + ends).astype("<i8").tobytes())
+            self.documents += len(ends)
+
     def open_offsets(self) -> BinaryIO:
         """Return the file of the offsets, in which the first is 0."""
         file = (self.folder / f"{self.stem}.offsets").open("wb")

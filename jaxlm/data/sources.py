@@ -5,13 +5,13 @@ Documents are read one at a time, whatever the size of the corpus.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.data.documents import FIRST_SOURCE, Document, Record, SourceKeys
+from jaxlm.data.documents import FIRST_SOURCE, Document, FilePart, Record, SourceKeys
 from jaxlm.data.formats import find_format, find_json
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines
@@ -45,15 +45,26 @@ def read_documents(
     naming the file and the line or byte at fault, unless the `notes` skip it, and `ConfigError` at
     `keys.path` if there are no files.
     """
-    documents = read_files(source, keys, notes or ReadingNotes())
+    notes = notes or ReadingNotes()
+    parts = [FilePart(path) for path in list_files(source, keys, notes.left_out)]
+    yield from read_parts(parts, source, keys, notes)
+
+
+def read_parts(
+    parts: Sequence[FilePart], source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
+) -> Iterator[Document]:
+    """Yield the documents of some of a source's files, as `read_documents` does."""
+    documents = read_files(parts, source, keys, notes)
     yield from islice((document for document in documents if any(document.texts)), source.documents)
 
 
-def read_files(source: SourceConfig, keys: SourceKeys, notes: ReadingNotes) -> Iterator[Document]:
-    """Yield the documents of a source's files, also empty ones."""
-    paths = list_files(source, keys, notes.left_out)
+def read_files(
+    parts: Sequence[FilePart], source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
+) -> Iterator[Document]:
+    """Yield the documents of files, also empty ones."""
     base = base_folder(source)
-    for path in paths:
+    for part in parts:
+        path = part.path
         name = path.relative_to(base).as_posix()
         try:
             if source.format == "python_stdlib":
@@ -64,7 +75,10 @@ def read_files(source: SourceConfig, keys: SourceKeys, notes: ReadingNotes) -> I
             if kind == "text":
                 yield Document(name, read_text(path))
                 continue
-            records = READERS[kind](path, read_keys(source))
+            if part.start or part.stop is not None:
+                records = read_json_lines(path, read_keys(source), part)
+            else:
+                records = READERS[kind](path, read_keys(source))
             yield from read_records(records, path, name, source, keys, notes)
         except MissingLibraryError:
             raise

@@ -8,9 +8,7 @@ import pytest
 from support.stores import all_texts, build_store, data_config
 
 from jaxlm import config
-from jaxlm.config import UserError
-from jaxlm.data import curation, describe_store, near_duplicates
-from jaxlm.data.corpus import Corpus
+from jaxlm.data import describe_store, near_duplicates
 
 
 def words(seed: int, count: int = 150) -> list[str]:
@@ -77,28 +75,28 @@ def test_the_other_splits_see_what_is_kept(data, tmp_path, method):
 
 
 def test_pairs_are_duplicates_where_both_texts_are(tmp_path):
-    lines = ['{"source": "a", "target": "b"}'] * 2 + ['{"source": "a", "target": "c"}'] * 30
+    numbers = [*range(19), *range(19)]
+    lines = [f'{{"source": "a", "target": "{number}"}}' for number in numbers]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     source = config.SourceConfig(name="p", path=str(tmp_path / "p.jsonl"), format="pairs")
+    validation = config.ValidationConfig(method="source", path=source.path)
     data = config.DataConfig(
-        sources=(source,), curation=config.CurationConfig(exact_duplicates=True)
+        sources=(source,), validation=validation, store=str(tmp_path / "stores")
     )
-    verdicts = curation.judge_documents(data, tmp_path, lambda _: None)[0]
-    assert np.flatnonzero(verdicts == 0).tolist() == [0, 2]
-
-
-def test_files_that_change_during_the_preparation_are_an_error(data, tmp_path):
-    verdicts = tuple(np.zeros(60, np.uint8) for _ in range(2))
-    changing = Corpus(data, verdicts)
-    assert len(list(changing.documents(0))) == 60
-    (tmp_path / "one" / "new.txt").write_text("new")
-    with pytest.raises(UserError, match="one: changed while it was prepared"):
-        list(changing.documents(0))
+    store, _ = build_store(curated(data, exact_duplicates=True), needs=("pad",))
+    assert [len(array) for array in (*store.train, *store.validation)] == [19, 38]
 
 
 def similarity(one: str, other: str) -> float:
     first, second = (set(near_duplicates.hash_shingles(text).tolist()) for text in (one, other))
     return len(first & second) / len(first | second)
+
+
+def sign(texts: list[str]) -> np.ndarray:
+    table = np.zeros((near_duplicates.MINIMA, len(texts)), np.uint32)
+    for number, text in enumerate(texts):
+        table[:, number] = near_duplicates.sign_text(text)
+    return table
 
 
 def test_signatures_agree_as_often_as_shingles_are_shared():
@@ -115,52 +113,39 @@ def test_signatures_agree_as_often_as_shingles_are_shared():
         assert abs(found - expected) < 0.03
 
 
-def test_near_duplicates_are_found_as_often_as_stated(tmp_path):
+def test_near_duplicates_are_found_as_often_as_stated():
     """At 5% of the words the similarity is 0.63, which is compared with a probability of 0.996."""
     assert near_duplicates.find_probability(0.63) > 0.99
     count = 300
     texts = [" ".join(words(seed)) for seed in range(count)]
     texts += [changed(seed, 0.05) for seed in range(100)]
     texts += [changed(seed, 0.02) for seed in range(100, 200)]
-    signatures = near_duplicates.SignatureFile(tmp_path / "s")
-    for text in texts:
-        signatures.add(near_duplicates.sign_text(text))
-
-    is_near = near_duplicates.find_near_duplicates(signatures.finish(), len(texts), 0.5)
+    is_near = near_duplicates.find_near_duplicates([sign(texts)], 0.5)
     assert not is_near[:count].any()
     assert is_near[count : count + 100].mean() >= 0.95
     assert is_near[count + 100 :].all()
 
 
-def test_chunks_of_signatures_make_no_difference(tmp_path, monkeypatch):
-    texts = [" ".join(words(seed % 7, 12)) for seed in range(23)]
-    found = []
-    for chunk in (4, 23, 64):
-        monkeypatch.setattr(near_duplicates, "CHUNK", chunk)
-        signatures = near_duplicates.SignatureFile(tmp_path / str(chunk))
-        for text in texts:
-            signatures.add(near_duplicates.sign_text(text))
-        is_near = near_duplicates.find_near_duplicates(signatures.finish(), 23, 0.9)
-        found.append(is_near.tolist())
-    assert found == [[False] * 7 + [True] * 16] * 3
+def test_units_of_signatures_make_no_difference():
+    table = sign([" ".join(words(seed % 7, 12)) for seed in range(23)])
+    for bounds in ([], [4, 8, 8, 20], [0, 22]):
+        parts = np.split(table, bounds, axis=1)
+        is_near = near_duplicates.find_near_duplicates(parts, 0.9)
+        assert is_near.tolist() == [False] * 7 + [True] * 16
 
 
-def test_a_chain_of_similar_documents_keeps_its_first(tmp_path):
+def test_a_chain_of_similar_documents_keeps_its_first():
     texts = [" ".join(words(1)), changed(1, 0.03)]
     for _ in range(4):
         rng, parts = random.Random(len(texts)), texts[-1].split()
         for place in rng.sample(range(150), 4):
             parts[place] = f"more{rng.random()}"
         texts.append(" ".join(parts))
-    signatures = near_duplicates.SignatureFile(tmp_path / "s")
-    for text in reversed(texts):
-        signatures.add(near_duplicates.sign_text(text))
-    is_near = near_duplicates.find_near_duplicates(signatures.finish(), len(texts), 0.6)
+    is_near = near_duplicates.find_near_duplicates([sign(texts[::-1])], 0.6)
     assert similarity(texts[0], texts[-1]) < 0.6
     assert is_near.tolist() == [False] + [True] * (len(texts) - 1)
 
-    empty = near_duplicates.SignatureFile(tmp_path / "e")
-    assert near_duplicates.find_near_duplicates(empty.finish(), 0, 0.6).shape == (0,)
+    assert near_duplicates.find_near_duplicates([sign([])], 0.6).shape == (0,)
 
 
 def test_texts_of_few_words_are_one_shingle():

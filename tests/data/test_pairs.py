@@ -9,9 +9,7 @@ import pytest
 from jaxlm import config, objectives
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data import Store, prepare
-from jaxlm.data.corpus import Corpus
 from jaxlm.data.schedule import BatchSchedule
-from jaxlm.data.split import split_documents
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.validation import EvaluationWindows
 from jaxlm.objectives import Objective
@@ -137,11 +135,12 @@ def test_validation_pairs_have_the_keys_of_the_first_source(tmp_path):
         name="a", path=str(path), format="pairs", source_key="en", target_key="de"
     )
     validation = config.ValidationConfig(method="source", path=str(path))
-    data = config.DataConfig(sources=(source,), validation=validation)
-    documents = [
-        (document.split, document.texts) for document in split_documents(Corpus(data), None)
-    ]
-    assert documents == [("train", ("one", "eins")), ("validation", ("one", "eins"))]
+    data = config.DataConfig(
+        sources=(source,), validation=validation, store=str(tmp_path / "stores")
+    )
+    store = prepare(data, TOKENIZER, 300, lambda _: None, needs=("pad",))
+    for (array,) in (store.train, store.validation):
+        assert read_all(array, recording(8, 8)) == [cell("one", 8) + cell("eins", 8)]
 
 
 def test_hash_split_counts_pairs_not_texts(tmp_path):

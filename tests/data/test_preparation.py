@@ -12,7 +12,7 @@ from support.stores import BYTES, all_texts, build_store, data_config, write_cor
 
 from jaxlm import config
 from jaxlm.config import ConfigError, LostError, UserError
-from jaxlm.data import await_store, build, identity, open_store, preparation, prepare
+from jaxlm.data import await_store, building, identity, open_store, preparation, prepare
 
 
 @pytest.fixture
@@ -21,25 +21,31 @@ def data(tmp_path):
 
 
 def test_failed_build_leaves_nothing_that_looks_finished(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "describe_validation", lambda *_: 1 / 0)
+    monkeypatch.setattr(building, "describe_validation", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_store(data)
-    assert not list(tmp_path.glob("stores/*"))
+    (unfinished,) = (tmp_path / "stores").glob("*")
+    assert unfinished.name.endswith(".building")
 
     monkeypatch.undo()
-    assert build_store(data)[0].path.is_dir()
+    store, lines = build_store(data)
+    assert "goes on with what an interrupted preparation left" in lines[0]
+    assert not unfinished.exists() and len(all_texts(store)) == 40
 
 
-def test_remains_of_a_killed_process_are_removed(data):
+@pytest.mark.parametrize("state", [None, "not JSON", '{"version": 0}'])
+def test_remains_that_are_not_understood_are_removed(data, state):
     store, _ = build_store(data)
     unfinished = store.path.with_name(f".{store.hash}.building")
     shutil.rmtree(store.path)
     unfinished.mkdir()
-    (unfinished / "train-0-00099.bin").write_bytes(b"old")
+    (unfinished / "extract-000000.json").write_text("{}")
+    if state is not None:
+        (unfinished / "building.json").write_text(state)
 
-    again, _ = build_store(data)
-    assert not unfinished.exists()
-    assert not (again.path / "train-0-00099.bin").exists()
+    again, lines = build_store(data)
+    assert not unfinished.exists() and len(lines) == 1
+    assert not list(again.path.glob("extract*"))
 
 
 def test_unwritable_store_names_the_key(data, tmp_path):

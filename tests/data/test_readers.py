@@ -13,6 +13,7 @@ import pytest
 
 from jaxlm import config
 from jaxlm.config import UserError
+from jaxlm.data.documents import FilePart
 from jaxlm.data.listing import list_files
 from jaxlm.data.readers import streams
 from jaxlm.data.reading_notes import ReadingNotes
@@ -385,7 +386,7 @@ def test_a_dump_that_is_not_xml_names_the_line(tmp_path):
 
 def test_long_lines_are_numbered_on(monkeypatch):
     monkeypatch.setattr(streams, "LONGEST_RECORD", 4)
-    lines = streams.read_lines(io.BytesIO(b"ab\nabcdefghi\nabc\nabcdef"))
+    lines = streams.read_lines(io.BytesIO(b"ab\nabcdefghi\nabc\nabcdef"), FilePart(Path("a")))
     assert list(lines) == [(1, b"ab\n"), (2, None), (3, b"abc\n"), (4, None)]
 
 

@@ -352,7 +352,8 @@ def test_fingerprint_follows_names_and_contents_not_the_folder(tmp_path):
     write_texts(one, a="z")
     changed = fingerprint_source(text_source(one), cache)
     (two / "b.txt").rename(two / "c.txt")
-    assert len({before, changed, fingerprint_source(text_source(two), cache)}) == 3
+    renamed = fingerprint_source(text_source(two), cache)
+    assert len({before.hash, changed.hash, renamed.hash}) == 3
 
 
 def test_fingerprint_does_not_read_unchanged_files_again(tmp_path, monkeypatch):
@@ -360,11 +361,11 @@ def test_fingerprint_does_not_read_unchanged_files_again(tmp_path, monkeypatch):
     age(folder / "a.txt", folder / "b.txt")
     before = fingerprint_source(text_source(folder), cache)
     read_files = []
-    digest = fingerprints.hashlib.file_digest
+    read = fingerprints.read_hash
     monkeypatch.setattr(
-        fingerprints.hashlib,
-        "file_digest",
-        lambda file, kind: read_files.append(Path(file.name).name) or digest(file, kind),
+        fingerprints,
+        "read_hash",
+        lambda path, counts: read_files.append(path.name) or read(path, counts),
     )
     assert fingerprint_source(text_source(folder), cache) == before
     assert read_files == []

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import UserError
-from jaxlm.data.documents import Record
+from jaxlm.data.documents import FilePart, Record
 from jaxlm.data.formats import check_json_lines
 from jaxlm.data.readers.streams import open_stream, read_lines, too_long
 from jaxlm.data.readers.text import decode_utf8
 from jaxlm.files import strip_byte_order_mark
 
 
-def read_json_lines(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_json_lines(
+    path: Path, names: tuple[str, ...], part: FilePart | None = None
+) -> Iterator[Record | UserError]:
     """Yield the objects of a JSON lines file, or what is wrong with a line; blank ones are skipped.
 
-    `names` are the keys that are read: none of them may stand in an object twice.
+    `names` are the keys that are read: none of them may stand in an object twice. Of a file that is
+    not compressed a `part` can be read alone.
     """
     with open_stream(path) as stream:
-        for number, line in read_lines(stream):
+        for number, line in read_lines(stream, part or FilePart(path)):
             place = f"{path}:{number}"
             if line is None:
                 yield too_long(place)

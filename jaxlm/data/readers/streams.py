@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from jaxlm.config import UserError
+from jaxlm.data.documents import FilePart
 
 # Compression -> the first bytes. A text may well begin with "BZh".
 COMPRESSIONS = {
@@ -171,17 +172,34 @@ def read_all(path: Path) -> bytes:
         return data
 
 
-def read_lines(stream: io.BufferedIOBase) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (number from 1, line with its newline); None for a line over LONGEST_RECORD bytes."""
-    number = 0
-    while line := stream.readline(LONGEST_RECORD + 1):
+def read_lines(stream: io.BufferedIOBase, part: FilePart) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number, line with its newline); None for a line over LONGEST_RECORD bytes."""
+    place, number = part.start, part.first_line - 1
+    if part.start:
+        stream.seek(part.start)
+        place += skip_line(stream)  # that of an earlier part
+    while part.stop is None or place <= part.stop:
+        line = stream.readline(LONGEST_RECORD + 1)
+        if not line:
+            return
         number += 1
+        place += len(line)
         if len(line) <= LONGEST_RECORD:
             yield number, line
             continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(LONGEST_RECORD)
+        if not line.endswith(b"\n"):
+            place += skip_line(stream)
         yield number, None
+
+
+def skip_line(stream: io.BufferedIOBase) -> int:
+    """Read to the end of a line, whatever its length, and return how many bytes that were."""
+    size = 0
+    while line := stream.readline(LONGEST_RECORD):
+        size += len(line)
+        if line.endswith(b"\n"):
+            break
+    return size
 
 
 def too_long(place: str) -> UserError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxlm.config import UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.data.documents import Record
+from jaxlm.data.documents import FilePart, Record
 from jaxlm.data.readers.streams import (
     LONGEST_RECORD,
     describe,
@@ -27,7 +27,7 @@ class TextLines:
     """The decoded lines of a stream. One that can't be read raises UserError; the next goes on."""
 
     def __init__(self, stream: io.BufferedIOBase, path: Path):
-        self.lines, self.path = read_lines(stream), path
+        self.lines, self.path = read_lines(stream, FilePart(path)), path
 
     def __iter__(self) -> Iterator[str]:
         return self

@@ -1,7 +1,11 @@
+import contextlib
+import filecmp
 import gzip
 import json
 import lzma
+import os
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +20,9 @@ from support.stores import (
     write_corpus,
 )
 
-from jaxlm import config
-from jaxlm.data import build, open_store
+from jaxlm import config, files
+from jaxlm.data import building, fingerprints, open_store
+from jaxlm.data.building import assembly, encoding, extraction, judging, units, workers
 from jaxlm.data.vocabulary import SpecialTokens
 
 
@@ -64,7 +69,7 @@ def test_validation_text_is_measured_as_the_compressors_do(tmp_path, monkeypatch
     assert store.gzip_bytes == len(gzip.compress(text, 9))
     assert store.xz_bytes == len(lzma.compress(text, preset=9))
 
-    monkeypatch.setattr(build, "COMPRESSED_BYTES", len(text) - 1)
+    monkeypatch.setattr(building, "COMPRESSED_BYTES", len(text) - 1)
     store, _ = build_store(data_config(tmp_path / "other", tmp_path / "c"))
     assert (store.validation_bytes, store.gzip_bytes, store.xz_bytes) == (len(text), None, None)
 
@@ -108,12 +113,14 @@ def test_special_tokens_that_the_objective_needs_are_in_the_store(tmp_path):
 
 
 def test_progress_of_long_tokenisation_is_shown(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(build, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(build, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(workers, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1)
     (tmp_path / "c.txt").write_text("x" * 3_000_000)
     build_store(data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5))
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "tokenised 0 of 3 MB"
+    assert shown[0].startswith("read 3 of 3 MB")
+    shown = [line for line in shown if line.startswith("tokenised")]
+    assert shown[0] == "tokenised 1 of 3 MB"
     assert shown[-1].startswith("tokenised 3 of 3 MB eta 0:00")
 
 
@@ -122,7 +129,7 @@ def test_only_the_files_of_one_source_are_open_while_a_store_is_built(tmp_path, 
     data = data_config(tmp_path, *sorted(texts.iterdir()), method="tail", share=0.5)
     opened, most = set(), []
 
-    class Writer(build.TokenWriter):
+    class Writer(encoding.TokenWriter):
         def add(self, ids):
             super().add(ids)
             opened.add(self.stem)
@@ -132,7 +139,8 @@ def test_only_the_files_of_one_source_are_open_while_a_store_is_built(tmp_path, 
             opened.discard(self.stem)
             return super().close()
 
-    monkeypatch.setattr(build, "TokenWriter", Writer)
+    monkeypatch.setattr(encoding, "TokenWriter", Writer)
+    monkeypatch.setattr(assembly, "TokenWriter", Writer)
     store, _ = build_store(data)
     assert max(most) <= 2  # of both splits
     assert len(all_texts(store)) == 60
@@ -145,3 +153,101 @@ def test_a_source_without_validation_text_has_files_all_the_same(tmp_path):
     store, _ = build_store(data)
     entries = store.manifest["splits"]["train"] + store.manifest["splits"]["validation"]
     assert all((store.path / entry["offsets"]).exists() for entry in entries)
+
+
+# Units of work
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    """Divide files into parts of 4 kB, and have even little work done by workers."""
+    monkeypatch.setattr(fingerprints, "LINE_COUNT_BYTES", 1 << 12)
+    monkeypatch.setattr(units, "UNIT_BYTES", 1 << 12)
+    monkeypatch.setattr(fingerprints, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(workers, "FEWEST_BYTES", 0)
+
+
+@pytest.fixture
+def large_file(tmp_path):
+    """Write JSON lines whose parts of 4 kB begin in, before and after lines; some are longer."""
+    lines = [json.dumps({"text": random_text(number)}) for number in range(60)]
+    lines[20] = json.dumps({"text": "long " * 3000})
+    (tmp_path / "big.jsonl").write_text("\ufeff" + "\n".join(lines))
+    return tmp_path / "big.jsonl"
+
+
+def same_files(one, other):
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    return filecmp.cmpfiles(one, other, names, shallow=False)[1:] == ([], [])
+
+
+@pytest.mark.parametrize("method", ["hash", "tail"])
+def test_parts_of_a_large_file_give_the_store_of_the_whole(
+    tmp_path, large_file, small_units, monkeypatch, method
+):
+    data = data_config(tmp_path / "a", large_file, method=method, share=0.3)
+    curated = replace(data, curation=config.CurationConfig(near_duplicates=0.5))
+    divided, _ = build_store(curated, config.TokenizerConfig(kind="bpe"), workers=2)
+
+    monkeypatch.undo()
+    whole, _ = build_store(
+        replace(curated, store=str(tmp_path / "b")), config.TokenizerConfig(kind="bpe")
+    )
+    assert divided.hash == whole.hash and same_files(divided.path, whole.path)
+    assert len(all_texts(whole)) == 60 + (method == "tail")
+
+
+def test_lines_in_parts_have_their_numbers(tmp_path, large_file, small_units):
+    lines = large_file.read_text().splitlines()
+    lines[47] = "not JSON"
+    large_file.write_text("\n".join(lines))
+    for count in (1, 2):
+        with pytest.raises(config.UserError, match=r"big\.jsonl:48: not JSON"):
+            build_store(data_config(tmp_path, large_file), workers=count)
+
+
+@pytest.mark.parametrize("step", range(0, 40, 3))
+def test_a_preparation_that_was_killed_ends_in_the_same_store(
+    tmp_path, large_file, small_units, monkeypatch, step
+):
+    """It is killed before one of its files gets its name; what is done is not done again."""
+    data = replace(
+        data_config(tmp_path / "a", large_file, write_corpus(tmp_path / "c")),
+        curation=config.CurationConfig(exact_duplicates=True),
+    )
+    unbroken, _ = build_store(replace(data, store=str(tmp_path / "b")), workers=1)
+    written = []
+
+    def write_until_killed(path, content):
+        if len(written) == step:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        files.write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        for module in (extraction, encoding, judging, building):
+            patch.setattr(module, "write_atomically", write_until_killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            build_store(data, workers=1)
+        killed, written[:], step = list(written), [], -1
+        again, _ = build_store(data, workers=1)
+
+    assert same_files(again.path, unbroken.path)
+    assert not set(killed) & set(written)
+
+
+def test_an_error_of_a_worker_is_that_of_its_job(small_units):
+    with workers.Pool(2) as pool:
+        assert pool.run([(divmod, (7, number)) for number in (2, 3, 4)], 1, "divided") == [
+            (3, 1),
+            (2, 1),
+            (1, 3),
+        ]
+        with pytest.raises(ZeroDivisionError):
+            pool.run([(divmod, (7, number)) for number in (1, 0)], 1, "divided")
+
+
+def test_a_worker_that_is_killed_is_told_in_one_line(small_units):
+    with workers.Pool(2) as pool, pytest.raises(config.UserError, match="was killed, perhaps"):
+        pool.run([(os._exit, (1,))] * 2, 1, "ended")

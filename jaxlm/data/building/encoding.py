@@ -1,0 +1,153 @@
+"""The second pass over the text: turn the documents of a unit into tokens.
+
+A unit gives `part-N-SPLIT.bin` and `.offsets` for each of its splits, its validation text where
+that is measured, and `encode-N.json`, which comes last: a unit that has it is done.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.config import UserError
+from jaxlm.data.building.extracts import read_extract, read_sizes
+from jaxlm.data.building.judging import CUT, IN_TRAIN, IN_VALIDATION, Cut
+from jaxlm.data.building.units import Unit
+from jaxlm.data.building.workers import advance
+from jaxlm.data.shards import TokenWriter
+from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SplitDocument
+from jaxlm.data.store import TOKENIZER
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.vocabulary import SpecialTokens
+from jaxlm.files import write_atomically
+
+BATCH_CHARACTERS = 1 << 22  # text that is tokenised at once
+ENDLESS_SHARD = 1 << 62  # tokens: a part is one file
+
+
+class Piece(NamedTuple):
+    """A stretch of a text that can be tokenised on its own; `is_last` ends the text."""
+
+    split: str
+    text: str
+    gap: str  # what stands between this piece and the next
+    is_last: bool
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Return the type of the tokens of a store."""
+    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+
+
+def is_encoded(folder: Path, unit: Unit) -> bool:
+    """Return whether the second pass over a unit is done."""
+    return (folder / f"encode-{unit.name}.json").exists()
+
+
+def encode_unit(
+    folder: Path,
+    unit: Unit,
+    texts: int,
+    special: SpecialTokens,
+    cut: Cut | None,
+    keeps_validation: bool,
+) -> None:
+    """Write the tokens of a unit, whose documents have so many `texts`."""
+    tokenizer = cached_tokenizer(folder / TOKENIZER, special)
+    dtype = token_dtype(tokenizer)
+    writers = {
+        split: TokenWriter(folder, f"part-{unit.name}-{split}", dtype, ENDLESS_SHARD)
+        for split in SPLITS
+    }
+    validation_text = bytearray()
+    for piece, ids in tokenize(read_kept(folder, unit, texts, cut), tokenizer):
+        writer = writers[piece.split]
+        writer.add(ids)
+        if piece.is_last:
+            writer.end_document(tokenizer.end_of_text)
+        if keeps_validation and piece.split == VALIDATION:
+            validation_text += (piece.text + piece.gap).encode()
+
+    entries = {split: writer.close() for split, writer in writers.items()}
+    if keeps_validation:
+        write_atomically(folder / f"part-{unit.name}.validation", bytes(validation_text))
+    write_atomically(folder / f"encode-{unit.name}.json", json.dumps(entries))
+
+
+@functools.lru_cache(maxsize=1)
+def cached_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
+    """Return the tokenizer of the store that is built."""
+    return load_tokenizer(path, special)
+
+
+def read_parts_entries(folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:
+    """Return what the second pass over a unit wrote, by split, as `TokenWriter.close` says it."""
+    return json.loads((folder / f"encode-{unit.name}.json").read_bytes())
+
+
+def read_kept(
+    folder: Path, unit: Unit, texts: int, cut: Cut | None, split: str | None = None
+) -> Iterator[SplitDocument]:
+    """Yield the documents of a unit that are kept (those of one `split`), in order.
+
+    A document that is cut is two.
+    """
+    codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
+    wanted = (codes == IN_TRAIN) | (codes == IN_VALIDATION) | (codes == CUT)
+    if split is not None:
+        wanted = (codes == (IN_TRAIN if split == TRAIN else IN_VALIDATION)) | (codes == CUT)
+    sizes = read_sizes(folder, unit.name, texts)
+    for number, (name, *strings) in read_extract(folder, unit.name, sizes, wanted):
+        if codes[number] != CUT:
+            where = TRAIN if codes[number] == IN_TRAIN else VALIDATION
+            yield SplitDocument(name, where, tuple(strings))
+            continue
+
+        assert cut is not None
+        text = strings[0].encode()
+        if split != VALIDATION:
+            yield SplitDocument(name, TRAIN, (text[: cut.byte].decode(),))
+        if split != TRAIN:
+            yield SplitDocument(name, VALIDATION, (text[cut.byte :].decode(),))
+
+
+def tokenize(
+    documents: Iterator[SplitDocument], tokenizer: Tokenizer
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield (piece, its ids) in order. Pieces are tokenised in batches."""
+    for batch in batch_pieces(cut_pieces(documents, tokenizer)):
+        yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
+        advance(sum(len(piece.text.encode()) + len(piece.gap) for piece in batch))
+
+
+def cut_pieces(documents: Iterator[SplitDocument], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Yield the texts of the documents, long ones in several pieces.
+
+    Raises UserError, naming the document, where a text is too long for the tokenizer.
+    """
+    for document in documents:
+        for text in document.texts:
+            places = chain(tokenizer.find_pieces(text), [(len(text), len(text))])
+            try:
+                for (start, end), (next_start, _) in pairwise(places):
+                    piece, gap = text[start:end], text[end:next_start]
+                    yield Piece(document.split, piece, gap, is_last=next_start == len(text))
+            except UserError as error:
+                raise UserError(f"{document.name}: {error}") from error
+
+
+def batch_pieces(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Yield lists of about BATCH_CHARACTERS."""
+    batch, characters = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,150 @@
+"""The first pass over the text: read a unit, apply the rules, keep the text and what it is like.
+
+For each unit these files are written, of which the JSON comes last: a unit that has it is done.
+
+extract-N.text, .sizes   the documents that passed the rules
+extract-N.digests        uint64 [2, documents]: to find copies, and to divide by hash
+extract-N.signatures     uint32 [MINIMA, documents], where near duplicates are looked for
+extract-N.json           counts, and what the reader noted
+"""
+
+import hashlib
+import json
+from array import array
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.config import DataConfig
+from jaxlm.data.building.extracts import ExtractWriter, read_sizes
+from jaxlm.data.building.units import Unit
+from jaxlm.data.building.workers import advance
+from jaxlm.data.corpus import new_notes, numbered_sources
+from jaxlm.data.documents import Document
+from jaxlm.data.near_duplicates import MINIMA, sign_text
+from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.sources import read_parts
+from jaxlm.files import sync, write_atomically
+
+SAMPLES = 3  # of each reason, which a report shows
+SAMPLE_CHARACTERS = 300
+
+
+class Extract(NamedTuple):
+    """The documents of a unit, as the first pass left them."""
+
+    unit: Unit
+    facts: dict[str, Any]
+    sizes: np.ndarray  # int64 [documents, 1 + texts]: bytes of the name and of each text
+    digests: np.ndarray  # uint64 [2, documents]
+
+    @property
+    def text_bytes(self) -> np.ndarray:
+        """Bytes of the texts of each document, int64 [documents]."""
+        return self.sizes[:, 1:].sum(axis=1)
+
+
+class DropCounts:
+    """The documents that a unit loses: how many, how much text, and the first of each reason."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, list[int]] = {}
+        self.samples: dict[str, list[dict[str, str]]] = {}
+
+    def add(self, reason: str, document: Document, size: int) -> None:
+        """Count a document of `size` bytes."""
+        count = self.counts.setdefault(reason, [0, 0])
+        count[0] += 1
+        count[1] += size
+        samples = self.samples.setdefault(reason, [])
+        if len(samples) < SAMPLES:
+            samples.append(sample_text(document.name, document.text))
+
+
+def sample_text(name: str, text: str) -> dict[str, str]:
+    """Return the beginning of a document, for a report."""
+    return {"name": name, "text": text[:SAMPLE_CHARACTERS]}
+
+
+def is_extracted(folder: Path, unit: Unit) -> bool:
+    """Return whether the first pass over a unit is done."""
+    return (folder / f"extract-{unit.name}.json").exists()
+
+
+def extract_unit(folder: Path, data: DataConfig, unit: Unit) -> None:
+    """Read a unit and write its files. Raises UserError for what can't be read."""
+    source, keys = numbered_sources(data)[unit.source]
+    is_judged = unit.source < len(data.sources)  # validation files are taken as they are
+    signs = is_judged and data.curation.near_duplicates is not None
+    notes, drops = new_notes(data), DropCounts()
+    writer = ExtractWriter(folder, unit.name, texts=2 if source.format == "pairs" else 1)
+    copies, splits = array("Q"), array("Q")
+    signatures: list[np.ndarray] = []
+    count = size = 0
+
+    for document in read_parts(unit.parts, source, keys, notes):
+        texts = [text.encode() for text in document.texts]
+        read = sum(map(len, texts))
+        count, size = count + 1, size + read
+        writer.add(document.name, texts)
+        copy, split = digest_texts(texts)
+        copies.append(copy)
+        splits.append(split)
+        if signs:
+            signatures.append(sign_text("\0".join(document.texts)))
+        advance(read)
+
+    writer.close()
+    write_array(folder / f"extract-{unit.name}.digests", np.array([copies, splits], np.uint64))
+    if signs:
+        table = np.stack(signatures, axis=1) if signatures else np.zeros((MINIMA, 0), np.uint32)
+        write_array(folder / f"extract-{unit.name}.signatures", table)
+
+    facts = {
+        "documents": count,
+        "bytes": size,
+        "dropped": drops.counts,
+        "samples": drops.samples,
+        "notes": notes.facts,
+    }
+    write_atomically(folder / f"extract-{unit.name}.json", json.dumps(facts))
+
+
+def digest_texts(texts: list[bytes]) -> tuple[int, int]:
+    """Return the hash by which copies are found, and the one that chooses the split."""
+    copy = hashlib.blake2b(b"\0".join(texts), digest_size=8).digest()
+    joined = copy if len(texts) == 1 else hashlib.blake2b(b"".join(texts), digest_size=8).digest()
+    return int.from_bytes(copy, "little"), int.from_bytes(joined, "big")
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write the bytes of an array, and have them on the disk."""
+    with path.open("wb") as file:
+        file.write(values.tobytes())
+        sync(file)
+
+
+def read_facts(folder: Path, data: DataConfig, unit: Unit) -> Extract:
+    """Return what the first pass over a unit found."""
+    source = numbered_sources(data)[unit.source].config
+    return Extract(
+        unit=unit,
+        facts=json.loads((folder / f"extract-{unit.name}.json").read_bytes()),
+        sizes=read_sizes(folder, unit.name, texts=2 if source.format == "pairs" else 1),
+        digests=np.fromfile(folder / f"extract-{unit.name}.digests", np.uint64).reshape(2, -1),
+    )
+
+
+def read_signatures(folder: Path, unit: Unit, documents: int) -> np.ndarray:
+    """Return the signatures of a unit, uint32 [MINIMA, documents], from the disk as needed."""
+    if documents == 0:
+        return np.zeros((MINIMA, 0), np.uint32)
+    path = folder / f"extract-{unit.name}.signatures"
+    return np.memmap(path, np.uint32, "r", shape=(MINIMA, documents))
+
+
+def merge_notes(notes: ReadingNotes, extracts: list[Extract]) -> None:
+    """Add to the notes of a source what the passes over its units found."""
+    for extract in extracts:
+        notes.add_facts(extract.facts["notes"])
