@@ -5,7 +5,6 @@ tokenizer. Where files lie, and the names and weights of sources, do not count.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,17 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxlm.config import CurationConfig, DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.corpus import check_files, numbered_sources
 from jaxlm.data.documents import SourceKeys
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
+from jaxlm.data.rules import describe_rules
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
 
 FORMAT = 1
+DUPLICATES = {"exact_duplicates": False, "near_duplicates": None}  # of data.curation: off
 
 
 class StoreIdentity(NamedTuple):
@@ -60,6 +61,7 @@ def identify_store(
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
         source_inputs = describe_sources(data, root / "fingerprints.json")
+        rules = describe_rules(data)
 
     inputs: dict[str, Any] = {
         "format": FORMAT,
@@ -70,8 +72,11 @@ def identify_store(
     # Older stores know nothing of these: where they are not used, the name stays the same.
     if data.on_error != "fail":
         inputs["on_error"] = data.on_error
-    if data.curation != CurationConfig():
-        inputs["curation"] = dataclasses.asdict(data.curation)
+    duplicates = {key: getattr(data.curation, key) for key in DUPLICATES}
+    if duplicates != DUPLICATES:
+        inputs["curation"] = duplicates
+    if rules:
+        inputs["rules"] = rules
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return StoreIdentity(root / key, inputs, special)
 
