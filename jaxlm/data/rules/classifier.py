@@ -55,7 +55,8 @@ class Classifier(NamedTuple):
         Raises OSError.
         """
         tensors = {"weights": self.weights, "bias": np.array([self.bias], np.float32)}
-        content = save(tensors, {"format": FORMAT, "report": json.dumps(self.report)})
+        # One key alone: the library writes several in an order that changes.
+        content = save(tensors, {FORMAT: json.dumps(self.report)})
         with output_writer(path) as file:
             file.write(content)
 
@@ -65,7 +66,7 @@ def load_classifier(path: Path) -> Classifier:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:  # type: ignore[attr-defined]
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or set(file.keys()) != {"weights", "bias"}:
+            if FORMAT not in metadata or set(file.keys()) != {"weights", "bias"}:
                 raise UserError(f"{path}: is no quality classifier of jaxlm")
             weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
     except OSError as error:
@@ -78,7 +79,7 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{path}: has weights of another shape than {FEATURES:,} float32")
     if not np.isfinite(weights).all() or not np.isfinite(bias).all():
         raise UserError(f"{path}: has weights that are not finite")
-    return Classifier(weights, float(bias[0]), json.loads(metadata.get("report", "{}")))
+    return Classifier(weights, float(bias[0]), json.loads(metadata[FORMAT]))
 
 
 def train_classifier(good: Iterable[str], bad: Iterable[str]) -> Classifier:

@@ -35,6 +35,7 @@ REASONS = (
     PREDICATE,
 )
 SECTION = "data.curation"
+REPAIR_PURPOSE, LANGUAGES_PURPOSE = "mending text", "identifying languages"
 EVALUATION_KEYS = SourceKeys(f"{SECTION}.evaluation_text", None)
 
 
@@ -51,13 +52,13 @@ class DocumentRules:
         self.predicate = predicate
         self.changes: list[Callable[[str], str]] = []
         if curation.repair_unicode:
-            self.changes.append(build_repair(f"{SECTION}.repair_unicode"))
+            self.changes.append(build_repair(REPAIR_PURPOSE))
         if curation.normalization is not None:
             self.changes.append(functools.partial(normalize, form=curation.normalization))
 
         self.languages, self.identify = source.languages, None
         if source.languages:
-            self.identify = build_identifier("data.sources.languages")
+            self.identify = build_identifier(LANGUAGES_PURPOSE)
         self.rules, self.removes_addresses = curation.rules, curation.remove_addresses
 
         self.threshold, self.classifier = curation.classifier_threshold, None
@@ -161,7 +162,7 @@ def check_rules(data: DataConfig) -> None:
     curation = data.curation
     if curation.repair_unicode:
         key = f"{SECTION}.repair_unicode"
-        check_library(key, lambda: build_repair("it"))
+        check_library(key, lambda: build_repair(REPAIR_PURPOSE))
     for number, source in enumerate(data.sources):
         if source.languages:
             check_languages(source.languages, f"data.sources.{number}.languages")
@@ -178,7 +179,7 @@ def check_rules(data: DataConfig) -> None:
 def check_languages(languages: tuple[str, ...], key: str) -> None:
     """Raise ConfigError at `key` for a language that can't be identified."""
     known: list[str] = []
-    check_library(key, lambda: known.extend(list_languages("it")))
+    check_library(key, lambda: known.extend(list_languages(LANGUAGES_PURPOSE)))
     for language in languages:
         if language not in known:
             hint = suggestion(language, known) or f" (known: {list_names(known)})"

@@ -17,7 +17,7 @@ STOP_WORDS_AT_LEAST = 2  # different ones
 
 # The paper names no characters: the bullets of Unicode's punctuation and geometric shapes, and
 # what plain text has in their place.
-BULLETS = tuple("•‣⁃◦▪▫●○■□▶►·-–*")  # noqa: RUF001
+BULLETS = (*"•‣⁃◦▪▫●○■□▶►·-–", "* ")  # noqa: RUF001
 ELLIPSES = ("...", "…")
 EDGE_PUNCTUATION = ".,;:!?\"'()[]{}“”‘’«»—–-_*"  # noqa: RUF001
 

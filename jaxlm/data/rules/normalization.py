@@ -7,18 +7,17 @@ from collections.abc import Callable
 from jaxlm.data.readers.streams import import_reader
 
 NEWLINES = re.compile(r"\r\n?")
-# Control characters other than tab and newline, surrogates and non-characters at the end of the
-# first plane.
+# Control characters other than tab and newline, byte order marks, and what is no character.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 
 
-def build_repair(key: str) -> Callable[[str], str]:
+def build_repair(purpose: str) -> Callable[[str], str]:
     """Return ftfy's repair of text that was decoded wrongly.
 
     It undoes wrong decodings alone; its changes of quotes, ligatures and widths are switched off.
-    Raises MissingLibraryError that names `key`.
+    Raises MissingLibraryError that names `purpose`.
     """
-    ftfy = import_reader("ftfy", key)
+    ftfy = import_reader("ftfy", purpose)
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         remove_terminal_escapes=True,

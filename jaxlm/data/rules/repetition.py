@@ -79,11 +79,12 @@ def judge_repetition(text: str, words: list[str], lines: list[str]) -> str:
 def share_of_duplicates(parts: list[str]) -> tuple[float, float]:
     """Return the shares of the parts, and of their characters, that repeat earlier ones."""
     different = set(parts)
-    if len(different) == len(parts):
+    count = len(parts) - len(different)
+    if not count:
         return 0.0, 0.0
+    # One division each: 1 - 7 / 10 is more than 3 / 10.
     characters = sum(map(len, parts))
-    repeated = characters - sum(map(len, different))
-    return 1 - len(different) / len(parts), repeated / characters
+    return count / len(parts), (characters - sum(map(len, different))) / characters
 
 
 def repeated_ngrams(words: list[str]) -> Iterator[tuple[int, RepeatedNgrams]]:
