@@ -55,7 +55,11 @@ class EvaluationNgrams:
 
     def share_with(self, text: str) -> bool:
         """Return whether a text has one of the n-grams."""
-        hashes = hash_words(split_plain_words(text))
+        words = split_plain_words(text)
+        if len(words) < min(self.hashes, default=NGRAM_WORDS):
+            return False
+
+        hashes = hash_words(words)
         for length, known in self.hashes.items():
             ngrams = hash_ngrams(hashes, length)
             places = np.minimum(np.searchsorted(known, ngrams), len(known) - 1)

@@ -97,6 +97,9 @@ def repeated_ngrams(words: list[str]) -> Iterator[tuple[int, RepeatedNgrams]]:
     codes = np.fromiter(
         (numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words)
     )
+    if len(numbers) == len(words):
+        return
+
     places, groups = np.arange(len(words)), codes
     for length in range(2, max(DUPLICATE_NGRAMS) + 1):
         fits = places <= len(words) - length
