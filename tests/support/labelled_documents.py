@@ -372,7 +372,7 @@ LANGUAGES = {
     "tr": "Değirmenci sabah erkenden kapağı açar ve su çarkı yavaş yavaş döndürür.",  # noqa: RUF001
     "hu": "A molnár kora reggel kinyitja a zsilipet, és a víz lassan forgatja a kereket.",
     "ru": "Мельник рано утром открывает шлюз, и вода медленно вращает колесо.",
-    "el": "Ο μυλωνάς ανοίγει νωρίς το πρωί το φράγμα και το νερό γυρίζει αργά τον τροχό.",  # noqa: RUF001
+    "el": "Ο μυλωνάς ανοίγει νωρίς το φράγμα και το νερό γυρίζει τον τροχό.",  # noqa: RUF001
     "ja": "粉屋は朝早く水門を開け、水がゆっくりと水車を回します。",
     "zh": "磨坊主清晨打开水闸，水慢慢地转动水轮。",  # noqa: RUF001
     "ko": "방앗간 주인은 아침 일찍 수문을 열고 물은 천천히 물레방아를 돌린다.",
