@@ -101,7 +101,7 @@ ONLY_IN = {
     "orbax": {"checkpoint"},
     "tensorboard": {"monitor"},
     "tokenizers": {"data", "interop"},
-    "safetensors": {"interop"},
+    "safetensors": {"data", "interop"},
     # Left to the tests, which compare with them.
     "torch": set(),
     "transformers": set(),

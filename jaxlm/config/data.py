@@ -88,6 +88,8 @@ class SourceConfig:
     source_key: str = "source"  # pairs: the key of the encoder's text
     target_key: str = "target"  # pairs: the key of the decoder's text
     documents: Positive | None = None  # read the first ones only. None: all
+    # keep the documents in one of these, by ISO 639-1 code ("en", "de"). (): all
+    languages: tuple[NonEmpty, ...] = ()
     weight: PositiveDouble = 1.0  # share of the samples, relative to the other sources
 
     def __post_init__(self):
@@ -137,6 +139,20 @@ class CurationConfig:
     # Texts that are at least so similar: the share of 5-word shingles that both have. 5% of the
     # words changed leave 0.63. None: off
     near_duplicates: Annotated[float, Bounds(low=0.0, high=1.0, above=True)] | None = None
+    # Mend text that was decoded wrongly ("cafÃ©"), by ftfy
+    repair_unicode: bool = False
+    normalization: Literal["NFC", "NFKC"] | None = None  # form of Unicode. None: as it is
+    # Rules of published corpora for English text, in this order (docs/data.md)
+    rules: tuple[Literal["c4", "gopher_quality", "gopher_repetition"], ...] = ()
+    # A file, folder or glob. Documents that share 13 successive words with it are dropped
+    evaluation_text: FilePath | None = None
+    classifier: FilePath | None = None  # of `python -m jaxlm.prepare classifier`
+    classifier_threshold: Share = 0.5  # documents with a lower score are dropped
+    remove_addresses: bool = False  # e-mail addresses and public IP addresses
+
+    def __post_init__(self):
+        if len(set(self.rules)) < len(self.rules):
+            raise ConfigError("data.curation.rules", f"names a rule twice: {', '.join(self.rules)}")
 
 
 @section("data")

@@ -5,7 +5,6 @@ tokenizer. Where files lie, and the names and weights of sources, do not count.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,17 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxlm.config import CurationConfig, DataConfig, SourceConfig, TokenizerConfig
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.corpus import check_files, numbered_sources
 from jaxlm.data.documents import SourceKeys
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
+from jaxlm.data.rules import Predicate, check_rules, describe_rules
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
 
 FORMAT = 1
+DUPLICATES = {"exact_duplicates": False, "near_duplicates": None}  # of data.curation: off
 
 
 class StoreIdentity(NamedTuple):
@@ -41,11 +42,12 @@ def identify_store(
     tokenizer: TokenizerConfig,
     vocabulary_size: int,
     needs: tuple[str, ...],
+    predicate: Predicate | None = None,
 ) -> StoreIdentity:
     """Return which store the config means, whether or not it is built.
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
-    objective needs (`ObjectiveConfig.needs`).
+    objective needs (`ObjectiveConfig.needs`). The `predicate` chooses documents beside the rules.
     """
     root = expand_home(data.store)
     special = special_tokens(tokenizer, needs)
@@ -53,6 +55,7 @@ def identify_store(
     # corpus is read, and before anything is written.
     tokenizer_inputs = describe_tokenizer(tokenizer, vocabulary_size, special)
     check_files(data)
+    check_rules(data)
 
     with contextlib.ExitStack() as stack:
         # One process of a machine at a time hashes the files; the others then find the hashes in
@@ -61,6 +64,7 @@ def identify_store(
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
         source_inputs, newlines = describe_sources(data, root / "fingerprints.json")
+        rules = describe_rules(data, predicate)
 
     inputs: dict[str, Any] = {
         "format": FORMAT,
@@ -71,8 +75,11 @@ def identify_store(
     # Older stores know nothing of these: where they are not used, the name stays the same.
     if data.on_error != "fail":
         inputs["on_error"] = data.on_error
-    if data.curation != CurationConfig():
-        inputs["curation"] = dataclasses.asdict(data.curation)
+    duplicates = {key: getattr(data.curation, key) for key in DUPLICATES}
+    if duplicates != DUPLICATES:
+        inputs["curation"] = duplicates
+    if rules:
+        inputs["rules"] = rules
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return StoreIdentity(root / key, inputs, special, newlines)
 

@@ -16,6 +16,7 @@ from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, Us
 from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
+from jaxlm.data.rules import Predicate
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
 from jaxlm.files import expand_home, write_atomically
 
@@ -32,10 +33,12 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     needs: tuple[str, ...] = (),
     workers: int | None = None,
+    predicate: Predicate | None = None,
 ) -> Store:
     """Return the store of `data`, built if it is not there yet; `report` gets plain lines.
 
-    `workers` processes build it; None: one for each core.
+    `workers` processes build it; None: one for each core. The `predicate` chooses documents beside
+    the rules of the config.
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
     objective needs beside the end of text (`ObjectiveConfig.needs`). Raises `ConfigError` or
@@ -45,7 +48,7 @@ def prepare(
     # A mistake in the weights shows now, not after hours of preparation.
     apportion_slots([source.weight for source in data.sources])
     with removed_if_unused(expand_home(data.store)):
-        identity = identify_store(data, tokenizer, vocabulary_size, needs)
+        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
         folder = identity.folder
         if not is_built(folder):
             with unfinished_folder(folder, report) as unfinished:
@@ -57,6 +60,7 @@ def prepare(
                         identity.special,
                         identity.newlines,
                         shard_tokens,
+                        predicate,
                     )
                     manifest = build_store(unfinished, inputs, workers, report)
                     description = {"format": FORMAT, "inputs": identity.inputs} | manifest
@@ -144,6 +148,7 @@ def await_store(
     ready: Callable[[], bool],
     seconds: float,
     needs: tuple[str, ...] = (),
+    predicate: Predicate | None = None,
 ) -> Path:
     """Wait for the store that process 0 prepares of the same arguments, and return its folder.
 
@@ -151,7 +156,7 @@ def await_store(
     Raises LostError after `seconds`.
     """
     deadline = time.monotonic() + seconds
-    folder = identify_store(data, tokenizer, vocabulary_size, needs).folder
+    folder = identify_store(data, tokenizer, vocabulary_size, needs, predicate).folder
     if not is_built(folder):
         report(f"store {folder}: waiting up to {seconds:g} s until process 0 has prepared it")
 

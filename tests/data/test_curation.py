@@ -9,6 +9,7 @@ from support.stores import all_texts, build_store, data_config
 
 from jaxlm import config
 from jaxlm.data import describe_store, near_duplicates
+from jaxlm.data.rules import load_predicate
 
 
 def words(seed: int, count: int = 150) -> list[str]:
@@ -151,3 +152,23 @@ def test_a_chain_of_similar_documents_keeps_its_first():
 def test_texts_of_few_words_are_one_shingle():
     assert similarity("a b", "A  b\n") == 1 and similarity("a b", "a c") == 0
     assert len(near_duplicates.hash_shingles("")) == len(near_duplicates.hash_shingles("a")) == 1
+
+
+def test_rules_drop_documents_and_are_counted_beside_duplicates(data, tmp_path):
+    (tmp_path / "keep.py").write_text("def keeps(text):\n    return 'w1 ' not in text\n")
+    predicate = load_predicate(f"{tmp_path}/keep.py:keeps")
+    (tmp_path / "one" / "00.txt").write_text("w1 " * 200)
+    (tmp_path / "one" / "01.txt").write_text("mail me@example.org " + " ".join(words(1)))
+    rules = curated(data, exact_duplicates=True, remove_addresses=True)
+    store, _ = build_store(rules, predicate=predicate, workers=1)
+    without, _ = build_store(rules)
+    assert store.hash != without.hash
+
+    texts = all_texts(store)
+    assert not any("w1 " in text or "me@example.org" in text for text in texts)
+    curation = store.manifest["curation"]["sources"]
+    dropped = curation["s0"]["dropped"]["predicate"]
+    assert curation["s0"]["read"]["documents"] == 60
+    assert dropped == {"documents": 1, "bytes": 600}
+    assert curation["s0"]["samples"]["predicate"][0] == {"name": "00.txt", "text": "w1 " * 100}
+    assert len(curation["s1"]["samples"]["exact_duplicate"]) == 3

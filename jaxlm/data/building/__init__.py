@@ -31,6 +31,7 @@ from jaxlm.data.building.judging import (
 from jaxlm.data.building.units import Unit, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
+from jaxlm.data.rules import Predicate
 from jaxlm.data.split import (
     SPLITS,
     TRAIN,
@@ -60,6 +61,7 @@ class StoreInputs(NamedTuple):
     special: SpecialTokens
     newlines: Mapping[str, Sequence[int]]  # of large files (fingerprints.py)
     shard_tokens: int = SHARD_TOKENS
+    predicate: Predicate | None = None
 
 
 def build_store(
@@ -77,7 +79,7 @@ def build_store(
 
     with Pool(workers or count_cores()) as pool:
         # The first pass reads the text, so that an empty split or a broken file is found at once.
-        extract_units(pool, folder, data, units)
+        extract_units(pool, folder, inputs, units)
         extracts = [read_facts(folder, data, unit) for unit in units]
         report_notes(data, notes, extracts, report)
         judgement = read_judgement(folder) or judge_documents(data, folder, extracts, report)
@@ -123,11 +125,11 @@ def count_cores() -> int:
 # The passes
 
 
-def extract_units(pool: Pool, folder: Path, data: DataConfig, units: Sequence[Unit]) -> None:
+def extract_units(pool: Pool, folder: Path, inputs: StoreInputs, units: Sequence[Unit]) -> None:
     """Do the first pass over the units that have not had it."""
     left = [unit for unit in units if not is_extracted(folder, unit)]
     pool.run(
-        [(extract_unit, (folder, data, unit)) for unit in left],
+        [(extract_unit, (folder, inputs.data, unit, inputs.predicate)) for unit in left],
         size=sum(unit.size for unit in left),
         text="read",
     )

@@ -8,6 +8,7 @@ extract-N.signatures     uint32 [MINIMA, documents], where near duplicates are l
 extract-N.json           counts, and what the reader noted
 """
 
+import functools
 import hashlib
 import json
 from array import array
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import DataConfig
+from jaxlm.config import CurationConfig, DataConfig, SourceConfig
 from jaxlm.data.building.extracts import ExtractWriter, read_sizes
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
@@ -24,6 +25,7 @@ from jaxlm.data.corpus import new_notes, numbered_sources
 from jaxlm.data.documents import Document
 from jaxlm.data.near_duplicates import MINIMA, sign_text
 from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.rules import DocumentRules, Predicate
 from jaxlm.data.sources import read_parts
 from jaxlm.files import sync, write_atomically
 
@@ -72,7 +74,7 @@ def is_extracted(folder: Path, unit: Unit) -> bool:
     return (folder / f"extract-{unit.name}.json").exists()
 
 
-def extract_unit(folder: Path, data: DataConfig, unit: Unit) -> None:
+def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicate | None) -> None:
     """Read a unit and write its files. Raises UserError for what can't be read."""
     source, keys = numbered_sources(data)[unit.source]
     is_judged = unit.source < len(data.sources)  # validation files are taken as they are
@@ -81,19 +83,28 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit) -> None:
     writer = ExtractWriter(folder, unit.name, texts=2 if source.format == "pairs" else 1)
     copies, splits = array("Q"), array("Q")
     signatures: list[np.ndarray] = []
+    rules = cached_rules(data.curation, source, predicate) if is_judged else None
     count = size = 0
 
     for document in read_parts(unit.parts, source, keys, notes):
         texts = [text.encode() for text in document.texts]
         read = sum(map(len, texts))
         count, size = count + 1, size + read
+        advance(read)
+        if rules is not None:
+            kept, reason = rules(document)
+            if reason:
+                drops.add(reason, document, read)
+                continue
+            if kept is not document:
+                document, texts = kept, [text.encode() for text in kept.texts]
+
         writer.add(document.name, texts)
         copy, split = digest_texts(texts)
         copies.append(copy)
         splits.append(split)
         if signs:
             signatures.append(sign_text("\0".join(document.texts)))
-        advance(read)
 
     writer.close()
     write_array(folder / f"extract-{unit.name}.digests", np.array([copies, splits], np.uint64))
@@ -109,6 +120,15 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit) -> None:
         "notes": notes.facts,
     }
     write_atomically(folder / f"extract-{unit.name}.json", json.dumps(facts))
+
+
+@functools.lru_cache(maxsize=1)
+def cached_rules(
+    curation: CurationConfig, source: SourceConfig, predicate: Predicate | None
+) -> DocumentRules | None:
+    """Return the rules for the documents of a source, or None if there are none."""
+    rules = DocumentRules(curation, source, predicate)
+    return rules if rules.is_active else None
 
 
 def digest_texts(texts: list[bytes]) -> tuple[int, int]:
