@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.stores import write_corpus
@@ -59,16 +60,30 @@ def test_the_report_counts_what_each_source_has(folder, capsys):
         assert tokens == text_bytes + 40 + 30 * 8
 
         output = capsys.readouterr().out.splitlines()
-        assert output[-3].split() == [
+        assert output[-4].split() == [
             *("source", "documents", "kept", "bytes", "tokens", "bytes/token")
         ]
-        assert output[-1].split() == ["notes", "32", "30", "210", "240", "0.88"]
+        assert output[-2].split() == ["notes", "32", "30", "210", "240", "0.88"]
+
+
+def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
+    arguments = ["--config", "tiny.py", "--json", "r.json"]
+    assert runtime.command(prepare.main, arguments) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("report: "))
+    assert page.parent.parent == Path("stores") and "notes" in page.read_text()
+    assert (page.parent / "report.json").read_bytes() == (folder / "r.json").read_bytes()
+
+    assert runtime.command(prepare.main, [*arguments, "--report", "pages"]) == 0
+    names = {path.name for path in (folder / "pages").iterdir()}
+    assert names == {"report.md", "report.html", "report.json"}
 
 
 def test_mistakes_end_in_one_line(folder, capsys):
     for arguments, reason in (
         (["--config", "tiny.py", "data.on_error=fail"], "n.jsonl:31: not JSON"),
         (["--config", "tiny.py", "--json", "missing/r.json"], "--json: missing: no such folder"),
+        (["--config", "tiny.py", "--report", "missing/x"], "--report: missing: no such folder"),
+        (["--config", "tiny.py", "--report", "n.jsonl"], "--report: 'n.jsonl' is no folder"),
         (["--config", "tiny.py", "--data", "nothere"], "data.sources.0.path: nothere: no such"),
         (["--config", "other.py"], "other.py"),
     ):
