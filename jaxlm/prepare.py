@@ -24,6 +24,7 @@ EXAMPLE = """examples:
   python -m jaxlm.prepare --config configs/quickstart.py --data 'c4/en/*.json.gz' \\
       data.on_error=skip --json report.json
 
+  python -m jaxlm.prepare --config configs/quickstart.py --dry-run
   python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
 
 The store is shared by all runs of the same text, split and tokenizer. Its folder gets the report as
@@ -39,6 +40,7 @@ With a config, sample N is that of the run: tokens, targets, weights and masks, 
 store that it was cut from. Of a store alone, sample N is document N. Spaces are shown as ·, line
 breaks as \\n, bytes that are no whole character as <e6 97>."""
 
+LARGEST_SAMPLE_MEGABYTES = 1e9
 LARGEST_SAMPLE = (1 << 62) - 1
 
 
@@ -55,7 +57,11 @@ def prepare(argv: Sequence[str]) -> int:
     runtime.check_output_file("--json", args.json)
     if args.report is not None:
         check_report_folder(args.report)
+    if not 0 < args.sample_megabytes <= LARGEST_SAMPLE_MEGABYTES:
+        raise UserError(f"--sample-megabytes: {args.sample_megabytes:g}: must be above 0")
     run_config = config.load(args.config, args.edits, args.data)
+    if args.dry_run:
+        return estimate(run_config, args)
 
     from jaxlm import data
 
@@ -66,6 +72,23 @@ def prepare(argv: Sequence[str]) -> int:
     if args.json is not None:
         runtime.write_json(args.json, report)
     write_report(report, store.path, args.report)
+    return 0
+
+
+def estimate(run_config: config.Config, args: Any) -> int:
+    """Print what a preparation would yield, how large the store would be, and how long it takes."""
+    from jaxlm.data.dry_run import estimate_preparation, format_estimate
+
+    facts = estimate_preparation(
+        run_config.data,
+        run_config.tokenizer,
+        run_config.tokenizer_vocabulary_size,
+        run_config.objective.needs,
+        args.sample_megabytes,
+    )
+    print(format_estimate(facts))
+    if args.json is not None:
+        runtime.write_json(args.json, facts)
     return 0
 
 
@@ -135,6 +158,18 @@ def build_prepare_parser() -> runtime.Parser:
         "--report",
         metavar="DIR",
         help="write report.md, report.html and report.json there (the folder of the store)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="predict yield, size and time from a sample of the files, and leave nothing behind",
+    )
+    parser.add_argument(
+        "--sample-megabytes",
+        type=float,
+        default=16.0,
+        metavar="N",
+        help="MB of the files that a dry run reads (16)",
     )
     return parser
 
