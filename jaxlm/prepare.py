@@ -109,14 +109,13 @@ def check_report_folder(path: str) -> None:
     """Raise UserError for a folder that the report can't be written to later."""
     folder = expand_home(path)
     try:
-        if not path or (folder.exists() and not folder.is_dir()):
+        if not path or "\0" in path or (folder.exists() and not folder.is_dir()):
             raise UserError(f"--report: {path!r} is no folder")
         if not folder.exists() and not folder.parent.is_dir():
             raise UserError(f"--report: {folder.parent}: no such folder")
         writable = folder if folder.exists() else folder.parent
-    except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--report: {path}: {reason}") from error
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--report: {path}: {error.strerror}") from error
     if not os.access(writable, os.W_OK):
         raise UserError(f"--report: {path}: Permission denied")
 

@@ -5,6 +5,7 @@ taken; so compressed files count with the size that they have on the disk. The s
 the whole would be, in a temporary folder, and what comes out is scaled by the size of the files.
 """
 
+import contextlib
 import math
 import tempfile
 import time
@@ -211,18 +212,21 @@ def write_compressed_part(path: Path, target: Path, compression: str, limit: int
 
     Returns the bytes whose content can be decompressed: of a block that was cut there is nothing.
     """
-    complete = 0
-    try:
+    size, complete = path.stat().st_size, 0
+    while not complete and limit < size:
         with path.open("rb") as file:
-            stream = decompress(file, compression, path)
-            while stream.read1(COPY_BYTES) and (file.tell() <= limit or not complete):
-                complete = file.tell()
-    except (*DAMAGED, OSError):  # the preparation finds it, too
-        complete = complete or limit
+            target.write_bytes(file.read(limit))
 
-    with path.open("rb") as file, target.open("wb") as part:
-        part.write(file.read(max(limit, complete)))
-    return min(complete, path.stat().st_size - 1)
+        with target.open("rb") as file, contextlib.suppress(*DAMAGED, OSError):
+            stream = decompress(file, compression, path)
+            while stream.read1(COPY_BYTES):
+                complete = file.tell()
+        limit *= 2
+    if complete:
+        return complete
+
+    target.unlink(missing_ok=True)
+    return size
 
 
 def write_rows(path: Path, target: Path, share: float) -> int:

@@ -25,7 +25,8 @@ LONGEST_TABLE = 128  # positions; above, a sample is shown as running text
 MOST_TOKENS = 4096  # of a document
 SPACE = "·"  # in tokens of byte-level tokenizers; the character itself is shown as \xb7
 MOST_TEXT_COLUMNS = 26  # of a token in a table
-TEXTS = ("token", "target")  # columns of a table that are aligned to the left
+LONGEST_RUN = 3  # lines of a table that are the same
+LEFT_COLUMNS = ("token", "target", "note")  # of a table
 
 
 class Place(NamedTuple):
@@ -222,21 +223,35 @@ def format_side(rows: Sequence[dict[str, Any]], *, as_table: bool) -> list[str]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each position, and one of heads before them, at most 100 columns wide."""
+    """Return a line for each position, and one of heads before them, at most 100 columns wide.
+
+    Of more than three positions in a row that differ in nothing else, such as padding, the first is
+    shown.
+    """
     heads = list(dict.fromkeys(key for row in rows for key in row))
+    names = [head.replace("_", " ") for head in heads]
     cells = [[format_cell(row.get(head)) for head in heads] for row in rows]
     widths = [
         min(max(map(display_width, column)), MOST_TEXT_COLUMNS)
-        for column in zip([head.replace("_", " ") for head in heads], *cells, strict=True)
+        for column in zip(names, *cells, strict=True)
     ]
-    lines = []
-    for line in [[head.replace("_", " ") for head in heads], *cells]:
-        fitted = [
-            fit_width(cell, width) if head in (*TEXTS, "note") else cell.rjust(width)
-            for head, cell, width in zip(heads, line, widths, strict=True)
-        ]
-        lines.append("  ".join(fitted).rstrip())
+
+    lines = [align_cells(heads, names, widths)]
+    for _, run in groupby(cells, key=lambda line: line[1:]):
+        same = [align_cells(heads, line, widths) for line in run]
+        if len(same) > LONGEST_RUN:
+            same = [same[0], f"{'…':>{widths[0]}}  {len(same) - 1:,} more like it"]
+        lines += same
     return lines
+
+
+def align_cells(heads: Sequence[str], cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line of a table: texts to the left, numbers to the right."""
+    fitted = [
+        fit_width(cell, width) if head in LEFT_COLUMNS else cell.rjust(width)
+        for head, cell, width in zip(heads, cells, widths, strict=True)
+    ]
+    return "  ".join(fitted).rstrip()
 
 
 def format_cell(value: Any) -> str:
