@@ -1,43 +1,147 @@
 """python -m jaxlm.prepare --config FILE [key=value ...]: turn raw text into a token store.
 
 `jaxlm.train` prepares what is missing by itself; this command does so alone, without jax, and
-reports what the store holds.
+reports what the store holds. `prepare show` prints a sample as the model sees it.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxlm import config, runtime
+from jaxlm.config import UserError
+from jaxlm.files import expand_home, write_output
+
+if TYPE_CHECKING:
+    from jaxlm.data import Store
+    from jaxlm.data.show import Place
+    from jaxlm.types import Batch
 
 EXAMPLE = """examples:
   python -m jaxlm.prepare --config configs/quickstart.py
   python -m jaxlm.prepare --config configs/quickstart.py --data 'c4/en/*.json.gz' \\
       data.on_error=skip --json report.json
 
-The store is shared by all runs of the same text, split and tokenizer. docs/data.md lists the
-formats that are read, jaxlm/config/data.py the keys."""
+  python -m jaxlm.prepare --config configs/quickstart.py --dry-run
+  python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
+
+The store is shared by all runs of the same text, split and tokenizer. Its folder gets the report as
+report.md, report.html and report.json. docs/data.md lists the formats that are read,
+jaxlm/config/data.py the keys."""
+
+SHOW_EXAMPLE = """examples:
+  python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
+  python -m jaxlm.prepare show --config runs/t5/config.json --sample 0 --split validation --table
+  python -m jaxlm.prepare show stores/0123456789abcdef --sample 3
+
+With a config, sample N is that of the run: tokens, targets, weights and masks, and the place in the
+store that it was cut from. Of a store alone, sample N is document N. Spaces are shown as ·, line
+breaks as \\n, bytes that are no whole character as <e6 97>."""
+
+LARGEST_SAMPLE_MEGABYTES = 1e9
+LARGEST_SAMPLE = (1 << 62) - 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command, or the one of COMMANDS that is named first, and return its exit code."""
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
+    return prepare(argv)
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Build the store of a config and report what it holds."""
     args = build_prepare_parser().parse_intermixed_args(argv)
     runtime.check_output_file("--json", args.json)
+    if args.report is not None:
+        check_report_folder(args.report)
+    if not 0 < args.sample_megabytes <= LARGEST_SAMPLE_MEGABYTES:
+        raise UserError(f"--sample-megabytes: {args.sample_megabytes:g}: must be above 0")
     run_config = config.load(args.config, args.edits, args.data)
+    if args.dry_run:
+        return estimate(run_config, args)
 
     from jaxlm import data
 
-    store = data.prepare(
+    store = prepare_store(run_config)
+    report = data.describe_store(store)
+    print(data.format_report(report))
+
+    if args.json is not None:
+        runtime.write_json(args.json, report)
+    write_report(report, store.path, args.report)
+    return 0
+
+
+def estimate(run_config: config.Config, args: Any) -> int:
+    """Print what a preparation would yield, how large the store would be, and how long it takes."""
+    from jaxlm.data.dry_run import estimate_preparation, format_estimate
+
+    facts = estimate_preparation(
+        run_config.data,
+        run_config.tokenizer,
+        run_config.tokenizer_vocabulary_size,
+        run_config.objective.needs,
+        args.sample_megabytes,
+    )
+    print(format_estimate(facts))
+    if args.json is not None:
+        runtime.write_json(args.json, facts)
+    return 0
+
+
+def prepare_store(run_config: config.Config) -> "Store":
+    """Return the store of a config, built if it is not there yet."""
+    from jaxlm import data
+
+    return data.prepare(
         run_config.data,
         run_config.tokenizer,
         run_config.tokenizer_vocabulary_size,
         lambda line: print(line, flush=True),
         needs=run_config.objective.needs,
     )
-    report = data.describe_store(store)
-    print(data.format_report(report))
 
-    if args.json is not None:
-        runtime.write_json(args.json, report)
-    return 0
+
+def check_report_folder(path: str) -> None:
+    """Raise UserError for a folder that the report can't be written to later."""
+    folder = expand_home(path)
+    try:
+        if not path or "\0" in path or (folder.exists() and not folder.is_dir()):
+            raise UserError(f"--report: {path!r} is no folder")
+        if not folder.exists() and not folder.parent.is_dir():
+            raise UserError(f"--report: {folder.parent}: no such folder")
+        writable = folder if folder.exists() else folder.parent
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--report: {path}: {error.strerror}") from error
+    if not os.access(writable, os.W_OK):
+        raise UserError(f"--report: {path}: Permission denied")
+
+
+def write_report(report: dict[str, Any], store: Path, requested: str | None) -> None:
+    """Write report.md, report.html and report.json to the folder that `--report` names.
+
+    Without one they go to the store; where that can't be written, a line says so.
+    """
+    from jaxlm import data
+
+    folder = store if requested is None else expand_home(requested)
+    pages = {"report.md": data.build_markdown(report), "report.html": data.build_page(report)}
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, page in pages.items():
+            write_output(folder / name, page)
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror}"
+        if requested is not None:
+            raise UserError(f"--report: {reason}") from error
+        print(f"warning: no report: {reason}; --report DIR names another folder")
+        return
+
+    runtime.write_json(str(folder / "report.json"), report)
+    print(f"report: {folder / 'report.html'}")
 
 
 def build_prepare_parser() -> runtime.Parser:
@@ -48,8 +152,140 @@ def build_prepare_parser() -> runtime.Parser:
         epilog=EXAMPLE,
     )
     runtime.add_config_arguments(parser, data_use="prepare", example="data.on_error=skip")
-    parser.add_argument("--json", metavar="FILE", help="write the report")
+    parser.add_argument("--json", metavar="FILE", help="write the report's facts")
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write report.md, report.html and report.json there (the folder of the store)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="predict yield, size and time from a sample of the files, and leave nothing behind",
+    )
+    parser.add_argument(
+        "--sample-megabytes",
+        type=float,
+        default=16.0,
+        metavar="N",
+        help="MB of the files that a dry run reads (16)",
+    )
     return parser
+
+
+# --- show ---
+
+
+def show(argv: Sequence[str]) -> int:
+    """Print a sample of a run, or a document of a store, token by token."""
+    args = build_show_parser().parse_intermixed_args(argv)
+    check_show_arguments(args)
+    runtime.check_output_file("--json", args.json)
+    # Where the terminal lacks a character, show a question mark.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
+
+    from jaxlm import data
+    from jaxlm.data import show as samples
+
+    if args.config is None:
+        store = data.open_store(expand_home(args.items[0]))
+        array, place = samples.locate_document(store, args.split, args.sample)
+        names = samples.TokenNames(store.tokenizer)
+        texts = samples.read_document(store, args.split, array, place)
+        sides = {name: samples.describe_tokens(names, ids) for name, ids in texts.items()}
+    else:
+        run_config = config.load(args.config, args.items, args.data)
+        store = prepare_store(run_config)
+        batch, place = read_sample(run_config, store, args.split, args.sample)
+        sides = samples.describe_batch(samples.TokenNames(store.tokenizer), batch)
+
+    print(f"sample {args.sample:,}: {samples.format_place(place)}")
+    for name, rows in sides.items():
+        as_table = args.table or len(rows) <= samples.LONGEST_TABLE
+        print(f"\n{name}, {len(rows):,} tokens")
+        print("\n".join(samples.format_side(rows, as_table=as_table)))
+
+    if args.json is not None:
+        runtime.write_json(args.json, {"sample": args.sample, **place._asdict(), "sides": sides})
+    return 0
+
+
+def read_sample(
+    run_config: config.Config, store: "Store", split: str, sample: int
+) -> "tuple[Batch, Place]":
+    """Return the batch of one sample of a run, and where in the store it comes from.
+
+    In the validation split samples are all windows in a row, of which an evaluation reads some.
+    """
+    import numpy as np
+
+    from jaxlm import objectives
+    from jaxlm.data.schedule import BatchSchedule
+    from jaxlm.data.show import locate_window
+    from jaxlm.data.stream import open_stream
+    from jaxlm.evaluation.validation import EvaluationWindows
+
+    length = run_config.data.sequence_length
+    objective = objectives.build(run_config.objective, length, store.tokenizer.vocabulary)
+    if split == "train":
+        # A batch of one: the sample's number is the step's.
+        stream = open_stream(store, run_config.data, objective, BatchSchedule(1), run_config.seed)
+        source, start = stream.locate(sample)
+        return stream[sample], locate_window(store, split, source, start, objective.window)
+
+    draws = run_config.evaluation.draws
+    windows = EvaluationWindows(store.validation, objective, 1, draws, run_config.seed)
+    if sample >= len(windows):
+        raise UserError(f"--sample: {sample}: the validation split has {len(windows):,} samples")
+    number = sample % windows.windows
+    source = int(np.searchsorted(windows.ends, number, side="right"))
+    start = (number - [0, *windows.ends.tolist()][source]) * objective.stride
+    return windows[sample], locate_window(store, split, source, start, objective.window)
+
+
+def check_show_arguments(args: Any) -> None:
+    """Raise UserError unless a store or a config is named, and a sample that there may be."""
+    if args.config is None:
+        if len(args.items) != 1:
+            raise UserError("name the folder of one store, or a config by --config FILE")
+        if args.data is not None:
+            raise UserError("--data changes a config, but there is no --config")
+        if not expand_home(args.items[0]).is_dir():
+            raise UserError(f"{args.items[0]}: no such folder of a store")
+    if not 0 <= args.sample <= LARGEST_SAMPLE:
+        raise UserError(f"--sample: {args.sample}: must be between 0 and {LARGEST_SAMPLE}")
+
+
+def build_show_parser() -> runtime.Parser:
+    """Return the parser of the arguments of `show`."""
+    parser = runtime.Parser(
+        prog="python -m jaxlm.prepare show",
+        description="Print a sample as the model sees it: tokens, targets, weights and masks.",
+        epilog=SHOW_EXAMPLE,
+    )
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="STORE|key=value",
+        help="the folder of a store; with --config, changes to the config",
+    )
+    parser.add_argument("--config", metavar="FILE", help="the config of a run")
+    parser.add_argument("--data", metavar="PATH", help="as in python -m jaxlm.prepare")
+    parser.add_argument(
+        "--sample", type=int, required=True, metavar="N", help="the number of the sample, from 0"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "validation"), default="train", help="the split (train)"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="a line for each token, however long the sample is"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the sample as data")
+    return parser
+
+
+# The commands beside `--config FILE`, by their first argument.
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"show": show}
 
 
 if __name__ == "__main__":

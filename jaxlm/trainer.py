@@ -15,7 +15,7 @@ import numpy as np
 from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
-from jaxlm.data.stream import Stream
+from jaxlm.data.stream import Stream, open_stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, build_run, check_memory, check_trainable, describe_run
@@ -248,16 +248,7 @@ def build_stream(run: Run, store: data.Store) -> Stream:
     config = run.config
     vocabulary = store.tokenizer.vocabulary
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
-    weights = [source.weight for source in config.data.sources]
-    names = [source.name for source in config.data.sources]
-    stream = Stream(
-        store.train,
-        weights=weights,
-        names=names,
-        objective=objective,
-        schedule=run.schedule,
-        seed=config.seed,
-    )
+    stream = open_stream(store, config.data, objective, run.schedule, config.seed)
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")

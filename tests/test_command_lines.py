@@ -248,7 +248,11 @@ def prepare_line(rng, number):
         return line + random_edits(rng)
     if kind < 0.6:
         return ["--config", hostile_value(rng, "--config"), *line[2:]]
-    return line + random_options(rng, {"--data": True, "--json": True})
+    if kind < 0.8:
+        split = rng.choice(("train", "validation", "test"))
+        return ["show", *line, "--sample", rng.choice(WHOLE), "--split", split]
+    options = {"--data": True, "--json": True, "--dry-run": False}
+    return line + random_options(rng, options | {"--sample-megabytes": True})
 
 
 def generate_line(rng, number):

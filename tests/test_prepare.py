@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.stores import write_corpus
 
-from jaxlm import prepare, runtime
+from jaxlm import config, data, objectives, prepare, runtime
+from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.stream import open_stream
 
 CONFIG = """
 from jaxlm.config import Config, DataConfig, ModelConfig, SourceConfig, TokenizerConfig
@@ -59,18 +62,78 @@ def test_the_report_counts_what_each_source_has(folder, capsys):
         assert tokens == text_bytes + 40 + 30 * 8
 
         output = capsys.readouterr().out.splitlines()
-        assert output[-3].split() == [
+        assert output[-4].split() == [
             *("source", "documents", "kept", "bytes", "tokens", "bytes/token")
         ]
-        assert output[-1].split() == ["notes", "32", "30", "210", "240", "0.88"]
+        assert output[-2].split() == ["notes", "32", "30", "210", "240", "0.88"]
+
+
+def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
+    arguments = ["--config", "tiny.py", "--json", "r.json"]
+    assert runtime.command(prepare.main, arguments) == 0
+    page = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("report: "))
+    assert page.parent.parent == Path("stores") and "notes" in page.read_text()
+    assert (page.parent / "report.json").read_bytes() == (folder / "r.json").read_bytes()
+
+    assert runtime.command(prepare.main, [*arguments, "--report", "pages"]) == 0
+    names = {path.name for path in (folder / "pages").iterdir()}
+    assert names == {"report.md", "report.html", "report.json"}
+
+
+def test_a_sample_is_shown_from_a_config_and_from_its_store(folder, capsys):
+    for split, arguments in (
+        ("train", ["--config", "tiny.py"]),
+        ("validation", ["--config", "tiny.py"]),
+        ("train", []),
+    ):
+        stores = (
+            [] if arguments else [str(next((folder / "stores").glob("*/manifest.json")).parent)]
+        )
+        line = ["show", *arguments, *stores, "--sample", "1", "--split", split, "--json", "s.json"]
+        assert runtime.command(prepare.main, line) == 0
+        output = capsys.readouterr().out
+        assert f"sample 1: source web, {split}: tokens " in output or "source notes" in output
+
+        sample = json.loads((folder / "s.json").read_text())
+        rows = next(iter(sample["sides"].values()))
+        assert sample["split"] == split and sample["unit"] == "tokens"
+        assert len(rows) == (32 if arguments else sample["length"])
+        if arguments:
+            assert [row["id"] for row in rows[1:]] == [row["target_id"] for row in rows[:-1]]
+
+
+def test_the_sample_that_is_shown_is_the_one_that_trains(folder):
+    line = ["show", "--config", "tiny.py", "--sample", "9", "--json", "s.json", "seed=3"]
+    assert runtime.command(prepare.main, line) == 0
+    rows = json.loads((folder / "s.json").read_text())["sides"]["tokens"]
+    run = config.load("tiny.py", ["seed=3"])
+    store = data.open_store(next((folder / "stores").glob("*/manifest.json")).parent)
+    objective = objectives.build(run.objective, 32, store.tokenizer.vocabulary)
+    stream = open_stream(store, run.data, objective, BatchSchedule(4), 3)
+    assert stream[2].tokens[1].tolist() == [row["id"] for row in rows]
+
+
+def test_a_dry_run_writes_no_store(folder, capsys):
+    line = ["--config", "tiny.py", "--dry-run", "--json", "r.json"]
+    assert runtime.command(prepare.main, line) == 0
+    assert "estimate from " in capsys.readouterr().out and not (folder / "stores").exists()
+    sources = json.loads((folder / "r.json").read_text())["sources"]
+    assert sources["notes"]["kept"] == 30 and sources["notes"]["dropped"] == {"unreadable": 2}
 
 
 def test_mistakes_end_in_one_line(folder, capsys):
     for arguments, reason in (
         (["--config", "tiny.py", "data.on_error=fail"], "n.jsonl:31: not JSON"),
         (["--config", "tiny.py", "--json", "missing/r.json"], "--json: missing: no such folder"),
+        (["--config", "tiny.py", "--report", "missing/x"], "--report: missing: no such folder"),
+        (["--config", "tiny.py", "--report", "n.jsonl"], "--report: 'n.jsonl' is no folder"),
         (["--config", "tiny.py", "--data", "nothere"], "data.sources.0.path: nothere: no such"),
         (["--config", "other.py"], "other.py"),
+        (["--config", "tiny.py", "--dry-run", "--sample-megabytes", "0"], "must be above 0"),
+        (["show", "--sample", "1"], "name the folder of one store"),
+        (["show", "nothere", "--sample", "1"], "nothere: no such folder"),
+        (["show", "web", "--sample", "1"], "web/manifest.json: missing"),
+        (["show", "--config", "tiny.py", "--sample", "-1"], "--sample: -1: must be between"),
     ):
         assert runtime.command(prepare.main, arguments) == 2
         error = capsys.readouterr().err
@@ -80,6 +143,8 @@ def test_mistakes_end_in_one_line(folder, capsys):
 def test_jax_is_not_loaded(folder):
     code = (
         "import sys; from jaxlm import prepare; prepare.main(['--config', 'tiny.py']); "
+        "prepare.main(['show', '--config', 'tiny.py', '--sample', '0', '--split', 'validation']); "
+        "prepare.main(['--config', 'tiny.py', '--dry-run']); "
         "print('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -40,6 +40,7 @@ LEVELS = {
     "columns": 1,
     "counter_rng": 1,
     "files": 1,
+    "markdown": 1,
     "progress": 1,
     "state": 3,
     "run": 3,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from jaxlm import config as config_module
 from jaxlm.card.facts import Facts
-from jaxlm.card.markdown import about, code, count, one_line, plain, properties
 from jaxlm.config import Config, ModelConfig
+from jaxlm.markdown import about, code, count, one_line, plain, properties
 
 FAMILIES = {
     "decoder": "decoder (causal language model)",

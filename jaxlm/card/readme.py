@@ -16,10 +16,10 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from jaxlm.card import loss_plot, model_sections, training_sections
 from jaxlm.card.facts import LIBRARIES, Facts
-from jaxlm.card.markdown import one_line, plain
 from jaxlm.card.model_sections import TASKS
 from jaxlm.card.training_record import write_card_file
 from jaxlm.config import UserError
+from jaxlm.markdown import one_line, plain
 
 CARD_FILE, PLOT_FILE = "README.md", "loss.svg"
 GENERATED_PART = re.compile(

@@ -4,7 +4,8 @@ from collections import Counter
 from typing import Any
 
 from jaxlm.card.facts import Facts, SourceFacts
-from jaxlm.card.markdown import (
+from jaxlm.card.model_sections import NOT_TRAINED, config_edits
+from jaxlm.markdown import (
     PETAFLOP_DAYS,
     code,
     count,
@@ -16,7 +17,6 @@ from jaxlm.card.markdown import (
     scientific,
     table,
 )
-from jaxlm.card.model_sections import NOT_TRAINED, config_edits
 
 PRECISIONS = {
     "bfloat16": "bf16 mixed precision",

@@ -8,6 +8,8 @@ from jaxlm.data.documents import Document
 from jaxlm.data.identity import StoreIdentity, identify_store
 from jaxlm.data.preparation import await_store, prepare
 from jaxlm.data.report import describe_store, format_report
+from jaxlm.data.report_markdown import build_markdown
+from jaxlm.data.report_page import build_page
 from jaxlm.data.store import Store, open_store
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
@@ -19,6 +21,8 @@ __all__ = [
     "StoreIdentity",
     "Tokenizer",
     "await_store",
+    "build_markdown",
+    "build_page",
     "check_files",
     "describe_store",
     "format_report",

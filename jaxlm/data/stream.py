@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxlm import counter_rng
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, DataConfig
 from jaxlm.data.mixture import Mixture
 from jaxlm.data.permutation import permute
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.store import Store
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
@@ -87,6 +88,11 @@ class Stream:
         sources, starts = np.concatenate(blocks, axis=1)[:, samples - first * BLOCK]
         return gather_samples(self.arrays, sources, starts, self.objective)
 
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Return the source of a sample and the start of its window, as `locate_block` does."""
+        source, start = self.block(sample // BLOCK)[:, sample % BLOCK].tolist()
+        return source, start
+
     def locate_block(self, block: int) -> np.ndarray:
         """Return the source of each sample of a block and the start of its window.
 
@@ -111,3 +117,17 @@ class Stream:
 
         starts = permute(index, count, self.seed, source, epochs) * stride + phases
         return np.minimum(starts, array.start_count(self.objective) - 1)
+
+
+def open_stream(
+    store: Store, data: DataConfig, objective: Objective, schedule: BatchSchedule, seed: int
+) -> Stream:
+    """Return the training data of a store: the sources of `data`, mixed by their weights."""
+    return Stream(
+        store.train,
+        weights=[source.weight for source in data.sources],
+        names=[source.name for source in data.sources],
+        objective=objective,
+        schedule=schedule,
+        seed=seed,
+    )

@@ -17,9 +17,9 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from support import tiny
 
-from jaxlm import card, checkpoint, config, data, objectives
+from jaxlm import card, checkpoint, config, data, markdown, objectives
 from jaxlm.card import facts as card_facts
-from jaxlm.card import loss_plot, markdown, readme
+from jaxlm.card import loss_plot, readme
 from jaxlm.card.model_sections import TASKS, similar_model
 from jaxlm.config import UserError
 from jaxlm.data.mixture import Mixture

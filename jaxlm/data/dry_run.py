@@ -1,0 +1,378 @@
+"""Predict what a preparation yields, and how long it takes, from a sample of the files.
+
+The sample is an evenly spread choice of the files of each source. Of a large file the first part is
+taken; so compressed files count with the size that they have on the disk. The sample is prepared as
+the whole would be, in a temporary folder, and what comes out is scaled by the size of the files.
+"""
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.columns import align_columns
+from jaxlm.config import (
+    ConfigError,
+    CurationConfig,
+    DataConfig,
+    SourceConfig,
+    TokenizerConfig,
+    UserError,
+)
+from jaxlm.data.corpus import NumberedSource, numbered_sources
+from jaxlm.data.listing import base_folder, list_files
+from jaxlm.data.preparation import prepare
+from jaxlm.data.readers.streams import (
+    DAMAGED,
+    decompress,
+    find_compression,
+    import_reader,
+)
+from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.report import describe_store, show_bytes
+from jaxlm.data.sources import choose_reader
+from jaxlm.data.store import TOKENIZER, Store
+from jaxlm.progress import format_duration
+
+PART_BYTES = 1 << 18  # of a file, at least; compressed blocks are up to 900 kB of text
+COPY_BYTES = 1 << 16  # at once
+HEAD_BYTES = 16  # that tell a compression
+OFFSET_BYTES = 8  # of a document in a store
+UNREADABLE = "unreadable"
+
+
+class Sample(NamedTuple):
+    """The part of a source that is prepared, as a source of its own."""
+
+    config: SourceConfig
+    files: int  # of the source
+    total_bytes: int  # of them
+    sample_bytes: int
+    cuts: int  # files that end early, whose last record can't be read
+
+    @property
+    def factor(self) -> float:
+        """Return how many times larger the source is than its sample."""
+        return self.total_bytes / self.sample_bytes if self.sample_bytes else 1.0
+
+
+def estimate_preparation(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    needs: tuple[str, ...],
+    megabytes: float,
+) -> dict[str, Any]:
+    """Return the estimated yield, size and time of a preparation as JSON data.
+
+    `megabytes` (10^6 bytes of files) is the size of the sample. `sources` has for each name the
+    keys of `describe_store`, scaled, and `files`, `file_bytes`, `sample_bytes`; `total` has the
+    sums and `store_bytes`, `seconds`, `tokenizer_seconds`. Nothing is left on the disk. Raises what
+    `prepare` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxlm-dry-run-") as name:
+        folder = Path(name)
+        sampled, samples = take_samples(data, folder, megabytes * 1e6)
+        store, seconds, training = time_preparation(
+            sampled, tokenizer, vocabulary_size, needs, folder
+        )
+        facts = describe_store(store)
+
+    by_name = {sample.config.name: sample for sample in samples}
+    sources = {
+        name: scale_source(source, by_name[name]) for name, source in facts["sources"].items()
+    }
+    total = {
+        key: sum(source[key] for source in sources.values())
+        for key in ("files", "file_bytes", "sample_bytes", "documents", "kept", "bytes", "tokens")
+    }
+    read = sum(source["bytes"] for source in facts["sources"].values())
+    itemsize = 4 if store.manifest["dtype"] == "uint32" else 2
+    total |= {
+        "store_bytes": total["tokens"] * itemsize + total["kept"] * OFFSET_BYTES,
+        "tokenizer_seconds": scale_training(tokenizer, training, read, total["bytes"]),
+    }
+    passes = seconds * total["file_bytes"] / max(total["sample_bytes"], 1)
+    total["seconds"] = passes + total["tokenizer_seconds"]
+    return {
+        "sources": sources,
+        "total": total,
+        "sample_seconds": seconds,
+        "duplicates": data.curation != CurationConfig(),
+        "fails": data.on_error == "fail"
+        and any(source["dropped"].get(UNREADABLE) for source in sources.values()),
+    }
+
+
+# --- the sample ---
+
+
+def take_samples(data: DataConfig, folder: Path, budget: float) -> tuple[DataConfig, list[Sample]]:
+    """Write samples of all sources, validation files included, to folders below `folder`.
+
+    Returns the config that reads them. Each source has the part of `budget` (bytes) that its files
+    are of all files.
+    """
+    numbered = numbered_sources(data)
+    paths = [list_files(source, keys) for source, keys in numbered]
+    sizes = [[path.stat().st_size for path in files] for files in paths]
+    share = min(budget / max(sum(map(sum, sizes)), 1), 1.0)
+
+    samples = []
+    for number, (source, files, of_files) in enumerate(zip(numbered, paths, sizes, strict=True)):
+        place = folder / "sources" / str(number)
+        samples.append(take_sample(source, files, of_files, place, share * sum(of_files)))
+
+    sampled = replace(
+        data,
+        sources=tuple(sample.config for sample in samples[: len(data.sources)]),
+        on_error="skip",
+        store=str(folder / "stores"),
+    )
+    if data.validation.path is not None:
+        validation = replace(data.validation, path=samples[-1].config.path)
+        sampled = replace(sampled, validation=validation)
+    return sampled, samples
+
+
+def take_sample(
+    numbered: NumberedSource, paths: list[Path], sizes: list[int], place: Path, budget: float
+) -> Sample:
+    """Write about `budget` bytes of a source to the folder `place`."""
+    source, total = numbered.config, sum(sizes)
+    chosen = choose_files(sizes, budget, spread=source.documents is None)
+    base = base_folder(source)
+
+    # The same share of each file that is chosen: some may be compressed and others not.
+    share = budget / max(sum(sizes[number] for number in chosen), 1)
+    taken = cuts = 0
+    for number in chosen:
+        path, target = paths[number], place / paths[number].relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        limit = max(math.ceil(share * sizes[number]), PART_BYTES)
+        part = sizes[number]
+        if limit < part:
+            part = write_part(path, target, numbered, limit)
+        if part == sizes[number]:
+            target.symlink_to(path.absolute())
+        else:
+            cuts += 1
+        taken += part
+
+    kind = "text" if source.format == "python_stdlib" else source.format
+    config = replace(source, path=str(place), format=kind)
+    return Sample(config, len(paths), total, taken, cuts)
+
+
+def choose_files(sizes: Sequence[int], budget: float, spread: bool) -> list[int]:
+    """Return the numbers of the files of a sample: evenly spread over all, or the first ones."""
+    mean = max(sum(sizes) / len(sizes), 1)
+    count = min(max(math.ceil(budget / min(mean, PART_BYTES)), 1), len(sizes))
+    if not spread:
+        return list(range(count))
+    return [(2 * number + 1) * len(sizes) // (2 * count) for number in range(count)]
+
+
+def write_part(path: Path, target: Path, numbered: NumberedSource, limit: int) -> int:
+    """Write the first `limit` bytes of a file, up to the end of a line, and return how many.
+
+    Of Parquet they are the first rows. A file that can't be cut is not written, and counts whole.
+    """
+    size = path.stat().st_size
+    kind = choose_reader(path, numbered.config, numbered.keys, ReadingNotes(skips=True))
+    if numbered.config.format == "python_stdlib":
+        kind = "text"
+    if kind == "parquet":
+        return write_rows(path, target, limit / size)
+
+    with path.open("rb") as file:
+        compression = find_compression(file.read(HEAD_BYTES))
+        if kind == "arrow" or (kind == "text" and compression):
+            return size
+        file.seek(0)
+        data = file.read(limit)
+    if compression is not None:
+        return write_compressed_part(path, target, compression, limit)
+
+    end = data.rfind(b"\n") + 1
+    # Text without a line break may be cut before any character.
+    while not end and data and data[-1] & 0xC0 == 0x80:
+        data = data[:-1]
+    data = data[:end] if end else data[:-1]
+    target.write_bytes(data)
+    return len(data)
+
+
+def write_compressed_part(path: Path, target: Path, compression: str, limit: int) -> int:
+    """Write the first `limit` bytes of a compressed file, at least a block.
+
+    Returns the bytes whose content can be decompressed: of a block that was cut there is nothing.
+    """
+    size, complete = path.stat().st_size, 0
+    while not complete and limit < size:
+        with path.open("rb") as file:
+            target.write_bytes(file.read(limit))
+
+        with target.open("rb") as file, contextlib.suppress(*DAMAGED, OSError):
+            stream = decompress(file, compression, path)
+            while stream.read1(COPY_BYTES):
+                complete = file.tell()
+        limit *= 2
+    if complete:
+        return complete
+
+    target.unlink(missing_ok=True)
+    return size
+
+
+def write_rows(path: Path, target: Path, share: float) -> int:
+    """Write the first rows of a Parquet file, and return the bytes that they are of the whole."""
+    parquet = import_reader("pyarrow.parquet", f"{path}: Parquet")
+    arrow = import_reader("pyarrow", f"{path}: Parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            total = file.metadata.num_rows
+            wanted, rows = max(math.ceil(share * total), 1), 0
+            with parquet.ParquetWriter(target, file.schema_arrow) as writer:
+                for batch in file.iter_batches(batch_size=256):
+                    batch = batch.slice(0, wanted - rows)
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+                    if rows == wanted:
+                        break
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged Parquet: {error}") from error
+    return min(int(path.stat().st_size * rows / max(total, 1)), path.stat().st_size - 1)
+
+
+# --- the preparation ---
+
+
+def time_preparation(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    needs: tuple[str, ...],
+    folder: Path,
+) -> tuple[Store, float, float]:
+    """Return the store of a sample, the seconds that it took, and those of training a tokenizer.
+
+    A tokenizer that is trained makes it two preparations: the second one loads it.
+    """
+    started = time.monotonic()
+    store = prepare_sample(data, tokenizer, vocabulary_size, needs)
+    seconds = time.monotonic() - started
+    if tokenizer.kind != "bpe":
+        return store, seconds, 0.0
+
+    loaded = replace(tokenizer, kind="file", path=str(store.path / TOKENIZER), vocabulary_size=None)
+    data = replace(data, store=str(folder / "again"))
+    started = time.monotonic()
+    store = prepare_sample(data, loaded, vocabulary_size, needs)
+    passes = time.monotonic() - started
+    return store, passes, max(seconds - passes, 0.0)
+
+
+def prepare_sample(
+    data: DataConfig, tokenizer: TokenizerConfig, vocabulary_size: int, needs: tuple[str, ...]
+) -> Store:
+    """Return the store of a sample. One of too few documents is divided by its tail."""
+    try:
+        return prepare(data, tokenizer, vocabulary_size, ignore_line, needs=needs)
+    except ConfigError as error:
+        if data.validation.method != "hash" or not error.path.startswith("data.validation"):
+            raise
+        if any(source.format == "pairs" for source in data.sources):
+            reason = "the sample has too few pairs to hold some out"
+            raise UserError(f"--sample-megabytes: {reason}: raise it") from error
+
+    validation = replace(data.validation, method="tail")
+    return prepare(
+        replace(data, validation=validation), tokenizer, vocabulary_size, ignore_line, needs=needs
+    )
+
+
+def ignore_line(line: str) -> None:
+    """Leave out what a preparation reports: it is about the sample."""
+
+
+# --- the estimate ---
+
+
+def scale_source(source: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    """Return what `describe_store` says of a sample, scaled to its source."""
+    dropped = dict(source["dropped"])
+    # The end of a file that was cut is no fault of the file.
+    faults = max(dropped.pop(UNREADABLE, 0) - sample.cuts, 0)
+    if faults:
+        dropped[UNREADABLE] = faults
+    documents = source["kept"] + sum(dropped.values())
+
+    factor = sample.factor
+    if sample.config.documents is not None:
+        factor = min(factor, sample.config.documents / max(documents, 1))
+    scaled = {
+        key: round(value * factor)
+        for key, value in {**source, "documents": documents}.items()
+        if key in ("documents", "kept", "bytes", "tokens")
+    }
+    return {
+        **scaled,
+        "dropped": {reason: round(count * factor) for reason, count in dropped.items()},
+        "files": sample.files,
+        "file_bytes": sample.total_bytes,
+        "sample_bytes": sample.sample_bytes,
+    }
+
+
+def scale_training(
+    tokenizer: TokenizerConfig, seconds: float, sample_bytes: int, total_bytes: int
+) -> float:
+    """Return the seconds that a tokenizer is trained for on the text of all files."""
+    limit = tokenizer.training_megabytes * 1e6
+    return seconds * min(limit, total_bytes) / max(min(limit, sample_bytes), 1)
+
+
+def format_estimate(estimate: dict[str, Any]) -> str:
+    """Return the table of an estimate, and lines on what it says and what it can't."""
+    lines: list[tuple[str, ...]] = [
+        ("source", "files", "of it read", "documents", "kept", "bytes", "tokens")
+    ]
+    for name, source in estimate["sources"].items():
+        read = source["sample_bytes"] / max(source["file_bytes"], 1)
+        counts = [round_count(source[key]) for key in ("documents", "kept", "bytes", "tokens")]
+        lines.append((name, show_bytes(source["file_bytes"]), f"{100 * read:.3g}%", *counts))
+
+    total = estimate["total"]
+    notes = [
+        f"estimate from {show_bytes(total['sample_bytes'])} of {show_bytes(total['file_bytes'])} "
+        f"in files: a store of about {show_bytes(total['store_bytes'])} with "
+        f"{round_count(total['tokens'])} tokens, in about {format_duration(total['seconds'])} "
+        "on this machine",
+    ]
+    if total["sample_bytes"] < total["file_bytes"]:
+        notes.append(
+            "it holds as far as the rest of the files is like the sample; a larger one "
+            "(--sample-megabytes) shows how much it varies"
+        )
+    if estimate["duplicates"]:
+        notes.append(
+            "duplicates are compared within the sample alone: the whole has more of them, so less "
+            "is kept"
+        )
+    if estimate["fails"]:
+        notes.append(
+            "warning: the sample has records that can't be read, at which the preparation ends "
+            "(data.on_error=skip leaves them out)"
+        )
+    return "\n".join([align_columns(lines), *notes])
+
+
+def round_count(value: int) -> str:
+    """Return a number with three digits that count: 1234567 as '1,230,000'."""
+    digits = len(str(value)) - 3
+    return f"{round(value, -digits) if digits > 0 else value:,}"
