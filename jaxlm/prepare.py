@@ -16,6 +16,8 @@ from jaxlm.files import expand_home, write_output
 
 if TYPE_CHECKING:
     from jaxlm.data import Store
+    from jaxlm.data.building.stages import Part
+    from jaxlm.data.rules import Predicate
     from jaxlm.data.show import Place
     from jaxlm.types import Batch
 
@@ -57,15 +59,20 @@ def prepare(argv: Sequence[str]) -> int:
     runtime.check_output_file("--json", args.json)
     if args.report is not None:
         check_report_folder(args.report)
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: {args.workers}: must be at least 1")
     if not 0 < args.sample_megabytes <= LARGEST_SAMPLE_MEGABYTES:
         raise UserError(f"--sample-megabytes: {args.sample_megabytes:g}: must be above 0")
     run_config = config.load(args.config, args.edits, args.data)
     if args.dry_run:
         return estimate(run_config, args)
 
+    if args.stage is not None or args.part is not None:
+        return prepare_part(run_config, args)
+
     from jaxlm import data
 
-    store = prepare_store(run_config)
+    store = prepare_store(run_config, args.workers, load_predicate(args.keep))
     report = data.describe_store(store)
     print(data.format_report(report))
 
@@ -85,6 +92,7 @@ def estimate(run_config: config.Config, args: Any) -> int:
         run_config.tokenizer_vocabulary_size,
         run_config.objective.needs,
         args.sample_megabytes,
+        load_predicate(args.keep),
     )
     print(format_estimate(facts))
     if args.json is not None:
@@ -92,7 +100,48 @@ def estimate(run_config: config.Config, args: Any) -> int:
     return 0
 
 
-def prepare_store(run_config: config.Config) -> "Store":
+def prepare_part(run_config: config.Config, args: Any) -> int:
+    """Do the part of a stage that this machine is to do."""
+    from jaxlm.data.preparation import prepare_stage
+
+    if args.stage is None:
+        raise UserError("--part: is the share of a --stage")
+    prepare_stage(
+        run_config.data,
+        run_config.tokenizer,
+        run_config.tokenizer_vocabulary_size,
+        lambda line: print(line, flush=True),
+        stage=args.stage,
+        part=parse_part(args.part),
+        needs=run_config.objective.needs,
+        workers=args.workers,
+        predicate=load_predicate(args.keep),
+    )
+    return 0
+
+
+def parse_part(text: str | None) -> "Part":
+    """Return the part that "I/N" means: the I-th of N."""
+    from jaxlm.data.building.stages import Part
+
+    if text is None:
+        return Part()
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part: {text}: must be I/N with I from 1 to N, such as 3/16")
+    return Part(int(number), int(count))
+
+
+def load_predicate(spec: str | None) -> "Predicate | None":
+    """Return the function that `--keep` names."""
+    from jaxlm.data import rules
+
+    return None if spec is None else rules.load_predicate(spec)
+
+
+def prepare_store(
+    run_config: config.Config, workers: int | None = None, predicate: "Predicate | None" = None
+) -> "Store":
     """Return the store of a config, built if it is not there yet."""
     from jaxlm import data
 
@@ -102,6 +151,8 @@ def prepare_store(run_config: config.Config) -> "Store":
         run_config.tokenizer_vocabulary_size,
         lambda line: print(line, flush=True),
         needs=run_config.objective.needs,
+        workers=workers,
+        predicate=predicate,
     )
 
 
@@ -170,6 +221,16 @@ def build_prepare_parser() -> runtime.Parser:
         metavar="N",
         help="MB of the files that a dry run reads (16)",
     )
+    runtime.add_keep_argument(parser)
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that share the work (one for each core)"
+    )
+    parser.add_argument(
+        "--stage",
+        choices=("read", "tokenizer", "tokens"),
+        help="do one stage alone, which several machines can share (launch/prepare_slurm.sh)",
+    )
+    parser.add_argument("--part", metavar="I/N", help="of a stage: the I-th of N parts")
     return parser
 
 
@@ -284,8 +345,31 @@ def build_show_parser() -> runtime.Parser:
     return parser
 
 
+# --- classifier ---
+
+
+def train_classifier(argv: Sequence[str]) -> int:
+    """Train a quality classifier on good and bad documents."""
+    from jaxlm.data.rules.classifier_command import (
+        add_classifier_arguments,
+        run_classifier_command,
+    )
+
+    parser = runtime.Parser(
+        prog="python -m jaxlm.prepare classifier",
+        description="Train a quality classifier on good and bad documents, for "
+        "data.curation.classifier.",
+        epilog="example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors",
+    )
+    add_classifier_arguments(parser)
+    return run_classifier_command(parser.parse_args(argv))
+
+
 # The commands beside `--config FILE`, by their first argument.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"show": show}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "show": show,
+    "classifier": train_classifier,
+}
 
 
 if __name__ == "__main__":

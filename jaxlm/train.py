@@ -41,13 +41,15 @@ def main(argv: Sequence[str]) -> int:
 
     with runtime.ProcessGroup(cluster, run_config.runtime, directory) as group:
         from jaxlm import trainer
+        from jaxlm.data.rules import load_predicate
 
         # Where this process stands in its run is no part of the config, which all processes share.
         run_config = dataclasses.replace(
             run_config, runtime=runtime.without_process_fields(run_config.runtime)
         )
+        predicate = None if args.keep is None else load_predicate(args.keep)
         with runtime.memory_errors(MEMORY_ADVICE):
-            return trainer.train(run_config, group, resume_command(argv))
+            return trainer.train(run_config, group, resume_command(argv), predicate)
 
 
 def adopt_folder(run_config: config.Config, path: Path) -> config.Config:
@@ -80,6 +82,7 @@ def build_train_parser() -> runtime.Parser:
     )
 
     runtime.add_config_arguments(parser, data_use="train on", example="model.layers=12")
+    runtime.add_keep_argument(parser)
     parser.add_argument(
         "--devices", metavar="N", help="the same as runtime.devices=N: of each process"
     )

@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
+from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
@@ -41,17 +42,20 @@ class Start:
     step: int
 
 
-def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> int:
+def train(
+    config: Config, group: runtime.ProcessGroup, resume_command: str, predicate: Predicate | None
+) -> int:
     """Train to the end or to a stop signal, and return the exit code.
 
-    `group` holds the lock of the run directory. `resume_command` is shown when the run is stopped.
+    `group` holds the lock of the run directory. `resume_command` is shown when the run is stopped,
+    the `predicate` chooses documents.
     """
     directory = group.run_directory
     check_trainable(config)
 
     # Several processes prepare the data before anything else: they meet over it, and jax must not
     # have been used before they have met.
-    store = None if group.is_single else prepare_together(config, group)
+    store = None if group.is_single else prepare_together(config, group, predicate)
 
     with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
         # 1. The config of this run, and where it starts.
@@ -61,16 +65,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
         if start.origin is not Origin.FRESH:
-            saved_config, _ = checkpoint.read_run_config(directory)
-            try:
-                config, changes = checkpoint.resume_config(directory, config, start.step)
-            except UserError:
-                data.check_files(config.data)  # a missing file explains the difference better
-                raise
-            resumed = start.origin is Origin.RESUMED
-            how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
-            rates = describe_rates(saved_config, config, start.step)
-            log(f"{directory}: {how}", *changes, *rates)
+            config = continue_config(config, start, directory)
 
         # A run that was stopped in an evaluation continues there, even if all steps are done.
         steps = config.training.steps
@@ -87,7 +82,7 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         log(*describe_run(run, group.hosts))
 
         # 3. Data: the store of tokens, and the stream of batches by step number.
-        store = store or prepare_store(config)
+        store = store or prepare_store(config, predicate)
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
             checkpoint.check_store(directory, config, store.hash)
@@ -153,13 +148,15 @@ def ignore_save(step: int, seconds: float) -> None:
     """Record nothing, as processes other than 0 do."""
 
 
-def prepare_together(config: Config, group: runtime.ProcessGroup) -> data.Store:
+def prepare_together(
+    config: Config, group: runtime.ProcessGroup, predicate: Predicate | None
+) -> data.Store:
     """Prepare the data in process 0, let all processes meet, and return the store.
 
     Raises UserError where another process is about to run another config, code or library.
     """
     if group.is_leader:
-        folder = prepare_store(config).path
+        folder = prepare_store(config, predicate).path
     else:
         folder = data.await_store(
             config.data,
@@ -169,6 +166,7 @@ def prepare_together(config: Config, group: runtime.ProcessGroup) -> data.Store:
             ready=group.leader_is_listening,
             seconds=config.runtime.preparation_timeout_seconds,
             needs=config.objective.needs,
+            predicate=predicate,
         )
     group.initialize()
 
@@ -186,6 +184,24 @@ def find_start(newest: int | None) -> Start:
     if newest is None:
         return Start(Origin.FRESH, 0)
     return Start(Origin.RESUMED if newest else Origin.IMPORTED, newest)
+
+
+def continue_config(config: Config, start: Start, directory: Path) -> Config:
+    """Return the config of a run that is continued, and print what `config` changes in it.
+
+    Raises UserError where that would make another run of it.
+    """
+    saved_config, _ = checkpoint.read_run_config(directory)
+    try:
+        config, changes = checkpoint.resume_config(directory, config, start.step)
+    except UserError:
+        data.check_files(config.data)  # a missing file explains the difference better
+        raise
+
+    resumed = start.origin is Origin.RESUMED
+    how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
+    log(f"{directory}: {how}", *changes, *describe_rates(saved_config, config, start.step))
+    return config
 
 
 def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> bool:
@@ -223,7 +239,7 @@ def write_tokenizer(directory: Path, store: data.Store) -> None:
         raise UserError(f"run_directory: can't write {path}: {error.strerror}") from error
 
 
-def prepare_store(config: Config) -> data.Store:
+def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
     """Return the token store of the run, built if it is not there yet."""
     return data.prepare(
         config.data,
@@ -231,6 +247,7 @@ def prepare_store(config: Config) -> data.Store:
         config.tokenizer_vocabulary_size,
         log,
         needs=config.objective.needs,
+        predicate=predicate,
     )
 
 

@@ -251,7 +251,7 @@ def test_host_time_per_step(tmp_path, capfd, monkeypatch):
     with runtime.ProcessGroup(
         runtime.Cluster(), run_config.runtime, Path(run_config.run_directory)
     ) as group:
-        assert trainer.train(run_config, group, resume_command="") == 0
+        assert trainer.train(run_config, group, resume_command="", predicate=None) == 0
     wall = statistics.median(np.diff(marks)[50:250])
 
     run = build_run(run_config, 0)

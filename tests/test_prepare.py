@@ -42,7 +42,11 @@ def test_the_report_counts_what_each_source_has(folder, capsys):
         assert runtime.command(prepare.main, ["--config", "tiny.py", "--json", "r.json"]) == 0
         report = json.loads((folder / "r.json").read_text())
         text_bytes = sum(path.stat().st_size for path in (folder / "web").iterdir())
-        assert report["sources"] == {
+        keys = ("documents", "kept", "bytes", "tokens", "dropped")
+        sources = {
+            name: {key: source[key] for key in keys} for name, source in report["sources"].items()
+        }
+        assert sources == {
             "web": {
                 "documents": 40,
                 "kept": 40,

@@ -23,6 +23,8 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.data.building import count_cores
+from jaxlm.data.building.units import UNIT_BYTES
 from jaxlm.data.corpus import NumberedSource, numbered_sources
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.preparation import prepare
@@ -34,6 +36,7 @@ from jaxlm.data.readers.streams import (
 )
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.report import describe_store, show_bytes
+from jaxlm.data.rules import Predicate
 from jaxlm.data.sources import choose_reader
 from jaxlm.data.store import TOKENIZER, Store
 from jaxlm.progress import format_duration
@@ -66,6 +69,7 @@ def estimate_preparation(
     vocabulary_size: int,
     needs: tuple[str, ...],
     megabytes: float,
+    predicate: Predicate | None = None,
 ) -> dict[str, Any]:
     """Return the estimated yield, size and time of a preparation as JSON data.
 
@@ -78,7 +82,7 @@ def estimate_preparation(
         folder = Path(name)
         sampled, samples = take_samples(data, folder, megabytes * 1e6)
         store, seconds, training = time_preparation(
-            sampled, tokenizer, vocabulary_size, needs, folder
+            sampled, tokenizer, vocabulary_size, needs, folder, predicate
         )
         facts = describe_store(store)
 
@@ -96,7 +100,9 @@ def estimate_preparation(
         "store_bytes": total["tokens"] * itemsize + total["kept"] * OFFSET_BYTES,
         "tokenizer_seconds": scale_training(tokenizer, training, read, total["bytes"]),
     }
-    passes = seconds * total["file_bytes"] / max(total["sample_bytes"], 1)
+    # The sample is prepared by one process; of more text each core takes a part.
+    workers = min(count_cores(), total["file_bytes"] // UNIT_BYTES + 1)
+    passes = seconds * total["file_bytes"] / max(total["sample_bytes"], 1) / workers
     total["seconds"] = passes + total["tokenizer_seconds"]
     return {
         "sources": sources,
@@ -258,13 +264,14 @@ def time_preparation(
     vocabulary_size: int,
     needs: tuple[str, ...],
     folder: Path,
+    predicate: Predicate | None,
 ) -> tuple[Store, float, float]:
     """Return the store of a sample, the seconds that it took, and those of training a tokenizer.
 
     A tokenizer that is trained makes it two preparations: the second one loads it.
     """
     started = time.monotonic()
-    store = prepare_sample(data, tokenizer, vocabulary_size, needs)
+    store = prepare_sample(data, tokenizer, vocabulary_size, needs, predicate)
     seconds = time.monotonic() - started
     if tokenizer.kind != "bpe":
         return store, seconds, 0.0
@@ -272,17 +279,33 @@ def time_preparation(
     loaded = replace(tokenizer, kind="file", path=str(store.path / TOKENIZER), vocabulary_size=None)
     data = replace(data, store=str(folder / "again"))
     started = time.monotonic()
-    store = prepare_sample(data, loaded, vocabulary_size, needs)
+    store = prepare_sample(data, loaded, vocabulary_size, needs, predicate)
     passes = time.monotonic() - started
     return store, passes, max(seconds - passes, 0.0)
 
 
 def prepare_sample(
-    data: DataConfig, tokenizer: TokenizerConfig, vocabulary_size: int, needs: tuple[str, ...]
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    needs: tuple[str, ...],
+    predicate: Predicate | None,
 ) -> Store:
     """Return the store of a sample. One of too few documents is divided by its tail."""
+
+    def prepare_data(data: DataConfig) -> Store:
+        return prepare(
+            data,
+            tokenizer,
+            vocabulary_size,
+            ignore_line,
+            needs=needs,
+            workers=1,
+            predicate=predicate,
+        )
+
     try:
-        return prepare(data, tokenizer, vocabulary_size, ignore_line, needs=needs)
+        return prepare_data(data)
     except ConfigError as error:
         if data.validation.method != "hash" or not error.path.startswith("data.validation"):
             raise
@@ -291,9 +314,7 @@ def prepare_sample(
             raise UserError(f"--sample-megabytes: {reason}: raise it") from error
 
     validation = replace(data.validation, method="tail")
-    return prepare(
-        replace(data, validation=validation), tokenizer, vocabulary_size, ignore_line, needs=needs
-    )
+    return prepare_data(replace(data, validation=validation))
 
 
 def ignore_line(line: str) -> None:

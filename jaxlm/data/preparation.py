@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, UserError
 from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store
+from jaxlm.data.building.stages import Part, Stage, run_stage
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.rules import Predicate
@@ -62,6 +63,7 @@ def prepare(
                         shard_tokens,
                         predicate,
                     )
+                    start_building(unfinished, report)
                     manifest = build_store(unfinished, inputs, workers, report)
                     description = {"format": FORMAT, "inputs": identity.inputs} | manifest
                     write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
@@ -69,6 +71,43 @@ def prepare(
     store = open_store(folder)
     report(summarize_store(store))
     return store
+
+
+def prepare_stage(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    report: Callable[[str], None],
+    *,
+    stage: Stage,
+    part: Part,
+    needs: tuple[str, ...] = (),
+    workers: int | None = None,
+    predicate: Predicate | None = None,
+) -> None:
+    """Do a part of a stage of `prepare`, so that several machines can share it.
+
+    They have the folder of the stores in common. Raises as `prepare` does.
+    """
+    identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
+    if is_built(identity.folder):
+        report(f"store {identity.folder}: is there already")
+        return
+
+    unfinished = unfinished_path(identity.folder)
+    inputs = StoreInputs(
+        data,
+        tokenizer,
+        vocabulary_size,
+        identity.special,
+        identity.newlines,
+        predicate=predicate,
+    )
+    lock = identity.folder.with_name(f".{identity.folder.name}.lock")
+    with file_lock(lock, lambda: None):  # one of several machines makes the folder
+        if not can_go_on(unfinished):
+            start_building(unfinished, report)
+    run_stage(unfinished, inputs, stage, part, workers, report)
 
 
 @contextlib.contextmanager
@@ -95,6 +134,11 @@ def is_built(folder: Path) -> bool:
         raise ConfigError("data.store", f"{folder.parent}: {error.strerror}") from error
 
 
+def unfinished_path(folder: Path) -> Path:
+    """Return the folder in which a store is built."""
+    return folder.with_name(f".{folder.name}.building")
+
+
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[Path | None]:
     """Give the folder that becomes `folder` at the end of the block.
@@ -103,7 +147,7 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
     that was interrupted leaves what it has in there; after a mistake of the user's it is removed. A
     failure to write is a `ConfigError` at `data.store`.
     """
-    unfinished = folder.with_name(f".{folder.name}.building")
+    unfinished = unfinished_path(folder)
     lock = folder.with_name(f".{folder.name}.lock")
     waiting = f"store {folder}: another process builds it, waiting"
     try:
@@ -113,12 +157,6 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
                 yield None
                 return
 
-            if can_go_on(unfinished):
-                report(f"store {folder}: goes on with what an interrupted preparation left")
-            else:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                (unfinished / BUILDING).write_text(json.dumps({"version": BUILDING_VERSION}))
             try:
                 yield unfinished
                 unfinished.rename(folder)
@@ -129,6 +167,16 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
         raise ConfigError(
             "data.store", f"{error.filename or folder.parent}: {error.strerror or error}"
         ) from error
+
+
+def start_building(unfinished: Path, report: Callable[[str], None]) -> None:
+    """Make the folder of a store that is built, unless an interrupted preparation left it."""
+    if can_go_on(unfinished):
+        report(f"store {unfinished}: goes on with what an earlier preparation left")
+        return
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    write_atomically(unfinished / BUILDING, json.dumps({"version": BUILDING_VERSION}))
 
 
 def can_go_on(unfinished: Path) -> bool:

@@ -7,6 +7,7 @@ from jaxlm.runtime.cluster import Cluster, detect_cluster, without_process_field
 from jaxlm.runtime.command import (
     Parser,
     add_config_arguments,
+    add_keep_argument,
     check_output_file,
     command,
     lock_run_directory,
@@ -35,6 +36,7 @@ __all__ = [
     "ProcessGroup",
     "StopSignal",
     "add_config_arguments",
+    "add_keep_argument",
     "check_output_file",
     "code_version",
     "command",

@@ -190,6 +190,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, data_use: str, example
     )
 
 
+def add_keep_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --keep. It runs a user's code, so it is an argument and never a part of a config."""
+    parser.add_argument(
+        "--keep",
+        metavar="FILE.py:FUNCTION",
+        help="keep the documents for whose text this function of yours returns True",
+    )
+
+
 @contextlib.contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
     """Raise UserError with the advice where the memory of the host or of a device is too small."""

@@ -29,7 +29,7 @@ def test_failed_build_leaves_nothing_that_looks_finished(data, tmp_path, monkeyp
 
     monkeypatch.undo()
     store, lines = build_store(data)
-    assert "goes on with what an interrupted preparation left" in lines[0]
+    assert "goes on with what an earlier preparation left" in lines[0]
     assert not unfinished.exists() and len(all_texts(store)) == 40
 
 

@@ -23,6 +23,7 @@ from jaxlm.data.building.extraction import (
     read_facts,
 )
 from jaxlm.data.building.judging import (
+    UNREADABLE,
     Judgement,
     describe_curation,
     judge_documents,
@@ -31,6 +32,7 @@ from jaxlm.data.building.judging import (
 from jaxlm.data.building.units import Unit, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
+from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import Predicate
 from jaxlm.data.split import (
     SPLITS,
@@ -49,7 +51,6 @@ from jaxlm.files import write_atomically
 
 SHARD_TOKENS = 1 << 28
 COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
-UNREADABLE = "unreadable"
 
 
 class StoreInputs(NamedTuple):
@@ -80,9 +81,7 @@ def build_store(
     with Pool(workers or count_cores()) as pool:
         # The first pass reads the text, so that an empty split or a broken file is found at once.
         extract_units(pool, folder, inputs, units)
-        extracts = [read_facts(folder, data, unit) for unit in units]
-        report_notes(data, notes, extracts, report)
-        judgement = read_judgement(folder) or judge_documents(data, folder, extracts, report)
+        judgement, extracts = judge_units(folder, data, units, notes, report)
         tokenizer = make_tokenizer(folder, inputs, units, judgement, report)
 
         # The second pass turns it into tokens.
@@ -113,6 +112,27 @@ def build_store(
     }
     remove_intermediate(folder, manifest)
     return manifest
+
+
+class JudgedUnits(NamedTuple):
+    """The units after the first pass, and what becomes of their documents."""
+
+    judgement: Judgement
+    extracts: list[Extract]
+
+
+def judge_units(
+    folder: Path,
+    data: DataConfig,
+    units: Sequence[Unit],
+    notes: Sequence[ReadingNotes],
+    report: Callable[[str], None],
+) -> JudgedUnits:
+    """Decide what becomes of each document, and report what was read."""
+    extracts = [read_facts(folder, data, unit) for unit in units]
+    report_notes(data, notes, extracts, report)
+    judgement = read_judgement(folder) or judge_documents(data, folder, extracts, report)
+    return JudgedUnits(judgement, extracts)
 
 
 def count_cores() -> int:
@@ -256,7 +276,7 @@ def training_texts(
 
 def report_notes(
     data: DataConfig,
-    notes: Sequence[Any],
+    notes: Sequence[ReadingNotes],
     extracts: Sequence[Extract],
     report: Callable[[str], None],
 ) -> None:

@@ -4,6 +4,7 @@ It reads what the first pass left of each document, not the texts. Its result is
 in `splits-N`, and the JSON of all sources in `judged.json`, which comes last.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from jaxlm.data.split import (
 )
 from jaxlm.files import write_atomically
 
+UNREADABLE = "unreadable"
 EXACT_DUPLICATE, NEAR_DUPLICATE = "exact_duplicate", "near_duplicate"
 
 # A byte of each document.
@@ -249,17 +251,24 @@ def describe_curation(
     sources = {}
     for number, (source, _) in enumerate(numbered_sources(data)):
         facts = [extract.facts for extract in extracts if extract.unit.source == number]
+        faults = sum(fact["notes"]["faults"] for fact in facts)
+        dropped = {UNREADABLE: [faults, 0]} if faults else {}
+        dropped |= judgement.dropped.get(number, {})
         sources[source.name] = {
-            "read": {key: sum(fact[key] for fact in facts) for key in ("documents", "bytes")},
+            "read": {
+                "documents": faults + sum(fact["documents"] for fact in facts),
+                "bytes": sum(fact["bytes"] for fact in facts),
+            },
             "dropped": {
                 reason: {"documents": count, "bytes": size}
-                for reason, (count, size) in judgement.dropped.get(number, {}).items()
+                for reason, (count, size) in dropped.items()
             },
             "samples": judgement.samples.get(number, {}),
         }
     similarity = data.curation.near_duplicates
     return {
         "sources": sources,
+        "config": dataclasses.asdict(data.curation),
         "near_duplicates": similarity
         and {"similarity": similarity, "bands": BANDS, "rows": BAND_MINIMA},
     }

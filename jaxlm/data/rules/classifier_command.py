@@ -1,7 +1,7 @@
 """Train a quality classifier: python -m jaxlm.prepare classifier GOOD BAD OUT.safetensors."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.documents import SourceKeys
@@ -42,10 +42,3 @@ def read_texts(path: str, key: str) -> Iterator[str]:
     source = SourceConfig(name=key, path=path)
     for document in read_documents(source, SourceKeys(key, None)):
         yield "\n".join(document.texts)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jaxlm.prepare classifier", description=__doc__)
-    add_classifier_arguments(parser)
-    return run_classifier_command(parser.parse_args(argv))
