@@ -244,8 +244,8 @@ def check_length(characters: int) -> None:
 def keeps_bytes(inner: tokenizers.Tokenizer) -> bool:
     """Return whether each token is a stretch of the bytes of the text, as in GPT-2."""
     parts = json.loads(inner.to_str())
-    splitter = parts["pre_tokenizer"] or {"type": None}
-    steps = splitter.get("pretokenizers", [splitter])
+    splitter: dict[str, Any] = parts["pre_tokenizer"] or {"type": None}
+    steps: list[dict[str, Any]] = splitter.get("pretokenizers", [splitter])
     return (
         parts["normalizer"] is None
         and steps[-1]["type"] == "ByteLevel"

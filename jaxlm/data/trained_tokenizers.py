@@ -31,7 +31,7 @@ MORE_MERGES = 5 / 4  # WordPiece: pieces that are learned, so that some can be l
 ASCII = [chr(code) for code in range(0x21, 0x7F)]
 ESCAPE = "\ufdd0"  # no character of any text, as Unicode says; all the same it is read back
 NEVER_CHOSEN = -1e6  # the score of tokens that Unigram must not find in a text
-SCORE_DIGITS = 4
+SCORE_DIGITS = 2
 LONG_STRETCH = re.compile(r"(\S{4096})\S+")
 SHRINKING_FACTOR = 0.5  # of the pieces that a round keeps; 0.75 takes twice as long for 0.2%
 
@@ -114,13 +114,15 @@ def train_word_piece(
     room = size - special.sentinels
     names = [*special.named.values(), UNKNOWN_WORD]
     pieces = sorted(learned.get_vocab(), key=learned.get_vocab().__getitem__)
-    characters = common_characters(pieces, counts, max(1, room // CHARACTER_SHARE))
-    inside = [c for c in characters if splits_by != "bert" or may_continue(c)]
-    tokens = [*names, *characters, *(CONTINUES + character for character in inside)]
+    ranked = rank_characters(pieces, counts)
+    common = sorted(ranked[: max(1, room // CHARACTER_SHARE)])
+    inside = [c for c in common if splits_by != "bert" or may_continue(c)]
+    tokens = [*names, *common, *(CONTINUES + character for character in inside)]
     for piece in pieces:
         if len(piece) > 1:
             starts = piece.startswith(SPACE)
             tokens.append(piece.removeprefix(SPACE) if starts else CONTINUES + piece)
+    tokens += ranked  # where there are few pieces, more characters have room
 
     hidden = set(special.sentinel_names)
     chosen = [token for token in dict.fromkeys(tokens) if token not in hidden][:room]
@@ -149,11 +151,10 @@ def count_characters(texts: Iterable[str], counts: np.ndarray) -> Iterator[str]:
         yield text
 
 
-def common_characters(pieces: list[str], counts: np.ndarray, most: int) -> list[str]:
-    """Return the `most` frequent of the pieces that are characters of the texts, in order."""
+def rank_characters(pieces: list[str], counts: np.ndarray) -> list[str]:
+    """Return the pieces that are characters of the texts, the most frequent first."""
     characters = [piece for piece in pieces if len(piece) == 1 and counts[ord(piece)]]
-    characters.sort(key=lambda character: (-counts[ord(character)], character))
-    return sorted(characters[:most])
+    return sorted(characters, key=lambda character: (-counts[ord(character)], character))
 
 
 def may_continue(character: str) -> bool:
@@ -181,7 +182,8 @@ def train_unigram(
     """Train Unigram with at most `size` ids, which writes rare characters as bytes.
 
     A space is "▁" and every text is read back as it was. <unk>, which no text has, and the 256
-    bytes follow the special tokens. Scores are rounded, since the library adds up in any order.
+    bytes follow the special tokens. The library adds up in any order, so the scores are rounded:
+    two trainings have the same pieces, and rarely another score.
     """
     steps = split_steps(splits_by, longest_piece)
     mark = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
@@ -200,13 +202,14 @@ def train_unigram(
     learned = tokenizers.Tokenizer(models.Unigram())
     learned.normalizer, learned.pre_tokenizer = normalizer, splitter
     trainer = trainers.UnigramTrainer(
-        vocab_size=room,
+        vocab_size=max(room, len(alphabet)) + 1,  # the character that escapes may be one more
         initial_alphabet=alphabet,
         shrinking_factor=SHRINKING_FACTOR,
         show_progress=False,
     )
     if longest_piece is not None:
         texts = shorten_stretches(texts)
+    texts = limit_characters(texts, alphabet, room // 2)
     learned.train_from_iterator(texts, trainer)
     scores = read_scores(learned, {*names, *fallback, *special.sentinel_names})
 
@@ -243,10 +246,27 @@ def shorten_stretches(texts: Iterable[str]) -> Iterator[str]:
         yield LONG_STRETCH.sub(r"\1", text)
 
 
+def limit_characters(texts: Iterable[str], alphabet: list[str], most: int) -> Iterator[str]:
+    """Yield the texts with spaces for their characters once these are too many.
+
+    Bytes stand for the others, and the library wants a piece for each character.
+    """
+    known = {" ", *alphabet}
+    for text in texts:
+        new = sorted(set(text) - known, key=lambda character: (-text.count(character), character))
+        room = max(0, most - len(known))
+        known.update(new[:room])
+        yield text.translate(dict.fromkeys(map(ord, new[room:]), " ")) if new[room:] else text
+
+
 def read_scores(learned: tokenizers.Tokenizer, reserved: set[str]) -> dict[str, float]:
     """Return the pieces that were learned, without the reserved ones, and their scores."""
     pieces = json.loads(learned.to_str())["model"]["vocab"]
-    return {piece: round(score, SCORE_DIGITS) for piece, score in pieces if piece not in reserved}
+    return {
+        piece: round(score, SCORE_DIGITS)
+        for piece, score in pieces
+        if piece not in reserved and score is not None  # as it is without a text
+    }
 
 
 def choose_pieces(

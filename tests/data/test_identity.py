@@ -39,6 +39,21 @@ def test_another_tokenizer_is_another_store(data, tokenizer):
     assert name_of(data, tokenizer) not in {name_of(data, other) for other in others}
 
 
+def test_stores_of_trained_tokenizers_are_told_apart(data):
+    configs = [
+        TokenizerConfig(kind="bpe", longest_piece=None),
+        TokenizerConfig(kind="bpe"),
+        TokenizerConfig(kind="bpe", longest_piece=99),
+        TokenizerConfig(kind="bpe", pre_tokenization="gpt4"),
+        TokenizerConfig(kind="wordpiece"),
+        TokenizerConfig(kind="wordpiece", pre_tokenization="whitespace"),
+        TokenizerConfig(kind="unigram"),
+    ]
+    assert len({name_of(data, each) for each in configs}) == len(configs)
+    # The default by its name is the default.
+    assert name_of(data, TokenizerConfig(pre_tokenization="gpt2")) == name_of(data, configs[1])
+
+
 def test_the_size_of_a_trained_tokenizer_decides_the_store(data):
     bpe = TokenizerConfig(kind="bpe")
     assert identify_store(data, bpe, 300, ()).folder != identify_store(data, bpe, 301, ()).folder

@@ -6,7 +6,7 @@ import pytest
 from support.stores import build_store, data_config, read_texts, write_corpus
 
 from jaxlm import config, progress
-from jaxlm.data import tokenizer_training
+from jaxlm.data import open_store, prepare, tokenizer_training
 from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 
@@ -27,6 +27,19 @@ def test_bpe_is_trained_on_at_most_the_megabytes_of_the_config(tmp_path, monkeyp
 
     store, _ = build_store(data, config.TokenizerConfig(kind="bpe"))
     assert excerpts == read_texts(store, store.train)[0]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_stores_of_every_trained_kind_hold_the_ids_of_their_texts(tmp_path, kind):
+    data = data_config(tmp_path, write_corpus(tmp_path / "c"))
+    lines = []
+    trained = config.TokenizerConfig(kind=kind)
+    store = prepare(data, trained, 400, lines.append, needs=("pad", "mask"))
+    name = {"wordpiece": "WordPiece", "unigram": "Unigram"}[kind]
+    assert lines[0].startswith(f"tokenizer: {name}, {store.tokenizer.size} ids, trained on 0.0 MB")
+    text = read_texts(store, store.train)[0][0]
+    assert store.tokenizer.decode(store.tokenizer.encode(text)) == text
+    assert store.tokenizer.special == open_store(store.path).tokenizer.special
 
 
 def test_training_text_is_spread_over_the_corpus():
