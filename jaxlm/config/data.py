@@ -20,7 +20,7 @@ from jaxlm.config.fields import (
 SPLIT_BY: dict[str, tuple[str, ...]] = {
     "bpe": ("gpt2", "gpt4", "whitespace", "none"),
     "wordpiece": ("bert", "whitespace"),
-    "unigram": ("gpt2", "gpt4", "whitespace", "none"),
+    "unigram": ("whitespace", "gpt2", "gpt4", "none"),
 }
 
 
@@ -40,7 +40,7 @@ class TokenizerConfig:
     vocabulary_size: Positive | None = None  # trained kinds. None: model.vocabulary_size
     # Trained kinds: what ends a word, over which no token reaches. gpt2: GPT-2's pattern; gpt4:
     # cl100k's, with at most three digits; bert: BERT's; whitespace: that alone; none: nothing.
-    # None: gpt2, for wordpiece bert
+    # None: bpe gpt2, wordpiece bert, unigram whitespace
     pre_tokenization: Literal["gpt2", "gpt4", "bert", "whitespace", "none"] | None = None
     # Trained kinds: the characters of a word, at most; longer ones are cut. None: no bound
     longest_piece: Positive | None = 256

@@ -176,7 +176,7 @@ def train_unigram(
     texts: Iterable[str],
     size: int,
     special: SpecialTokens,
-    splits_by: str = "gpt2",
+    splits_by: str = "whitespace",
     longest_piece: int | None = None,
 ) -> Tokenizer:
     """Train Unigram with at most `size` ids, which writes rare characters as bytes.
