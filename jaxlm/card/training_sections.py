@@ -26,6 +26,8 @@ PRECISIONS = {
 TOKENIZERS = {
     "bytes": "bytes",
     "bpe": "byte-level BPE, trained on the training split",
+    "wordpiece": "WordPiece, trained on the training split",
+    "unigram": "Unigram with byte fallback, trained on the training split",
     "file": "from a file",
 }
 VALIDATION_METHODS = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config import Config, ConfigError, UserError, load, to_dict
+from jaxlm.config import Config, ConfigError, TokenizerConfig, UserError, load, to_dict
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.files import read_utf8, write_atomically
 
@@ -92,6 +92,7 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
     saved, _ = read_run_config(run_directory)
+    config = keep_unbounded(saved, config)
     schedule = batch_schedule(saved).merged(batch_schedule(config), step)
     training = dataclasses.replace(
         config.training, batch_size=schedule.batch_size, batch_schedule=schedule.changes
@@ -101,6 +102,19 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     changes = differences(saved, resumed)
     refuse_changes(run_directory, [note for key, note in changes.items() if is_fixed(key, step)])
     return resumed, [note for key, note in changes.items() if key != "run_directory"]
+
+
+def keep_unbounded(saved: Config, config: Config) -> Config:
+    """Return the config without the default bound of words if the saved one has none.
+
+    The tokenizers of earlier versions had none, and no config file said so.
+    """
+    tokenizer = config.tokenizer
+    is_default = tokenizer.longest_piece == TokenizerConfig().longest_piece
+    if saved.tokenizer.longest_piece is not None or not is_default:
+        return config
+    unbounded = dataclasses.replace(tokenizer, longest_piece=None)
+    return dataclasses.replace(config, tokenizer=unbounded)
 
 
 def check_store(run_directory: Path, config: Config, store_hash: str) -> None:

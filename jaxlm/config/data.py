@@ -15,19 +15,35 @@ from jaxlm.config.fields import (
     section,
 )
 
+# The kinds of tokenizers that are trained -> their pre-tokenizations, the default first. WordPiece
+# drops the white space between words; the others keep it.
+SPLIT_BY: dict[str, tuple[str, ...]] = {
+    "bpe": ("gpt2", "gpt4", "whitespace", "none"),
+    "wordpiece": ("bert", "whitespace"),
+    "unigram": ("whitespace", "gpt2", "gpt4", "none"),
+}
+
 
 @section("tokenizer")
 class TokenizerConfig:
     """The tokenizer.
 
-    bytes   the 256 bytes and the end of text
-    bpe     byte-level BPE, trained on the training split
-    file    a tokenizer.json, or the files of GPT-2, BERT, SentencePiece or tiktoken
+    bytes       the 256 bytes and the end of text
+    bpe         byte-level BPE, trained on the training split
+    wordpiece   WordPiece as in BERT, trained on the training split; white space is lost
+    unigram     Unigram with bytes for rare characters, trained on the training split (T5, Llama)
+    file        a tokenizer.json, or the files of GPT-2, BERT, SentencePiece or tiktoken
     """
 
-    kind: Literal["bytes", "bpe", "file"] = "bpe"
+    kind: Literal["bytes", "bpe", "wordpiece", "unigram", "file"] = "bpe"
     path: FilePath | None = None  # file: it, or the folder that holds it
-    vocabulary_size: Positive | None = None  # bpe. None: model.vocabulary_size
+    vocabulary_size: Positive | None = None  # trained kinds. None: model.vocabulary_size
+    # Trained kinds: what ends a word, over which no token reaches. gpt2: GPT-2's pattern; gpt4:
+    # cl100k's, with at most three digits; bert: BERT's; whitespace: that alone; none: nothing.
+    # None: bpe gpt2, wordpiece bert, unigram whitespace
+    pre_tokenization: Literal["gpt2", "gpt4", "bert", "whitespace", "none"] | None = None
+    # Trained kinds: the characters of a word, at most; longer ones are cut. None: no bound
+    longest_piece: Positive | None = 256
     end_of_text: NonEmpty = "<|endoftext|>"  # the token that ends every document
     # masked, infilling: samples begin with it and end with end_of_text (BERT, RoBERTa, BART)
     begin_of_text: NonEmpty | None = None
@@ -36,7 +52,17 @@ class TokenizerConfig:
     sentinels: Annotated[int, Bounds(low=1, high=1_000_000)] = (
         100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
     )
-    training_megabytes: PositiveDouble = 256.0  # bpe: MB of the training text to read, at most
+    training_megabytes: PositiveDouble = 256.0  # trained kinds: MB of text to read, at most
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the tokenizer is trained on the training split."""
+        return self.kind in SPLIT_BY
+
+    @property
+    def splits_by(self) -> str:
+        """The pre-tokenization of a kind that is trained."""
+        return self.pre_tokenization or SPLIT_BY[self.kind][0]
 
     def special_count(self, needs: tuple[str, ...]) -> int:
         """Count the special tokens, beside the end of text, of a tokenizer that is made here.
@@ -55,9 +81,16 @@ class TokenizerConfig:
 
         if self.mask in (self.end_of_text, self.begin_of_text, self.pad):
             refuse("mask", f"{self.mask!r} is another special token too")
-        if self.vocabulary_size is not None and self.kind != "bpe":
-            reason = f"is only used with tokenizer.kind='bpe', got kind={self.kind!r}"
-            refuse("vocabulary_size", reason)
+        for name in ("vocabulary_size", "pre_tokenization"):
+            if getattr(self, name) is not None and not self.is_trained:
+                kinds = ", ".join(map(repr, SPLIT_BY))
+                reason = f"is only used with tokenizer.kind={kinds}, got kind={self.kind!r}"
+                refuse(name, reason)
+
+        fitting = SPLIT_BY.get(self.kind, ())
+        if self.pre_tokenization is not None and self.pre_tokenization not in fitting:
+            reason = f"{self.pre_tokenization!r} does not go with tokenizer.kind={self.kind!r}"
+            refuse("pre_tokenization", f"{reason} (it takes {', '.join(map(repr, fitting))})")
 
 
 @section("data.sources")

@@ -161,6 +161,9 @@ def load_json(path: Path) -> Config:
     if not isinstance(document, dict):
         raise ConfigError(str(path), "must be a JSON object with the sections of a config")
     values = {key: value for key, value in document.items() if key not in RECORDED}
+    # Configs that earlier versions saved lack the bound, and their tokenizers have none.
+    if isinstance(values.get("tokenizer"), dict):
+        values["tokenizer"].setdefault("longest_piece", None)
     try:
         return build_section(Config, values, "")
     except ConfigError as error:

@@ -32,7 +32,13 @@ from jaxlm.config.training import (
 
 Seed = Annotated[int, Bounds(low=0, high=2**32 - 1)]  # the range that jax.random.key tells apart
 
-BYTES_VOCABULARY = 257  # 256 bytes and the end of text
+# What a tokenizer that is made here has at least beside the special tokens: ids, and which.
+SMALLEST = {
+    "bytes": (256, "the 256 bytes"),
+    "bpe": (256, "the 256 bytes"),
+    "wordpiece": (191, "the unknown token and the characters of ASCII"),
+    "unigram": (352, "the 256 bytes, the unknown token and the characters of ASCII"),
+}
 
 
 @section("")
@@ -86,13 +92,14 @@ class Config:
         """Refuse a vocabulary that is too small for the tokenizer."""
         size, kind = self.tokenizer_vocabulary_size, self.tokenizer.kind
         special_count = self.tokenizer.special_count(self.objective.needs)
-        smallest = BYTES_VOCABULARY + special_count
+        base, named = SMALLEST.get(kind, (0, ""))
+        smallest = base + 1 + special_count
 
-        if kind in ("bytes", "bpe") and size < smallest:
+        if kind != "file" and size < smallest:
             section_name = "model" if self.tokenizer.vocabulary_size is None else "tokenizer"
-            ids = "the 256 bytes and the end of text"
+            ids = f"{named} and the end of text"
             if special_count:
-                ids = f"the 256 bytes, the end of text and {special_count} special tokens"
+                ids = f"{named}, the end of text and {special_count} special tokens"
             reason = f"{size} is below the {smallest} ids of {ids} (tokenizer.kind={kind!r})"
             raise ConfigError(f"{section_name}.vocabulary_size", reason)
 

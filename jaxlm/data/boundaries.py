@@ -52,8 +52,10 @@ WORD_PATTERNS = (
     GPT4O,
     " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
 )
+WHITE_SPACE = r" ?\S+|\s+(?!\S)|\s+"  # the same for white space alone
 # Those that split words further.
 DIGIT_PATTERNS = (r"\d", r"\d{1,3}", r"[0-9]", r"\p{N}", r"\p{N}{1,3}", r"[0-9][0-9][0-9]")
+BOUND_PATTERN = re.compile(r"\[\\s\\S\]\{1,(\d+)\}")  # `bound_pattern` writes it
 
 
 class Unknown(Exception):
@@ -66,6 +68,7 @@ class Boundary(NamedTuple):
     pattern: re.Pattern[str]  # a match is the text between two pieces, mostly empty
     near: re.Pattern[str] | None = None  # not near these words, which are tokens of their own
     reach: int = 0  # characters: the length of the longest of them
+    step: int | None = None  # instead: after each multiple of so many characters
 
 
 class Spaces(NamedTuple):
@@ -75,6 +78,11 @@ class Spaces(NamedTuple):
     prefix: bool = False  # whether a text without one gets one in front
     splits: bool = False  # whether a word ends before it
     breaks: bool = False  # whether a word also ends before a newline and before WIDE_PUNCTUATION
+
+
+def bound_pattern(characters: int) -> str:
+    """Return the regular expression that cuts words into parts of so many characters."""
+    return rf"[\s\S]{{1,{characters}}}"
 
 
 def find_boundary(tokenizer: dict[str, Any], separators: str, names: list[str]) -> Boundary | None:
@@ -89,6 +97,10 @@ def find_boundary(tokenizer: dict[str, Any], separators: str, names: list[str]) 
         return None
     if any(re.search(rf"[\s{WIDE_PUNCTUATION}]", word) for word in [*words, *names]):
         return None
+
+    step = find_step(tokenizer)
+    if step is not None and not words:
+        return Boundary(re.compile(""), step=step)
 
     try:
         spaces = follow_normalizer(tokenizer["normalizer"], Spaces())
@@ -110,6 +122,15 @@ def find_boundary(tokenizer: dict[str, Any], separators: str, names: list[str]) 
         if "\n" not in separators:
             patterns.append(rf"(?<={ALNUM}\n)(?={ALNUM})")
     return Boundary(re.compile("|".join(patterns)), near, max(map(len, words), default=0))
+
+
+def find_step(tokenizer: dict[str, Any]) -> int | None:
+    """Return after how many characters a text is always cut, if nothing is before that."""
+    steps = (tokenizer["pre_tokenizer"] or {}).get("pretokenizers")
+    if not steps or tokenizer["normalizer"] is not None or steps[0]["type"] != "Split":
+        return None
+    bound = BOUND_PATTERN.fullmatch(steps[0]["pattern"].get("Regex", ""))
+    return int(bound[1]) if bound and steps[0]["behavior"] == "Isolated" else None
 
 
 # Normalizers
@@ -142,6 +163,9 @@ def follow_replacement(pattern: dict[str, str], content: str, spaces: Spaces) ->
         return spaces
 
     text = pattern.get("String", " ")
+    # What stands for the marks that the tokenizer itself writes is no part of a word.
+    if text == "▁" and spaces.space == " " and "▁" not in content and " " not in content:
+        return spaces
     if text == " " and "String" in pattern and spaces.space == " " and content == "▁":
         return spaces._replace(space=content)
     # Marks that are no part of a word, such as quotes, may become anything.
@@ -201,6 +225,10 @@ def follow_split(step: dict[str, Any], spaces: Spaces) -> Spaces:
     keeps_matches = (behavior, inverted) in (("Isolated", False), ("Removed", True))
     if regex in DIGIT_PATTERNS and behavior == "Isolated" and not inverted:
         return spaces
+    if BOUND_PATTERN.fullmatch(regex or "") and behavior == "Isolated" and spaces.splits:
+        return spaces  # counted from the start of each word
+    if regex == WHITE_SPACE and spaces.space == " " and keeps_matches:
+        return spaces._replace(splits=True)
     if regex in WORD_PATTERNS and spaces.space == " " and keeps_matches:
         return spaces._replace(splits=True, breaks=True)
 

@@ -89,8 +89,13 @@ def describe_tokenizer(
 ) -> dict[str, Any]:
     """Return what decides the tokenizer, as JSON data."""
     spec: dict[str, Any] = {"kind": tokenizer.kind, **special.keywords}
-    if tokenizer.kind == "bpe":
+    if tokenizer.is_trained:
         spec |= {"size": vocabulary_size, "training_megabytes": tokenizer.training_megabytes}
+        # Older stores know nothing of these: where they are not used, the name stays the same.
+        if (tokenizer.kind, tokenizer.splits_by) != ("bpe", "gpt2"):
+            spec["pre_tokenization"] = tokenizer.splits_by
+        if tokenizer.longest_piece is not None:
+            spec["longest_piece"] = tokenizer.longest_piece
     elif tokenizer.path is not None:
         spec["hash"] = load_tokenizer(expand_home(tokenizer.path), special).hash
 

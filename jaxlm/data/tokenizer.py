@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
 from jaxlm.config import ConfigError, UserError
 from jaxlm.config.fields import list_names, suggestion
@@ -26,6 +26,7 @@ from jaxlm.objectives import Vocabulary
 
 PIECE_CHARACTERS = 1 << 16
 MOST_CHARACTERS = 1 << 22  # of a stretch without boundaries, which takes up to 300 bytes for each
+SAMPLE_CHARACTERS = 1 << 20  # of which the fertility is measured
 MOST_CUTS = 1000  # of which all but the last turn out to be no boundaries
 PROOF_CHARACTERS = 64  # on both sides of a boundary, which are encoded to see that it is one
 
@@ -142,9 +143,11 @@ class Tokenizer:
         out where the tokenizer puts one before each. Raises UserError if a stretch without
         boundaries is too long.
         """
+        step = self.boundary.step if self.boundary is not None else None
+        shortest = PIECE_CHARACTERS if step is None else -(-PIECE_CHARACTERS // step) * step
         start = 0
-        while len(text) - start > PIECE_CHARACTERS:
-            cut = self.find_cut(text, start + PIECE_CHARACTERS)
+        while len(text) - start > shortest:
+            cut = self.find_cut(text, start + shortest)
             if cut is None:
                 break
             check_length(cut.start() - start)
@@ -159,14 +162,14 @@ class Tokenizer:
         if self.boundary is None:
             return None
         cuts = islice(self.boundary.pattern.finditer(text, start), MOST_CUTS)
-        if self.is_bytes:
+        if self.is_bytes or self.boundary.step is not None:
             return next(cuts, None)
         return next((cut for cut in cuts if self.is_sure(text, cut)), None)
 
     def is_sure(self, text: str, cut: re.Match[str]) -> bool:
         """Return whether a match of the boundary's pattern is one, as its surroundings confirm."""
         assert self.boundary is not None
-        _, near, reach = self.boundary
+        near, reach = self.boundary.near, self.boundary.reach
         if near and near.search(text, max(0, cut.start() - reach), cut.end() + reach):
             return False
 
@@ -238,12 +241,38 @@ def check_length(characters: int) -> None:
         )
 
 
-def is_gpt2_like(inner: tokenizers.Tokenizer) -> bool:
-    """Return whether text is split by GPT-2's pattern and not changed before."""
-    splitter: Any = inner.pre_tokenizer
-    if inner.normalizer is not None or not isinstance(splitter, pre_tokenizers.ByteLevel):
-        return False
-    return splitter.use_regex and not splitter.add_prefix_space
+def keeps_bytes(inner: tokenizers.Tokenizer) -> bool:
+    """Return whether each token is a stretch of the bytes of the text, as in GPT-2."""
+    parts = json.loads(inner.to_str())
+    splitter: dict[str, Any] = parts["pre_tokenizer"] or {"type": None}
+    steps: list[dict[str, Any]] = splitter.get("pretokenizers", [splitter])
+    return (
+        parts["normalizer"] is None
+        and steps[-1]["type"] == "ByteLevel"
+        and not steps[-1]["add_prefix_space"]
+        and all(step["type"] == "Split" and step["behavior"] == "Isolated" for step in steps[:-1])
+    )
+
+
+class Fertility(NamedTuple):
+    """How finely a tokenizer cuts text; 0 where there is none."""
+
+    bytes_per_token: float
+    tokens_per_word: float  # words are what white space separates
+
+
+def measure_fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> Fertility:
+    """Return the fertility of the starts of the first texts, SAMPLE_CHARACTERS in all."""
+    size = tokens = words = characters = 0
+    for text in texts:
+        excerpt = text[: min(PIECE_CHARACTERS, SAMPLE_CHARACTERS - characters)]
+        characters += len(excerpt)
+        size += len(excerpt.encode())
+        tokens += len(tokenizer.encode(excerpt))
+        words += len(excerpt.split())
+        if characters >= SAMPLE_CHARACTERS:
+            break
+    return Fertility(size / tokens if tokens else 0.0, tokens / words if words else 0.0)
 
 
 def byte_tokenizer(special: SpecialTokens) -> Tokenizer:
@@ -265,30 +294,6 @@ def build_byte_level(special: Sequence[str]) -> tokenizers.Tokenizer:
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     inner.add_special_tokens(added_tokens(special))
     return inner
-
-
-def train_bpe(texts: Iterable[str], size: int, special: SpecialTokens) -> Tokenizer:
-    """Train byte-level BPE with GPT-2's pre-tokenization and at most `size` ids.
-
-    There are fewer ids if the texts have no more pairs to merge. The special tokens come first (the
-    end of text is id 0), then the 256 bytes, the merges in order, and the sentinels: as in T5,
-    <extra_id_0> is the very last.
-    """
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
-        add_prefix_space=False
-    )
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - special.sentinels,
-        special_tokens=added_tokens(special.named.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(texts, trainer)
-    inner.add_special_tokens(added_tokens(reversed(special.sentinel_names)))
-    return Tokenizer(inner, special)
 
 
 def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:

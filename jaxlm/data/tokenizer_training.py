@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from jaxlm.config import TokenizerConfig
-from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+from jaxlm.data.trained_tokenizers import TRAINERS
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.files import expand_home
 from jaxlm.progress import LINE_SECONDS, Progress, format_duration
 
+NAMES = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram"}
 TICK_SECONDS = 1.0  # between two looks at the training of a tokenizer
 EXCERPT_CHARACTERS = 1 << 16  # grain of the choice of the text that a tokenizer is trained on
 
@@ -23,7 +25,10 @@ def build_tokenizer(
     text_bytes: int,
     report: Callable[[str], None],
 ) -> Tokenizer:
-    """Return the tokenizer of the config; a BPE is trained on `texts`, `text_bytes` in all."""
+    """Return the tokenizer of the config.
+
+    If it is of a kind that is trained, this reads `texts`, which have `text_bytes` in all.
+    """
     if config.kind == "bytes":
         return byte_tokenizer(special)
     if config.path is not None:
@@ -33,10 +38,13 @@ def build_tokenizer(
     budget = min(int(config.training_megabytes * 1e6), text_bytes)
     with training_progress(budget) as watch:
         excerpts = watch(choose_excerpts(texts, text_bytes, budget))
-        tokenizer = train_bpe(excerpts, vocabulary_size, special)
+        train = TRAINERS[config.kind]
+        tokenizer = train(
+            excerpts, vocabulary_size, special, config.splits_by, config.longest_piece
+        )
     report(
-        f"tokenizer: byte-level BPE, {tokenizer.size:,} ids, trained on {budget / 1e6:.1f} MB "
-        f"in {time.monotonic() - started:.1f} s"
+        f"tokenizer: {NAMES[config.kind]}, {tokenizer.size:,} ids, "
+        f"trained on {budget / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
     )
     return tokenizer
 

@@ -8,7 +8,7 @@ from jaxlm.config import Config
 from jaxlm.config.errors import ConfigError
 from jaxlm.data import Store, Tokenizer
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
-from jaxlm.data.tokenizer import is_gpt2_like
+from jaxlm.data.tokenizer import keeps_bytes
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch, Batches
 
@@ -227,7 +227,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
     It is known where every token is a stretch of the bytes of the text. Special tokens are no text.
     """
-    if not tokenizer.is_bytes and not is_gpt2_like(tokenizer.inner):
+    if not tokenizer.is_bytes and not keeps_bytes(tokenizer.inner):
         return None
 
     sizes = np.zeros(tokenizer.size, np.int64)

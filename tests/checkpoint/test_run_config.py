@@ -49,6 +49,20 @@ def test_the_same_config_goes_on_without_notes(directory):
     assert run_config.resume_config(directory, config(), 10) == (config(), [])
 
 
+def test_a_run_of_an_earlier_version_goes_on_without_a_bound_of_words(directory):
+    run_config.write_run_config(directory, config(), "h", {})
+    path = directory / "config.json"
+    document = json.loads(path.read_text())
+    del document["tokenizer"]["longest_piece"], document["tokenizer"]["pre_tokenization"]
+    path.write_text(json.dumps(document))
+
+    unbounded = config("tokenizer.longest_piece=none")
+    assert run_config.read_run_config(directory)[0] == unbounded
+    assert run_config.resume_config(directory, config(), 10) == (unbounded, [])
+    with pytest.raises(UserError, match=r"tokenizer\.longest_piece: none -> 99"):
+        run_config.resume_config(directory, config("tokenizer.longest_piece=99"), 10)
+
+
 def test_what_may_change_is_noted(directory):
     run_config.write_run_config(directory, config(), "h", {})
     edits = [

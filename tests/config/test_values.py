@@ -455,7 +455,17 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (
         ["tokenizer.kind=bytes", "tokenizer.vocabulary_size=300"],
         "tokenizer.vocabulary_size",
-        "only used with tokenizer.kind='bpe'",
+        "only used with tokenizer.kind='bpe', 'wordpiece', 'unigram', got kind='bytes'",
+    ),
+    (
+        ["tokenizer.kind=wordpiece", "tokenizer.pre_tokenization=gpt4"],
+        "tokenizer.pre_tokenization",
+        "'gpt4' does not go with tokenizer.kind='wordpiece' (it takes 'bert', 'whitespace')",
+    ),
+    (
+        ["tokenizer.kind=unigram", "model.vocabulary_size=352"],
+        "model.vocabulary_size",
+        "352 is below the 353 ids of the 256 bytes, the unknown token and",
     ),
     (["tokenizer.mask=<pad>"], "tokenizer.mask", "'<pad>' is another special token too"),
     (["tokenizer.vocabulary_size=256"], "tokenizer.vocabulary_size", "256 is below the 257 ids"),

@@ -12,6 +12,7 @@ from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data import SpecialTokens, prepare, tokenizer
 from jaxlm.data.boundaries import GPT2, WORD_PATTERNS
+from jaxlm.data.trained_tokenizers import TRAINERS
 from jaxlm.evaluation import texts as evaluation_texts
 
 END = "<|endoftext|>"
@@ -61,9 +62,8 @@ def word_level():
     return Tokenizer(models.WordLevel(words, unk_token="<unk>"))
 
 
-def trained_bpe():
-    lines = tokenizer_files.LINES
-    return tokenizer.train_bpe(lines, 400, SpecialTokens(END)).inner
+def trained(kind="bpe", *split):
+    return TRAINERS[kind](tokenizer_files.LINES, 400, SpecialTokens(END), *split).inner
 
 
 def split(pattern, behavior="isolated", invert=False):
@@ -90,7 +90,12 @@ SENTENCE_PIECE = sequence(
 ADDED = [AddedToken("<tag>", normalized=False), AddedToken("zz", normalized=True)]
 
 KNOWN = {
-    "trained BPE": trained_bpe,
+    "trained BPE": trained,
+    "trained BPE, bound": lambda: trained("bpe", "gpt4", 5),
+    "trained BPE, white space": lambda: trained("bpe", "whitespace", 5),
+    "trained BPE, bound alone": lambda: trained("bpe", "none", 3),
+    "trained WordPiece": lambda: trained("wordpiece", "bert", 5),
+    "trained Unigram": lambda: trained("unigram", "gpt2", 5),
     "GPT-2": tokenizer_files.gpt2,
     "RoBERTa": tokenizer_files.roberta,
     "BERT": word_piece,
@@ -171,6 +176,8 @@ UNKNOWN = {
     "a token over two words, Metaspace": lambda: with_steps(
         bpe("in▁t"), None, pre_tokenizers.Metaspace(split=False)
     ),
+    "trained BPE without words": lambda: trained("bpe", "none"),
+    "trained Unigram without words": lambda: trained("unigram", "none", 5),
     "Unigram of whole texts": lambda: unigram(split=False),
     "a pattern": lambda: byte_level(split(r"\w+\s\w+|.")),
     "a pattern, merged": lambda: byte_level(split(GPT2, "merged_with_next")),

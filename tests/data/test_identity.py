@@ -39,6 +39,21 @@ def test_another_tokenizer_is_another_store(data, tokenizer):
     assert name_of(data, tokenizer) not in {name_of(data, other) for other in others}
 
 
+def test_stores_of_trained_tokenizers_are_told_apart(data):
+    configs = [
+        TokenizerConfig(kind="bpe", longest_piece=None),
+        TokenizerConfig(kind="bpe"),
+        TokenizerConfig(kind="bpe", longest_piece=99),
+        TokenizerConfig(kind="bpe", pre_tokenization="gpt4"),
+        TokenizerConfig(kind="wordpiece"),
+        TokenizerConfig(kind="wordpiece", pre_tokenization="whitespace"),
+        TokenizerConfig(kind="unigram"),
+    ]
+    assert len({name_of(data, each) for each in configs}) == len(configs)
+    # The default by its name is the default.
+    assert name_of(data, TokenizerConfig(pre_tokenization="gpt2")) == name_of(data, configs[1])
+
+
 def test_the_size_of_a_trained_tokenizer_decides_the_store(data):
     bpe = TokenizerConfig(kind="bpe")
     assert identify_store(data, bpe, 300, ()).folder != identify_store(data, bpe, 301, ()).folder
@@ -104,7 +119,7 @@ def test_names_of_all_kinds_of_stores_are_fixed_for_ever(data, tmp_path):
     of_pairs = (SourceConfig(name="p", path=str(pairs), format="pairs"),)
     framed = TokenizerConfig(kind="bytes", begin_of_text="<s>", sentinels=2)
     names = [
-        name_of(data, TokenizerConfig(kind="bpe", training_megabytes=7.0)),
+        name_of(data, TokenizerConfig(kind="bpe", training_megabytes=7.0, longest_piece=None)),
         name_of(data, framed, ("pad", "mask", "sentinels")),
         name_of(data_config(tmp_path, tmp_path / "c", method="source", path=str(pairs))),
         name_of(replace(data, sources=of_pairs), BYTES, ("pad",)),

@@ -2,7 +2,7 @@ import pytest
 from support.stores import BYTES, build_store, data_config, write_corpus
 
 from jaxlm.config import UserError
-from jaxlm.data.tokenizer import train_bpe
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 
 OTHER_TOKENIZER = train_bpe(["abab"], 300, SpecialTokens(BYTES.end_of_text)).inner.to_str()

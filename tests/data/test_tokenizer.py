@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxlm.config import ConfigError
 from jaxlm.data import tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 
 END = "<|endoftext|>"
@@ -25,7 +26,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def bpe() -> tokenizer.Tokenizer:
-    return tokenizer.train_bpe(iter(TEXTS), 300, PLAIN)
+    return train_bpe(iter(TEXTS), 300, PLAIN)
 
 
 BYTES = tokenizer.byte_tokenizer(PLAIN)
@@ -94,12 +95,12 @@ def test_bpe_has_all_bytes_and_the_requested_size(bpe):
     assert (bpe.size, bpe.end_of_text) == (300, 0)
     assert set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(bpe.inner.get_vocab())
     assert len(bpe.encode("the cat sat on the mat")) < 10
-    assert tokenizer.train_bpe(["aa"], 5000, PLAIN).size == 258  # one merge is all there is
+    assert train_bpe(["aa"], 5000, PLAIN).size == 258  # one merge is all there is
 
 
 def test_training_is_deterministic_across_processes(bpe):
     script = (
-        "from jaxlm.data.tokenizer import *; "
+        "from jaxlm.data.trained_tokenizers import *; "
         f"print(train_bpe({TEXTS!r}, 300, SpecialTokens({END!r})).hash)"
     )
     child = subprocess.run(
@@ -213,7 +214,7 @@ def test_a_long_list_of_special_tokens_is_shortened(tmp_path):
 
 
 def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():
-    tok = tokenizer.train_bpe(iter(TEXTS), 300, ALL)
+    tok = train_bpe(iter(TEXTS), 300, ALL)
     ids = tok.inner.get_vocab(with_added_tokens=True)
     assert [ids[name] for name in (END, "<pad>", "<s>", "<mask>")] == [0, 1, 2, 3]
     assert [ids[f"<extra_id_{number}>"] for number in range(3)] == [299, 298, 297]
@@ -221,11 +222,11 @@ def test_special_tokens_of_a_trained_bpe_come_first_and_sentinels_last():
     assert sorted(
         ids[character] for character in tokenizers.pre_tokenizers.ByteLevel.alphabet()
     ) == list(range(4, 260))
-    merges = tokenizer.train_bpe(iter(TEXTS), 294, PLAIN).inner.get_vocab()
+    merges = train_bpe(iter(TEXTS), 294, PLAIN).inner.get_vocab()
     assert {token: number + 3 for token, number in merges.items() if number > 256} == {
         t: n for t, n in ids.items() if 259 < n < 297
     }
-    some = tokenizer.train_bpe(["aa"], 5000, SpecialTokens(END, pad="<pad>", sentinels=2))
+    some = train_bpe(["aa"], 5000, SpecialTokens(END, pad="<pad>", sentinels=2))
     assert some.size == 261  # one merge is all there is
     assert some.inner.id_to_token(260) == "<extra_id_0>"
 
@@ -251,7 +252,7 @@ def full(request, tmp_path_factory) -> tokenizer.Tokenizer:
     """Return a tokenizer with all special tokens."""
     if request.param == "bytes":
         return tokenizer.byte_tokenizer(ALL)
-    trained = tokenizer.train_bpe(iter(TEXTS), 300, ALL)
+    trained = train_bpe(iter(TEXTS), 300, ALL)
     if request.param == "bpe":
         return trained
     path = tmp_path_factory.mktemp("saved") / "tokenizer.json"

@@ -6,19 +6,19 @@ import pytest
 from support.stores import build_store, data_config, read_texts, write_corpus
 
 from jaxlm import config, progress
-from jaxlm.data import tokenizer_training
-from jaxlm.data.tokenizer import train_bpe
+from jaxlm.data import open_store, prepare, tokenizer_training
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 
 
 def test_bpe_is_trained_on_at_most_the_megabytes_of_the_config(tmp_path, monkeypatch):
     excerpts = []
 
-    def train_on_list(texts, size, special):
+    def train_on_list(texts, size, special, *split):
         excerpts[:] = texts
-        return train_bpe(excerpts, size, special)
+        return train_bpe(excerpts, size, special, *split)
 
-    monkeypatch.setattr(tokenizer_training, "train_bpe", train_on_list)
+    monkeypatch.setitem(tokenizer_training.TRAINERS, "bpe", train_on_list)
     data = data_config(tmp_path, write_corpus(tmp_path / "c"))
     limited = config.TokenizerConfig(kind="bpe", training_megabytes=0.002)
     _, lines = build_store(data, limited)
@@ -27,6 +27,19 @@ def test_bpe_is_trained_on_at_most_the_megabytes_of_the_config(tmp_path, monkeyp
 
     store, _ = build_store(data, config.TokenizerConfig(kind="bpe"))
     assert excerpts == read_texts(store, store.train)[0]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_stores_of_every_trained_kind_hold_the_ids_of_their_texts(tmp_path, kind):
+    data = data_config(tmp_path, write_corpus(tmp_path / "c"))
+    lines = []
+    trained = config.TokenizerConfig(kind=kind)
+    store = prepare(data, trained, 400, lines.append, needs=("pad", "mask"))
+    name = {"wordpiece": "WordPiece", "unigram": "Unigram"}[kind]
+    assert lines[0].startswith(f"tokenizer: {name}, {store.tokenizer.size} ids, trained on 0.0 MB")
+    text = read_texts(store, store.train)[0][0]
+    assert store.tokenizer.decode(store.tokenizer.encode(text)) == text
+    assert store.tokenizer.special == open_store(store.path).tokenizer.special
 
 
 def test_training_text_is_spread_over_the_corpus():
@@ -48,10 +61,10 @@ def test_progress_of_the_training_of_a_tokenizer_is_shown(tmp_path, monkeypatch,
     monkeypatch.setattr(tokenizer_training, "TICK_SECONDS", 0.001)
     shown = threading.Event()
 
-    def train(texts, size, special):
+    def train(texts, size, special, *split):
         texts = list(texts)
         assert shown.wait(60)
-        return train_bpe(texts, size, special)
+        return train_bpe(texts, size, special, *split)
 
     class Watched(progress.Progress):
         def update(self, done, text):
@@ -59,7 +72,7 @@ def test_progress_of_the_training_of_a_tokenizer_is_shown(tmp_path, monkeypatch,
             if "so far" in text:
                 shown.set()
 
-    monkeypatch.setattr(tokenizer_training, "train_bpe", train)
+    monkeypatch.setitem(tokenizer_training.TRAINERS, "bpe", train)
     monkeypatch.setattr(tokenizer_training, "Progress", Watched)
     (tmp_path / "c.txt").write_text("some words " * 1000)
     data = data_config(tmp_path, tmp_path / "c.txt", method="tail", share=0.5)

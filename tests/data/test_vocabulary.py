@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import config
-from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from jaxlm.data.tokenizer import Tokenizer, byte_tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import BYTES, SpecialTokens, special_tokens
 
 END = SpecialTokens("<|endoftext|>")

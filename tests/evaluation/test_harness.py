@@ -13,7 +13,8 @@ from support import tiny, tiny_run
 
 from jaxlm import evaluate, harness, load_model, runtime
 from jaxlm.config import DivergedError, ModelConfig, PrecisionConfig, UserError
-from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.evaluation import harness_model
 from jaxlm.evaluation.harness_model import decoding_config

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.config.objective import TRAINED_BY
-from jaxlm.data.tokenizer import byte_tokenizer, load_tokenizer, train_bpe
+from jaxlm.data.tokenizer import byte_tokenizer, load_tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.decoding.prompts import encode_prompt
 from jaxlm.interop import generation_config, tokenizer

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jaxlm import config, convert, interop, runtime
 from jaxlm.conversion import export_run
-from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop import tokenizer
 from jaxlm.interop.write_tokenizer import write_tokenizer

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jaxlm.config import Config, fields
+from jaxlm.config.data import SPLIT_BY
 from jaxlm.config.objective import TRAINED_BY
 from support import tiny_run, tokenizer_files
 
@@ -83,6 +84,7 @@ TINY: dict[str, tuple] = {
     "objective.mean_span": (3.0, 1.0, 1.5, 10.0),
     "objective.target_length": (None, 8, 16),
     "tokenizer.vocabulary_size": (None, 290, 300),
+    "tokenizer.longest_piece": (None, 256, 16),
     "tokenizer.begin_of_text": (None, "<s>"),
     "tokenizer.pad": ("<pad>",),
     "tokenizer.mask": ("<mask>",),
@@ -229,6 +231,10 @@ def choose_data(config: dict[str, Any], draw: random.Random) -> None:
         config["model.vocabulary_size"] = 500
     if config["tokenizer.kind"] != "bpe":
         config["tokenizer.vocabulary_size"] = None
+    if config["tokenizer.kind"] in ("wordpiece", "unigram"):
+        config["model.vocabulary_size"] = 500
+    splits = (None, *SPLIT_BY.get(config["tokenizer.kind"], ()))
+    config["tokenizer.pre_tokenization"] = draw.choice(splits)
 
     method = config["data.validation.method"]
     if kind == "pairs" and method == "tail":
