@@ -257,6 +257,8 @@ def build_stream(run: Run, store: data.Store) -> Stream:
         objective=objective,
         schedule=run.schedule,
         seed=config.seed,
+        sequences=config.data.sequences,
+        log=log,
     )
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
