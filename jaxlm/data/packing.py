@@ -21,10 +21,6 @@ from jaxlm.objectives.objective import PackedRows, Pieces
 VERSION = 1  # of the file and of the algorithm: a run that resumes must find the same rows
 HEADER = 2  # numbers before the arrays: rows and pieces
 
-# A row holds at most so many documents: the flash kernel keeps a statistic per document and
-# position. Only the last rows, of documents that are tiny, are less full for it.
-MOST_DOCUMENTS = 64
-
 
 class PackableTokens(Protocol):
     """The tokens of a source, with the places of its documents: a `TokenArray`."""
@@ -97,7 +93,7 @@ def open_rows(
 def packing_name(tokens: PackableTokens, packed: PackedRows, *, shares_rows: bool) -> str:
     """Return the name of the file of a packing, which follows from everything that decides it."""
     assert tokens.offsets is not None
-    numbers = [VERSION, shares_rows, MOST_DOCUMENTS, packed.capacity, packed.part]
+    numbers = [VERSION, shares_rows, packed.capacity, packed.part]
     numbers += [tokens.documents, len(tokens)]
     key = np.concatenate([np.array(numbers, "<i8"), packed.sizes.astype("<i8")])
     return f"{tokens.offsets.stem}-packing-{hashlib.sha256(key.tobytes()).hexdigest()[:16]}.npy"
@@ -168,7 +164,7 @@ def cut_documents(
 
 
 def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """Return the row of each piece; int32 [P]. A row takes `capacity`, and MOST_DOCUMENTS pieces.
+    """Return the row of each piece, int32 [P]; the sizes of a row's pieces add up to `capacity`.
 
     Pieces of one size are placed together: rows stand in stacks by the room that they have left,
     and each step takes many rows off one stack. So the steps are as many as there are pairs of a
@@ -183,11 +179,6 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
     rows = 0
     for size in np.flatnonzero(counts)[::-1].tolist():
         left = int(counts[size])
-        # Rows have pieces of at least this size: only from here on they may be too many.
-        documents = None
-        if capacity // size >= MOST_DOCUMENTS:
-            documents = np.bincount(np.frombuffer(placed, np.int32), minlength=rows)
-
         while left:
             fitting = filled >> size
             if fitting:
@@ -196,29 +187,25 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
                 room = capacity
                 opened = -(-left // (capacity // size))
                 stacks[room].extend(range(rows, rows + opened))
+                filled |= 1 << room
                 rows += opened
-                if documents is not None:
-                    documents = np.pad(documents, (0, opened))
 
             # Each row takes all pieces that fit. If the pieces run out, the last takes the rest.
-            stack = stacks[room]
-            each = room // size if documents is None else 1
-            whole = min(len(stack), left // each)
-            if not whole:
-                each, whole = left, 1
-            taken = stack[-whole:]
-            del stack[-whole:]
-            left -= each * whole
+            stack, each = stacks[room], room // size
+            count = min(len(stack), left // each)
+            if not count:
+                count, each = 1, left
+            taken = stack[-count:]
+            del stack[-count:]
+            left -= each * count
             for _ in range(each):
                 placed.extend(taken)
 
-            if documents is not None:
-                documents[np.frombuffer(taken, np.int32)] += 1
-                taken = array("i", [row for row in taken if documents[row] < MOST_DOCUMENTS])
-            stacks[room - each * size].extend(taken)
-            for changed in (room, room - each * size):
-                bit = 1 << changed
-                filled = filled | bit if stacks[changed] else filled & ~bit
+            rest = room - each * size
+            stacks[rest].extend(taken)
+            filled |= 1 << rest
+            if not stack:
+                filled &= ~(1 << room)
 
     result = np.empty(len(sizes), np.int32)
     result[order] = np.frombuffer(placed, np.int32)

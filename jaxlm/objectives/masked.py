@@ -32,7 +32,8 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
     def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         is_text = ~vocabulary.special[windows]
         batch = hide_tokens(windows, is_text, samples, seed, most, config, vocabulary)
-        predict = np.where(batch.weights, np.asarray(batch.predict) + np.int32(offset), 0)
+        assert batch.predict is not None
+        predict = np.where(np.asarray(batch.weights) > 0, batch.predict + np.int32(offset), 0)
         return batch._replace(tokens=layout.add_frame(batch.tokens, vocabulary), predict=predict)
 
     def make_packed_batch(pieces: Pieces, samples: np.ndarray, seed: int) -> Batch:

@@ -8,7 +8,6 @@ from support.token_arrays import UINT32, batches_equal, write_numbered
 
 from jaxlm.config import ConfigError
 from jaxlm.data.packing import (
-    MOST_DOCUMENTS,
     best_fit_decreasing,
     open_rows,
     pack,
@@ -110,12 +109,6 @@ def test_pieces_go_where_they_leave_the_least_room(seed):
     rows = best_fit_decreasing(sizes, capacity)
     rooms = capacity - np.bincount(rows, weights=sizes)
     assert sorted(rooms.astype(int).tolist()) == slow_best_fit(sizes.tolist(), capacity)
-
-
-def test_rows_have_a_limited_number_of_documents():
-    rows = best_fit_decreasing(np.full(1000, 1), 10_000)
-    assert np.bincount(rows).max() == MOST_DOCUMENTS
-    assert len(np.bincount(rows)) == -(-1000 // MOST_DOCUMENTS)
 
 
 @pytest.mark.parametrize("shares_rows", [True, False])
