@@ -1,9 +1,20 @@
+from collections import Counter
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.texts import BEGIN, END, FIRST_ORDINARY, FRAMED, PAD, SIZE, build_objective
+from support.texts import (
+    BEGIN,
+    END,
+    FIRST_ORDINARY,
+    FRAMED,
+    MASK,
+    PAD,
+    SIZE,
+    VOCABULARY,
+    build_objective,
+)
 from support.token_arrays import UINT32, batches_equal, write_numbered
 
 from jaxlm.config import ConfigError
@@ -192,7 +203,25 @@ def test_each_document_is_corrupted_on_its_own(tokens):
     assert text <= {tuple(document) for document in restored}
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "span"])
+@pytest.mark.parametrize("vocabulary", [FRAMED, VOCABULARY], ids=["framed", "plain"])
+def test_infilled_documents_keep_to_their_segments(tokens, vocabulary):
+    batch = read_epoch(build_stream(tokens, kind="infilling", vocabulary=vocabulary))
+    sources = segments_of(batch.source, batch.source_segments)
+    targets = segments_of(batch.targets, batch.segments)
+    assert len(sources) == len(targets) > 300
+    for source, target in zip(sources, targets, strict=True):
+        assert source[-1] == target[-1] or vocabulary is VOCABULARY  # the rest of a part
+        assert not Counter(token for token in source if token != MASK) - Counter(target)
+        assert vocabulary is VOCABULARY or source[0] == target[0] == BEGIN
+        assert END not in source[:-1]
+
+    positions = segments_of(batch.source_positions, batch.source_segments)
+    assert all(found == list(range(len(found))) for found in positions)
+    text, kept = (sum(token >= FIRST_ORDINARY for token in chain(*x)) for x in (targets, sources))
+    assert abs(1 - kept / text - 0.3) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "span", "infilling"])
 def test_a_row_does_not_depend_on_its_batch(tokens, kind):
     stream = build_stream(tokens, kind=kind)
     rows = [stream.rows(5, start, start + 2) for start in (0, 2, 4, 6)]
@@ -208,7 +237,7 @@ def test_epochs_have_the_same_rows_in_another_order(tokens):
     assert first != second and sorted(first) == sorted(second)
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "span"])
+@pytest.mark.parametrize("kind", ["causal", "masked", "span", "infilling"])
 def test_documents_have_rows_of_their_own(tokens, kind):
     packed, batch = (
         read_epoch(build_stream(tokens, kind=kind, sequences=sequences))

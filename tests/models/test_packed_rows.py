@@ -22,6 +22,7 @@ CASES = {
     "masked, learned": ("masked", {"positions": "learned", "context_length": LENGTH}),
     "masked, sinusoidal": ("masked", {"positions": "sinusoidal"}),
     "span, relative": ("span", {"positions": "relative"}),
+    "infilling, learned": ("infilling", {"positions": "learned", "context_length": LENGTH}),
 }
 FAMILIES = {"causal": "decoder", "masked": "encoder", "span": "encoder_decoder"}
 
