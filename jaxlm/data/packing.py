@@ -57,6 +57,12 @@ class RowArray:
     def __len__(self) -> int:
         return len(self.packing)
 
+    def describe(self) -> str:
+        """Return the number of documents, with the parts of long ones, and of rows."""
+        pieces, rows = len(self.packing.starts), len(self)
+        average = len(self.tokens) / rows
+        return f"{pieces:,} documents or parts in {rows:,} rows, {average:,.0f} tokens in each"
+
 
 def open_rows(
     tokens: PackableTokens,

@@ -48,7 +48,8 @@ class Stream:
     ):
         """Take one array, weight and name per source.
 
-        `sequences` is `data.sequences`. `log` is told where a packing can't be kept in a file.
+        `sequences` is `data.sequences`. `log` is told the number of rows, and where a packing can't
+        be kept in a file.
         Raises `ConfigError` at `data.sequence_length` if a source holds no window, at
         `data.sequences` if the objective has no rows of documents.
         """
@@ -62,6 +63,7 @@ class Stream:
                     reason = f"the training split of source {name!r} has no document to learn from"
                     raise ConfigError("data.sequences", reason)
                 self.row_arrays.append(rows)
+                log(f"source {name!r}: {rows.describe()}")
             elif not array.start_count(objective):
                 raise ConfigError(
                     "data.sequence_length",
