@@ -6,6 +6,7 @@ whole. The largest piece comes first, and each goes where it leaves the least ro
 """
 
 import hashlib
+import secrets
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,8 +110,11 @@ def write_packing(path: Path, packing: Packing) -> None:
     """Write a packing as one int64 array: rows, pieces, then `firsts`, `starts` and `lengths`."""
     header = np.array([len(packing), len(packing.starts)])
     numbers = np.concatenate([header, *packing]).astype("<i8")
-    with atomic_writer(path) as file:
+    # Processes on several machines may write at once, and have the same process id.
+    own = path.with_name(f"{path.stem}.{secrets.token_hex(8)}")
+    with atomic_writer(own) as file:
         np.save(file, numbers)
+    own.replace(path)
 
 
 def read_packing(path: Path) -> Packing | None:

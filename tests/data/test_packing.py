@@ -18,6 +18,7 @@ from support.texts import (
 )
 from support.token_arrays import UINT32, batches_equal, write_numbered
 
+from jaxlm import config, objectives
 from jaxlm.config import ConfigError
 from jaxlm.data.packing import (
     best_fit_decreasing,
@@ -230,6 +231,20 @@ def test_a_row_does_not_depend_on_its_batch(tokens, kind):
         None if values[0] is None else np.concatenate(values) for values in zip(*rows, strict=True)
     )
     assert batches_equal(Batch(*joined), stream[5])
+
+
+@pytest.mark.parametrize("sequences", ["packed", "documents"])
+@pytest.mark.parametrize("kind", ["causal", "masked", "span", "infilling"])
+def test_the_example_has_the_shapes_of_a_batch(tokens, kind, sequences):
+    objective = config.ObjectiveConfig(kind=kind)
+    example = objectives.example(objective, LENGTH, len(VOCABULARY.sentinels), sequences)
+    batch = build_stream(tokens, kind=kind, sequences=sequences)[0]
+    for name, array in batch._asdict().items():
+        expected = getattr(example, name)
+        assert (array is None) == (expected is None), name
+        if array is not None:
+            assert (array.dtype, array.shape[1:]) == (expected.dtype, expected.shape[1:]), name
+            assert array.flags.c_contiguous, name
 
 
 def test_epochs_have_the_same_rows_in_another_order(tokens):
