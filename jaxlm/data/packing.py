@@ -44,7 +44,9 @@ class Packing(NamedTuple):
     starts: np.ndarray  # int64 [P]: the first token of each piece
     lengths: np.ndarray  # int64 [P]: its tokens
 
-    def __len__(self) -> int:
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
         return len(self.firsts) - 1
 
 
@@ -56,7 +58,7 @@ class RowArray:
         self.tokens, self.packing = tokens, packing
 
     def __len__(self) -> int:
-        return len(self.packing)
+        return self.packing.rows
 
     def describe(self) -> str:
         """Return the number of documents, with the parts of long ones, and of rows."""
@@ -108,7 +110,7 @@ def packing_name(tokens: PackableTokens, packed: PackedRows, *, shares_rows: boo
 
 def write_packing(path: Path, packing: Packing) -> None:
     """Write a packing as one int64 array: rows, pieces, then `firsts`, `starts` and `lengths`."""
-    header = np.array([len(packing), len(packing.starts)])
+    header = np.array([packing.rows, len(packing.starts)])
     numbers = np.concatenate([header, *packing]).astype("<i8")
     # Processes on several machines may write at once, and have the same process id.
     own = path.with_name(f"{path.stem}.{secrets.token_hex(8)}")
@@ -120,7 +122,7 @@ def write_packing(path: Path, packing: Packing) -> None:
 def read_packing(path: Path) -> Packing | None:
     """Return the packing of a file, mapped into memory; None if it is missing or cut short."""
     try:
-        numbers = np.load(path, mmap_mode="r")
+        numbers = np.asarray(np.load(path, mmap_mode="r"))
         if numbers.dtype != "<i8" or numbers.ndim != 1:
             return None
         rows, pieces = numbers[:HEADER].tolist()
@@ -273,7 +275,8 @@ def read_runs(
         itemsize = tokens.dtype.itemsize
         end = place + (length + 1) * itemsize
         if not 0 <= start <= start + length <= len(tokens):
-            raise UserError(f"{tokens.offsets}: the packing beside it is damaged; delete it")
+            files = f"{tokens.offsets.stem}-packing-*.npy" if tokens.offsets else "the packing"
+            raise UserError(f"{tokens.offsets}: {files} beside it is damaged: delete it")
         if start:
             tokens.read_into(buffer[place:end], start - 1)
         else:

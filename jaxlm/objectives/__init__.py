@@ -36,9 +36,8 @@ def packed_rows(objective: Objective, sequences: str) -> PackedRows | None:
     if sequences == "windows":
         return None
     if objective.packed is None:
-        raise ConfigError(
-            "data.sequences", f"this objective.kind has only windows, got {sequences!r}"
-        )
+        reason = f"{sequences!r} does not exist for this objective.kind: use 'windows'"
+        raise ConfigError("data.sequences", reason)
     if sequences == "packed":
         return objective.packed
     return layout.unshared(objective.packed)

@@ -19,7 +19,7 @@ from support.texts import (
 from support.token_arrays import UINT32, batches_equal, write_numbered
 
 from jaxlm import config, objectives
-from jaxlm.config import ConfigError
+from jaxlm.config import ConfigError, UserError
 from jaxlm.data.packing import (
     best_fit_decreasing,
     open_rows,
@@ -135,7 +135,7 @@ def test_every_token_is_in_one_row(shares_rows):
     filled = np.add.reduceat(rows.lengths, rows.firsts[:-1])
     assert filled.max() <= LENGTH
     if shares_rows:
-        assert filled.sum() / (len(rows) * LENGTH) > 0.99
+        assert filled.sum() / (rows.rows * LENGTH) > 0.99
 
 
 # Batches
@@ -313,9 +313,26 @@ def test_a_folder_that_cannot_be_written_keeps_the_packing_in_memory(tmp_path, m
     assert lines[1].startswith("source 's0': 1") and len(lines) == 2
 
 
+def test_a_damaged_packing_is_named(tmp_path):
+    array = write_documents(tmp_path, random_lengths(100))
+    stream = build_stream(array)
+    packing = stream.row_arrays[0].packing
+    damaged = packing._replace(starts=packing.starts + len(array))
+    stream.row_arrays[0].packing = damaged
+    with pytest.raises(UserError, match=r"train-0-packing-\*\.npy beside it is damaged"):
+        stream[0]
+
+
+@pytest.mark.parametrize("sequences", ["packed", "documents"])
+def test_a_source_without_a_document_to_learn_from_is_refused(tmp_path, sequences):
+    array = write_documents(tmp_path, np.full(10, 2))  # a token and its end have no span
+    with pytest.raises(ConfigError, match=r"^data\.sequences: .*'s0' has no document"):
+        build_stream(array, kind="span", sequences=sequences)
+
+
 @pytest.mark.parametrize("kind", ["prefix", "pairs"])
 def test_an_objective_without_rows_is_refused(tokens, kind):
-    with pytest.raises(ConfigError, match=r"^data\.sequences: .*'packed'$"):
+    with pytest.raises(ConfigError, match=r"^data\.sequences: 'packed' does not exist"):
         build_stream(tokens, kind=kind)
 
 
