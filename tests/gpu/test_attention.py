@@ -235,7 +235,10 @@ def test_nothing_at_padded_positions_reaches_the_others(gpu, name):
 
 
 def test_no_document_of_a_row_reaches_another_one(gpu):
-    """Outputs and gradients of one document are the same bits whatever stands beside it."""
+    """Outputs of a document are the same bits whatever stands beside it.
+
+    Its gradients are the same but for the order in which the kernel's threads add them up.
+    """
     case = CASES["packed, causal"]
     execution = gpu_execution(gpu)._replace(attention="cudnn")
     values = inputs(case)
@@ -247,6 +250,8 @@ def test_no_document_of_a_row_reaches_another_one(gpu):
         jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), run(jax.device_put(x, gpu)))
         for x in (others, values)
     )
-    for name in ("output", "q", "k", "v"):
-        np.testing.assert_array_equal(found[name] * is_first, expected[name] * is_first)
+    np.testing.assert_array_equal(found["output"] * is_first, expected["output"] * is_first)
+    for name in "qkv":
+        error = np.linalg.norm((found[name] - expected[name]) * is_first)
+        assert error <= 2**-9 * np.linalg.norm(expected[name]), name
     assert not any((expected[name] * ~is_first).any() for name in "qkv")
