@@ -282,7 +282,7 @@ def read_sample(
 
     from jaxlm import objectives
     from jaxlm.data.schedule import BatchSchedule
-    from jaxlm.data.show import locate_window
+    from jaxlm.data.show import locate_row, locate_window
     from jaxlm.data.stream import open_stream
     from jaxlm.evaluation.validation import EvaluationWindows
 
@@ -291,7 +291,10 @@ def read_sample(
     if split == "train":
         # A batch of one: the sample's number is the step's.
         stream = open_stream(store, run_config.data, objective, BatchSchedule(1), run_config.seed)
-        source, start = stream.locate(sample)
+        source, start = stream.locate(np.array([sample]))[:, 0].tolist()
+        if stream.packed is not None:
+            starts = stream.row_arrays[source].packing.row_starts(start)
+            return stream[sample], locate_row(store, split, source, start, starts)
         return stream[sample], locate_window(store, split, source, start, objective.window)
 
     draws = run_config.evaluation.draws

@@ -71,8 +71,12 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
 
     Raises ConfigError where they don't fit each other, or the batches from `first_step` on.
     """
-    sentinels = config.tokenizer.sentinels
-    example = objectives.example(config.objective, config.data.sequence_length, sentinels)
+    example = objectives.example(
+        config.objective,
+        config.data.sequence_length,
+        config.tokenizer.sentinels,
+        config.data.sequences,
+    )
     check_lengths(config, example)
     schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
 

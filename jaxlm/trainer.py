@@ -265,7 +265,7 @@ def build_stream(run: Run, store: data.Store) -> Stream:
     config = run.config
     vocabulary = store.tokenizer.vocabulary
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
-    stream = open_stream(store, config.data, objective, run.schedule, config.seed)
+    stream = open_stream(store, config.data, objective, run.schedule, config.seed, log)
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")

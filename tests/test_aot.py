@@ -165,7 +165,8 @@ class Parts(NamedTuple):
         """Return the shapes of a batch of the objective."""
         sentinels = self.config.tokenizer.sentinels
         length, where = self.config.data.sequence_length, self.placement.batch()
-        example = objectives.example(self.config.objective, length, sentinels)
+        sequences = self.config.data.sequences
+        example = objectives.example(self.config.objective, length, sentinels, sequences)
         return jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=where), example
         )
@@ -288,6 +289,27 @@ def test_sliding_windows_use_the_flash_kernel():
     )
     program = compiled(replace(base, model=replace(base.model, sliding_window=256)), 8)
     assert "__cudnn$fmha" in program.text and program.counts()["all-to-all"] == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2_124m", "bert_base", "t5_base"])
+def test_packed_rows_keep_the_flash_kernel(name):
+    """Segments are a bias of all heads: no scores of a head and no mask of a head are stored."""
+    edits = ["training.batch_size=32", "training.microbatches=1", "model.layers=2"]
+    run_config = recipe(name, *edits, "data.sequences=packed")
+    program = compiled(run_config, 8)
+    kernels = attention_kernels(program)
+    assert kernels.keys() == {
+        "__cudnn$fmhaScaleBiasSoftmax",
+        "__cudnn$fmhaScaleBiasSoftmaxBackward",
+    }
+
+    # Learned relative positions have a bias per head, of which the segments become a part.
+    length, heads = run_config.data.sequence_length, run_config.model.heads
+    of_heads = f"[4,{heads},{length},{length}]"
+    scores = re.findall(rf"(?:f32|bf16){re.escape(of_heads)}", program.text)
+    assert bool(scores) == (name == "t5_base")
+    assert f"f32{of_heads}" not in program.text
+    assert program.counts()["all-to-all"] == 0
 
 
 # The kernel's operands on each GPU, in all combinations that a config accepts.

@@ -196,6 +196,9 @@ class DataConfig:
         SourceConfig(name="python_stdlib", format="python_stdlib"),
     )
     sequence_length: Positive = 1024  # tokens per sample; of an encoder-decoder's source
+    # windows: of running text, cut anywhere; packed: whole documents side by side, which don't see
+    # each other; documents: one in each sample
+    sequences: Literal["windows", "packed", "documents"] = "windows"
     # fail: a record or file that can't be read ends the preparation; skip: it is left out, counted
     on_error: Literal["fail", "skip"] = "fail"
     curation: CurationConfig = CurationConfig()

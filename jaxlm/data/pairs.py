@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.config import UserError
-from jaxlm.data.shards import TokenArray
+from jaxlm.data.shards import TokenArray, read_offsets
 from jaxlm.objectives import Objective, Vocabulary
 
 
 class PairArray:
     """The pairs of a source, by number.
 
-    Beside the tokens, 16 bytes per pair are kept in memory: where its two texts begin.
+    Where their texts begin is read from a file that is mapped into memory.
     """
 
     def __init__(self, tokens: TokenArray, offsets: Path, pairs: int, vocabulary: Vocabulary):
@@ -59,15 +58,3 @@ class PairArray:
 
         rows[ends - begins > width, -1] = self.end_of_text
         return rows.astype(np.int32)
-
-
-def read_offsets(path: Path, count: int, tokens: int) -> np.ndarray:
-    """Return where documents begin and, last, the number of tokens; int64 [count]."""
-    rebuild = f"delete the folder {path.parent} to have it built again"
-    try:
-        offsets = np.fromfile(path, "<i8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {rebuild}") from error
-    if len(offsets) != count or offsets[-1] != tokens:
-        raise UserError(f"{path}: damaged; {rebuild}")
-    return offsets

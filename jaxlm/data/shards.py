@@ -93,13 +93,18 @@ class TokenArray:
         lengths: Sequence[int],
         dtype: np.dtype,
         checksums: Sequence[int] | None = None,
+        *,
+        offsets: Path | None = None,
+        documents: int = 0,
     ):
         """Take `paths`, which hold `lengths[i]` tokens of `dtype` each.
 
-        `checksums` are the CRC-32 of the files; None: they are not verified. Raises `UserError`,
-        naming the shard, if one is missing or has another size.
+        `checksums` are the CRC-32 of the files; None: they are not verified. `offsets` is the file
+        that says where the `documents` begin; None: it is not known. Raises `UserError`, naming the
+        shard, if one is missing or has another size.
         """
         self.paths, self.dtype = tuple(paths), dtype
+        self.offsets, self.documents = offsets, documents
         self.ends = tuple(accumulate(lengths))
         for path, length in zip(paths, lengths, strict=True):
             check_size(path, length * dtype.itemsize)
@@ -110,6 +115,14 @@ class TokenArray:
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
+
+    def read_offsets(self) -> np.ndarray:
+        """Return where the documents begin and, last, the number of tokens; int64, memory-mapped.
+
+        Raises `UserError` if the file is missing or damaged.
+        """
+        assert self.offsets is not None, "the caller knows that there is a file"
+        return read_offsets(self.offsets, count=self.documents + 1, tokens=len(self))
 
     def start_count(self, objective: Objective) -> int:
         """Return at how many tokens a whole window starts."""
@@ -178,6 +191,23 @@ class TokenArray:
             return open_shards.open(self.number, path)
         except OSError as error:
             raise UserError(describe_failure(path, error)) from error
+
+
+def read_offsets(path: Path, count: int, tokens: int) -> np.ndarray:
+    """Return where documents begin and, last, the number of tokens; int64 [count].
+
+    The file is mapped into memory: a training host reads the few pages that it needs, whatever the
+    number of documents.
+    """
+    try:
+        offsets = np.asarray(np.memmap(path, "<i8", mode="r"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {how_to_rebuild(path)}") from error
+    except ValueError:  # an empty file
+        offsets = np.zeros(0, "<i8")
+    if len(offsets) != count or offsets[-1] != tokens:
+        raise UserError(f"{path}: damaged; {how_to_rebuild(path)}")
+    return offsets
 
 
 def check_size(path: Path, size: int) -> None:

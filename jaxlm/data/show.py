@@ -36,8 +36,9 @@ class Place(NamedTuple):
     split: str
     start: int  # in `unit`
     length: int
-    unit: str  # "tokens" or "pairs"
-    documents: tuple[int, int]  # number of the first and of the last in the split of the source
+    unit: str  # "tokens", "pairs" or "rows"
+    # Numbers in the split of the source: of the first and of the last, or of all in a row
+    documents: tuple[int, ...]
 
 
 # --- places ---
@@ -54,6 +55,14 @@ def locate_window(store: Store, split: str, array: int, start: int, length: int)
     first, last = np.searchsorted(offsets, [start, start + length - 1], side="right") - 1
     documents = int(first), int(last)
     return Place(entry["source"], split, start, length, "tokens", documents)
+
+
+def locate_row(store: Store, split: str, array: int, row: int, starts: np.ndarray) -> Place:
+    """Return the place of a row of documents, whose pieces begin at the tokens `starts`."""
+    entry = split_entries(store, split)[array]
+    offsets = open_offsets(store, entry)
+    documents = np.searchsorted(offsets, starts, side="right") - 1
+    return Place(entry["source"], split, row, 1, "rows", tuple(documents.tolist()))
 
 
 def locate_document(store: Store, split: str, number: int) -> tuple[int, Place]:
@@ -113,9 +122,13 @@ def read_document(store: Store, split: str, array: int, place: Place) -> dict[st
 
 def format_place(place: Place) -> str:
     """Return a place as a line."""
-    first, last = place.documents
+    first, last = place.documents[0], place.documents[-1]
     if place.unit == "pairs":
         return f"source {escape_text(place.source)}, {place.split}: pair {first:,}"
+    if place.unit == "rows":
+        numbers = ", ".join(f"{number:,}" for number in place.documents)
+        where = f"row {place.start:,}, of the documents {numbers}"
+        return f"source {escape_text(place.source)}, {place.split}: {where}"
     documents = f"document {first:,}" if first == last else f"documents {first:,} to {last:,}"
     end = place.start + place.length - 1
     where = f"tokens {place.start:,} to {end:,}, of {documents}"

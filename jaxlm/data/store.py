@@ -111,10 +111,13 @@ def open_array(
     checksums = [shard.get("crc32") for shard in entry["shards"]]
     if None in checksums:
         checksums = None
-    tokens = TokenArray(paths, lengths, dtype, checksums)
+    offsets = folder / entry["offsets"]
+    tokens = TokenArray(
+        paths, lengths, dtype, checksums, offsets=offsets, documents=entry["documents"]
+    )
     if "pairs" not in entry:
         return tokens
-    return PairArray(tokens, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary)
+    return PairArray(tokens, offsets, entry["pairs"], tokenizer.vocabulary)
 
 
 def summarize_store(store: Store) -> str:

@@ -5,19 +5,24 @@ n % W. The objective decides how long windows are and how far apart they start. 
 modelling they take L + 1 tokens and start L apart, so that neighbours share one token and every
 token but the first is a target. From the second epoch on a random phase shifts the windows, so
 that epochs do not repeat the same cuts. In a source of pairs each pair is a window.
+
+Rows of whole documents (`data.sequences`) take the place of windows where they are asked for: they
+stay the same in all epochs, in another order.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxlm import counter_rng
+from jaxlm import counter_rng, objectives
 from jaxlm.config import ConfigError, DataConfig
 from jaxlm.data.mixture import Mixture
+from jaxlm.data.packing import RowArray, open_rows, read_pieces
 from jaxlm.data.permutation import permute
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.shards import TokenArray
 from jaxlm.data.store import Store
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch
@@ -39,13 +44,28 @@ class Stream:
         objective: Objective,
         schedule: BatchSchedule,
         seed: int,
+        sequences: str = "windows",
+        log: Callable[[str], None] = lambda line: None,
     ):
         """Take one array, weight and name per source.
 
-        Raises `ConfigError` at `data.sequence_length` if a source holds no window.
+        `sequences` is `data.sequences`. `log` is told the number of rows, and where a packing can't
+        be kept in a file.
+        Raises `ConfigError` at `data.sequence_length` if a source holds no window, at
+        `data.sequences` if the objective has no rows of documents.
         """
+        self.packed = objectives.packed_rows(objective, sequences)
+        self.row_arrays: list[RowArray] = []
         for name, array in zip(names, arrays, strict=True):
-            if not array.start_count(objective):
+            if self.packed is not None:
+                assert isinstance(array, TokenArray), "an objective of pairs has no packed rows"
+                rows = open_rows(array, self.packed, shares_rows=sequences == "packed", log=log)
+                if not len(rows):
+                    reason = f"the training split of source {name!r} has no document to learn from"
+                    raise ConfigError("data.sequences", reason)
+                self.row_arrays.append(rows)
+                log(f"source {name!r}: {rows.describe()}")
+            elif not array.start_count(objective):
                 raise ConfigError(
                     "data.sequence_length",
                     f"a window takes {objective.window:,} tokens, but the training split of "
@@ -73,30 +93,38 @@ class Stream:
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Return the rows [start, stop) of the global batch of `step`."""
         samples = self.schedule.first_sample(int(step)) + np.arange(start, stop, dtype=np.int64)
-        return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
+        return self.make_batch(samples)
 
     def has_targets(self) -> bool:
         """Return whether one of the first samples has a token to predict."""
         samples = np.arange(FIRST_SAMPLES, dtype=np.int64)
-        batch = self.objective.make_batch(self.read_windows(samples), samples, self.seed)
+        batch = self.make_batch(samples)
         return batch.weights is None or bool(np.any(batch.weights))
+
+    def make_batch(self, samples: np.ndarray) -> Batch:
+        """Return the batch of consecutive samples (int64 [n])."""
+        if self.packed is None:
+            return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
+        sources, numbers = self.locate(samples)
+        pieces = read_pieces(self.row_arrays, sources, numbers)
+        return self.packed.make_batch(pieces, samples, self.seed)
 
     def read_windows(self, samples: np.ndarray) -> np.ndarray:
         """Return the tokens of consecutive samples (int64 [n]); int32 [n, window]."""
-        first, last = samples[0] // BLOCK, samples[-1] // BLOCK
-        blocks = [self.block(number) for number in range(int(first), int(last) + 1)]
-        sources, starts = np.concatenate(blocks, axis=1)[:, samples - first * BLOCK]
+        sources, starts = self.locate(samples)
         return gather_samples(self.arrays, sources, starts, self.objective)
 
-    def locate(self, sample: int) -> tuple[int, int]:
-        """Return the source of a sample and the start of its window, as `locate_block` does."""
-        source, start = self.block(sample // BLOCK)[:, sample % BLOCK].tolist()
-        return source, start
+    def locate(self, samples: np.ndarray) -> np.ndarray:
+        """Return the source of consecutive samples (int64 [n]) and their start; int64 [2, n]."""
+        first, last = samples[0] // BLOCK, samples[-1] // BLOCK
+        blocks = [self.block(number) for number in range(int(first), int(last) + 1)]
+        return np.concatenate(blocks, axis=1)[:, samples - first * BLOCK]
 
     def locate_block(self, block: int) -> np.ndarray:
         """Return the source of each sample of a block and the start of its window.
 
-        The start counts tokens (pairs in a source of pairs); int64 [2, BLOCK].
+        The start counts tokens (pairs in a source of pairs, rows of documents where these are the
+        samples); int64 [2, BLOCK].
         """
         sources, numbers = self.mixture(block * BLOCK + np.arange(BLOCK, dtype=np.int64))
         starts = np.empty_like(numbers)
@@ -107,6 +135,11 @@ class Stream:
 
     def window_starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
         """Return where the samples `numbers` (int64 [n]) of a source start; int64 [n]."""
+        if self.packed is not None:
+            rows = len(self.row_arrays[source])
+            epochs, index = np.divmod(numbers, rows)
+            return permute(index, rows, self.seed, source, epochs)
+
         array, stride = self.arrays[source], self.objective.stride
         count = window_count(array, self.objective)
         epochs, index = np.divmod(numbers, count)
@@ -120,7 +153,12 @@ class Stream:
 
 
 def open_stream(
-    store: Store, data: DataConfig, objective: Objective, schedule: BatchSchedule, seed: int
+    store: Store,
+    data: DataConfig,
+    objective: Objective,
+    schedule: BatchSchedule,
+    seed: int,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Stream:
     """Return the training data of a store: the sources of `data`, mixed by their weights."""
     return Stream(
@@ -130,4 +168,6 @@ def open_stream(
         objective=objective,
         schedule=schedule,
         seed=seed,
+        sequences=data.sequences,
+        log=log,
     )

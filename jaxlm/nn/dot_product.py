@@ -32,6 +32,8 @@ CUDNN_AXES = {
     "bias": ("batch", "heads_act", "length", "length"),
     "lengths": ("batch",),
     "query_lengths": ("batch",),
+    "segments": ("batch", "length"),
+    "key_segments": ("batch", "length"),
 }
 
 # XLA: a sequence is cut into at most MAX_BLOCKS blocks of at least QUERY_BLOCK queries.
@@ -106,7 +108,6 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
         "runtime.deterministic is on": execution.deterministic,
         "attention soft-cap": case.softcap,
         "attention dropout": case.dropout,
-        "packed segments": mask.segments is not None,
         "a prefix mask": mask.prefix_lengths is not None,
         "keys of a cache": mask.positions is not None,
         "a window that is not causal": mask.window is not None and not mask.causal,
@@ -175,13 +176,14 @@ def cudnn_on_each_device(
 ) -> jax.Array:
     """Call `cudnn_attention` on each device with its rows and heads of all operands alike."""
     operands = {"q": q_BLHK, "k": k_BSGK, "v": v_BSGK}
-    optional = {"bias": bias, "lengths": mask.lengths, "query_lengths": mask.query_lengths}
+    optional = {"bias": bias}
+    optional |= {name: getattr(mask, name) for name in CUDNN_AXES if hasattr(mask, name)}
     operands |= {name: array for name, array in optional.items() if array is not None}
 
     def kernel(
-        q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, **lengths
+        q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, **of_mask
     ) -> jax.Array:
-        return cudnn_attention(q, k, v, mask._replace(**lengths), scale=scale, bias=bias)
+        return cudnn_attention(q, k, v, mask._replace(**of_mask), scale=scale, bias=bias)
 
     return execution.per_device(kernel, operands, CUDNN_AXES, CUDNN_AXES["q"])
 
@@ -195,7 +197,13 @@ def cudnn_attention(
     scale: float,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Apply cuDNN's flash kernel to sequences padded to the multiple that it is made for."""
+    """Apply cuDNN's flash kernel to sequences padded to the multiple that it is made for.
+
+    It reads segments as a bias that is the same for all heads: 2 bytes per query and key of a row,
+    once for all layers. Its layout for packed sequences would keep a statistic per segment, head
+    and position (with 64 segments twice the bytes of the queries, in each layer), needs Hopper, and
+    jax (0.10.2) places grouped keys in it by the heads of the queries.
+    """
     rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
 
     def pad(x: jax.Array, *axes: int) -> jax.Array:
@@ -209,17 +217,24 @@ def cudnn_attention(
             return jnp.full(rows, size, jnp.int32)
         return lengths
 
+    visible, window = None, mask.window
+    if mask.segments is not None:
+        visible = visible_BLS(mask._replace(lengths=None), range(queries), range(keys))
+        assert visible is not None
+        visible, window = pad(visible, 1, 2)[:, None], None
+
     y_BLHK = jax.nn.dot_product_attention(
         pad(q_BLHK, 1),
         pad(k_BSGK, 1),
         pad(v_BSGK, 1),
         # A float32 bias gives NaN gradients (jax issue 32242).
         bias=None if bias is None else pad(bias.astype(q_BLHK.dtype), 2, 3),
+        mask=visible,
         scale=scale,
         is_causal=mask.causal,
         query_seq_lengths=real_lengths(mask.query_lengths, queries),
         key_value_seq_lengths=real_lengths(mask.lengths, keys),
-        local_window_size=None if mask.window is None else (mask.window - 1, 0),
+        local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
     return y_BLHK[:, :queries]

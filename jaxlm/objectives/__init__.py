@@ -5,9 +5,9 @@ They are pure numpy. All random choices come from `counter_rng`.
 
 import numpy as np
 
-from jaxlm.config import ObjectiveConfig
-from jaxlm.objectives import causal, infilling, masked, pairs, prefix, span
-from jaxlm.objectives.objective import Objective, Vocabulary
+from jaxlm.config import ConfigError, ObjectiveConfig
+from jaxlm.objectives import causal, infilling, layout, masked, pairs, prefix, span
+from jaxlm.objectives.objective import Objective, PackedRows, Pieces, Vocabulary
 from jaxlm.types import Batch
 
 BUILDERS = {
@@ -28,7 +28,24 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
     return BUILDERS[config.kind](config, sequence_length, vocabulary)
 
 
-def example(config: ObjectiveConfig, sequence_length: int, sentinels: int) -> Batch:
+def packed_rows(objective: Objective, sequences: str) -> PackedRows | None:
+    """Return how documents are laid out in rows; None for `data.sequences="windows"`.
+
+    Raises `ConfigError` at `data.sequences` where the objective has no such rows.
+    """
+    if sequences == "windows":
+        return None
+    if objective.packed is None:
+        reason = f"{sequences!r} does not exist for this objective.kind: use 'windows'"
+        raise ConfigError("data.sequences", reason)
+    if sequences == "packed":
+        return objective.packed
+    return layout.unshared(objective.packed)
+
+
+def example(
+    config: ObjectiveConfig, sequence_length: int, sentinels: int, sequences: str = "windows"
+) -> Batch:
     """Return the batch of one sample of meaningless text, with the errors of `build`.
 
     It shows the fields of a batch and their shapes before there is a tokenizer.
@@ -47,8 +64,14 @@ def example(config: ObjectiveConfig, sequence_length: int, sentinels: int) -> Ba
     )
     objective = build(config, sequence_length, vocabulary)
 
+    packed = packed_rows(objective, sequences)
+    if packed is not None:
+        text = np.full(packed.part, len(special) - 1, np.int32)
+        row = Pieces(text, text, lengths=np.array([len(text)]), rows=np.zeros(1, int), count=1)
+        return packed.make_batch(row, np.zeros(1, np.int64), 0)
+
     text = np.full((1, objective.window), len(special) - 1, np.int32)
     return objective.make_batch(text, np.zeros(1, np.int64), 0)
 
 
-__all__ = ["Objective", "Vocabulary", "build", "example"]
+__all__ = ["Objective", "Vocabulary", "build", "example", "packed_rows"]

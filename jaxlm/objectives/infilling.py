@@ -12,7 +12,7 @@ import numpy as np
 from jaxlm import counter_rng
 from jaxlm.config import ConfigError, ObjectiveConfig
 from jaxlm.objectives import layout, random_ops
-from jaxlm.objectives.objective import Objective, Vocabulary
+from jaxlm.objectives.objective import Objective, PackedRows, Pieces, Vocabulary
 from jaxlm.types import Batch
 
 
@@ -52,21 +52,32 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
     thresholds = poisson_thresholds(config.mean_span, most=most_noise)
     spans = math.ceil((2 * most_noise + 16) / config.mean_span)
 
-    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        text = windows
+    def hide(
+        text: np.ndarray, segments: np.ndarray, samples: np.ndarray, seed: int, *, packed: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of texts, int32 [B, W], and its segments, for those of the texts."""
+        width = text.shape[1]
         if config.shuffle_sentences:
-            text = shuffle_sentences(windows, samples, seed, vocabulary)
+            text = shuffle_sentences(text, samples, seed, vocabulary)
 
         # Draw the spans and hide them.
-        is_text = ~vocabulary.special[text]
+        is_text = ~vocabulary.special[text] & (segments > 0)
         bits = counter_rng.random_bits(
             seed, samples[:, None], counter_rng.INFILLING_LENGTH, np.arange(spans)
         )
         drawn = np.searchsorted(thresholds, random_ops.high_bits(bits), side="right")
-        keys = random_ops.order_keys(seed, samples, counter_rng.INFILLING_PLACE, window + spans)
-        placed = place_spans(drawn, keys, is_text.sum(axis=1), config.noise)
-        source, lengths = hide_spans(text, is_text, placed, vocabulary)
+        keys = random_ops.order_keys(seed, samples, counter_rng.INFILLING_PLACE, width + spans)
+        counts = is_text.sum(axis=1)
+        placed = place_spans(drawn, keys, counts, config.noise)
+        if packed:
+            # An empty span after the last token would stand behind the end of its document.
+            last = np.maximum(counts - 1, 0)[:, None]
+            placed = placed._replace(starts=np.minimum(placed.starts, last))
+        return hide_spans(text, is_text, segments, placed, vocabulary)
 
+    def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
+        source, segments = hide(windows, np.ones_like(windows), samples, seed, packed=False)
+        lengths = np.count_nonzero(segments, axis=1)
         source, lengths = layout.add_frame_padded(source, lengths, vocabulary)
         targets = layout.add_frame(windows, vocabulary)
         return Batch(
@@ -77,6 +88,27 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
             weights=np.ones(targets.shape, np.float32),
         )
 
+    def make_packed_batch(pieces: Pieces, samples: np.ndarray, seed: int) -> Batch:
+        framed, lengths = layout.frame_pieces(pieces, vocabulary)
+        place = layout.Placement(pieces.rows, lengths, (pieces.count, sequence_length))
+        padding = layout.padding_token(vocabulary)
+        targets = place.fill(framed, padding)
+        source, segments = hide(targets, place.segments, samples, seed, packed=True)
+
+        is_start = np.diff(segments, axis=1, prepend=0) != 0
+        starts = random_ops.group_starts(is_start)
+        columns = np.arange(sequence_length, dtype=np.int32)
+        return Batch(
+            tokens=place.fill(layout.shift_pieces(framed, lengths, config, vocabulary), padding),
+            segments=place.segments,
+            positions=place.positions,
+            source=source,
+            source_segments=segments,
+            source_positions=np.where(segments > 0, columns - starts, 0).astype(np.int32),
+            targets=targets,
+            weights=(place.segments > 0).astype(np.float32),
+        )
+
     return Objective(
         window=window,
         stride=window,
@@ -84,6 +116,12 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
         source_length=sequence_length,
         predictions=sequence_length,
         make_batch=make_batch,
+        packed=PackedRows(
+            capacity=sequence_length,
+            part=window,
+            sizes=layout.framed_sizes(sequence_length, vocabulary),
+            make_batch=make_packed_batch,
+        ),
     )
 
 
@@ -105,9 +143,11 @@ def shuffle_sentences(
 ) -> np.ndarray:
     """Return windows with the sentences of each document in random order; int32 [B, W].
 
-    The end_of_text of a document stays where it is.
+    The end_of_text of a document stays where it is, and so does a begin_of_text.
     """
     is_end = windows == vocabulary.end_of_text
+    if vocabulary.begin_of_text is not None:
+        is_end |= windows == vocabulary.begin_of_text
     is_start = is_end.copy()
     is_start[:, 0] = True
     is_start[:, 1:] |= (is_end | vocabulary.ends_sentence[windows])[:, :-1]
@@ -149,13 +189,18 @@ def place_spans(
 
 
 def hide_spans(
-    text: np.ndarray, is_text: np.ndarray, spans: Spans, vocabulary: Vocabulary
+    text: np.ndarray,
+    is_text: np.ndarray,
+    segments: np.ndarray,
+    spans: Spans,
+    vocabulary: Vocabulary,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the padded source, int32 [B, W], and its lengths, int64 [B], of text int32 [B, W].
+    """Return the padded source of text int32 [B, W] and its segments, both int32 [B, W].
 
-    Special tokens (`is_text` [B, W] is False) stay where they are. A span that meets one continues
-    after it under another mask, so that no mask stands for text of two documents. The last empty
-    spans are left out if the source would get longer than the text.
+    `segments` int32 [B, W] are those of the text: ascending, 0 in the padding at the end. Special
+    tokens (`is_text` [B, W] is False) stay where they are. A span that meets one continues after it
+    under another mask, so that no mask stands for text of two documents. The last empty spans are
+    left out if the source would get longer than a row.
     """
     assert vocabulary.mask is not None and vocabulary.pad is not None
     width = text.shape[1]
@@ -169,7 +214,7 @@ def hide_spans(
     inside = is_text & take_columns(np.cumsum(starts - ends, axis=1) > 0, number)
     resumed = inside & np.pad(~is_text[:, :-1], ((0, 0), (1, 0)))
     masks = resumed | (inside & take_columns(starts > 0, number))
-    stays = ~inside | masks
+    stays = (~inside | masks) & (segments > 0)
 
     # The masks of empty spans are inserted, as far as there is room.
     inserted = np.cumsum(count_columns(spans.starts, spans.used & empty, width + 1), axis=1)
@@ -177,14 +222,18 @@ def hide_spans(
     lengths = stays.sum(axis=1) + inserted[:, -1]
 
     # Write the tokens that stay, and the others to the extra column. A place that nothing is
-    # written to is the mask of an empty span.
-    place = np.cumsum(stays, axis=1) - 1 + take_columns(inserted, number)
+    # written to is the mask of an empty span, which stands before a token of its segment.
+    place = np.where(stays, np.cumsum(stays, axis=1) - 1 + take_columns(inserted, number), width)
     source = np.full((len(text), width + 1), vocabulary.mask, np.int32)
-    tokens = np.where(masks, vocabulary.mask, text)
-    np.put_along_axis(source, np.where(stays, place, width), tokens, axis=1)
+    np.put_along_axis(source, place, np.where(masks, vocabulary.mask, text), axis=1)
+    last = segments.max(axis=1, keepdims=True)
+    source_segments = np.broadcast_to(last, (len(text), width + 1)).copy()
+    np.put_along_axis(source_segments, place, segments, axis=1)
+    source_segments = np.minimum.accumulate(source_segments[:, width - 1 :: -1], axis=1)[:, ::-1]
 
     is_source = np.arange(width) < lengths[:, None]
-    return np.where(is_source, source[:, :width], vocabulary.pad), lengths
+    source = np.where(is_source, source[:, :width], vocabulary.pad)
+    return source, np.where(is_source, source_segments, 0)
 
 
 def count_columns(columns: np.ndarray, counted: np.ndarray, width: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxlm import counter_rng
 from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives import layout, random_ops
-from jaxlm.objectives.objective import Objective, Vocabulary
+from jaxlm.objectives.objective import Objective, PackedRows, Pieces, Vocabulary
 from jaxlm.types import Batch
 
 
@@ -22,42 +22,27 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
 
     Batches have tokens [B, L] and predict, targets, weights [B, M]; M is the budget of a window
     without special tokens. Predicted positions ascend. A row with fewer than M ends with position
-    0, target 0, weight 0. Raises `ConfigError` at `data.sequence_length` if no text fits.
+    0, target 0, weight 0. In packed rows each document stands between begin and end, where there is
+    a begin_of_text. Raises `ConfigError` at `data.sequence_length` if no text fits.
     """
     window = layout.framed_window(sequence_length, vocabulary)
     most = int(target_budget(window, config.noise))
     offset = int(vocabulary.begin_of_text is not None)
 
     def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
-        # Choose the positions that are predicted.
-        keys = random_ops.order_keys(seed, samples, counter_rng.MASK_ORDER, window)
         is_text = ~vocabulary.special[windows]
-        budgets = target_budget(is_text.sum(axis=1), config.noise)
-        if config.whole_words:
-            starts, ends = word_bounds(windows, is_text, vocabulary)
-            chosen = choose_words(keys, is_text, budgets, starts, ends)[:, :most]
-        else:
-            text_keys = np.where(is_text, keys, random_ops.LAST)
-            chosen = random_ops.choose_subset(text_keys, budgets, most)
+        batch = hide_tokens(windows, is_text, samples, seed, most, config, vocabulary)
+        assert batch.predict is not None
+        predict = np.where(np.asarray(batch.weights) > 0, batch.predict + np.int32(offset), 0)
+        return batch._replace(tokens=layout.add_frame(batch.tokens, vocabulary), predict=predict)
 
-        # Rows with fewer targets than M are filled up with position 0.
-        is_target = chosen < window
-        chosen = np.where(is_target, chosen, 0)
-        targets = np.where(is_target, np.take_along_axis(windows, chosen, axis=1), 0)
-
-        # Hide the tokens at these positions.
-        bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.MASK_TOKEN, chosen)
-        replacements = replace_targets(targets, bits, config, vocabulary)
-        rows = np.broadcast_to(np.arange(len(windows))[:, None], chosen.shape)
-        text = windows.copy()
-        text[rows[is_target], chosen[is_target]] = replacements[is_target]
-
-        return Batch(
-            tokens=layout.add_frame(text, vocabulary),
-            predict=np.where(is_target, chosen + offset, 0).astype(np.int32),
-            targets=targets,
-            weights=is_target.astype(np.float32),
-        )
+    def make_packed_batch(pieces: Pieces, samples: np.ndarray, seed: int) -> Batch:
+        framed, lengths = layout.frame_pieces(pieces, vocabulary)
+        place = layout.Placement(pieces.rows, lengths, (pieces.count, sequence_length))
+        rows = place.fill(framed, layout.padding_token(vocabulary))
+        is_text = (place.segments > 0) & ~vocabulary.special[rows]
+        batch = hide_tokens(rows, is_text, samples, seed, most, config, vocabulary)
+        return batch._replace(segments=place.segments, positions=place.positions)
 
     return Objective(
         window=window,
@@ -66,6 +51,57 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
         source_length=0,
         predictions=most,
         make_batch=make_batch,
+        packed=PackedRows(
+            capacity=sequence_length,
+            part=window,
+            sizes=layout.framed_sizes(sequence_length, vocabulary),
+            make_batch=make_packed_batch,
+        ),
+    )
+
+
+def hide_tokens(
+    rows: np.ndarray,
+    is_text: np.ndarray,
+    samples: np.ndarray,
+    seed: int,
+    most: int,
+    config: ObjectiveConfig,
+    vocabulary: Vocabulary,
+) -> Batch:
+    """Hide a share of the text of each row; at most `most` tokens.
+
+    `rows` are int32 [B, W]; only where `is_text` (bool [B, W]) tokens are hidden and counted. The
+    batch has tokens [B, W] and predict, targets, weights [B, `most`].
+    """
+    # Choose the positions that are predicted.
+    width = rows.shape[1]
+    keys = random_ops.order_keys(seed, samples, counter_rng.MASK_ORDER, width)
+    budgets = np.minimum(target_budget(is_text.sum(axis=1), config.noise), most)
+    if config.whole_words:
+        starts, ends = word_bounds(rows, is_text, vocabulary)
+        chosen = choose_words(keys, is_text, budgets, starts, ends)[:, :most]
+    else:
+        text_keys = np.where(is_text, keys, random_ops.LAST)
+        chosen = random_ops.choose_subset(text_keys, budgets, most)
+
+    # Rows with fewer targets than M are filled up with position 0.
+    is_target = chosen < width
+    chosen = np.where(is_target, chosen, 0)
+    targets = np.where(is_target, np.take_along_axis(rows, chosen, axis=1), 0)
+
+    # Hide the tokens at these positions.
+    bits = counter_rng.random_bits(seed, samples[:, None], counter_rng.MASK_TOKEN, chosen)
+    replacements = replace_targets(targets, bits, config, vocabulary)
+    numbers = np.broadcast_to(np.arange(len(rows))[:, None], chosen.shape)
+    text = rows.copy()
+    text[numbers[is_target], chosen[is_target]] = replacements[is_target]
+
+    return Batch(
+        tokens=text,
+        predict=chosen.astype(np.int32),
+        targets=targets,
+        weights=is_target.astype(np.float32),
     )
 
 

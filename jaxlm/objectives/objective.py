@@ -29,6 +29,36 @@ class Vocabulary(NamedTuple):
     ends_sentence: np.ndarray = np.zeros(0, bool)  # bool [V]
 
 
+class Pieces(NamedTuple):
+    """Whole documents, and parts of those longer than a row, one after another by rows.
+
+    The pieces of a row come from the same or other places of the text, in any order.
+    """
+
+    tokens: np.ndarray  # int32 [N], of all pieces
+    # int32 [N]: the token before each in the text. Before a document it is the end_of_text of
+    # another one
+    previous: np.ndarray
+    lengths: np.ndarray  # int64 [P], tokens of each piece
+    rows: np.ndarray  # int64 [P], ascending: the row of each piece
+    count: int  # rows
+
+
+class PackedRows(NamedTuple):
+    """How documents are laid out in rows, several in each.
+
+    A document with an entry in `sizes` stays whole. Of a longer one parts of `part` tokens are cut
+    off, which fill a row each, until the rest has one.
+    """
+
+    capacity: int  # of a row, in the unit of `sizes`
+    part: int  # tokens
+    # int64 [n + 1]: how much of a row 0, 1, ..., n tokens take; 0: they are left out
+    sizes: np.ndarray
+    # (pieces, sample numbers int64 [B], seed) -> [B, ...], with segments from 1 on, 0 for padding
+    make_batch: Callable[[Pieces, np.ndarray, int], Batch]
+
+
 class Objective(NamedTuple):
     """How samples are cut from the text and become batches."""
 
@@ -41,6 +71,7 @@ class Objective(NamedTuple):
     make_batch: Callable[[np.ndarray, np.ndarray, int], Batch]
     # True: another sample number gives another batch. False: every token that can be is a target.
     random: bool = True
+    packed: PackedRows | None = None  # None: documents can't share a row
 
     @property
     def tokens(self) -> int:

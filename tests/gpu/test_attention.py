@@ -45,12 +45,17 @@ class Case(NamedTuple):
     query_lengths: tuple[int, ...] | None = None
     bias: bool = False
     scale: float | None = None
+    packed: bool = False  # rows of three documents and padding; in cross attention of the keys too
 
     def mask(self) -> Mask:
         """Return the mask as the layers describe it."""
         lengths = None if self.lengths is None else jnp.asarray(self.lengths, jnp.int32)
         queries = None if self.query_lengths is None else jnp.asarray(self.query_lengths, jnp.int32)
-        return Mask(self.causal, self.window, lengths, queries)
+        mask = Mask(self.causal, self.window, lengths, queries)
+        if not self.packed:
+            return mask
+        segments = document_numbers(self.queries)
+        return mask._replace(segments=segments, key_segments=document_numbers(self.keys))
 
     def real(self, name: str) -> np.ndarray:
         """Return bool [ROWS, positions] of an array: True where the position is no padding."""
@@ -58,6 +63,14 @@ class Case(NamedTuple):
         size = self.queries if is_query else self.keys
         lengths = self.query_lengths if is_query else self.lengths
         return np.arange(size)[None] < np.asarray(lengths or (size,) * ROWS)[:, None]
+
+
+def document_numbers(length: int) -> jax.Array:
+    """Return the segments of each row, int32 [ROWS, `length`]: unequal documents, then padding."""
+    ends = np.array([[0.1, 0.7, 0.9], [0.5, 0.52, 1.0], [0.9, 0.95, 0.98]]) * length
+    places = np.arange(length)[None, :, None]
+    numbers = (places >= ends.astype(int)[:, None, :]).sum(axis=2) + 1
+    return jnp.asarray(np.where(numbers == 4, 0, numbers), jnp.int32)
 
 
 CASES = {
@@ -78,6 +91,13 @@ CASES = {
     "T5 bias with lengths": Case(
         200, 200, lengths=(200, 131, 70), query_lengths=(200, 131, 70), bias=True, scale=1.0
     ),
+    "packed, causal": Case(256, 256, causal=True, packed=True),
+    "packed, causal, grouped heads": Case(384, 384, heads=8, groups=2, causal=True, packed=True),
+    "packed, sliding window": Case(384, 384, causal=True, window=100, packed=True),
+    "packed, bidirectional, odd length": Case(203, 203, packed=True),
+    "packed, cross": Case(114, 256, packed=True),
+    "packed, T5 bias": Case(256, 256, bias=True, scale=1.0, packed=True),
+    "packed, T5 bias, causal": Case(114, 114, causal=True, bias=True, scale=1.0, packed=True),
 }
 
 
@@ -190,7 +210,7 @@ def test_the_flash_kernels_are_chosen(gpu, name):
     kernels = flash_kernels(result(name, gpu).text)
     backward = {kernel for kernel in kernels if "Backward" in kernel}
     assert backward and kernels - backward
-    assert all(("Bias" in kernel) == case.bias for kernel in kernels)
+    assert all(("Bias" in kernel) == (case.bias or case.packed) for kernel in kernels)
 
 
 def test_output_and_gradients_are_those_of_the_xla_path(gpu, name, record):
@@ -212,3 +232,26 @@ def test_nothing_at_padded_positions_reaches_the_others(gpu, name):
 
     padding = {key: found[key][~case.real(key)] for key in "qkv"}
     assert [key for key, array in padding.items() if array.any()] == []
+
+
+def test_no_document_of_a_row_reaches_another_one(gpu):
+    """Outputs of a document are the same bits whatever stands beside it.
+
+    Its gradients are the same but for the order in which the kernel's threads add them up.
+    """
+    case = CASES["packed, causal"]
+    execution = gpu_execution(gpu)._replace(attention="cudnn")
+    values = inputs(case)
+    is_first = np.asarray(case.mask().segments == 1)[:, :, None, None]
+    values["cotangent"] = values["cotangent"] * is_first
+    others = {name: jnp.where(is_first, x, jnp.flip(x)) for name, x in values.items()}
+    run = jax.jit(partial(forward_and_backward, case, execution, jnp.bfloat16))
+    found, expected = (
+        jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), run(jax.device_put(x, gpu)))
+        for x in (others, values)
+    )
+    np.testing.assert_array_equal(found["output"] * is_first, expected["output"] * is_first)
+    for name in "qkv":
+        error = np.linalg.norm((found[name] - expected[name]) * is_first)
+        assert error <= 2**-9 * np.linalg.norm(expected[name]), name
+    assert not any((expected[name] * ~is_first).any() for name in "qkv")

@@ -273,7 +273,6 @@ def test_cudnn_where_supported(case):
         (H100, GOOD._replace(keys=48), "48 keys"),
         (H100, GOOD._replace(softcap=True), "soft-cap"),
         (H100, GOOD._replace(dropout=True), "dropout"),
-        (H100, GOOD._replace(mask=Mask(segments=SEGMENTS)), "segments"),
         (H100, GOOD._replace(mask=Mask(causal=True, prefix_lengths=PREFIXES)), "prefix"),
         (H100, GOOD._replace(mask=Mask(window=100)), "window"),
     ],
@@ -312,12 +311,14 @@ def test_kernel_of_a_model():
     )
     assert chosen({"attention_softcap": 30.0}) == ("xla", "attention soft-cap")
     assert chosen({"attention_dropout": 0.1}) == ("xla", "attention dropout")
-    assert chosen({}, mask=Mask(segments=SEGMENTS)) == ("xla", "packed segments")
+    assert chosen({}, mask=Mask(segments=SEGMENTS)) == ("cudnn", "supported")
     assert chosen({}, "float32") == ("xla", "the dtype is float32")
     assert chosen({}, keys=50)[0] == chosen({"head_width": 12})[0] == "xla"
 
 
 PADDED: Any = np.array([70, 41])
+PACKED: Any = np.array([30 * [1] + 39 * [2] + [0], 5 * [1] + 50 * [2] + 15 * [3]])
+PACKED_SOURCE: Any = np.array([60 * [1] + 80 * [2], 10 * [1] + 9 * [2] + 81 * [3] + 40 * [0]])
 CUDNN_CASES: dict[str, tuple[int, Mask]] = {
     "causal": (70, Mask(causal=True)),
     "causal, no padding": (128, Mask(causal=True)),
@@ -325,6 +326,10 @@ CUDNN_CASES: dict[str, tuple[int, Mask]] = {
     "lengths": (70, Mask(lengths=PADDED, query_lengths=PADDED)),
     "cross": (140, Mask()),
     "cross, lengths": (140, Mask(lengths=2 * PADDED - 11, query_lengths=PADDED)),
+    "packed": (70, Mask(segments=PACKED)),
+    "packed, causal": (70, Mask(causal=True, segments=PACKED)),
+    "packed, window": (70, Mask(causal=True, window=9, segments=PACKED)),
+    "packed, cross": (140, Mask(segments=PACKED, key_segments=PACKED_SOURCE)),
 }
 
 
@@ -349,4 +354,6 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     theirs = dot_product.xla_attention(q, k, v, mask, scale=0.5, bias=bias)
     lengths = np.full(B, queries) if mask.query_lengths is None else mask.query_lengths
     read = np.arange(queries) < lengths[:, None]
+    if mask.key_segments is not None:
+        read &= np.asarray(mask.segments) > 0  # its padding sees no key of the first row
     np.testing.assert_allclose(np.asarray(ours)[read], np.asarray(theirs)[read], atol=2e-6)

@@ -147,9 +147,12 @@ def infill(text, starts, lengths):
     spans = infilling.Spans(
         np.array([starts]), np.array([lengths]), np.ones((1, len(starts)), bool)
     )
-    source, sizes = infilling.hide_spans(line, line >= FIRST_ORDINARY, spans, VOCABULARY)
-    assert source[0, sizes[0] :].tolist() == [PAD] * (len(text) - sizes[0])
-    return source[0, : sizes[0]].tolist()
+    source, segments = infilling.hide_spans(
+        line, line >= FIRST_ORDINARY, np.ones_like(line), spans, VOCABULARY
+    )
+    size = np.count_nonzero(segments)
+    assert source[0, size:].tolist() == [PAD] * (len(text) - size)
+    return source[0, :size].tolist()
 
 
 def test_one_mask_for_each_span():

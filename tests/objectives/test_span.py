@@ -130,3 +130,15 @@ def test_lengths_of_spans_and_of_the_text_between_are_independent():
     assert min(text.std(), noise.std()) > 1
     standard_error = 1 / np.sqrt(rows)
     assert abs(np.corrcoef(text, noise)[0, 1]) < 5 * standard_error
+
+
+def test_documents_of_a_row_are_cut_in_all_ways_alike():
+    """Texts of 5 and 2 tokens in 3 parts and 1: the first in one of 6 ways, the second in one."""
+    rows = 6000
+    totals, parts = np.tile([5, 2], rows), np.tile([3, 1], rows)
+    numbers = np.repeat(np.arange(rows), 2), np.tile([1, 2], rows)
+    lengths = span.cut_texts(totals, parts, numbers, 0, 0).reshape(rows, 4)
+    assert (lengths[:, :3].sum(axis=1) == 5).all() and (lengths[:, 3] == 2).all()
+    ways, counts = np.unique(lengths, axis=0, return_counts=True)
+    assert len(ways) == math.comb(4, 2)
+    assert abs(counts - rows / 6).max() < 5 * np.sqrt(rows * 5 / 36)
