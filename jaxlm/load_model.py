@@ -1,6 +1,7 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.tokenizer import (
     TOKENIZER_CONFIG_FILE,
@@ -134,7 +136,8 @@ def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, 
     tokenizer_config = dataclasses.replace(
         run_config.tokenizer, kind="file", path=str(file), vocabulary_size=None
     )
-    tokenizer = load_run_tokenizer(tokenizer_config, special)
+    named = special_tokens(run_config.tokenizer, run_config.objective.needs)
+    tokenizer = load_run_tokenizer(tokenizer_config, special, named.task_tokens)
     if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
         widen_special_tokens(tokenizer.inner, special)
     return tokenizer, special
@@ -186,11 +189,21 @@ def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:
 
 
 def load_run_tokenizer(
-    tokenizer_config: TokenizerConfig, special: TokenizerFrame
+    tokenizer_config: TokenizerConfig,
+    special: TokenizerFrame,
+    task_tokens: Mapping[str, str] | None = None,
 ) -> data.Tokenizer:
-    """Return the tokenizer.json of a config of kind "file", with its special tokens."""
+    """Return the tokenizer.json of a config of kind "file", with its special tokens.
+
+    `task_tokens` are those of the objective: `SpecialTokens.task_tokens`.
+    """
     roles = data.SpecialTokens(
-        special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
+        special.end_of_text,
+        special.begin_of_text,
+        special.pad,
+        special.mask,
+        special.sentinels,
+        **(task_tokens or {}),
     )
     assert tokenizer_config.path is not None
     return data.load_tokenizer(Path(tokenizer_config.path), roles)

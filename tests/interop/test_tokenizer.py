@@ -197,7 +197,7 @@ def test_special_tokens_of_a_run(kind, objective, begin):
     tokenizer_config, goal, made = run_tokenizer(kind, objective, begin)
     special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, made.inner)
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
-    assert special[:5] == tuple(made.special)
+    assert special[:5] == tuple(made.special)[:5]
     assert special.eos_ids == (ids["end_of_text"],)
     assert special.bos_id == (
         ids[("begin_of_text")] if begin else ids["end_of_text"] if objective == "causal" else None
