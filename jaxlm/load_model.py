@@ -1,7 +1,6 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,8 +135,7 @@ def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, 
     tokenizer_config = dataclasses.replace(
         run_config.tokenizer, kind="file", path=str(file), vocabulary_size=None
     )
-    named = special_tokens(run_config.tokenizer, run_config.objective.needs)
-    tokenizer = load_run_tokenizer(tokenizer_config, special, named.task_tokens)
+    tokenizer = load_run_tokenizer(tokenizer_config, special)
     if read_kept(path / TOKENIZER_CONFIG_FILE) is None:
         widen_special_tokens(tokenizer.inner, special)
     return tokenizer, special
@@ -189,21 +187,19 @@ def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:
 
 
 def load_run_tokenizer(
-    tokenizer_config: TokenizerConfig,
-    special: TokenizerFrame,
-    task_tokens: Mapping[str, str] | None = None,
+    tokenizer_config: TokenizerConfig, special: TokenizerFrame
 ) -> data.Tokenizer:
-    """Return the tokenizer.json of a config of kind "file", with its special tokens.
-
-    `task_tokens` are those of the objective: `SpecialTokens.task_tokens`.
-    """
+    """Return the tokenizer.json of a config of kind "file", with its special tokens."""
     roles = data.SpecialTokens(
-        special.end_of_text,
-        special.begin_of_text,
-        special.pad,
-        special.mask,
-        special.sentinels,
-        **(task_tokens or {}),
+        special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
     )
     assert tokenizer_config.path is not None
-    return data.load_tokenizer(Path(tokenizer_config.path), roles)
+    tokenizer = data.load_tokenizer(Path(tokenizer_config.path), roles)
+
+    # Whatever the model was trained for, its tokenizer may have the tokens of such a task.
+    task_tokens: dict[str, str] = {}
+    for need in ("fim", "denoisers"):
+        names = special_tokens(tokenizer_config, (need,)).task_tokens
+        if all(tokenizer.inner.token_to_id(name) is not None for name in names.values()):
+            task_tokens |= names
+    return data.Tokenizer(tokenizer.inner, tokenizer.special._replace(**task_tokens))

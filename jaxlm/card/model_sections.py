@@ -359,6 +359,11 @@ def config_edits(config: Config) -> list[str]:
             if key == "path" or (key != "name" and source[key] == source_defaults[key]):
                 del source[key]
 
+    for part in document["objective"]["parts"]:
+        for key in list(part):
+            if key != "kind" and part[key] == defaults["objective"][key]:
+                del part[key]
+
     edits = []
     for key, value in changed_values(document, defaults, ""):
         if not is_private(key):
