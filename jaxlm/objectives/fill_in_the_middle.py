@@ -9,6 +9,8 @@ and its end_of_text follows the middle. A document is what lies between two ends
 window, so nothing moves into another document (section 4.4, context-level transformation).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from jaxlm import counter_rng
@@ -19,6 +21,15 @@ from jaxlm.objectives.objective import Objective, Vocabulary
 from jaxlm.types import Batch
 
 ADDED = 3  # tokens that a document gets
+
+
+class Documents(NamedTuple):
+    """Documents in windows, one after another; int64 [n] each."""
+
+    rows: np.ndarray  # the window of each
+    starts: np.ndarray  # columns
+    lengths: np.ndarray  # tokens without the end_of_text
+    has_end: np.ndarray  # 1, or 0 where the window ends first
 
 
 def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
@@ -52,24 +63,16 @@ def rearrange_documents(
 ) -> np.ndarray:
     """Return windows [B, W] in which some documents are PSM or SPM; int32 [B, W].
 
-    The two cuts of a document are uniform over its W + 1 places and independent, so any of the
-    three parts may be empty. They fall between tokens.
+    The two cuts of a document of n tokens are uniform over its n + 1 places and independent, so any
+    of the three parts may be empty. They fall between tokens.
     """
-    width = windows.shape[1]
-    columns = np.arange(width)
-    is_end = windows == vocabulary.end_of_text
-    is_start = np.pad(is_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-
-    # Each position knows its place in its document, and the length of that without its end.
-    starts = random_ops.group_starts(is_start)
-    ends = np.where(is_end, columns, width)
-    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    lengths, place = ends - starts, columns - starts
+    count, width = windows.shape
+    rows, starts, lengths, has_end = find_documents(windows, vocabulary.end_of_text)
 
     # Choose the order and the cuts of each document.
     first, second = (
         counter_rng.random_bits(
-            seed, samples[:, None], counter_rng.FILL_IN_THE_MIDDLE, 2 * starts + number
+            seed, samples[rows], counter_rng.FILL_IN_THE_MIDDLE, 2 * starts + number
         )
         for number in (0, 1)
     )
@@ -80,28 +83,50 @@ def rearrange_documents(
     cuts = [random_ops.integers_below(bits, lengths + 1) for bits in (first, second)]
     middle, suffix = np.minimum(*cuts), np.maximum(*cuts)  # where they begin
 
-    # In SPM the prefix stands right before the middle instead of before the suffix.
+    # How far each part moves. In SPM the prefix stands right before the middle, and there are no
+    # tokens of it before the suffix.
     suffix_length = lengths - suffix
     ahead = np.where(is_spm, 0, middle)
-    moved = place + ADDED + suffix_length  # tokens of the middle
-    moved = np.where(~is_spm & (place < middle), place + 1, moved)
-    moved = np.where(place >= suffix, place - suffix + 2 + ahead, moved)
-    moved = np.where(is_end, place + ADDED, moved)
+    shifts = np.stack(
+        [
+            np.where(is_spm, ADDED + suffix_length, 1),
+            ADDED + suffix_length,
+            2 + ahead - suffix,
+            np.full_like(starts, ADDED),
+        ],
+        axis=1,
+    )
+    part_lengths = np.stack([middle, suffix - middle, suffix_length, has_end], axis=1)
 
-    # A document begins after the tokens that those before it got. What lies beyond the window goes
-    # to the extra column.
-    earlier = np.cumsum(is_start & is_moved, axis=1) - is_moved
-    begins = starts + ADDED * earlier
-    targets = np.minimum(begins + np.where(is_moved, moved, place), width)
-    text = np.empty((len(windows), width + 1), np.int32)
-    np.put_along_axis(text, targets, windows, axis=1)
+    # A document begins after the tokens that those before it in its window got.
+    earlier = np.cumsum(is_moved) - is_moved
+    earlier -= earlier[starts == 0][rows]
+    shifts = ADDED * earlier[:, None] + np.where(is_moved[:, None], shifts, 0)
 
-    rows, documents = np.nonzero(is_start & is_moved)
-    for token, offset in (
-        (vocabulary.fim_prefix, np.zeros_like(ahead)),
-        (vocabulary.fim_suffix, ahead + 1),
-        (vocabulary.fim_middle, ahead + suffix_length + 2),
+    # Write all tokens to their columns, and those beyond the window to the extra column.
+    columns = np.tile(np.arange(width), count) + np.repeat(shifts.ravel(), part_lengths.ravel())
+    text = np.empty((count, width + 1), np.int32)
+    np.put_along_axis(text, np.minimum(columns, width).reshape(count, width), windows, axis=1)
+
+    begins = (starts + ADDED * earlier)[is_moved]
+    ahead, suffix_length = ahead[is_moved], suffix_length[is_moved]
+    for token, place in (
+        (vocabulary.fim_prefix, begins),
+        (vocabulary.fim_suffix, begins + ahead + 1),
+        (vocabulary.fim_middle, begins + ahead + suffix_length + 2),
     ):
         assert token is not None
-        text[rows, np.minimum(begins + offset, width)[rows, documents]] = token
+        text[rows[is_moved], np.minimum(place, width)] = token
     return np.ascontiguousarray(text[:, :width])
+
+
+def find_documents(windows: np.ndarray, end_of_text: int) -> Documents:
+    """Return the documents of windows [B, W]. What lies between two ends of text is one."""
+    is_end = windows == end_of_text
+    is_start = np.pad(is_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    cells = np.flatnonzero(is_start)
+    rows, starts = np.divmod(cells, windows.shape[1])
+
+    sizes = np.diff(cells, append=windows.size)
+    has_end = is_end.ravel()[cells + sizes - 1].astype(np.int64)
+    return Documents(rows, starts, sizes - has_end, has_end)
