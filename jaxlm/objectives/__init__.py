@@ -8,10 +8,10 @@ import numpy as np
 from jaxlm.config import ObjectiveConfig
 from jaxlm.objectives import (
     causal,
+    denoisers,
     fill_in_the_middle,
     infilling,
     masked,
-    mixture_of_denoisers,
     objective_mixture,
     pairs,
     prefix,
@@ -41,7 +41,7 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
 
     plain = BUILDERS[config.kind]
     if config.denoiser is not None:
-        return mixture_of_denoisers.build_marked(config, sequence_length, vocabulary, plain)
+        return denoisers.build_marked(config, sequence_length, vocabulary, plain)
     return plain(config, sequence_length, vocabulary)
 
 
