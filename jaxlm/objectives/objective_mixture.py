@@ -25,7 +25,9 @@ def build(
     parts = build_parts(config, sequence_length, vocabulary, build_part)
     weights = np.array([part.weight for part in config.mixed])
     thresholds = part_thresholds(weights)
-    source_length = max(part.source_length for part in parts)
+    # Every kind fills the source that it is given, so none is padded here.
+    source_length = parts[0].source_length
+    assert all(part.source_length == source_length for part in parts)
 
     def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
         bits = counter_rng.random_bits(seed, samples, counter_rng.OBJECTIVE_PART, 0)
@@ -39,11 +41,7 @@ def build(
             rows.append(part_rows)
             made = part_rows if len(part_rows) else np.zeros(1, np.int64)
             text = np.ascontiguousarray(windows[made, : part.window])
-            batch = part.make_batch(text, samples[made], seed)
-            if part.source_length < source_length and batch.source_lengths is None:
-                full = np.full(len(made), part.source_length, np.int32)
-                batch = batch._replace(source_lengths=full)
-            batches.append(batch)
+            batches.append(part.make_batch(text, samples[made], seed))
         return join_batches(batches, rows, parts, vocabulary.pad)
 
     return Objective(

@@ -106,9 +106,12 @@ def test_shares_and_cuts_are_those_of_the_config(rate, spm_rate):
     share = rate * (spm_rate + (1 - spm_rate) * empty)
     assert abs(looks_like_spm.sum() - rows * share) < spread
 
-    # The mean length of the middle, |a - b|, is (n**2 + 2 n) / (3 (n + 1)) for n tokens.
-    psm = starts & ~looks_like_spm
+    # An empty suffix is as probable.
     suffix, middle = (np.argmax(batch.tokens == mark, axis=1) for mark in (FIM_SUFFIX, FIM_MIDDLE))
+    has_no_suffix = starts & (middle == suffix + 1)
+    assert abs(has_no_suffix.sum() - rows * rate * empty) < 5 * np.sqrt(rows * rate * empty)
+
+    psm = starts & ~looks_like_spm
     prefix_lengths = suffix[psm] - 1
     # The smaller of two uniform numbers, given that it is not 0: its mean is that over 1 - empty.
     n = length

@@ -55,12 +55,13 @@ def test_parts_have_the_share_of_their_weights_and_their_own_samples():
 
 
 def test_shorter_parts_are_padded():
-    start = "end_of_text"
-    objective = mix(
-        40,
-        ObjectiveConfig(kind="span", denoiser="X", noise_share=0.5, decoder_start=start),
+    parts = (
+        ObjectiveConfig(kind="span", denoiser="X", noise_share=0.5, decoder_start="end_of_text"),
         ObjectiveConfig(kind="infilling"),
     )
+    objective = mix(40, *parts)
+    wide = objectives.build(parts[0], 40, VOCABULARY).window
+    assert (objective.window, objective.stride) == (wide, 40) and wide > 40
     batch = make_batch(objective, random_windows(objective, 60))
     is_span = batch.source[:, 0] == DENOISER_X
     assert 0 < is_span.sum() < 60
@@ -74,6 +75,18 @@ def test_shorter_parts_are_padded():
     assert (batch.weights[is_span].sum(axis=1) == length).all()
     assert (batch.tokens[is_span, length:] == PAD).all()
     assert batch.weights[~is_span].min() == 1
+
+
+def test_a_denoiser_marks_a_padded_source():
+    plain = build_objective("infilling", 29)
+    marked = build_objective("infilling", 30, denoiser="S")
+    assert (marked.source_length, marked.length, marked.window) == (30, 29, 29)
+    text = random_windows(plain, 20, ends=0.1)
+    alone, batch = make_batch(plain, text), make_batch(marked, text)
+    assert (batch.source[:, 0] == DENOISER_S).all()
+    assert np.array_equal(batch.source[:, 1:], alone.source)
+    assert np.array_equal(batch.source_lengths, alone.source_lengths + 1)
+    assert np.array_equal(batch.targets, alone.targets)
 
 
 def test_errors_of_a_part_name_it():
