@@ -5,8 +5,9 @@ Bavarian et al. (arXiv 2207.14255). A document of prefix, middle and suffix beco
     PSM    <prefix> prefix <suffix> suffix <middle> middle
     SPM    <prefix> <suffix> suffix <middle> prefix middle      (the paper's second variant)
 
-and its end_of_text follows the middle. A document is what lies between two ends of text in a
-window, so nothing moves into another document (section 4.4, context-level transformation).
+and end_of_text follows the middle, so that a model can end what it fills in. A document is what
+lies between two ends of text in a window, so nothing moves into another document (section 4.4,
+context-level transformation).
 """
 
 from typing import NamedTuple
@@ -24,19 +25,19 @@ ADDED = 3  # tokens that a document gets
 
 
 class Documents(NamedTuple):
-    """Documents in windows, one after another; int64 [n] each."""
+    """Documents in windows, one after another; [n] each."""
 
-    rows: np.ndarray  # the window of each
-    starts: np.ndarray  # columns
-    lengths: np.ndarray  # tokens without the end_of_text
-    has_end: np.ndarray  # 1, or 0 where the window ends first
+    rows: np.ndarray  # int64: the window of each
+    starts: np.ndarray  # int64: columns
+    sizes: np.ndarray  # int64: tokens, with the end_of_text
+    has_end: np.ndarray  # bool: False where the window ends before the document
 
 
 def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
     """Build the objective for windows of L + 1 tokens, L apart.
 
-    Batches have tokens, targets, weights [B, L]. What the new tokens push out of a window is cut
-    at its end. Every token is a target, those of the prefix and the suffix too (section 3).
+    Batches have tokens, targets, weights [B, L]. What the new tokens push out of a window is the
+    end of its last document. Every token is a target, those of prefix and suffix too (section 3).
     """
 
     def make_batch(windows: np.ndarray, samples: np.ndarray, seed: int) -> Batch:
@@ -67,7 +68,7 @@ def rearrange_documents(
     of the three parts may be empty. They fall between tokens.
     """
     count, width = windows.shape
-    rows, starts, lengths, has_end = find_documents(windows, vocabulary.end_of_text)
+    rows, starts, sizes, has_end = find_documents(windows, vocabulary.end_of_text)
 
     # Choose the order and the cuts of each document.
     first, second = (
@@ -77,36 +78,40 @@ def rearrange_documents(
         for number in (0, 1)
     )
     chance = random_ops.high_bits(first)
-    is_moved = chance < random_ops.probability_threshold(config.fim_rate)
-    is_moved &= lengths > 0
+    is_chosen = chance < random_ops.probability_threshold(config.fim_rate)
     is_spm = chance < random_ops.probability_threshold(config.fim_rate * config.spm_rate)
-    cuts = [random_ops.integers_below(bits, lengths + 1) for bits in (first, second)]
-    middle, suffix = np.minimum(*cuts), np.maximum(*cuts)  # where they begin
+
+    # A document begins after the tokens that those before it in its window got. The last one, if it
+    # has no end, gives up what these tokens, its own and an end push out of the window: then it is
+    # complete, and the model learns where a middle ends.
+    is_moved = is_chosen & (sizes > has_end)
+    earlier = np.cumsum(is_moved) - is_moved
+    earlier -= earlier[starts == 0][rows]
+    spare = np.where(has_end, 1, ADDED * (earlier + 1) + 1)
+    lengths = np.maximum(sizes - spare, 0)
+    is_moved &= lengths > 0
+    is_closed = is_moved & ~has_end
 
     # How far each part moves. In SPM the prefix stands right before the middle, and there are no
     # tokens of it before the suffix.
+    cuts = [random_ops.integers_below(bits, lengths + 1) for bits in (first, second)]
+    middle, suffix = np.minimum(*cuts), np.maximum(*cuts)  # where they begin
     suffix_length = lengths - suffix
     ahead = np.where(is_spm, 0, middle)
-    shifts = np.stack(
-        [
-            np.where(is_spm, ADDED + suffix_length, 1),
-            ADDED + suffix_length,
-            2 + ahead - suffix,
-            np.full_like(starts, ADDED),
-        ],
-        axis=1,
+    moves = (
+        np.where(is_spm, ADDED + suffix_length, 1),
+        ADDED + suffix_length,
+        2 + ahead - suffix,
+        np.where(is_closed, width, ADDED),
     )
-    part_lengths = np.stack([middle, suffix - middle, suffix_length, has_end], axis=1)
-
-    # A document begins after the tokens that those before it in its window got.
-    earlier = np.cumsum(is_moved) - is_moved
-    earlier -= earlier[starts == 0][rows]
-    shifts = ADDED * earlier[:, None] + np.where(is_moved[:, None], shifts, 0)
+    shifts = ADDED * earlier[:, None] + np.where(is_moved[:, None], np.stack(moves, axis=1), 0)
+    part_lengths = np.stack([middle, suffix - middle, suffix_length, sizes - lengths], axis=1)
 
     # Write all tokens to their columns, and those beyond the window to the extra column.
     columns = np.tile(np.arange(width), count) + np.repeat(shifts.ravel(), part_lengths.ravel())
     text = np.empty((count, width + 1), np.int32)
     np.put_along_axis(text, np.minimum(columns, width).reshape(count, width), windows, axis=1)
+    text[rows[is_closed], width - 1] = vocabulary.end_of_text
 
     begins = (starts + ADDED * earlier)[is_moved]
     ahead, suffix_length = ahead[is_moved], suffix_length[is_moved]
@@ -128,5 +133,4 @@ def find_documents(windows: np.ndarray, end_of_text: int) -> Documents:
     rows, starts = np.divmod(cells, windows.shape[1])
 
     sizes = np.diff(cells, append=windows.size)
-    has_end = is_end.ravel()[cells + sizes - 1].astype(np.int64)
-    return Documents(rows, starts, sizes - has_end, has_end)
+    return Documents(rows, starts, sizes, is_end.ravel()[cells + sizes - 1])

@@ -54,7 +54,7 @@ def test_the_documents_come_back(length, ends, rate, spm_rate, seed):
 
     for row, line in enumerate(text.tolist()):
         made, documents = split(whole_row(batch, row)), split(line)
-        # All documents but the last that is left are complete, in their places.
+        # All documents but what is left of the last are complete, in their places.
         for document, original in zip(made[:-1], documents, strict=False):
             if FIM_PREFIX in document:
                 (prefix, middle, suffix), order = restore(document)
@@ -62,30 +62,37 @@ def test_the_documents_come_back(length, ends, rate, spm_rate, seed):
                 assert order in (["PSM"], ["PSM", "SPM"], ["SPM"])[round(2 * spm_rate)] or (
                     order == "SPM" and not prefix  # PSM with an empty prefix looks like it
                 )
-                assert prefix + middle[:-1] + suffix + [END] == original
+                expected = original
+                if original[-1] != END:  # the text goes on after the window
+                    lost = sum(map(whole_row(batch, row).count, MARKS)) + 1
+                    expected = [*original[:-lost], END]
+                assert prefix + middle[:-1] + suffix + [END] == expected
             else:
                 assert document == original and (rate < 1 or original == [END])
 
         # Each token that was added pushed one out.
         tokens = whole_row(batch, row)
-        assert {*tokens} - {*MARKS} <= {*line} and len(tokens) == len(line)
+        assert {*tokens} - {*MARKS, END} <= {*line} and len(tokens) == len(line)
 
 
-def test_the_tail_of_a_window_is_what_is_cut():
-    objective = build_objective("fill_in_the_middle", 30, fim_rate=1.0, spm_rate=0.0)
+def test_a_text_that_goes_on_gives_up_its_tail():
+    objective = build_objective("fill_in_the_middle", 30, fim_rate=1.0, spm_rate=0.5)
     text = random_windows(objective, 50)
     batch = make_batch(objective, text)
-    complete = 0
     for row, line in enumerate(text.tolist()):
-        made = whole_row(batch, row)
-        if FIM_MIDDLE not in made[:-1]:  # the suffix was cut, too
-            continue
-        complete += 1
-        (prefix, middle, suffix), _ = restore(made)
-        assert prefix + middle == line[: len(prefix) + len(middle)]
-        assert len(prefix) + len(middle) + len(suffix) == len(line) - 3
-        assert suffix == line[len(line) - len(suffix) :]
-    assert complete > 30
+        (prefix, middle, suffix), _ = restore(whole_row(batch, row))
+        assert prefix + middle[:-1] + suffix == line[:-4] and middle[-1] == END
+
+
+def test_what_is_too_short_for_the_tokens_stays():
+    objective = build_objective("fill_in_the_middle", 30, fim_rate=1.0)
+    text = random_windows(objective, 50)
+    text[:, 24] = END  # 6 tokens follow; the two documents would need 7
+    batch = make_batch(objective, text)
+    for row, line in enumerate(text.tolist()):
+        document, rest = split(whole_row(batch, row))
+        (prefix, middle, suffix), _ = restore(document)
+        assert prefix + middle[:-1] + suffix + [END] + rest == line[:-3]
 
 
 @pytest.mark.parametrize("rate, spm_rate", [(0.5, 0.5), (0.9, 0.25)])
