@@ -92,8 +92,8 @@ def rearrange_documents(
     is_moved &= lengths > 0
     is_closed = is_moved & ~has_end
 
-    # How far each part moves. In SPM the prefix stands right before the middle, and there are no
-    # tokens of it before the suffix.
+    # How far each part moves: prefix, middle, suffix, and the end or what the text gives up. In SPM
+    # the prefix stands right before the middle, and there are no tokens of it before the suffix.
     cuts = [random_ops.integers_below(bits, lengths + 1) for bits in (first, second)]
     middle, suffix = np.minimum(*cuts), np.maximum(*cuts)  # where they begin
     suffix_length = lengths - suffix
@@ -102,7 +102,7 @@ def rearrange_documents(
         np.where(is_spm, ADDED + suffix_length, 1),
         ADDED + suffix_length,
         2 + ahead - suffix,
-        np.where(is_closed, width, ADDED),
+        np.full_like(starts, ADDED),
     )
     shifts = ADDED * earlier[:, None] + np.where(is_moved[:, None], np.stack(moves, axis=1), 0)
     part_lengths = np.stack([middle, suffix - middle, suffix_length, sizes - lengths], axis=1)
