@@ -26,6 +26,8 @@ SPAN_TEXT = 7 << 32
 SENTENCE_ORDER = 8 << 32
 INFILLING_LENGTH = 9 << 32
 INFILLING_PLACE = 10 << 32
+FILL_IN_THE_MIDDLE = 11 << 32
+OBJECTIVE_PART = 12 << 32
 
 
 def random_bits(seed: int, sample: Any, stream: int, position: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.tokenizer import (
     TOKENIZER_CONFIG_FILE,
@@ -193,4 +194,12 @@ def load_run_tokenizer(
         special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
     )
     assert tokenizer_config.path is not None
-    return data.load_tokenizer(Path(tokenizer_config.path), roles)
+    tokenizer = data.load_tokenizer(Path(tokenizer_config.path), roles)
+
+    # Whatever the model was trained for, its tokenizer may have the tokens of such a task.
+    task_tokens: dict[str, str] = {}
+    for need in ("fim", "denoisers"):
+        names = special_tokens(tokenizer_config, (need,)).task_tokens
+        if all(tokenizer.inner.token_to_id(name) is not None for name in names.values()):
+            task_tokens |= names
+    return data.Tokenizer(tokenizer.inner, tokenizer.special._replace(**task_tokens))

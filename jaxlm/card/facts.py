@@ -286,6 +286,9 @@ def sample_lengths(config: Config) -> Objective:
         pad=1,
         mask=2,
         sentinels=np.arange(4, count + 4, dtype=np.int32),
+        denoiser_r=0,
+        denoiser_s=0,
+        denoiser_x=0,
     )
 
     return objectives.build(config.objective, config.data.sequence_length, vocabulary)

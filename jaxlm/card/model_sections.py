@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxlm import config as config_module
 from jaxlm.card.facts import Facts
-from jaxlm.config import Config, ModelConfig
+from jaxlm.config import Config, ModelConfig, ObjectiveConfig
 from jaxlm.markdown import about, code, count, one_line, plain, properties
 
 FAMILIES = {
@@ -20,11 +20,15 @@ OBJECTIVES = {
     "causal": "causal language modelling: the next token from those before it",
     "prefix": "prefix language modelling: the next token after a prefix that is read in both "
     "directions",
+    "fill_in_the_middle": "the next token, where the middle of some documents was moved behind "
+    "their prefix and suffix",
     "masked": "masked language modelling: hidden tokens, from both sides",
     "span": "span corruption: spans that were cut out of the text",
     "infilling": "text infilling: the text before spans of it were hidden and its sentences "
     "shuffled",
     "pairs": "source-target pairs: a target from its source",
+    "mixture_of_denoisers": "mixture of denoisers (UL2): spans that were cut out of the text in "
+    "one of seven ways",
 }
 NOT_TRAINED = (
     "No training is on record here: the directory holds the weights and their shape alone."
@@ -58,8 +62,17 @@ def description(facts: Facts) -> str:
     name = similar_model(model)
     lines = [f"- **Model type:** {FAMILIES[model.family]}" + (f", like {name}" if name else "")]
     if facts.trained:
-        lines.append(f"- **Objective:** {OBJECTIVES[facts.config.objective.kind]}")
+        lines.append(f"- **Objective:** {describe_objective(facts.config.objective)}")
     return "\n".join(lines)
+
+
+def describe_objective(objective: ObjectiveConfig) -> str:
+    """Return what the model learned to predict; of a mixture, the parts with their shares."""
+    if not objective.parts:
+        return OBJECTIVES[objective.kind]
+    total = sum(part.weight for part in objective.parts)
+    parts = [f"{part.weight / total:.3g} {OBJECTIVES[part.kind]}" for part in objective.parts]
+    return f"a mixture by shares of the samples: {'; '.join(parts)}"
 
 
 # The shape
@@ -267,11 +280,11 @@ def usage_of_export(facts: Facts) -> str:
         text = SEQ2SEQ_SNIPPET.format(
             folder=EXPORT_FOLDER,
             prompt=json.dumps(example_prompt(facts.config)),
-            skip=facts.config.objective.kind != "span",
+            skip=facts.config.objective.mixed[0].kind != "span",
         )
     else:
         # A mask is asked of the tokenizer, which knows how it is spelled.
-        masked = facts.config.objective.kind == "masked"
+        masked = facts.config.objective.mixed[0].kind == "masked"
         prompt = 'f"The {run.tokenizer.mask_token} in the morning."'
         text = PIPELINE_SNIPPET.format(
             task=TASKS[family],
@@ -303,9 +316,13 @@ def usage_of_run(facts: Facts) -> str:
 
 def example_prompt(config: Config) -> str:
     """Return a text to complete, with a mask or sentinel where the objective has one."""
-    kind = config.objective.kind
+    first = config.objective.mixed[0]
+    kind = first.kind
     if kind == "span":
-        return "The <extra_id_0> in the morning."
+        # The token of a denoiser, where the source begins with one.
+        tokens = dict(zip("RSX", config.tokenizer.denoiser_tokens, strict=True))
+        begin = f"{one_line(tokens[first.denoiser])} " if first.denoiser else ""
+        return f"{begin}The <extra_id_0> in the morning."
     if kind in ("masked", "infilling"):
         return f"The {one_line(config.tokenizer.mask)} in the morning."
     return "In the morning"
@@ -341,6 +358,11 @@ def config_edits(config: Config) -> list[str]:
         for key in list(source):
             if key == "path" or (key != "name" and source[key] == source_defaults[key]):
                 del source[key]
+
+    for part in document["objective"]["parts"]:
+        for key in list(part):
+            if key != "kind" and part[key] == defaults["objective"][key]:
+                del part[key]
 
     edits = []
     for key, value in changed_values(document, defaults, ""):

@@ -58,6 +58,9 @@ def tokenizer(facts: Facts) -> str:
         special.append(f"mask {plain(config.mask)}")
     if "sentinels" in needs:
         special.append(f"up to {config.sentinels} sentinels &lt;extra\\_id\\_0&gt; ...")
+    for need, names in (("fim", config.fim_tokens), ("denoisers", config.denoiser_tokens)):
+        if need in needs:
+            special += map(plain, names)
 
     rows = [
         ("kind", TOKENIZERS[config.kind]),

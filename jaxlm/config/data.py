@@ -52,6 +52,14 @@ class TokenizerConfig:
     sentinels: Annotated[int, Bounds(low=1, high=1_000_000)] = (
         100  # span: how many tokens <extra_id_0>, <extra_id_1>, ...
     )
+    # fill_in_the_middle: the tokens before prefix, middle and suffix
+    fim_tokens: tuple[NonEmpty, NonEmpty, NonEmpty] = (
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+    )
+    # mixture_of_denoisers: the tokens of its R-, S- and X-denoisers
+    denoiser_tokens: tuple[NonEmpty, NonEmpty, NonEmpty] = ("[R]", "[S]", "[X]")
     training_megabytes: PositiveDouble = 256.0  # trained kinds: MB of text to read, at most
 
     @property
@@ -69,7 +77,12 @@ class TokenizerConfig:
 
         `needs` are the kinds of special tokens that the objective needs.
         """
-        count = sum(self.sentinels if need == "sentinels" else 1 for need in needs)
+        counts = {
+            "sentinels": self.sentinels,
+            "fim": len(self.fim_tokens),
+            "denoisers": len(self.denoiser_tokens),
+        }
+        count = sum(counts.get(need, 1) for need in needs)
         return count + (self.begin_of_text is not None)
 
     def __post_init__(self):
@@ -81,6 +94,13 @@ class TokenizerConfig:
 
         if self.mask in (self.end_of_text, self.begin_of_text, self.pad):
             refuse("mask", f"{self.mask!r} is another special token too")
+        others = {self.end_of_text, self.begin_of_text, self.pad, self.mask}
+        for key in ("fim_tokens", "denoiser_tokens"):
+            names = getattr(self, key)
+            if len(others.union(names)) < len(others) + len(names):
+                refuse(key, f"{', '.join(names)}: one of them is another special token too")
+            others |= {*names}
+
         for name in ("vocabulary_size", "pre_tokenization"):
             if getattr(self, name) is not None and not self.is_trained:
                 kinds = ", ".join(map(repr, SPLIT_BY))

@@ -1,20 +1,57 @@
 """The section `objective`: what the model learns to predict."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from jaxlm.config.fields import Positive, PositiveFloat, Share, refuser, section
 from jaxlm.config.model import Family
 
-ObjectiveKind = Literal["causal", "prefix", "masked", "span", "infilling", "pairs"]
+ObjectiveKind = Literal[
+    "causal",
+    "prefix",
+    "fill_in_the_middle",
+    "masked",
+    "span",
+    "infilling",
+    "pairs",
+    "mixture_of_denoisers",
+    "mixture",
+]
 
-# The family that each objective trains.
+Denoiser = Literal["R", "S", "X"]
+
+# The family that each objective trains; a mixture trains that of its parts.
 TRAINED_BY: dict[str, Family] = {
     "causal": "decoder",
     "prefix": "decoder",
+    "fill_in_the_middle": "decoder",
     "masked": "encoder",
     "span": "encoder_decoder",
     "infilling": "encoder_decoder",
     "pairs": "encoder_decoder",
+    "mixture_of_denoisers": "encoder_decoder",
+}
+
+# UL2's denoisers: token, share of noise, mean span (arXiv 2205.05131, table 1). The S-denoiser
+# hides one span, which is the end of the text: spans so long are one in any sample.
+ONE_SPAN = 2.0**30
+DENOISERS: tuple[tuple[Denoiser, float, float], ...] = (
+    ("R", 0.15, 3.0),
+    ("R", 0.15, 8.0),
+    ("S", 0.25, ONE_SPAN),
+    ("X", 0.5, 3.0),
+    ("X", 0.5, 8.0),
+    ("X", 0.15, 64.0),
+    ("X", 0.5, 64.0),
+)
+
+# Special tokens that each objective needs beside the end of text.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "fill_in_the_middle": ("fim",),
+    "masked": ("pad", "mask"),
+    "span": ("pad", "sentinels"),
+    "infilling": ("pad", "mask"),
+    "pairs": ("pad",),
 }
 
 
@@ -25,11 +62,18 @@ class ObjectiveConfig:
     causal      decoders: the next token
     prefix      decoders: the next token after a prefix of random length, whose tokens see each
                 other in both directions (T5's prefix LM)
+    fill_in_the_middle
+                decoders: the next token, where the middle of some documents stands behind their
+                prefix and suffix
     masked      encoders: tokens that were hidden (BERT)
     span        encoder-decoders: spans that were cut out (T5)
     infilling   encoder-decoders: the original text; spans of it were hidden and its sentences
                 shuffled in the source (BART)
     pairs       encoder-decoders: a target from its source, from sources of format "pairs"
+    mixture_of_denoisers
+                encoder-decoders: spans that were cut out in one of seven ways, which the first
+                token of the source tells (UL2)
+    mixture     one of several objectives of a family in each sample: `parts`, by their weights
     """
 
     kind: ObjectiveKind = "causal"
@@ -46,6 +90,34 @@ class ObjectiveConfig:
     # First input of the decoder. None: pad (T5); infilling: end_of_text (BART)
     decoder_start: Literal["pad", "end_of_text"] | None = None
 
+    fim_rate: Share = 0.5  # fill_in_the_middle: share of the documents that are rearranged
+    spm_rate: Share = 0.5  # fill_in_the_middle: of these, share with the suffix before the prefix
+    # span, infilling: the source begins with the token of this denoiser. None: no such token
+    denoiser: Denoiser | None = None
+    parts: "tuple[ObjectiveConfig, ...]" = ()  # mixture: the objectives
+    weight: PositiveFloat = 1.0  # of one of the parts: share of the samples, relative to the others
+
+    @property
+    def mixed(self) -> "tuple[ObjectiveConfig, ...]":
+        """Return the objectives that samples have: the parts of a mixture, or this one alone."""
+        if self.kind != "mixture_of_denoisers":
+            return self.parts or (self,)
+        return tuple(
+            ObjectiveConfig(
+                kind="span",
+                noise_share=noise,
+                mean_span=mean_span,
+                denoiser=denoiser,
+                decoder_start=self.decoder_start,
+            )
+            for denoiser, noise, mean_span in DENOISERS
+        )
+
+    @property
+    def family(self) -> Family:
+        """Return the family that the objective trains."""
+        return TRAINED_BY[self.mixed[0].kind]
+
     @property
     def noise(self) -> float:
         """Return the share of the tokens that are hidden."""
@@ -54,17 +126,17 @@ class ObjectiveConfig:
     @property
     def start(self) -> str:
         """Return the special token that is the decoder's first input."""
+        if self.parts:
+            return self.parts[0].start
         return self.decoder_start or ("end_of_text" if self.kind == "infilling" else "pad")
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Return the special tokens that the tokenizer must have beside the end of text."""
-        return {
-            "masked": ("pad", "mask"),
-            "span": ("pad", "sentinels"),
-            "infilling": ("pad", "mask"),
-            "pairs": ("pad",),
-        }.get(self.kind, ())
+        needs = [need for part in self.mixed for need in NEEDS.get(part.kind, ())]
+        if any(part.denoiser for part in self.mixed):
+            needs.append("denoisers")
+        return tuple(dict.fromkeys(needs))
 
     def __post_init__(self):
         refuse = refuser("objective")
@@ -78,3 +150,29 @@ class ObjectiveConfig:
             refuse("mean_span", f"a span has at least one token, got {self.mean_span}")
         if self.target_length is not None and self.kind != "pairs":
             refuse("target_length", f"is only used with kind='pairs', got {self.kind!r}")
+        if self.denoiser is not None and self.kind not in ("span", "infilling"):
+            refuse("denoiser", f"is for kind='span' and 'infilling', got {self.kind!r}")
+        check_parts(self, refuse)
+
+
+def check_parts(config: ObjectiveConfig, refuse: Callable[[str, str], None]) -> None:
+    """Refuse a mixture without parts, parts without a mixture, and parts that don't go together."""
+    if (config.kind == "mixture") != bool(config.parts):
+        problem = "needs objectives in parts" if not config.parts else "has no parts"
+        refuse("parts", f"kind={config.kind!r} {problem}")
+    if not config.parts:
+        return
+
+    for part in config.parts:
+        if part.kind in ("pairs", "mixture_of_denoisers", "mixture"):
+            refuse("parts", f"{part.kind!r} can't be part of a mixture")
+    for name, values in (
+        ("trains model.family", [TRAINED_BY[part.kind] for part in config.parts]),
+        ("has decoder_start", [part.start for part in config.parts]),
+    ):
+        if len({*values}) > 1:
+            kinds = [
+                f"{part.kind!r} {name}={value!r}"
+                for part, value in zip(config.parts, values, strict=True)
+            ]
+            refuse("parts", f"{', '.join(dict.fromkeys(kinds))}: all must be the same")

@@ -66,4 +66,7 @@ def build_item(cls: type[T], values: Any, path: str, number: int) -> T:
     try:
         return build_section(cls, values, path)
     except ConfigError as error:
-        raise ConfigError(error.path.replace(path, f"{path}.{number}", 1), error.reason) from error
+        # A section in a list of its own kind (objective.parts) calls itself by its first place.
+        section_path = path if error.path.startswith(path) else path.rpartition(".")[0]
+        key = error.path.replace(section_path, f"{path}.{number}", 1)
+        raise ConfigError(key, error.reason) from error

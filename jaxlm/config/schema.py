@@ -110,10 +110,13 @@ class Config:
     def check_objective(self) -> None:
         """Refuse a family, an objective and formats of sources that do not go together."""
         kind, family = self.objective.kind, self.model.family
-        if TRAINED_BY[kind] != family:
+        if self.objective.family != family:
             fitting = [repr(name) for name, trained in TRAINED_BY.items() if trained == family]
-            reason = f"{kind!r} trains model.family={TRAINED_BY[kind]!r}, got {family!r}"
+            reason = f"{kind!r} trains model.family={self.objective.family!r}, got {family!r}"
             raise ConfigError("objective.kind", f"{reason} (it takes {', '.join(fitting)})")
+
+        if self.objective.weight != 1:
+            raise ConfigError("objective.weight", "is only used in objective.parts")
 
         for number, source in enumerate(self.data.sources):
             if (source.format == "pairs") != (kind == "pairs"):

@@ -30,9 +30,11 @@ import tokenizers
 from jaxlm.config import TokenizerConfig
 from jaxlm.objectives import Vocabulary
 
+FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
+DENOISER_ROLES = ("denoiser_r", "denoiser_s", "denoiser_x")
 # In the order in which a tokenizer made here numbers them; RoBERTa and BART, too, number the
 # padding 1.
-ROLES = ("end_of_text", "pad", "begin_of_text", "mask")
+ROLES = ("end_of_text", "pad", "begin_of_text", "mask", *FIM_ROLES, *DENOISER_ROLES)
 
 LETTER, DIGIT, OTHER = 0, 1, 2
 STARTS, ENDS = -1, -2  # as first and last class: equal to nothing
@@ -48,6 +50,12 @@ class SpecialTokens(NamedTuple):
     pad: str | None = None
     mask: str | None = None
     sentinels: int = 0  # <extra_id_0>, <extra_id_1>, ...; a tokenizer file may have fewer
+    fim_prefix: str | None = None
+    fim_middle: str | None = None
+    fim_suffix: str | None = None
+    denoiser_r: str | None = None
+    denoiser_s: str | None = None
+    denoiser_x: str | None = None
 
     @property
     def named(self) -> dict[str, str]:
@@ -71,21 +79,37 @@ class SpecialTokens(NamedTuple):
 
     @property
     def required(self) -> dict[str, str]:
-        """Field of `TokenizerConfig` -> a token that a tokenizer must have for it."""
-        return self.named | ({"sentinels": self.sentinel_names[0]} if self.sentinels else {})
+        """Key of `TokenizerConfig` -> a token that a tokenizer must have for it."""
+        keys = {role: f"fim_tokens.{number}" for number, role in enumerate(FIM_ROLES)}
+        keys |= {role: f"denoiser_tokens.{number}" for number, role in enumerate(DENOISER_ROLES)}
+        names = {keys.get(role, role): name for role, name in self.named.items()}
+        return names | ({"sentinels": self.sentinel_names[0]} if self.sentinels else {})
+
+    @property
+    def task_tokens(self) -> dict[str, str]:
+        """Role -> name of the tokens that say what a sample, or a prompt, asks for."""
+        roles = (*FIM_ROLES, *DENOISER_ROLES)
+        return {role: name for role, name in self.named.items() if role in roles}
 
 
 def special_tokens(config: TokenizerConfig, needs: tuple[str, ...]) -> SpecialTokens:
     """Return the special tokens of a run.
 
-    `needs` are those of its objective: "pad", "mask", "sentinels" (`ObjectiveConfig.needs`).
+    `needs` are those of its objective: "pad", "mask", "sentinels", "fim", "denoisers"
+    (`ObjectiveConfig.needs`).
     """
+    task_tokens: dict[str, str] = {}
+    if "fim" in needs:
+        task_tokens |= zip(FIM_ROLES, config.fim_tokens, strict=True)
+    if "denoisers" in needs:
+        task_tokens |= zip(DENOISER_ROLES, config.denoiser_tokens, strict=True)
     return SpecialTokens(
         end_of_text=config.end_of_text,
         begin_of_text=config.begin_of_text,
         pad=config.pad if "pad" in needs else None,
         mask=config.mask if "mask" in needs else None,
         sentinels=config.sentinels if "sentinels" in needs else 0,
+        **task_tokens,
     )
 
 

@@ -38,11 +38,13 @@ def special_ids_in_prompts(
 ) -> dict[str, int]:
     """Return the special tokens that a prompt may name, by name.
 
-    An encoder reads the mask, an encoder-decoder the mask and the sentinels.
+    An encoder reads the mask, an encoder-decoder the mask and the sentinels. All read the tokens
+    that say what is asked for: prefix, suffix and middle of a decoder that infills, a denoiser.
     """
+    ids = find_token_ids(tokenizer, [*tokenizer.special.task_tokens.values()])
     if model_config.family == "decoder":
-        return {}
-    ids = find_token_ids(tokenizer, [frame.mask])
+        return ids
+    ids |= find_token_ids(tokenizer, [frame.mask])
     if model_config.family == "encoder_decoder":
         ids |= sentinel_ids(tokenizer, frame)
     return ids

@@ -13,7 +13,6 @@ import tokenizers
 from tokenizers import AddedToken
 
 from jaxlm.config import ObjectiveConfig, TokenizerConfig, UserError
-from jaxlm.config.objective import TRAINED_BY
 from jaxlm.interop.generation_config import (
     GenerationConfig,
     TokenRules,
@@ -268,7 +267,7 @@ def check_tokens(
     if len(missing) < 2:
         return
     names = " and ".join(repr(name) for name in missing.values())
-    edits = " ".join(f"tokenizer.{key}=NAME" for key in missing)
+    edits = " ".join(dict.fromkeys(f"tokenizer.{key.partition('.')[0]}=NAME" for key in missing))
     raise UserError(
         f"{path}: has no {names}, which objective.kind={objective_kind!r} needs; if it has other "
         f"names for them, add {edits}"
@@ -317,11 +316,11 @@ def run_tokenizer_frame(
     }
     ids = {role: vocabulary[name] for role, name in names.items() if name is not None}
 
-    family = TRAINED_BY[objective.kind]
+    family = objective.family
     default_bos_id = ids["end_of_text"] if family == "decoder" else None
     before, after = tokens_around_text(inner)
     if not before and not after:
-        before, after = objective_frame(objective.kind, ids)
+        before, after = objective_frame(objective.mixed[0].kind, ids)
     frame = TokenizerFrame(
         **names,
         sentinels=min(config.sentinels, count_sentinels(inner)),

@@ -6,13 +6,25 @@ They are pure numpy. All random choices come from `counter_rng`.
 import numpy as np
 
 from jaxlm.config import ConfigError, ObjectiveConfig
-from jaxlm.objectives import causal, infilling, layout, masked, pairs, prefix, span
+from jaxlm.objectives import (
+    causal,
+    denoisers,
+    fill_in_the_middle,
+    infilling,
+    layout,
+    masked,
+    objective_mixture,
+    pairs,
+    prefix,
+    span,
+)
 from jaxlm.objectives.objective import Objective, PackedRows, Pieces, Vocabulary
 from jaxlm.types import Batch
 
 BUILDERS = {
     "causal": causal.build,
     "prefix": prefix.build,
+    "fill_in_the_middle": fill_in_the_middle.build,
     "masked": masked.build,
     "span": span.build,
     "infilling": infilling.build,
@@ -25,7 +37,13 @@ def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary)
 
     Raises `ConfigError` at the key that can't be used with such samples or such a vocabulary.
     """
-    return BUILDERS[config.kind](config, sequence_length, vocabulary)
+    if len(config.mixed) > 1 or config.parts:
+        return objective_mixture.build(config, sequence_length, vocabulary, build)
+
+    plain = BUILDERS[config.kind]
+    if config.denoiser is not None:
+        return denoisers.build_marked(config, sequence_length, vocabulary, plain)
+    return plain(config, sequence_length, vocabulary)
 
 
 def packed_rows(objective: Objective, sequences: str) -> PackedRows | None:
@@ -50,14 +68,20 @@ def example(
 
     It shows the fields of a batch and their shapes before there is a tokenizer.
     """
-    special = np.arange(sentinels + 4) < sentinels + 3
+    special = np.arange(sentinels + 10) < sentinels + 9
     vocabulary = Vocabulary(
         size=len(special),
         end_of_text=0,
         special=special,
         pad=1,
         mask=2,
-        sentinels=np.arange(3, sentinels + 3, dtype=np.int32),
+        sentinels=np.arange(9, sentinels + 9, dtype=np.int32),
+        fim_prefix=3,
+        fim_middle=4,
+        fim_suffix=5,
+        denoiser_r=6,
+        denoiser_s=7,
+        denoiser_x=8,
         first_class=np.zeros(len(special), np.int8),
         last_class=np.zeros(len(special), np.int8),
         ends_sentence=np.zeros(len(special), bool),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.config import ObjectiveConfig
 from jaxlm.types import Batch
 
 
@@ -22,6 +23,12 @@ class Vocabulary(NamedTuple):
     pad: int | None = None
     mask: int | None = None
     sentinels: np.ndarray = np.zeros(0, np.int32)  # int32, in the order in which spans use them
+    fim_prefix: int | None = None
+    fim_middle: int | None = None
+    fim_suffix: int | None = None
+    denoiser_r: int | None = None
+    denoiser_s: int | None = None
+    denoiser_x: int | None = None
     # A token continues the word of the previous token where its `first_class` equals the
     # `last_class` of that token.
     first_class: np.ndarray = np.zeros(0, np.int8)  # int8 [V]
@@ -77,3 +84,7 @@ class Objective(NamedTuple):
     def tokens(self) -> int:
         """Positions that the model reads per sample, both stacks together."""
         return self.length + self.source_length
+
+
+# (config, sequence length, vocabulary) -> objective
+BuildObjective = Callable[[ObjectiveConfig, int, Vocabulary], Objective]

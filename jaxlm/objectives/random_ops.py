@@ -73,8 +73,8 @@ def high_bits(bits: np.ndarray) -> np.ndarray:
     return bits >> HALF
 
 
-def integers_below(bits: np.ndarray, bound: int) -> np.ndarray:
-    """Return int64 in [0, bound), uniform up to bound / 2**32.
+def integers_below(bits: np.ndarray, bound: Any) -> np.ndarray:
+    """Return int64 in [0, bound), uniform up to bound / 2**32. `bound` may be an array.
 
     By a multiplication and a shift (Lemire, arXiv 1805.10941).
     """

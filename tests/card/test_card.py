@@ -245,7 +245,18 @@ def test_samples_of_sources_at_any_size():
 
 
 @pytest.mark.parametrize(
-    "kind", ["causal", "prefix", "masked", "framed", "span", "infilling", "pairs"]
+    "kind",
+    [
+        "causal",
+        "prefix",
+        "fill_in_the_middle",
+        "masked",
+        "framed",
+        "span",
+        "infilling",
+        "pairs",
+        "mixture_of_denoisers",
+    ],
 )
 def test_lengths_are_those_of_the_real_vocabulary(kind):
     name = "masked" if kind == "framed" else kind

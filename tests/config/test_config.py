@@ -455,6 +455,9 @@ def leaves(cls: Any = Config):
         inner, _ = fields.split_optional(annotation)
         sections = filter(dataclasses.is_dataclass, (inner, *typing.get_args(inner)[:1]))
         section = next(sections, None)
+        if section is cls:  # objective.parts: its fields are those of the objective
+            yield cls.__name__, name
+            continue
         yield from leaves(section) if section else [(cls.__name__, name)]
 
 

@@ -59,10 +59,12 @@ def test_other_families_have_one_stack():
 OBJECTIVES = [  # kind, share of hidden tokens, first input of the decoder, special tokens
     ("causal", 0.15, "pad", ()),
     ("prefix", 0.15, "pad", ()),
+    ("fill_in_the_middle", 0.15, "pad", ("fim",)),
     ("masked", 0.15, "pad", ("pad", "mask")),
     ("span", 0.15, "pad", ("pad", "sentinels")),
     ("infilling", 0.3, "end_of_text", ("pad", "mask")),
     ("pairs", 0.15, "pad", ("pad",)),
+    ("mixture_of_denoisers", 0.15, "pad", ("pad", "sentinels", "denoisers")),
 ]
 
 
@@ -74,11 +76,19 @@ def test_what_an_objective_needs(kind, noise, start, needs):
     assert (chosen.noise, chosen.start) == (0.4, "pad")
 
 
+def test_a_mixture_needs_what_its_parts_need():
+    parts = [ObjectiveConfig(kind=kind, decoder_start="pad") for kind in ("infilling", "span")]
+    mixture = ObjectiveConfig(kind="mixture", parts=tuple(parts))
+    assert mixture.needs == ("pad", "mask", "sentinels")
+    assert (mixture.family, mixture.start) == ("encoder_decoder", "pad")
+
+
 def test_special_tokens_are_counted():
     tokenizer = TokenizerConfig(sentinels=5)
     assert tokenizer.special_count(()) == 0
     assert tokenizer.special_count(("pad", "mask")) == 2
     assert tokenizer.special_count(("pad", "sentinels")) == 6
+    assert tokenizer.special_count(("fim",)) == tokenizer.special_count(("denoisers",)) == 3
     assert TokenizerConfig(begin_of_text="<s>").special_count(("pad",)) == 2
 
 

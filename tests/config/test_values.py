@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,10 @@ WRONG_EDITS = [
         "data.sources.first.weight=1",
         "data.sources.first: no such item: data.sources has 1, numbered from 0",
     ),
-    ("weight=0.5", "weight: unknown key (did you mean 'data.sources.0.weight'?)"),
+    (
+        "weight=0.5",
+        "weight: unknown key (did you mean 'objective.weight' or 'data.sources.0.weight'?)",
+    ),
     ("layrs=3", "layrs: unknown key (did you mean 'model.layers'?)"),
     ("Model.layers=3", "Model: unknown key (did you mean 'model'?)"),
     ("model.kv-heads=3", "model.kv-heads: unknown key (did you mean 'model.kv_heads'?)"),
@@ -224,6 +228,14 @@ def test_a_wrong_edit_names_its_key_once(edit, message):
 def test_a_contradiction_shows_the_edits():
     assert str(edit_mistake("model.heads=7", "seed=1")).endswith("(with model.heads=7 seed=1)")
     assert "with" not in str(edit_mistake("model.width=7"))
+
+
+MIXTURE = "objective.kind=mixture"
+
+
+def parts(*kinds):
+    """Return the edit that sets the parts of a mixture."""
+    return f"objective.parts={json.dumps([dict(kind=kind) for kind in kinds])}"
 
 
 PAIRED = ("model.family=encoder_decoder", "objective.kind=span")
@@ -412,13 +424,38 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (
         ["objective.kind=masked"],
         "objective.kind",
-        "trains model.family='encoder', got 'decoder' (it takes 'causal', 'prefix')",
+        "trains model.family='encoder', got 'decoder' "
+        "(it takes 'causal', 'prefix', 'fill_in_the_middle')",
     ),
     (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
     (
         ["objective.random_share=0.3"],
         "objective.random_share",
         "0.3 and mask_share (0.8) are more than 1",
+    ),
+    (["objective.denoiser=R"], "objective.denoiser", "for kind='span' and 'infilling'"),
+    (["objective.weight=2"], "objective.weight", "only used in objective.parts"),
+    (["objective.kind=mixture"], "objective.parts", "needs objectives in parts"),
+    (
+        ['objective.parts=[{"kind": "causal"}]'],
+        "objective.parts",
+        "kind='causal' has no parts",
+    ),
+    ([MIXTURE, parts("causal", "pairs")], "objective.parts", "'pairs' can't be part"),
+    (
+        [MIXTURE, parts("causal", "masked")],
+        "objective.parts",
+        "'masked' trains model.family='encoder': all must be the same",
+    ),
+    (
+        [MIXTURE, 'objective.parts=[{"kind": "causal"}, {"kind": "causal", "noise_share": 0}]'],
+        "objective.parts.1.noise_share",
+        "between 0 and 1, got 0.0",
+    ),
+    (
+        ['tokenizer.fim_tokens=["<pad>", "b", "c"]'],
+        "tokenizer.fim_tokens",
+        "one of them is another special token",
     ),
     ([*PAIRED, "objective.mean_span=0.5"], "objective.mean_span", "at least one token, got 0.5"),
     (

@@ -198,7 +198,7 @@ def test_special_tokens_of_a_run(kind, objective, begin):
     tokenizer_config, goal, made = run_tokenizer(kind, objective, begin)
     special = tokenizer.run_tokenizer_frame(tokenizer_config, goal, made.inner)
     ids = {role: made.inner.token_to_id(name) for role, name in made.special.named.items()}
-    assert special[:5] == tuple(made.special)
+    assert special[:5] == tuple(made.special)[:5]
     assert special.eos_ids == (ids["end_of_text"],)
     assert special.bos_id == (
         ids[("begin_of_text")] if begin else ids["end_of_text"] if objective == "causal" else None
@@ -255,6 +255,8 @@ MODEL_TYPES = {
     "span": "t5",
     "infilling": "bart",
     "pairs": "t5",
+    "fill_in_the_middle": "gpt2",
+    "mixture_of_denoisers": "t5",
 }
 
 
@@ -347,6 +349,7 @@ def file_tokenizer(name: str) -> Tokenizer:
     """Return a tokenizer of another project, with the tokens of all objectives."""
     inner = words() if name == "words" else tokenizer_files.MADE[name]()
     names = ["</s>", "<pad>", "<s>", "<mask>", "<extra_id_1>", "<extra_id_0>"]
+    names += [*config.TokenizerConfig().fim_tokens, *config.TokenizerConfig().denoiser_tokens]
     known = inner.get_vocab(with_added_tokens=True)
     inner.add_special_tokens(tokenizer_files.specials(*(n for n in names if n not in known)))
     return inner
@@ -368,6 +371,8 @@ PROMPTS = {
     ],
 }
 PROMPTS["infilling"] = PROMPTS["masked"]
+PROMPTS["fill_in_the_middle"] = ["<|fim_prefix|>of the<|fim_suffix|> tree<|fim_middle|>"]
+PROMPTS["mixture_of_denoisers"] = [f"[R] {PROMPTS['span'][0]}", "[S]tree of"]
 
 
 @pytest.mark.parametrize("objective", PROMPTS)
@@ -403,8 +408,13 @@ def test_prompts_of_a_run_and_of_its_export_are_the_same(kind, objective, tmp_pa
     for text in PROMPTS[objective]:
         ids = encode_prompt(run_config.model, loaded, frame, text).tolist()
         assert encode_prompt(run_config.model, exported, exported_frame, text).tolist() == ids
-        assert theirs(text)["input_ids"] == ids, text
-    if kind == "bpe":  # a hidden word has the space before it
+        after = [] if family != "decoder" else list(frame.after)  # what a decoder continues is open
+        assert theirs(text)["input_ids"] == ids + after, text
+    if kind == "bpe" and objective in (
+        "masked",
+        "span",
+        "infilling",
+    ):  # a hidden word has the space before it
         ids = encode_prompt(run_config.model, loaded, frame, PROMPTS[objective][0]).tolist()
         assert ours.encode(" ")[0] not in ids
 

@@ -11,6 +11,7 @@ LENGTH = 24
 CASES = {
     "causal": dict(kind="causal"),
     "prefix": dict(kind="prefix"),
+    "fill_in_the_middle": dict(kind="fill_in_the_middle"),
     "masked": dict(kind="masked"),
     "masked, framed": dict(kind="masked", vocabulary=FRAMED),
     "masked, whole words": dict(kind="masked", whole_words=True, noise_share=0.4),
@@ -18,8 +19,32 @@ CASES = {
     "infilling": dict(kind="infilling"),
     "infilling, framed": dict(kind="infilling", vocabulary=FRAMED, shuffle_sentences=False),
     "pairs": dict(kind="pairs", target_length=10),
+    "mixture_of_denoisers": dict(kind="mixture_of_denoisers"),
+    "mixture": dict(
+        kind="mixture",
+        parts=(
+            config.ObjectiveConfig(kind="prefix", weight=2.0),
+            config.ObjectiveConfig(kind="causal"),
+            config.ObjectiveConfig(kind="fill_in_the_middle"),
+        ),
+    ),
+    "mixture of lengths": dict(
+        kind="mixture",
+        parts=(
+            config.ObjectiveConfig(kind="span", denoiser="R", decoder_start="end_of_text"),
+            config.ObjectiveConfig(kind="infilling", weight=3.0),
+        ),
+    ),
 }
 RANDOM = [name for name in CASES if name not in ("causal", "pairs")]
+
+
+VARYING = {  # the field that differs from sample to sample; "source" in other objectives
+    "prefix": "prefix_lengths",
+    "fill_in_the_middle": "tokens",
+    "masked": "tokens",
+    "mixture": "prefix_lengths",
+}
 
 
 def built(name):
@@ -76,17 +101,19 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 @pytest.mark.parametrize("name", RANDOM)
 def test_another_visit_or_seed_draws_anew(name):
     objective = built(name)
-    text = np.repeat(random_windows(objective, 1), 40, axis=0)
-    varying = {"prefix": "prefix_lengths", "masked": "tokens"}.get(name.partition(",")[0], "source")
+    text = np.repeat(random_windows(objective, 1), 80, axis=0)
+    varying = VARYING.get(name.partition(",")[0], "source")
     assert objective.random
     first, second = (fields(make_batch(objective, text, seed=seed))[varying] for seed in (0, 1))
     assert len(np.unique(first, axis=0)) > 10
     assert not np.array_equal(first, second)
 
 
-# First lines of a batch: prefix lengths, or what the model reads of the text 300, 301, ...
+# Prefix lengths, or what the model reads first of the text 300, 301, ...
 GOLDEN = {
-    "prefix": "2",
+    "prefix": "2 15 20 17 8 21 17 16 16 11 21 8",
+    "fill_in_the_middle": "1000 1002 306 307 308 1001 300 301 302 303 304 305 0"
+    " 1000 1002 315 316 317 1001 310 311 312 313 314",
     "masked": "3 301 302 303 304 305 306 307 308 0 310 311 312 313"
     " 314 315 316 3 318 319 3 321 322 323",
     "masked, framed": "1 3 301 302 303 304 305 306 307 308 0 310 311 312 313"
@@ -97,6 +124,11 @@ GOLDEN = {
     "infilling": "300 301 302 303 304 3 0 3 322 323 310 311 312 313 314 315 316 317 318 3 2 2 2 2",
     "infilling, framed": "1 300 301 302 303 304 3 0 3 312 313 314 315 316 317 318"
     " 319 320 321 0 2 2 2 2",
+    "mixture_of_denoisers": "1005 300 301 302 303 304 305 306 307 308 0 310 311"
+    " 4 325 326 327 328 329 330 331 332 5 0",
+    "mixture": "0 15 0 0 0 21 0 0 16 0 0 8",
+    "mixture of lengths": "300 301 302 303 304 3 0 3 322 323 310 311 312 313 314 315 316 317"
+    " 318 3 2 2 2 2",
 }
 
 
@@ -104,11 +136,11 @@ GOLDEN = {
 def test_draws_are_fixed_for_ever(name):
     """A run that resumes must see the same samples."""
     objective = built(name)
-    text = (300 + np.arange(objective.window, dtype=np.int32))[None]
-    text[0, 9] = END
+    text = np.tile(300 + np.arange(objective.window, dtype=np.int32), (12, 1))
+    text[:, 9] = END
     batch = make_batch(objective, text, first_sample=5, seed=11)
 
-    if name == "prefix":
+    if VARYING.get(name) == "prefix_lengths":
         drawn = batch.prefix_lengths
     else:
         drawn = batch.tokens[0] if batch.source is None else batch.source[0]
@@ -139,7 +171,16 @@ def test_sizes_that_make_no_sense_are_refused(key, length, case):
     assert raised.value.path == key
 
 
-SMALLEST = {"causal": 1, "prefix": 2, "masked": 1, "span": 3, "infilling": 2, "pairs": 1}
+SMALLEST = {
+    "causal": 1,
+    "prefix": 2,
+    "fill_in_the_middle": 1,
+    "masked": 1,
+    "span": 3,
+    "infilling": 2,
+    "pairs": 1,
+    "mixture_of_denoisers": 6,
+}
 
 
 @pytest.mark.parametrize(("kind", "length"), SMALLEST.items())

@@ -35,6 +35,7 @@ KEPT = (
     "runtime.coordinator",
     "runtime.coordinator_bind",
     "data.store",
+    "objective.weight",  # belongs to the parts of a mixture
 )
 
 # Values that make a tiny run. Keys that are not here take any value of their type (WILD).
@@ -80,6 +81,14 @@ TINY: dict[str, tuple] = {
     "model.dropout": (0.0, 0.0, 0.1, 0.5),
     "model.attention_dropout": (0.0, 0.0, 0.1, 0.5),
     "model.initializer_std": (0.02, 1e-4, 0.3),
+    "objective.parts": (
+        ({"kind": "prefix"}, {"kind": "fill_in_the_middle", "weight": 3.0}),
+        ({"kind": "masked", "noise_share": 0.4}, {"kind": "masked", "whole_words": True}),
+        ({"kind": "span", "denoiser": "S"}, {"kind": "infilling", "decoder_start": "pad"}),
+    ),
+    "objective.denoiser": (None, "R", "X"),
+    "objective.fim_rate": (0.5, 0.0, 1.0),
+    "objective.spm_rate": (0.5, 0.0, 1.0),
     "objective.noise_share": (None, 0.15, 0.5),
     "objective.mean_span": (3.0, 1.0, 1.5, 10.0),
     "objective.target_length": (None, 8, 16),
@@ -90,6 +99,8 @@ TINY: dict[str, tuple] = {
     "tokenizer.mask": ("<mask>",),
     "tokenizer.end_of_text": ("<|endoftext|>", "</s>"),
     "tokenizer.sentinels": (8, 20),
+    "tokenizer.fim_tokens": (("<P>", "<M>", "<S>"), ("<1>", "<2>", "<3>")),
+    "tokenizer.denoiser_tokens": (("[R]", "[S]", "[X]"), ("[NLU]", "[S2S]", "[NLG]")),
     "tokenizer.training_megabytes": (256.0, 0.001),
     "data.sequence_length": (16, 17, 32),
     "data.validation.share": (0.3, 0.5),
@@ -143,6 +154,7 @@ FILE_TOKENS = {
     "t5": {"end_of_text": "</s>", "begin_of_text": None, "sentinels": 8},
     "llama": {"end_of_text": "</s>", "begin_of_text": "<s>"},
 }
+NEW_TOKENS = ("fill_in_the_middle", "mixture_of_denoisers")  # no file has their tokens
 FILES_FOR = {  # objective -> the tokenizer files that have the tokens that it needs
     "masked": ("bert", "roberta"),
     "infilling": ("bert", "roberta"),
@@ -216,7 +228,14 @@ def draw_config(seed: int) -> tuple[dict[str, Any], list[str]]:
 def choose_data(config: dict[str, Any], draw: random.Random) -> None:
     """Choose a family, a tokenizer and sources that the objective can be trained with."""
     kind = config["objective.kind"]
-    config["model.family"] = TRAINED_BY[kind]
+    if kind != "mixture":
+        config["objective.parts"] = ()
+    parts = config["objective.parts"]
+    config["model.family"] = TRAINED_BY[parts[0]["kind"] if parts else kind]
+    if kind not in ("span", "infilling"):
+        config["objective.denoiser"] = None
+    if parts or kind in NEW_TOKENS or config["objective.denoiser"]:
+        config["tokenizer.kind"] = draw.choice(("bytes", "bpe"))
     config["objective.mask_share"], config["objective.random_share"] = draw.choice(
         ((0.8, 0.1), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5))
     )

@@ -8,18 +8,27 @@ from jaxlm import config, objectives
 from jaxlm.objectives import Vocabulary
 
 END, BEGIN, PAD, MASK, FIRST_SENTINEL, FIRST_ORDINARY, SIZE = 0, 1, 2, 3, 4, 104, 1000
+# Behind the ordinary tokens, which are those from FIRST_ORDINARY up to SIZE.
+FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, DENOISER_R, DENOISER_S, DENOISER_X = range(SIZE, SIZE + 6)
+IDS = np.arange(SIZE + 6)
 
 VOCABULARY = Vocabulary(
-    size=SIZE,
+    size=len(IDS),
     end_of_text=END,
-    special=np.arange(SIZE) < FIRST_ORDINARY,
+    special=(IDS < FIRST_ORDINARY) | (IDS >= SIZE),
     begin_of_text=None,
     pad=PAD,
     mask=MASK,
     sentinels=np.arange(FIRST_SENTINEL, FIRST_ORDINARY, dtype=np.int32),
-    first_class=(np.arange(SIZE) % 2).astype(np.int8),
-    last_class=(np.arange(SIZE) // 2 % 2).astype(np.int8),
-    ends_sentence=np.arange(SIZE) % 10 == 9,
+    fim_prefix=FIM_PREFIX,
+    fim_middle=FIM_MIDDLE,
+    fim_suffix=FIM_SUFFIX,
+    denoiser_r=DENOISER_R,
+    denoiser_s=DENOISER_S,
+    denoiser_x=DENOISER_X,
+    first_class=(IDS % 2).astype(np.int8),
+    last_class=(IDS // 2 % 2).astype(np.int8),
+    ends_sentence=IDS % 10 == 9,
 )
 FRAMED = VOCABULARY._replace(begin_of_text=BEGIN)
 
