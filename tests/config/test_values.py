@@ -520,6 +520,7 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (["data.sources.0.path=x"], "data.sources.0.path", "'python_stdlib' takes no path"),
     (["data.sources.0.format=text"], "data.sources.0.path", "'python_stdlib' needs a path"),
     (['data.sources.0.text_keys=["a"]'], "data.sources.0.text_keys", "has no such keys"),
+    (['data.curation.rules=["c4", "c4"]'], "data.curation.rules", "names a rule twice: c4, c4"),
     (["data.sources=[]"], "data.sources", "at least one source"),
     (
         [

@@ -147,9 +147,17 @@ def read_evaluation(path: str) -> EvaluationNgrams:
 
 @functools.lru_cache(maxsize=1)
 def read_evaluation_files(path: str, states: tuple[tuple[str, int, int], ...]) -> EvaluationNgrams:
-    """Return the n-grams of the evaluation text; `states` are those of its files."""
+    """Return the n-grams of the evaluation text; `states` are those of its files.
+
+    Raises ConfigError for a file that can't be read.
+    """
     del states
-    return EvaluationNgrams(read_documents(evaluation_source(path), EVALUATION_KEYS))
+    try:
+        return EvaluationNgrams(read_documents(evaluation_source(path), EVALUATION_KEYS))
+    except UserError as error:
+        # A hint at the options of a source would mislead: the evaluation text has none.
+        reason = str(error).partition("; --")[0].removeprefix(f"{EVALUATION_KEYS.path}: ")
+        raise ConfigError(EVALUATION_KEYS.path, reason) from error
 
 
 def evaluation_source(path: str) -> SourceConfig:

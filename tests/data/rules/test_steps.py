@@ -164,6 +164,15 @@ def test_hashes_find_the_documents_that_a_set_of_ngrams_finds(tmp_path):
     assert 10 < sum(found) < 290
 
 
+def test_an_evaluation_text_that_cannot_be_read_is_one_line(tmp_path):
+    path = tmp_path / "e.jsonl"
+    path.write_text('{"question": "why"}\n')
+    with pytest.raises(UserError) as caught:
+        verdict("text", evaluation_text=str(path))
+    reason = f"{path}:1: no key 'text' (it has 'question')"
+    assert str(caught.value) == f"data.curation.evaluation_text: {reason}"
+
+
 # The classifier
 
 
