@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxlm.config import UserError
@@ -11,10 +10,11 @@ from jaxlm.data.documents import Record
 from jaxlm.data.formats import check_json_lines
 from jaxlm.data.readers.streams import open_stream, read_lines, too_long
 from jaxlm.data.readers.text import decode_utf8
+from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
 
-def read_json_lines(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_json_lines(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the objects of a JSON lines file, or what is wrong with a line; blank ones are skipped.
 
     `names` are the keys that are read: none of them may stand in an object twice.
