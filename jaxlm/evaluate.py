@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
+from jaxlm.config.urls import hide_credentials
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -217,10 +218,11 @@ def parse_sources(data: Sequence[str], text_key: str, text_format: Any) -> tuple
 
         # A file may be called NAME=PATH itself.
         name, path = (text, text) if os.path.lexists(text) else (match[1] or match[2], match[2])
-        name = name.encode(errors="replace").decode()
+        name = hide_credentials(name.encode(errors="replace").decode())
         if name in sources:
             raise UserError(
-                f"--data: {name!r} stands for two sources; name them: --data NAME={path}"
+                f"--data: {name!r} stands for two sources; name them: "
+                f"--data NAME={hide_credentials(path)}"
             )
         try:
             source = SourceConfig(name=name, path=path, text_key=text_key, format=text_format)

@@ -96,6 +96,7 @@ SIDEWAYS = {
 # The one place of each library, so that it can be replaced there.
 ONLY_IN = {
     "flax": {"nn", "models"},
+    "fsspec": {"data"},
     "grain": {"data"},
     "huggingface_hub": {"card"},
     "lm_eval": {"harness"},

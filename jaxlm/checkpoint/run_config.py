@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import Config, ConfigError, TokenizerConfig, UserError, load, to_dict
+from jaxlm.config.urls import hide_credentials
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.files import read_utf8, write_atomically
 
@@ -198,4 +199,4 @@ def format_value(value: Any) -> str:
     """Return a value as an edit on the command line would write it."""
     if value is None:
         return "none"
-    return value if isinstance(value, str) and value else json.dumps(value)
+    return hide_credentials(value) if isinstance(value, str) and value else json.dumps(value)

@@ -11,6 +11,7 @@ from jaxlm.config.fields import (
     Positive,
     PositiveDouble,
     Share,
+    SourcePath,
     refuser,
     section,
 )
@@ -118,7 +119,7 @@ class SourceConfig:
     """One corpus."""
 
     name: NonEmpty
-    path: FilePath | None = None  # a file, a folder or a glob
+    path: SourcePath | None = None  # a file, a folder or a glob, or the URL of one
     # auto: by content, and by name where that can't tell. Files may be compressed by gzip,
     # Zstandard, xz or bzip2, but for Parquet and Arrow. pairs: a text and its target in each record
     # of any format
@@ -166,7 +167,7 @@ class ValidationConfig:
 
     method: Literal["hash", "tail", "source"] = "hash"
     share: Share = 0.05  # hash: of the documents; tail: of each source's bytes
-    path: FilePath | None = None  # source: a file, a folder or a glob
+    path: SourcePath | None = None  # source: a file, a folder or a glob, or the URL of one
 
     def __post_init__(self):
         if (self.method == "source") != (self.path is not None):

@@ -21,6 +21,7 @@ from jaxlm.config.fields import (
 )
 from jaxlm.config.plain_data import build_section, to_dict
 from jaxlm.config.schema import Config
+from jaxlm.config.urls import hide_credentials
 
 LONGEST_NUMBER = 10  # digits of the number of an item in a list
 
@@ -59,7 +60,7 @@ def apply_edits(config: Config, edits: Sequence[str], data: str | None = None) -
 
 def name_source(path: str) -> str:
     """Return the name of the source that `--data` names: that of the file or folder."""
-    name = Path(path).stem.strip("*") or "data"
+    name = Path(hide_credentials(path)).stem.strip("*") or "data"
     return name.encode(errors="replace").decode()
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, dataclass_transform
 
 from jaxlm.config.errors import ConfigError
+from jaxlm.config.urls import hide_credentials, is_url
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class Bounds(NamedTuple):
     below: bool = False  # `high` itself is not allowed
     float32: bool = True  # a number holds the bounds as the float32 that reaches the device, too
     path: bool = False  # a string that names a file, whose name may be other bytes than UTF-8
+    url: bool = False  # a path that may be a URL
 
 
 MOST_SHOWN = 20  # names in a message
@@ -48,6 +50,7 @@ PositiveDouble = Annotated[float, Bounds(low=0.0, above=True, float32=False)]  #
 NonEmpty = Annotated[str, Bounds(low=1)]
 # An empty path would mean the current folder, as after --data "$UNSET".
 FilePath = Annotated[str, Bounds(low=1, path=True)]
+SourcePath = Annotated[str, Bounds(low=1, path=True, url=True)]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -291,6 +294,9 @@ def check_string(value: str, bounds: Bounds, path: str) -> None:
         value.encode(errors="surrogateescape" if bounds.path else "strict")
     except UnicodeEncodeError as error:
         raise ConfigError(path, f"must be Unicode text, got {shorten(value)}") from error
+    if bounds.path and not bounds.url and is_url(value):
+        reason = f"must be a local path, got {hide_credentials(value)}: only sources may be URLs"
+        raise ConfigError(path, reason)
     if bounds.path and "\0" in value:
         raise ConfigError(path, f"must not have a zero byte, got {shorten(value)}")
 

@@ -5,6 +5,7 @@ import glob
 from pathlib import Path
 
 from jaxlm.config.schema import Config
+from jaxlm.config.urls import is_url
 
 
 def find_paths(config: Config, start: Path) -> Config:
@@ -27,7 +28,7 @@ def find_paths(config: Config, start: Path) -> Config:
 
 def find_path(path: str | None, start: Path) -> str | None:
     """Return a file, folder or glob as it is if it is found, else below `start` if it is there."""
-    if path is None or Path(path).expanduser().is_absolute() or exists(path):
+    if path is None or is_url(path) or Path(path).expanduser().is_absolute() or exists(path):
         return path
     moved = str(start / path)
     return moved if exists(moved) else path

@@ -1,7 +1,8 @@
 """Documents, the records that they are made of, and the names of a source's fields in messages."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxlm.data.remote_files import SourceFile
 
 
 class Document(NamedTuple):
@@ -27,7 +28,7 @@ class Record(NamedTuple):
 class FilePart(NamedTuple):
     """A file that is read as a whole, or the lines of one that begin in a stretch of its bytes."""
 
-    path: Path
+    path: SourceFile
     start: int = 0  # lines begin after this byte; 0: the first line is one of them
     stop: int | None = None  # and not after this byte; None: to the end
     first_line: int = 1  # number of the first line

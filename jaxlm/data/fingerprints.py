@@ -11,6 +11,7 @@ from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
 from jaxlm.data.formats import JSON_LINES, find_mark, format_by_name, is_json_lines
 from jaxlm.data.listing import base_folder, list_files
+from jaxlm.data.remote_files import RemoteFile, SourceFile
 from jaxlm.files import strip_byte_order_mark, write_atomically
 
 SETTLED_NANOSECONDS = 2_000_000_000
@@ -69,11 +70,13 @@ def fingerprint_source(
     return SourceFingerprint(digest.hexdigest(), newlines)
 
 
-def once_plain_text(path: Path) -> str:
+def once_plain_text(path: SourceFile) -> str:
     """Return a prefix for the name of a file that earlier versions read as plain text, or "".
 
     Their stores then have another name than those that are built of it now.
     """
+    if isinstance(path, RemoteFile):  # which earlier versions could not read
+        return ""
     if is_json_lines(path) and path.suffix not in JSON_LINES:
         return "JSON lines\0"
     kind = format_by_name(path)
@@ -84,12 +87,14 @@ def once_plain_text(path: Path) -> str:
     return f"{kind}\0" if is_marked else ""
 
 
-def hash_file(path: Path, known: dict, new: dict) -> FileHash:
+def hash_file(path: SourceFile, known: dict, new: dict) -> FileHash:
     """Return the hash of a file, from `known` if its size and time of change are the same.
 
     A leading byte order mark does not count, since it is not read. A hash that was computed is
     added to `new`. Raises OSError.
     """
+    if isinstance(path, RemoteFile):
+        return FileHash(path.content_mark())
     key = str(path.absolute())
     status = path.stat()
     state = [status.st_size, status.st_mtime_ns]

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 from jaxlm.config import UserError
 from jaxlm.config.fields import list_names
 from jaxlm.data.documents import SourceKeys
+from jaxlm.data.remote_files import SourceFile
 
 JSON_LINES = (".jsonl", ".ndjson")
 BY_SUFFIX = {
@@ -46,12 +46,12 @@ NAMED = ("jsonl", "csv", "tsv")  # which any text may be: the name decides
 TAR = slice(257, 262), b"ustar"
 
 
-def is_json_lines(path: Path) -> bool:
+def is_json_lines(path: SourceFile) -> bool:
     """Return whether a file is JSON lines by its name."""
     return path.suffix.lower() in JSON_LINES
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: SourceFile) -> str:
     """Return the suffix of a name, in lower case, without that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in COMPRESSED:
@@ -59,7 +59,7 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def format_by_name(path: Path) -> str:
+def format_by_name(path: SourceFile) -> str:
     """Return the format that the name of a file says."""
     return BY_SUFFIX.get(suffix_of(path), "text")
 
@@ -74,7 +74,7 @@ def describe_binary(head: bytes) -> str:
     return ""
 
 
-def find_format(path: Path, head: bytes) -> str | None:
+def find_format(path: SourceFile, head: bytes) -> str | None:
     """Return the format of a file, the key of a reader; None for one that seems to be plain text.
 
     `head` are the first bytes of its content, decompressed. They count more than the name. Raises
@@ -94,7 +94,7 @@ def find_mark(head: bytes) -> str | None:
     return next((name for magic, name in MARKED if magic.match(head)), None)
 
 
-def find_json(path: Path, head: bytes, text_key: str, keys: SourceKeys) -> str:
+def find_json(path: SourceFile, head: bytes, text_key: str, keys: SourceKeys) -> str:
     """Return "jsonl" or "text" for a file that seems to be plain text.
 
     Objects with `text_key` on lines of their own are JSON lines whatever the file is called. Raises
@@ -119,7 +119,7 @@ def find_json(path: Path, head: bytes, text_key: str, keys: SourceKeys) -> str:
     return "text"
 
 
-def check_json_lines(path: Path, head: bytes) -> None:
+def check_json_lines(path: SourceFile, head: bytes) -> None:
     """Raise UserError if a file of JSON lines begins like a file of another format."""
     binary = describe_binary(head)
     if binary:

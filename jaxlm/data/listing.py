@@ -3,12 +3,14 @@
 import glob
 import os
 import sysconfig
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 
-from jaxlm.config import ConfigError, SourceConfig
+from jaxlm.config import ConfigError, SourceConfig, UserError
 from jaxlm.config.fields import suggestion
+from jaxlm.config.urls import hide_credentials, is_url
 from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
+from jaxlm.data.remote_files import RemoteError, SourceFile, list_remote_files, remote_base_folder
 from jaxlm.files import expand_home
 
 # What Hugging Face's library writes beside the tables of a dataset, and beside its splits.
@@ -31,7 +33,7 @@ STDLIB_EXCLUDED_STARTS = ("config-", "_sysconfigdata", "sitecustomize")
 
 def list_files(
     source: SourceConfig, keys: SourceKeys = FIRST_SOURCE, left_out: list[Path] | None = None
-) -> list[Path]:
+) -> Sequence[SourceFile]:
     """Return the files of a source, sorted; a folder gives every file below it that is not hidden.
 
     `left_out` gets what is no regular file: links to folders and to nowhere, sockets. Raises
@@ -40,6 +42,13 @@ def list_files(
     if source.path is None:
         modules = walk_files(stdlib_folder(), is_excluded_from_stdlib)
         return [path for path in modules if path.suffix == ".py"]
+
+    if is_url(source.path):
+        url = hide_credentials(source.path)
+        try:
+            return drop_descriptions(list_remote_files(source.path), source, keys)
+        except RemoteError as error:
+            raise ConfigError(keys.path, f"{url}: {error.strerror}") from error
 
     path = expand_home(source.path)
     try:
@@ -61,12 +70,14 @@ def list_files(
     return paths
 
 
-def drop_descriptions(paths: list[Path], source: SourceConfig, keys: SourceKeys) -> list[Path]:
+def drop_descriptions(
+    paths: Sequence[SourceFile], source: SourceConfig, keys: SourceKeys
+) -> list[SourceFile]:
     """Return the files of a folder without those that describe a dataset which is saved there.
 
     Raises ConfigError at `keys.path` for a dataset of several splits, of which some are for tests.
     """
-    described: dict[Path, set[str]] = {}
+    described: dict[PurePath, set[str]] = {}
     for path in paths:
         if path.name in DATASET_FILES:
             described.setdefault(path.parent, set()).add(path.name)
@@ -75,7 +86,9 @@ def drop_descriptions(paths: list[Path], source: SourceConfig, keys: SourceKeys)
     for path in paths:
         if path.name == DATASET_SPLITS and folders:
             names = ", ".join(sorted(folder.name for folder in folders))
-            reason = f"{source.path}: holds the splits {names}: name one of them"
+            reason = (
+                f"{hide_credentials(str(source.path))}: holds the splits {names}: name one of them"
+            )
             raise ConfigError(keys.path, reason)
     return [path for path in paths if path.parent not in folders or path.suffix == ".arrow"]
 
@@ -129,13 +142,19 @@ def stdlib_folder() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def base_folder(source: SourceConfig) -> Path:
+def base_folder(source: SourceConfig) -> Path | str:
     """Return the folder that the names of a source's documents are relative to.
 
-    It is the source's own folder, or the part of a glob before the first wildcard.
+    It is the source's own folder, or the part of a glob before the first wildcard. Of a URL it is a
+    name in the file system there.
     """
     if source.path is None:
         return stdlib_folder()
+    if is_url(source.path):
+        try:
+            return remote_base_folder(source.path)
+        except RemoteError as error:
+            raise UserError(f"{hide_credentials(source.path)}: {error.strerror}") from error
     path = expand_home(source.path)
     if path.is_dir():
         return path

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxlm.config import UserError
 from jaxlm.data.formats import COMPRESSED, format_by_name
+from jaxlm.data.remote_files import SourceFile
 
 NAMES = {
     "text": "plain text",
@@ -35,7 +36,7 @@ class ReadingNotes:
         self.first_fault = self.first_fault or str(fault)
         self.fault_count += 1
 
-    def add_format(self, path: Path, kind: str, compression: str | None) -> None:
+    def add_format(self, path: SourceFile, kind: str, compression: str | None) -> None:
         """Take how a file is read, by its content."""
         has_suffix = path.suffix.lower() in COMPRESSED
         what = NAMES[kind] if kind != format_by_name(path) else ""

@@ -7,7 +7,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
@@ -21,9 +20,10 @@ from jaxlm.data.readers.text import read_text
 from jaxlm.data.readers.web_archive import read_web_archive
 from jaxlm.data.readers.wikipedia import read_wikipedia
 from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
-READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Record | UserError]]] = {
+READERS: dict[str, Callable[[SourceFile, tuple[str, ...]], Iterator[Record | UserError]]] = {
     "jsonl": read_json_lines,
     "csv": functools.partial(read_csv, delimiter=","),
     "tsv": functools.partial(read_csv, delimiter="\t"),
@@ -86,7 +86,9 @@ def read_files(
             notes.add_fault(fault)
 
 
-def choose_reader(path: Path, source: SourceConfig, keys: SourceKeys, notes: ReadingNotes) -> str:
+def choose_reader(
+    path: SourceFile, source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
+) -> str:
     """Return the key of the reader of a file, or "text"."""
     if source.format not in ("auto", "pairs"):
         return source.format
@@ -109,10 +111,11 @@ def read_keys(source: SourceConfig) -> tuple[str, ...]:
     return source.text_keys or (source.text_key,)
 
 
-def read_stdlib_module(path: Path, name: str) -> Iterator[Document]:
+def read_stdlib_module(path: SourceFile, name: str) -> Iterator[Document]:
     """Yield the text of a module; nothing if it has another encoding than UTF-8."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     with contextlib.suppress(UnicodeDecodeError):
@@ -121,7 +124,7 @@ def read_stdlib_module(path: Path, name: str) -> Iterator[Document]:
 
 def read_records(
     records: Iterator[Record | UserError],
-    path: Path,
+    path: SourceFile,
     name: str,
     source: SourceConfig,
     keys: SourceKeys,
@@ -141,7 +144,7 @@ def read_records(
 
 
 def record_document(
-    record: Record, path: Path, name: str, source: SourceConfig, keys: SourceKeys
+    record: Record, path: SourceFile, name: str, source: SourceConfig, keys: SourceKeys
 ) -> Document:
     """Return the document of a record. Raises UserError naming the file and the record."""
     place, number = f"{path}:{record.number}", f"{name}:{record.number}"

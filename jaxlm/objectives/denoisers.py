@@ -46,6 +46,4 @@ def build_marked(
         )
 
     # Rows of documents have no place for the token.
-    return plain._replace(
-        source_length=plain.source_length + 1, make_batch=make_batch, packed=None
-    )
+    return plain._replace(source_length=plain.source_length + 1, make_batch=make_batch, packed=None)

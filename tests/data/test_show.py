@@ -11,7 +11,8 @@ from jaxlm.config import ObjectiveConfig, TokenizerConfig, UserError
 from jaxlm.data import SpecialTokens, show
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import open_stream
-from jaxlm.data.tokenizer import byte_tokenizer, train_bpe
+from jaxlm.data.tokenizer import byte_tokenizer
+from jaxlm.data.trained_tokenizers import train_bpe
 from jaxlm.data.visible_text import display_width
 from jaxlm.types import Batch
 
@@ -65,7 +66,7 @@ def test_tokens_are_shown_as_they_are_and_terminals_obey_none():
     assert [names(number) for number in (97, 32, 10, 27, 0xC3, 256, 9999, -1)] == [
         *("a", "·", "\\n", "\\x1b", "<c3>", "<|endoftext|>", "<no token 9999>", "<no token -1>")
     ]
-    tokenizer = train_bpe(["été · \ufffd the the"] * 9, 300, SPECIAL)
+    tokenizer = train_bpe(["été · \ufffd the the"] * 9, 300, SPECIAL, splits_by="gpt2")
     shown = [show.TokenNames(tokenizer)(number) for number in tokenizer.encode(" the · \ufffd")]
     assert shown == ["·the", "·\\xb7", "·\ufffd"]
 

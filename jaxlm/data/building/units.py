@@ -5,7 +5,6 @@ or on another number of processes, has the same ones.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm.config import DataConfig, SourceConfig, UserError
@@ -15,6 +14,7 @@ from jaxlm.data.fingerprints import LINE_COUNT_BYTES
 from jaxlm.data.listing import list_files
 from jaxlm.data.readers.streams import read_head
 from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.remote_files import SourceFile, file_size
 from jaxlm.data.sources import choose_reader
 
 UNIT_BYTES = LINE_COUNT_BYTES  # of files; a folder of small ones gives units of about that size
@@ -54,7 +54,7 @@ def plan_units(
 
 
 def divide_file(
-    path: Path, source: SourceConfig, keys: SourceKeys, newlines: Mapping[str, Sequence[int]]
+    path: SourceFile, source: SourceConfig, keys: SourceKeys, newlines: Mapping[str, Sequence[int]]
 ) -> list[FilePart]:
     """Return the parts of a file: several of large JSON lines that are not compressed, else one."""
     counts = newlines.get(str(path))
@@ -96,6 +96,6 @@ def part_size(part: FilePart) -> int:
     if part.stop is not None:
         return part.stop - part.start
     try:
-        return part.path.stat().st_size - part.start
+        return file_size(part.path) - part.start
     except OSError:
         return 0

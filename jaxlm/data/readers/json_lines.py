@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxlm.config import UserError
@@ -11,11 +10,12 @@ from jaxlm.data.documents import FilePart, Record
 from jaxlm.data.formats import check_json_lines
 from jaxlm.data.readers.streams import open_stream, read_lines, too_long
 from jaxlm.data.readers.text import decode_utf8
+from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
 
 def read_json_lines(
-    path: Path, names: tuple[str, ...], part: FilePart | None = None
+    path: SourceFile, names: tuple[str, ...], part: FilePart | None = None
 ) -> Iterator[Record | UserError]:
     """Yield the objects of a JSON lines file, or what is wrong with a line; blank ones are skipped.
 

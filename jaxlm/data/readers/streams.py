@@ -9,12 +9,12 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
 from jaxlm.config import UserError
 from jaxlm.data.documents import FilePart
+from jaxlm.data.remote_files import SourceFile
 
 # Compression -> the first bytes. A text may well begin with "BZh".
 COMPRESSIONS = {
@@ -47,7 +47,7 @@ def import_reader(name: str, purpose: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def open_stream(path: Path) -> Iterator[io.BufferedIOBase]:
+def open_stream(path: SourceFile) -> Iterator[io.BufferedIOBase]:
     """Open a file for one reading from its start, decompressed.
 
     What is wrong with the file, also during the block, is a UserError that names it.
@@ -72,7 +72,9 @@ def find_compression(head: bytes) -> str | None:
     return next((name for name, magic in COMPRESSIONS.items() if magic.match(head)), None)
 
 
-def decompress(file: io.BufferedReader, compression: str | None, path: Path) -> io.BufferedIOBase:
+def decompress(
+    file: io.BufferedReader, compression: str | None, path: SourceFile
+) -> io.BufferedIOBase:
     """Return the content of an open file as a stream."""
     match compression:
         case "gzip":
@@ -134,7 +136,7 @@ def describe(error: Exception) -> str:
     return lines[0].strip().rstrip(".")
 
 
-def read_head(path: Path, size: int = BUFFER) -> tuple[bytes, str | None]:
+def read_head(path: SourceFile, size: int = BUFFER) -> tuple[bytes, str | None]:
     """Return the first bytes of a file's content, and what it is compressed with.
 
     Of a damaged file these are the bytes before that; it raises UserError if there are none.
@@ -154,13 +156,13 @@ def read_head(path: Path, size: int = BUFFER) -> tuple[bytes, str | None]:
         return head, find_compression(file.read(16))
 
 
-def read_all(path: Path) -> bytes:
+def read_all(path: SourceFile) -> bytes:
     """Return the content of a file.
 
     Raises UserError where decompressing it takes more than LONGEST_RECORD bytes.
     """
     with open_stream(path) as stream:
-        if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
+        if isinstance(stream, io.BufferedReader) and not isinstance(stream.raw, ZstandardStream):
             return stream.read()
 
         data = stream.read(LONGEST_RECORD + 1)

@@ -1,9 +1,11 @@
 """Read tables: CSV and TSV, Parquet, and the Arrow files of Hugging Face's datasets."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxlm.config import UserError
@@ -18,6 +20,7 @@ from jaxlm.data.readers.streams import (
     too_long,
 )
 from jaxlm.data.readers.text import decode_utf8
+from jaxlm.data.remote_files import RemoteError, SourceFile
 from jaxlm.files import strip_byte_order_mark
 
 BATCH_ROWS = 256  # that are turned into Python objects at once
@@ -26,7 +29,7 @@ BATCH_ROWS = 256  # that are turned into Python objects at once
 class TextLines:
     """The decoded lines of a stream. One that can't be read raises UserError; the next goes on."""
 
-    def __init__(self, stream: io.BufferedIOBase, path: Path):
+    def __init__(self, stream: io.BufferedIOBase, path: SourceFile):
         self.lines, self.path = read_lines(stream, FilePart(path)), path
 
     def __iter__(self) -> Iterator[str]:
@@ -39,7 +42,9 @@ class TextLines:
         return decode_utf8(strip_byte_order_mark(line) if number == 1 else line, str(self.path))
 
 
-def read_csv(path: Path, names: tuple[str, ...], delimiter: str) -> Iterator[Record | UserError]:
+def read_csv(
+    path: SourceFile, names: tuple[str, ...], delimiter: str
+) -> Iterator[Record | UserError]:
     """Yield the rows of a table whose first line names its columns, or what is wrong with a row.
 
     Records are numbered by the line in which they end. Raises UserError where the table has no
@@ -73,7 +78,7 @@ def read_csv(path: Path, names: tuple[str, ...], delimiter: str) -> Iterator[Rec
                 yield UserError(f"{path}:{rows.line_num}: {reason}")
 
 
-def check_columns(path: Path, columns: list[str], names: tuple[str, ...]) -> None:
+def check_columns(path: SourceFile, columns: list[str], names: tuple[str, ...]) -> None:
     """Raise UserError if a column that is read is missing, or is there twice."""
     for name in names:
         if columns.count(name) > 1:
@@ -83,7 +88,7 @@ def check_columns(path: Path, columns: list[str], names: tuple[str, ...]) -> Non
             raise UserError(f"{path}: no column {name!r}{near}")
 
 
-def read_parquet(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_parquet(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the rows of a Parquet file with the columns `names`.
 
     Raises UserError where one is missing or the file is damaged.
@@ -91,15 +96,17 @@ def read_parquet(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserEr
     parquet = import_reader("pyarrow.parquet", f"{path}: Parquet")
     arrow = import_reader("pyarrow", f"{path}: Parquet")
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_table(path) as table, parquet.ParquetFile(table) as file:
             check_columns(path, file.schema_arrow.names, names)
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names))
             yield from number_rows(batches)
+    except RemoteError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged Parquet: {describe(error)}") from error
 
 
-def read_arrow(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_arrow(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the rows of an Arrow file or stream with the columns `names`.
 
     Raises UserError where one is missing or the file is damaged.
@@ -107,7 +114,7 @@ def read_arrow(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserErro
     arrow = import_reader("pyarrow", f"{path}: Arrow")
     ipc = import_reader("pyarrow.ipc", f"{path}: Arrow")
     try:
-        with arrow.memory_map(str(path)) as file:
+        with open_table(path) as table, open_arrow(table, arrow) as file:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
             reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
@@ -119,8 +126,22 @@ def read_arrow(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserErro
                 for start in range(0, batch.num_rows, BATCH_ROWS)
             )
             yield from number_rows(small)
+    except RemoteError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged Arrow file: {describe(error)}") from error
+
+
+def open_table(path: SourceFile) -> contextlib.AbstractContextManager[Path | io.BufferedReader]:
+    """Return what pyarrow reads: a local path, for its own readers, or an open file."""
+    return contextlib.nullcontext(path) if isinstance(path, Path) else path.open("rb")
+
+
+def open_arrow(table: Path | io.BufferedReader, arrow: ModuleType) -> Any:
+    """Return a file of pyarrow; a local one is mapped into memory."""
+    if isinstance(table, Path):
+        return arrow.memory_map(str(table))
+    return arrow.PythonFile(table, mode="r")
 
 
 def number_rows(batches: Iterator[Any]) -> Iterator[Record]:

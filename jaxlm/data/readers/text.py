@@ -1,14 +1,13 @@
 """Read a file as one text."""
 
-from pathlib import Path
-
 from jaxlm.config import UserError
 from jaxlm.data.formats import describe_binary
 from jaxlm.data.readers.streams import read_all
+from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
 
-def read_text(path: Path) -> str:
+def read_text(path: SourceFile) -> str:
     """Return the text of a file, decompressed, without a leading byte order mark.
 
     Raises UserError naming the first byte that is not UTF-8.

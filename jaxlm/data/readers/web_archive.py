@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxlm.config import UserError
@@ -14,12 +13,13 @@ from jaxlm.data.readers.streams import (
     open_stream,
     too_long,
 )
+from jaxlm.data.remote_files import SourceFile
 
 HTML = ("text/html", "application/xhtml+xml")
 KINDS = ("conversion", "response")
 
 
-def read_web_archive(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the fields "text", "url" and "date" of each page, or what is wrong with it.
 
     Of an HTML page the text is its main content, without menus. Other responses than text are left

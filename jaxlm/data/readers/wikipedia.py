@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,6 +14,7 @@ from jaxlm.data.readers.streams import (
     open_stream,
     too_long,
 )
+from jaxlm.data.remote_files import SourceFile
 
 FILE_NAMESPACE, CATEGORY_NAMESPACE = "6", "14"
 INVISIBLE_TAGS = ("ref", "references", "table", "gallery", "timeline", "math", "score")
@@ -22,7 +22,7 @@ EMPTY_LINES = re.compile(r"\n{3,}")
 EMPTY_BRACKETS = re.compile(r" ?\((?:[\s,;]|&nbsp;)*\)")
 
 
-def read_wikipedia(path: Path, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_wikipedia(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the fields "text", "title" and "id" of each article, numbered as in the dump.
 
     Redirects and other namespaces (talk, users, templates) are left out. Raises UserError, with the

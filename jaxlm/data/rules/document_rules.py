@@ -139,7 +139,8 @@ def with_texts(document: Document, texts: list[str]) -> Document:
 def read_evaluation(path: str) -> EvaluationNgrams:
     """Return the n-grams of the evaluation text, read once per process while it is the same."""
     source = evaluation_source(path)
-    states = [(file, file.stat()) for file in list_files(source, EVALUATION_KEYS)]
+    files = list_files(source, EVALUATION_KEYS)
+    states = [(file, file.stat()) for file in files if isinstance(file, Path)]  # none is elsewhere
     return read_evaluation_files(
         path, tuple((str(file), state.st_size, state.st_mtime_ns) for file, state in states)
     )

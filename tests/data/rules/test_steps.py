@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from support.labelled_documents import PROSE, words
 
+from jaxlm import prepare
 from jaxlm.config import CurationConfig, SourceConfig, UserError
 from jaxlm.data import Document
 from jaxlm.data.rules import DocumentRules, load_classifier, load_predicate, train_classifier
 from jaxlm.data.rules.addresses import EMAIL, IP, remove_addresses
-from jaxlm.data.rules.classifier_command import main
 from jaxlm.data.rules.normalization import normalize
 
 SOURCE = SourceConfig(name="s", path="x")
@@ -192,7 +192,10 @@ def test_a_classifier_tells_held_out_documents_apart(tmp_path, capsys):
             (tmp_path / name / f"{number}.txt").write_text(text)
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
     for path in paths:
-        assert main([str(tmp_path / "good"), str(tmp_path / "bad"), str(path)]) == 0
+        assert (
+            prepare.main(["classifier", str(tmp_path / "good"), str(tmp_path / "bad"), str(path)])
+            == 0
+        )
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert "good and 60 bad documents; of" in capsys.readouterr().out
 
