@@ -12,7 +12,7 @@ import pytest
 from support.stores import BYTES, WORDS, build_store, data_config
 
 from jaxlm.config import CurationConfig, TokenizerConfig
-from jaxlm.data import describe_store, dry_run
+from jaxlm.data import describe_store, dry_run, file_samples
 
 
 def write_lines(seed, count):
@@ -27,7 +27,7 @@ def write_lines(seed, count):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """Two sources, one of them compressed, in files of which a small sample is a part."""
-    monkeypatch.setattr(dry_run, "PART_BYTES", 1 << 12)
+    monkeypatch.setattr(file_samples, "PART_BYTES", 1 << 12)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     (tmp_path / "plain").mkdir()
@@ -88,16 +88,16 @@ def test_a_compressed_part_counts_the_blocks_that_can_be_read(tmp_path):
 
     # At least a block, and of those that are cut nothing. Positions are known to 8 kB.
     for limit in (1000, int(2.9 * block)):
-        counted = dry_run.write_compressed_part(path, part, "bzip2", limit)
+        counted = file_samples.write_compressed_part(path, part, "bzip2", limit)
         read = len(bz2.BZ2Decompressor().decompress(part.read_bytes()))
         expected = read / len(text) * path.stat().st_size
         assert expected > 0 and expected - 500 <= counted <= expected + (1 << 13)
 
 
 def test_files_are_spread_evenly_and_limits_are_kept(data):
-    assert dry_run.choose_files([10] * 100, 50, spread=True) == [10, 30, 50, 70, 90]
-    assert dry_run.choose_files([10] * 100, 50, spread=False) == [0, 1, 2, 3, 4]
-    assert dry_run.choose_files([10] * 3, 1e9, spread=True) == [0, 1, 2]
+    assert file_samples.choose_files([10] * 100, 50, spread=True) == [10, 30, 50, 70, 90]
+    assert file_samples.choose_files([10] * 100, 50, spread=False) == [0, 1, 2, 3, 4]
+    assert file_samples.choose_files([10] * 3, 1e9, spread=True) == [0, 1, 2]
 
     first = replace(data.sources[0], documents=40)
     found = estimate(replace(data, sources=(first,)), 0.02)

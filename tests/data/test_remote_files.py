@@ -247,6 +247,7 @@ def test_a_file_that_changed_at_another_time_has_another_fingerprint(tmp_path):
         folder.mkdir()
         (folder / "a.txt").write_text("text")
         os.utime(folder / "a.txt", (seconds, seconds))
-        marks.add(fingerprint_source(source_of(f"file://{folder}"), tmp_path / "cache.json"))
+        mark = fingerprint_source(source_of(f"file://{folder}"), tmp_path / "cache.json")
+        marks.add(mark.hash)
         shutil.rmtree(folder)
     assert len(marks) == 2

@@ -36,7 +36,7 @@ def test_the_place_of_a_sample_is_where_its_tokens_are(store):
     objective = objectives.build(ObjectiveConfig(), 100, store.tokenizer.vocabulary)
     stream = open_stream(store, data, objective, BatchSchedule(8), seed=1)
     for sample in (0, 5, 2000):
-        source, start = stream.locate(sample)
+        source, start = stream.locate(np.array([sample]))[:, 0].tolist()
         place = show.locate_window(store, "train", source, start, objective.window)
         batch = stream[sample // 8]
         window = store.train[source].read_windows(np.array([place.start]), place.length)

@@ -149,3 +149,10 @@ def test_more_spans_than_sentinels_are_refused():
         build_objective("mixture_of_denoisers", 512)
     assert raised.value.path == "tokenizer.sentinels" and "127 spans" in raised.value.reason
     assert FIRST_ORDINARY - FIRST_SENTINEL == 100
+
+
+def test_rows_of_documents_have_no_place_for_the_token_of_a_denoiser():
+    plain, marked = (build_objective("span", 64, denoiser=denoiser) for denoiser in (None, "R"))
+    assert objectives.packed_rows(plain, "packed") is not None
+    with pytest.raises(ConfigError, match=r"^data\.sequences: 'packed' does not exist"):
+        objectives.packed_rows(marked, "packed")
