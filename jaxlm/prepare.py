@@ -227,7 +227,7 @@ def build_prepare_parser() -> runtime.Parser:
     )
     parser.add_argument(
         "--stage",
-        choices=("read", "tokenizer", "tokens"),
+        choices=("files", "read", "tokenizer", "tokens"),
         help="do one stage alone, which several machines can share (launch/prepare_slurm.sh)",
     )
     parser.add_argument("--part", metavar="I/N", help="of a stage: the I-th of N parts")

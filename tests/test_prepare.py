@@ -1,5 +1,6 @@
 """python -m jaxlm.prepare: a store and its report, without jax."""
 
+import filecmp
 import json
 import subprocess
 import sys
@@ -153,3 +154,53 @@ def test_jax_is_not_loaded(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_machines_share_the_stages_and_give_the_same_store(folder, capsys):
+    def run(*arguments):
+        code = runtime.command(prepare.main, ["--config", "tiny.py", *arguments])
+        return code, capsys.readouterr()
+
+    assert run()[0] == 0
+    (manifest,) = (folder / "stores").glob("*/manifest.json")
+    alone = manifest.parent
+    shared = ("data.store=shared",)
+    code, printed = run(*shared, "--stage", "tokenizer")
+    assert code == 2 and "2 of 2 units have not been read" in printed.err
+    code, printed = run(*shared, "--stage", "tokens")
+    assert code == 2 and "--stage tokenizer, is not done" in printed.err
+
+    for arguments in (
+        ["files"],
+        ["read", "--part", "2/3"],
+        ["read", "--part", "1/3"],
+        ["read", "--part", "3/3"],
+        ["tokenizer"],
+        ["tokens", "--part", "1/2"],
+        ["tokens", "--part", "2/2"],
+    ):
+        assert run(*shared, "--stage", *arguments)[0] == 0
+    assert not list((folder / "shared").glob("*/manifest.json"))
+    code, printed = run(*shared)
+    assert code == 0 and "goes on with what an earlier preparation left" in printed.out
+    names = [path.name for path in alone.glob("*") if not path.name.startswith("report")]
+    together = folder / "shared" / alone.name
+    assert filecmp.cmpfiles(alone, together, names, shallow=False) == (names, [], [])
+
+
+def test_a_function_of_the_user_chooses_documents(folder, capsys):
+    (folder / "mine.py").write_text("def keeps(text):\n    return not text.startswith('note 0')\n")
+    arguments = ["--config", "tiny.py", "--json", "r.json", "--keep", "mine.py:keeps"]
+    assert runtime.command(prepare.main, arguments) == 0
+    report = json.loads((folder / "r.json").read_text())
+    assert report["sources"]["notes"]["dropped"] == {"unreadable": 2, "predicate": 10}
+
+    for wrong, reason in (
+        (["--keep", "mine.py:keep"], "mine.py: defines no function 'keep' (did you mean"),
+        (["--workers", "0"], "--workers: 0: must be at least 1"),
+        (["--part", "1/2"], "--part: is the share of a --stage"),
+        (["--stage", "read", "--part", "3/2"], "--part: 3/2: must be I/N"),
+    ):
+        assert runtime.command(prepare.main, ["--config", "tiny.py", *wrong]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1

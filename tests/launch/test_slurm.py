@@ -1,12 +1,29 @@
-"""launch/slurm.sh under SLURM, where it runs here, with a stand-in for Python."""
+"""The scripts of launch/ under SLURM, where it runs here, mostly with a stand-in for Python."""
 
 import os
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.slurm import Job, require_cluster, slurm
 from support.stand_in import AWKWARD, SLURM, StandIn
+from support.stores import all_texts, write_corpus
+
+from jaxlm.data import open_store
+
+ROOT = Path(__file__).parents[2]
+PREPARE_SLURM = ROOT / "launch" / "prepare_slurm.sh"
+TINY = """
+from jaxlm.config import Config, DataConfig, ModelConfig, TokenizerConfig
+
+config = Config(
+    model=ModelConfig(vocabulary_size=300, layers=1, width=16, heads=2, context_length=32),
+    tokenizer=TokenizerConfig(kind="bytes"),
+    data=DataConfig(sequence_length=32),
+)
+"""
 
 # Longer than a requeued job waits in the test bed
 REQUEUE_SECONDS = 8
@@ -163,3 +180,25 @@ def test_a_preempted_job_saves_and_goes_on(stand_in, submit):
     slurm("sbatch", *urgent, "--wrap=true")
     assert job.wait_for_end() == ("COMPLETED", 0), job.log.read_text()
     assert stand_in.saved() == [0, 1] and job.field("Restarts") == "1"
+
+
+@pytest.mark.slow
+def test_tasks_share_the_preparation_of_a_corpus(tmp_path):
+    """The Python is the real one."""
+    require_cluster()
+    write_corpus(tmp_path / "texts")
+    (tmp_path / "tiny.py").write_text(TINY)
+    command = ["--config", "tiny.py", "--data", "texts"]
+    done = subprocess.run(
+        ["sbatch", "--wait", "--ntasks=2", f"--output={tmp_path}/job.log", PREPARE_SLURM, *command],
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    log = (tmp_path / "job.log").read_text()
+    assert done.returncode == 0, log
+    assert log.count("read: ") == log.count("tokens: ") == 2 and "report.html" in log
+    (manifest,) = (tmp_path / "stores").glob("*/manifest.json")
+    assert len(all_texts(open_store(manifest.parent))) == 40

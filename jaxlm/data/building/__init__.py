@@ -44,7 +44,7 @@ from jaxlm.data.split import (
     total_size,
 )
 from jaxlm.data.store import TOKENIZER
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, measure_fertility
 from jaxlm.data.tokenizer_training import build_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.files import write_atomically
@@ -104,6 +104,10 @@ def build_store(
             for number, source in enumerate(sources)
         },
         "curation": describe_curation(data, judgement, extracts),
+        "fertility": {
+            source.config.name: find_fertility(folder, inputs, units, judgement, number, tokenizer)
+            for number, source in enumerate(sources)
+        },
         "validation": describe_validation(
             entries,
             total_size(judgement.sizes, VALIDATION),
@@ -253,7 +257,7 @@ def make_tokenizer(
         inputs.tokenizer,
         inputs.vocabulary_size,
         inputs.special,
-        training_texts(folder, inputs.data, units, judgement),
+        kept_texts(folder, inputs.data, units, judgement, split=TRAIN),
         total_size(judgement.sizes, TRAIN).bytes,
         report,
     )
@@ -261,13 +265,17 @@ def make_tokenizer(
     return tokenizer
 
 
-def training_texts(
-    folder: Path, data: DataConfig, units: Sequence[Unit], judgement: Judgement
+def kept_texts(
+    folder: Path,
+    data: DataConfig,
+    units: Sequence[Unit],
+    judgement: Judgement,
+    split: str | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of the training split."""
+    """Yield the texts of some units that are kept, of one split or of both."""
     for unit in units:
         cut = judgement.cuts.get(unit.source)
-        for document in read_kept(folder, unit, count_texts(data, unit), cut, split=TRAIN):
+        for document in read_kept(folder, unit, count_texts(data, unit), cut, split):
             yield from document.texts
 
 
@@ -286,6 +294,20 @@ def report_notes(
         merge_notes(notes[number], of_source)
         for line in notes[number].lines(source.name):
             report(line)
+
+
+def find_fertility(
+    folder: Path,
+    inputs: StoreInputs,
+    units: Sequence[Unit],
+    judgement: Judgement,
+    source: int,
+    tokenizer: Tokenizer,
+) -> dict[str, float]:
+    """Return how many tokens the first texts of a source take."""
+    of_source = [unit for unit in units if unit.source == source]
+    texts = kept_texts(folder, inputs.data, of_source, judgement)
+    return measure_fertility(tokenizer, texts)._asdict()
 
 
 def count_dropped(judgement: Judgement, source: int, faults: int) -> dict[str, int]:

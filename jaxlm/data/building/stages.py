@@ -1,5 +1,6 @@
 """Share the building of a store among machines: each does its part of a stage.
 
+files       the hashes of the files, which name the store, on one machine
 read        the first pass over every n-th unit
 tokenizer   duplicates, splits and the tokenizer, on one machine
 tokens      the second pass over every n-th unit
@@ -27,7 +28,7 @@ from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
 from jaxlm.data.store import TOKENIZER
 
-Stage = Literal["read", "tokenizer", "tokens"]
+Stage = Literal["files", "read", "tokenizer", "tokens"]
 
 
 class Part(NamedTuple):
@@ -46,6 +47,8 @@ def run_stage(
     report: Callable[[str], None],
 ) -> None:
     """Do a part of a stage. Raises UserError where an earlier stage is not complete."""
+    if stage == "files":  # the hashes are there, since the store has a name
+        return
     data = inputs.data
     notes = [new_notes(data) for _ in numbered_sources(data)]
     units = plan_units(data, inputs.newlines, notes)
