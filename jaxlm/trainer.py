@@ -60,17 +60,9 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         start = find_start(checkpoints.latest())
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
+        saved_config = None
         if start.origin is not Origin.FRESH:
-            saved_config, _ = checkpoint.read_run_config(directory)
-            try:
-                config, changes = checkpoint.resume_config(directory, config, start.step)
-            except UserError:
-                data.check_files(config.data)  # a missing file explains the difference better
-                raise
-            resumed = start.origin is Origin.RESUMED
-            how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
-            rates = describe_rates(saved_config, config, start.step)
-            log(f"{directory}: {how}", *changes, *rates)
+            saved_config, config = continue_run(config, directory, start)
 
         # A run that was stopped in an evaluation continues there, even if all steps are done.
         steps = config.training.steps
@@ -91,7 +83,9 @@ def train(config: Config, group: runtime.ProcessGroup, resume_command: str) -> i
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
             checkpoint.check_store(directory, config, store.hash)
-        stream = build_stream(run, store)
+        stream = build_stream(run, store, saved_config, start.step)
+        config = data.record_mixture(config, stream.mixture.schedule)
+        run = run._replace(config=config)
 
         # 4. The state: fresh, imported or resumed.
         state = build_state(run, start, checkpoints)
@@ -188,6 +182,25 @@ def find_start(newest: int | None) -> Start:
     return Start(Origin.RESUMED if newest else Origin.IMPORTED, newest)
 
 
+def continue_run(config: Config, directory: Path, start: Start) -> tuple[Config, Config]:
+    """Return the saved config of a run and the one that holds from now on; log what differs.
+
+    Raises UserError if `config` would make another run of it.
+    """
+    saved_config, _ = checkpoint.read_run_config(directory)
+    try:
+        config, changes = checkpoint.resume_config(directory, config, start.step)
+    except UserError:
+        data.check_files(config.data)  # a missing file explains the difference better
+        raise
+
+    resumed = start.origin is Origin.RESUMED
+    how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
+    rates = describe_rates(saved_config, config, start.step)
+    log(f"{directory}: {how}", *changes, *rates)
+    return saved_config, config
+
+
 def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> bool:
     """Return whether the evaluation after the step of a resumed run is still to be done."""
     if start.origin is not Origin.RESUMED or start.step > config.training.steps:
@@ -243,21 +256,40 @@ def check_vocabulary(model: ModelConfig, store: data.Store) -> None:
         )
 
 
-def build_stream(run: Run, store: data.Store) -> Stream:
-    """Return the training data by step: the sources of `store`, mixed by their weights."""
+def build_stream(run: Run, store: data.Store, saved: Config | None = None, step: int = 0) -> Stream:
+    """Return the training data by step: the sources of `store`, in the mixture of the run.
+
+    `saved` is the config of a run that is resumed after `step`.
+    """
     config = run.config
     vocabulary = store.tokenizer.vocabulary
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
-    weights = [source.weight for source in config.data.sources]
     names = [source.name for source in config.data.sources]
     stream = Stream(
         store.train,
-        weights=weights,
+        weights=config.data.weights,
         names=names,
         objective=objective,
         schedule=run.schedule,
         seed=config.seed,
     )
+
+    entries = store.manifest["splits"]["train"]
+    sizes = [
+        data.SourceSize(name, entry["tokens"], stream.epoch_samples(number))
+        for number, (name, entry) in enumerate(zip(names, entries, strict=True))
+    ]
+    mixture = data.plan_mixture(config, sizes, saved, step)
+    stream.set_mixture(mixture)
+    if len(names) > 1:
+        log(
+            data.format_mixture(
+                data.describe_mixture(sizes, mixture, run.schedule, config.training.steps)
+            )
+        )
+    if saved is not None and step:
+        log(*data.describe_change(names, saved.data, mixture, step))
+
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")

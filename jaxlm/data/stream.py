@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxlm import counter_rng
 from jaxlm.config import ConfigError
-from jaxlm.data.mixture import Mixture
+from jaxlm.data.mixture import MixtureStages
 from jaxlm.data.permutation import permute
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
-from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
@@ -52,11 +52,19 @@ class Stream:
                 )
 
         self.arrays, self.objective = tuple(arrays), objective
-        self.mixture, self.schedule = Mixture(weights), schedule
-        self.seed = seed
+        self.schedule, self.seed = schedule, seed
+        self.set_mixture(MixtureSchedule(tuple(weights)))
+
+    def set_mixture(self, mixture: MixtureSchedule) -> None:
+        """Take the weights of the sources by step. No batch has been read yet."""
+        self.mixture = MixtureStages(mixture, self.schedule)
         # Hashing a thousand samples costs hardly more than hashing ten, so the newest blocks are
         # kept.
         self.block = functools.lru_cache(maxsize=8)(self.locate_block)
+
+    def epoch_samples(self, source: int) -> int:
+        """Return how many samples an epoch of a source has."""
+        return window_count(self.arrays[source], self.objective)
 
     def __len__(self) -> int:
         return ENDLESS
@@ -102,7 +110,7 @@ class Stream:
     def window_starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
         """Return where the samples `numbers` (int64 [n]) of a source start; int64 [n]."""
         array, stride = self.arrays[source], self.objective.stride
-        count = window_count(array, self.objective)
+        count = self.epoch_samples(source)
         epochs, index = np.divmod(numbers, count)
 
         stream = counter_rng.PHASE + source
