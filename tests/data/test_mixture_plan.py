@@ -150,6 +150,23 @@ def test_stages_equal_counting(changes, first):
     assert sum(stages.count_samples(far)) == far
 
 
+@settings(deadline=None, max_examples=60)
+@given(schedules, schedules, st.integers(0, 45))
+def test_merged_weights_are_those_before_the_step_and_the_others_after(changes, others, step):
+    one, other = (
+        MixtureSchedule((2.0, 1.0, 1.0), tuple((at, tuple(w)) for at, w in sorted(stages)))
+        for stages in (changes, others)
+    )
+    merged = one.merged(other, step)
+    steps = [at for at, _ in merged.changes]
+    assert steps == sorted(set(steps))
+    for at in range(60):
+        expected = np.array((one if at < step else other).at(at))
+        found = np.array(merged.at(at))
+        assert found / found.sum() == pytest.approx(expected / expected.sum())
+    assert one.merged(one, step) == one
+
+
 def test_shares_over_1000_batches_are_those_of_the_weights():
     weights = (0.6, 0.22, 0.08, 0.07, 0.03)
     schedule = MixtureSchedule((1.0,) * 5, ((1000, weights),))
