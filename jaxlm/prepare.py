@@ -281,21 +281,24 @@ def read_sample(
     import numpy as np
 
     from jaxlm import objectives
-    from jaxlm.data.schedule import BatchSchedule
+    from jaxlm.data.mixture_plan import batch_schedule, plan_mixture
     from jaxlm.data.show import locate_row, locate_window
-    from jaxlm.data.stream import open_stream
+    from jaxlm.data.stream import open_stream, source_sizes
     from jaxlm.evaluation.validation import EvaluationWindows
 
     length = run_config.data.sequence_length
     objective = objectives.build(run_config.objective, length, store.tokenizer.vocabulary)
     if split == "train":
-        # A batch of one: the sample's number is the step's.
-        stream = open_stream(store, run_config.data, objective, BatchSchedule(1), run_config.seed)
-        source, start = stream.locate(np.array([sample]))[:, 0].tolist()
+        schedule = batch_schedule(run_config)
+        stream = open_stream(store, run_config.data, objective, schedule, run_config.seed)
+        sizes = source_sizes(stream, store, run_config.data)
+        stream.set_mixture(plan_mixture(run_config, sizes))
+        samples = np.array([sample])
+        batch, (source, start) = stream.make_batch(samples), stream.locate(samples)[:, 0].tolist()
         if stream.packed is not None:
             starts = stream.row_arrays[source].packing.row_starts(start)
-            return stream[sample], locate_row(store, split, source, start, starts)
-        return stream[sample], locate_window(store, split, source, start, objective.window)
+            return batch, locate_row(store, split, source, start, starts)
+        return batch, locate_window(store, split, source, start, objective.window)
 
     draws = run_config.evaluation.draws
     windows = EvaluationWindows(store.validation, objective, 1, draws, run_config.seed)

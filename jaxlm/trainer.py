@@ -16,7 +16,7 @@ from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
-from jaxlm.data.stream import Stream, open_stream
+from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, build_run, check_memory, check_trainable, describe_run
@@ -64,8 +64,9 @@ def train(
         start = find_start(checkpoints.latest())
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
+        saved_config = None
         if start.origin is not Origin.FRESH:
-            config = continue_config(config, start, directory)
+            saved_config, config = continue_run(config, directory, start)
 
         # A run that was stopped in an evaluation continues there, even if all steps are done.
         steps = config.training.steps
@@ -86,7 +87,9 @@ def train(
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
             checkpoint.check_store(directory, config, store.hash)
-        stream = build_stream(run, store)
+        stream = build_stream(run, store, saved_config, start.step)
+        config = data.record_mixture(config, stream.mixture.schedule)
+        run = run._replace(config=config)
 
         # 4. The state: fresh, imported or resumed.
         state = build_state(run, start, checkpoints)
@@ -186,10 +189,10 @@ def find_start(newest: int | None) -> Start:
     return Start(Origin.RESUMED if newest else Origin.IMPORTED, newest)
 
 
-def continue_config(config: Config, start: Start, directory: Path) -> Config:
-    """Return the config of a run that is continued, and print what `config` changes in it.
+def continue_run(config: Config, directory: Path, start: Start) -> tuple[Config, Config]:
+    """Return the saved config of a run and the one that holds from now on; log what differs.
 
-    Raises UserError where that would make another run of it.
+    Raises UserError if `config` would make another run of it.
     """
     saved_config, _ = checkpoint.read_run_config(directory)
     try:
@@ -201,7 +204,7 @@ def continue_config(config: Config, start: Start, directory: Path) -> Config:
     resumed = start.origin is Origin.RESUMED
     how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
     log(f"{directory}: {how}", *changes, *describe_rates(saved_config, config, start.step))
-    return config
+    return saved_config, config
 
 
 def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> bool:
@@ -260,12 +263,27 @@ def check_vocabulary(model: ModelConfig, store: data.Store) -> None:
         )
 
 
-def build_stream(run: Run, store: data.Store) -> Stream:
-    """Return the training data by step: the sources of `store`, mixed by their weights."""
+def build_stream(run: Run, store: data.Store, saved: Config | None = None, step: int = 0) -> Stream:
+    """Return the training data by step: the sources of `store`, in the mixture of the run.
+
+    `saved` is the config of a run that is resumed after `step`.
+    """
     config = run.config
     vocabulary = store.tokenizer.vocabulary
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
     stream = open_stream(store, config.data, objective, run.schedule, config.seed, log)
+    sizes = source_sizes(stream, store, config.data)
+    mixture = data.plan_mixture(config, sizes, saved, step)
+    stream.set_mixture(mixture)
+    if len(sizes) > 1:
+        log(
+            data.format_mixture(
+                data.describe_mixture(sizes, mixture, run.schedule, config.training.steps)
+            )
+        )
+    if saved is not None and step:
+        log(*data.describe_change([size.name for size in sizes], saved.data, mixture, step))
+
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")

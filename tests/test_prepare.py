@@ -11,7 +11,7 @@ from support.stores import write_corpus
 
 from jaxlm import config, data, objectives, prepare, runtime
 from jaxlm.data.schedule import BatchSchedule
-from jaxlm.data.stream import open_stream
+from jaxlm.data.stream import open_stream, source_sizes
 
 CONFIG = """
 from jaxlm.config import Config, DataConfig, ModelConfig, SourceConfig, TokenizerConfig
@@ -107,14 +107,23 @@ def test_a_sample_is_shown_from_a_config_and_from_its_store(folder, capsys):
             assert [row["id"] for row in rows[1:]] == [row["target_id"] for row in rows[:-1]]
 
 
-def test_the_sample_that_is_shown_is_the_one_that_trains(folder):
-    line = ["show", "--config", "tiny.py", "--sample", "9", "--json", "s.json", "seed=3"]
+@pytest.mark.parametrize("sequences", ["windows", "packed", "documents"])
+def test_the_sample_that_is_shown_is_the_one_that_trains(folder, capsys, sequences):
+    """Sample 9 is in step 2, from which on only the notes are read."""
+    edits = [
+        *("seed=3", "training.batch_size=4", f"data.sequences={sequences}"),
+        "data.mixture_schedule=[[2,[0.0,1.0]]]",
+    ]
+    line = ["show", "--config", "tiny.py", "--sample", "9", "--json", "s.json", *edits]
     assert runtime.command(prepare.main, line) == 0
+    assert "sample 9: source notes, train: " in capsys.readouterr().out
     rows = json.loads((folder / "s.json").read_text())["sides"]["tokens"]
-    run = config.load("tiny.py", ["seed=3"])
+
+    run = config.load("tiny.py", edits)
     store = data.open_store(next((folder / "stores").glob("*/manifest.json")).parent)
     objective = objectives.build(run.objective, 32, store.tokenizer.vocabulary)
     stream = open_stream(store, run.data, objective, BatchSchedule(4), 3)
+    stream.set_mixture(data.plan_mixture(run, source_sizes(stream, store, run.data)))
     assert stream[2].tokens[1].tolist() == [row["id"] for row in rows]
 
 

@@ -17,8 +17,8 @@ from jaxlm.card.training_record import (
     recorded_starts,
 )
 from jaxlm.config import Config, SourceConfig
-from jaxlm.data.mixture import Mixture
-from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.mixture import Mixture, MixtureStages
+from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.files import read_utf8
 from jaxlm.objectives import Objective, Vocabulary
 
@@ -106,18 +106,20 @@ class Facts(NamedTuple):
     def sources(self) -> list[SourceFacts]:
         """The sources of the config, with what the store counted."""
         sources = self.config.data.sources
-        mixture = Mixture([source.weight for source in sources])
-        counts = samples_by_source(mixture, self.samples(self.step))
+        data = self.config.data
+        schedule = MixtureSchedule(data.weights, data.mixture_schedule)
+        mixture = MixtureStages(schedule, self.schedule)
+        samples_read = self.samples(self.step)
+        counts = samples_by_source(mixture, samples_read)
+        shares = mixture.shares(samples_read)
 
         # By place: a store that runs share has the names of the run that built it.
         entries = self.data.get("splits", {}).get("train", [])
         entries = entries if len(entries) == len(sources) else [{}] * len(sources)
 
         return [
-            source_facts(source, slots / mixture.period, samples, entry, self.objective)
-            for source, slots, samples, entry in zip(
-                sources, mixture.slots.tolist(), counts, entries, strict=True
-            )
+            source_facts(source, share, samples, entry, self.objective)
+            for source, share, samples, entry in zip(sources, shares, counts, entries, strict=True)
         ]
 
     @property
@@ -294,7 +296,7 @@ def sample_lengths(config: Config) -> Objective:
     return objectives.build(config.objective, config.data.sequence_length, vocabulary)
 
 
-def samples_by_source(mixture: Mixture, samples: int) -> list[int]:
+def samples_by_source(mixture: Mixture | MixtureStages, samples: int) -> list[int]:
     """Return how many of the first `samples` came from each source, exactly."""
     return mixture.count_samples(samples)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ FIXED = (
     "optimizer.kind",
 )
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
+# How much is read of each source. It may change, and is recorded once the sizes of the sources are
+# known (`data/mixture_plan.py`).
+MIXTURE = re.compile(
+    r"data\.mixture_(temperature|schedule)|data\.sources\.\d+\.(weight|tokens|max_epochs)"
+)
 
 # The same for imported weights, which have seen no step of the run yet.
 FIXED_AT_START = ("model", "tokenizer", "precision.params")
@@ -87,7 +93,8 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
 def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Config, list[str]]:
     """Return the config that holds from `step` on, and one note per change.
 
-    Before `step` the batch schedule is the saved one, from there on that of `config`. Raises
+    Before `step` the batch schedule is the saved one, from there on that of `config`. The mixture
+    is that of `config`: `plan_mixture` brings it together with the saved one. Raises
     UserError if `config` would make another run of the saved one: another model, objective,
     tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run of imported weights
     (step 0) may still choose all but the model, the tokenizer and the dtype.
@@ -102,7 +109,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
 
     changes = differences(saved, resumed)
     refuse_changes(run_directory, [note for key, note in changes.items() if is_fixed(key, step)])
-    return resumed, [note for key, note in changes.items() if key != "run_directory"]
+    silent = {"run_directory", *(key for key in changes if step and MIXTURE.fullmatch(key))}
+    return resumed, [note for key, note in changes.items() if key not in silent]
 
 
 def keep_unbounded(saved: Config, config: Config) -> Config:
@@ -157,7 +165,7 @@ def is_path(key: str) -> bool:
 def is_fixed(key: str, step: int) -> bool:
     """Return whether a key may not change when a run is resumed after `step`."""
     fixed, free = (FIXED, FREE) if step else (FIXED_AT_START, FREE_AT_START)
-    if key in free or is_path(key):
+    if key in free or is_path(key) or MIXTURE.fullmatch(key):
         return False
     return any(key == name or key.startswith(f"{name}.") for name in fixed)
 

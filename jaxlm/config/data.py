@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import (
     Bounds,
+    Count,
     FilePath,
     NonEmpty,
+    NonNegativeDouble,
     Positive,
     PositiveDouble,
     Share,
@@ -144,7 +146,10 @@ class SourceConfig:
     documents: Positive | None = None  # read the first ones only. None: all
     # keep the documents in one of these, by ISO 639-1 code ("en", "de"). (): all
     languages: tuple[NonEmpty, ...] = ()
-    weight: PositiveDouble = 1.0  # share of the samples, relative to the other sources
+    # Share of the samples, relative to the other sources. 0: none before data.mixture_schedule
+    weight: NonNegativeDouble = 1.0
+    tokens: Annotated[int, Bounds(low=1, high=2**62)] | None = None  # instead: of the whole run
+    max_epochs: PositiveDouble | None = None  # at most; the other sources get the rest
 
     def __post_init__(self):
         if (self.path is None) != (self.format == "python_stdlib"):
@@ -223,6 +228,10 @@ class DataConfig:
     # fail: a record or file that can't be read ends the preparation; skip: it is left out, counted
     on_error: Literal["fail", "skip"] = "fail"
     curation: CurationConfig = CurationConfig()
+    # T: weights are the tokens of the sources to the power of 1/T. None: those of the sources
+    mixture_temperature: PositiveDouble | None = None
+    # (step, weights): one weight for each source, from that step on
+    mixture_schedule: tuple[tuple[Count, tuple[NonNegativeDouble, ...]], ...] = ()
     store: FilePath = "stores"  # folder of the tokenized corpora, shared by runs
     validation: ValidationConfig = ValidationConfig()
     prefetch_batches: Annotated[int, Bounds(low=1, high=10_000)] = (
@@ -240,3 +249,57 @@ class DataConfig:
         if not math.isfinite(sum(source.weight for source in self.sources)):
             weights = ", ".join(f"{source.weight:g}" for source in self.sources)
             raise ConfigError("data.sources", f"the sum of the weights is too large: {weights}")
+        self.check_mixture_schedule()
+        self.check_mixture()
+
+    @property
+    def mixes_by_size(self) -> bool:
+        """Return whether the weights follow from the number of tokens of the sources."""
+        limits = [limit for source in self.sources for limit in (source.tokens, source.max_epochs)]
+        return self.mixture_temperature is not None or any(limit is not None for limit in limits)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Return the weight of each source, as the sources have it."""
+        return tuple(source.weight for source in self.sources)
+
+    def check_mixture_schedule(self) -> None:
+        """Refuse stages that are out of order or don't fit the sources."""
+        refuse = refuser("data")
+        steps = [step for step, _ in self.mixture_schedule]
+        if steps != sorted(set(steps)):
+            refuse("mixture_schedule", "steps must increase")
+
+        for step, weights in self.mixture_schedule:
+            if len(weights) != len(self.sources):
+                count = f"{len(weights)} weights for {len(self.sources)} sources"
+                refuse("mixture_schedule", f"step {step} has {count}")
+            if not 0 < sum(weights) < math.inf:
+                reason = f"the sum of the weights must be above 0 and finite, got {sum(weights):g}"
+                refuse("mixture_schedule", f"step {step}: {reason}")
+
+    def check_mixture(self) -> None:
+        """Refuse fields of the mixture that contradict each other."""
+        starts_at_zero = bool(self.mixture_schedule) and self.mixture_schedule[0][0] == 0
+        for number, source in enumerate(self.sources):
+            key = f"data.sources.{number}"
+            scheduled = [weights[number] for _, weights in self.mixture_schedule]
+            if source.weight == 0 and not any(scheduled):
+                raise ConfigError(f"{key}.weight", f"must be above 0, got {source.weight}")
+            if source.tokens is not None and source.max_epochs is not None:
+                reason = f"{key}.tokens says already how much is read; leave out one of the two"
+                raise ConfigError(f"{key}.max_epochs", reason)
+            if source.tokens is not None and source.weight != 1:
+                reason = f"{key}.tokens says already how much is read; leave out one of the two"
+                raise ConfigError(f"{key}.weight", reason)
+            if self.mixture_temperature is not None and source.weight != 1:
+                reason = "data.mixture_temperature sets the weights; leave out one of the two"
+                raise ConfigError(f"{key}.weight", reason)
+
+        if not starts_at_zero and not any(self.weights):
+            raise ConfigError("data.sources", "one source needs a weight above 0")
+        # The schedule of a saved config.json begins at step 0 with the weights that were found.
+        if self.mixes_by_size and self.mixture_schedule and not starts_at_zero:
+            reason = "takes the weights of the sources alone: leave out tokens, max_epochs and "
+            reason += "mixture_temperature, or begin the schedule at step 0"
+            raise ConfigError("data.mixture_schedule", reason)

@@ -47,6 +47,7 @@ ShareBelowOne = Annotated[float, Bounds(low=0.0, high=1.0, below=True)]
 NonNegative = Annotated[float, Bounds(low=0.0)]
 PositiveFloat = Annotated[float, Bounds(low=0.0, above=True)]
 PositiveDouble = Annotated[float, Bounds(low=0.0, above=True, float32=False)]  # on the host alone
+NonNegativeDouble = Annotated[float, Bounds(low=0.0, float32=False)]  # the same
 NonEmpty = Annotated[str, Bounds(low=1)]
 # An empty path would mean the current folder, as after --data "$UNSET".
 FilePath = Annotated[str, Bounds(low=1, path=True)]

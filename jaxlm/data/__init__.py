@@ -6,6 +6,14 @@
 from jaxlm.data.corpus import check_files
 from jaxlm.data.documents import Document
 from jaxlm.data.identity import StoreIdentity, identify_store
+from jaxlm.data.mixture_plan import (
+    SourceSize,
+    describe_change,
+    describe_mixture,
+    format_mixture,
+    plan_mixture,
+    record_mixture,
+)
 from jaxlm.data.preparation import await_store, prepare
 from jaxlm.data.report import describe_store, format_report
 from jaxlm.data.report_markdown import build_markdown
@@ -16,6 +24,7 @@ from jaxlm.data.vocabulary import SpecialTokens
 
 __all__ = [
     "Document",
+    "SourceSize",
     "SpecialTokens",
     "Store",
     "StoreIdentity",
@@ -24,10 +33,15 @@ __all__ = [
     "build_markdown",
     "build_page",
     "check_files",
+    "describe_change",
+    "describe_mixture",
     "describe_store",
+    "format_mixture",
     "format_report",
     "identify_store",
     "load_tokenizer",
     "open_store",
+    "plan_mixture",
     "prepare",
+    "record_mixture",
 ]

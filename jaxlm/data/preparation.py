@@ -47,7 +47,10 @@ def prepare(
     unusable tokenizer.json, a damaged store.
     """
     # A mistake in the weights shows now, not after hours of preparation.
-    apportion_slots([source.weight for source in data.sources])
+    if any(data.weights):
+        apportion_slots(data.weights)
+    for step, weights in data.mixture_schedule:
+        apportion_slots(weights, step)
     with removed_if_unused(expand_home(data.store)):
         identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
         folder = identity.folder

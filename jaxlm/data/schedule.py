@@ -1,5 +1,10 @@
-"""Number the samples of a run: step t covers [S(t), S(t + 1)), and S has a closed form."""
+"""Number the samples of a run: step t covers [S(t), S(t + 1)), and S has a closed form.
 
+The weights of the sources go by steps, too.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -50,3 +55,49 @@ class BatchSchedule(NamedTuple):
                 changes.append((start, next_size))
                 size = next_size
         return BatchSchedule(batch_size, tuple(changes))
+
+
+class MixtureSchedule(NamedTuple):
+    """The weights of the sources at each step.
+
+    A source has its weight in `weights`, and from step `changes[i][0]` on that in `changes[i][1]`.
+    The steps of `changes` increase, and the first may be 0.
+    """
+
+    weights: tuple[float, ...]
+    changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
+
+    def at(self, step: int) -> tuple[float, ...]:
+        """Return the weights of `step`."""
+        for start, weights in reversed(self.changes):
+            if start <= step:
+                return weights
+        return self.weights
+
+    @property
+    def begins_with_change(self) -> bool:
+        """Return whether no step has the `weights` of the sources themselves."""
+        return bool(self.changes) and self.changes[0][0] == 0
+
+    def merged(self, other: "MixtureSchedule", step: int) -> "MixtureSchedule":
+        """Return this schedule before `step` and `other` from `step` on.
+
+        A change before `step` stays even if it changes nothing: the places of the samples in the
+        mixture count from it.
+        """
+        following = tuple(change for change in other.changes if change[0] > step)
+        if not same_shares(self.at(step), other.at(step)):
+            before = tuple(change for change in self.changes if change[0] < step)
+            return self._replace(changes=(*before, (step, other.at(step)), *following))
+
+        before = tuple(change for change in self.changes if change[0] <= step)
+        return self._replace(changes=(*before, *following))
+
+
+def same_shares(weights: Sequence[float], others: Sequence[float]) -> bool:
+    """Return whether two lists of weights give the sources the same shares."""
+    total, other_total = sum(weights), sum(others)
+    return all(
+        math.isclose(weight / total, other / other_total, rel_tol=1e-12)
+        for weight, other in zip(weights, others, strict=True)
+    )

@@ -17,11 +17,12 @@ import numpy as np
 
 from jaxlm import counter_rng, objectives
 from jaxlm.config import ConfigError, DataConfig
-from jaxlm.data.mixture import Mixture
+from jaxlm.data.mixture import MixtureStages
+from jaxlm.data.mixture_plan import SourceSize
 from jaxlm.data.packing import RowArray, open_rows, read_pieces
 from jaxlm.data.permutation import permute
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
-from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.data.shards import TokenArray
 from jaxlm.data.store import Store
 from jaxlm.objectives import Objective
@@ -73,11 +74,21 @@ class Stream:
                 )
 
         self.arrays, self.objective = tuple(arrays), objective
-        self.mixture, self.schedule = Mixture(weights), schedule
-        self.seed = seed
+        self.schedule, self.seed = schedule, seed
+        self.set_mixture(MixtureSchedule(tuple(weights)))
+
+    def set_mixture(self, mixture: MixtureSchedule) -> None:
+        """Take the weights of the sources by step. No batch has been read yet."""
+        self.mixture = MixtureStages(mixture, self.schedule)
         # Hashing a thousand samples costs hardly more than hashing ten, so the newest blocks are
         # kept.
         self.block = functools.lru_cache(maxsize=8)(self.locate_block)
+
+    def epoch_samples(self, source: int) -> int:
+        """Return how many samples an epoch of a source has."""
+        if self.packed is not None:
+            return len(self.row_arrays[source])
+        return window_count(self.arrays[source], self.objective)
 
     def __len__(self) -> int:
         return ENDLESS
@@ -135,14 +146,12 @@ class Stream:
 
     def window_starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
         """Return where the samples `numbers` (int64 [n]) of a source start; int64 [n]."""
+        count = self.epoch_samples(source)
+        epochs, index = np.divmod(numbers, count)
         if self.packed is not None:
-            rows = len(self.row_arrays[source])
-            epochs, index = np.divmod(numbers, rows)
-            return permute(index, rows, self.seed, source, epochs)
+            return permute(index, count, self.seed, source, epochs)
 
         array, stride = self.arrays[source], self.objective.stride
-        count = window_count(array, self.objective)
-        epochs, index = np.divmod(numbers, count)
 
         stream = counter_rng.PHASE + source
         phases = counter_rng.random_bits(self.seed, epochs, stream, 0) % np.uint64(stride)
@@ -163,7 +172,7 @@ def open_stream(
     """Return the training data of a store: the sources of `data`, mixed by their weights."""
     return Stream(
         store.train,
-        weights=[source.weight for source in data.sources],
+        weights=data.weights,
         names=[source.name for source in data.sources],
         objective=objective,
         schedule=schedule,
@@ -171,3 +180,12 @@ def open_stream(
         sequences=data.sequences,
         log=log,
     )
+
+
+def source_sizes(stream: Stream, store: Store, data: DataConfig) -> list[SourceSize]:
+    """Return the tokens of each source, and the samples of an epoch."""
+    entries = store.manifest["splits"]["train"]
+    return [
+        SourceSize(source.name, entry["tokens"], stream.epoch_samples(number))
+        for number, (source, entry) in enumerate(zip(data.sources, entries, strict=True))
+    ]

@@ -198,3 +198,13 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
         UserError, match=r"^run_directory: can't write .*/file/config\.json: Not a directory"
     ):
         run_config.write_run_config(tmp_path / "file", config(), "h", {})
+
+
+def test_the_mixture_may_change_and_is_left_to_its_plan(directory):
+    run_config.write_run_config(directory, config(), "h", {})
+    edits = (
+        "data.sources.0.weight=2",
+        "data.mixture_schedule=[[5, [3.0]]]",
+    )
+    for edited in (config(*edits), config("data.mixture_temperature=2")):
+        assert run_config.resume_config(directory, edited, 10) == (edited, [])

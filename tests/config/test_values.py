@@ -260,7 +260,13 @@ def fields_of(kind, cls: Any = Config, path=""):
         yield from fields_of(kind, SourceConfig, "data.sources.0")
 
 
-HOST_ONLY = ("tokenizer.training_megabytes", "data.sources.0.weight")
+HOST_ONLY = (
+    "tokenizer.training_megabytes",
+    "data.sources.0.weight",
+    "data.sources.0.max_epochs",
+    "data.mixture_temperature",
+)
+HOST_COUNTS = ("seed", "data.sources.0.tokens")
 FLOATS = [key for key, _ in fields_of(float) if key not in HOST_ONLY]
 
 
@@ -284,7 +290,7 @@ def test_bounds_hold_in_float32(edit, reason):
     assert edit_mistake(edit).reason == reason
 
 
-@pytest.mark.parametrize("key", [key for key, _ in fields_of(int) if key != "seed"])
+@pytest.mark.parametrize("key", [key for key, _ in fields_of(int) if key not in HOST_COUNTS])
 @pytest.mark.parametrize("value", ["1e12", "9" * 5000, "1e400", "-1e12", "1.5", "", "[]"])
 def test_whole_numbers_are_refused_where_the_device_could_not_count_them(key, value):
     if not key.startswith("parallel."):  # their product is compared with the devices
@@ -529,6 +535,47 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         ],
         "data.sources",
         "the sum of the weights is too large: 1e+308, 1e+308",
+    ),
+    (
+        ["data.mixture_schedule=[[5, [1.0]], [5, [2.0]]]"],
+        "data.mixture_schedule",
+        "steps must increase",
+    ),
+    (
+        ["data.mixture_schedule=[[5, [1.0, 2.0]]]"],
+        "data.mixture_schedule",
+        "step 5 has 2 weights for 1 sources",
+    ),
+    (
+        ["data.mixture_schedule=[[5, [0.0]]]"],
+        "data.mixture_schedule",
+        "step 5: the sum of the weights must be above 0 and finite, got 0",
+    ),
+    (["data.sources.0.weight=0"], "data.sources.0.weight", "must be above 0, got 0.0"),
+    (
+        ["data.sources.0.weight=0", "data.mixture_schedule=[[5, [1.0]]]"],
+        "data.sources",
+        "one source needs a weight above 0",
+    ),
+    (
+        ["data.sources.0.tokens=5", "data.sources.0.max_epochs=1"],
+        "data.sources.0.max_epochs",
+        "data.sources.0.tokens says already how much is read",
+    ),
+    (
+        ["data.sources.0.tokens=5", "data.sources.0.weight=2"],
+        "data.sources.0.weight",
+        "data.sources.0.tokens says already how much is read",
+    ),
+    (
+        ["data.mixture_temperature=2", "data.sources.0.weight=2"],
+        "data.sources.0.weight",
+        "data.mixture_temperature sets the weights",
+    ),
+    (
+        ["data.mixture_temperature=2", "data.mixture_schedule=[[5, [1.0]]]"],
+        "data.mixture_schedule",
+        "takes the weights of the sources alone",
     ),
     (
         ['data.sources=[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]'],
