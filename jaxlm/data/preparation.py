@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, UserError
 from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store
 from jaxlm.data.building.stages import Part, Stage, run_stage
+from jaxlm.data.building.workers import LostWorkerError
 from jaxlm.data.identity import FORMAT, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.rules import Predicate
@@ -163,8 +164,9 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
             try:
                 yield unfinished
                 unfinished.rename(folder)
-            except UserError:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            except UserError as error:
+                if not isinstance(error, LostWorkerError):
+                    shutil.rmtree(unfinished, ignore_errors=True)
                 raise
     except OSError as error:
         raise ConfigError(

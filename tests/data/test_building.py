@@ -249,6 +249,17 @@ def test_an_error_of_a_worker_is_that_of_its_job(small_units):
             pool.run([(divmod, (7, number)) for number in (1, 0)], 1, "divided")
 
 
-def test_a_worker_that_is_killed_is_told_in_one_line(small_units):
-    with workers.Pool(2) as pool, pytest.raises(config.UserError, match="was killed, perhaps"):
-        pool.run([(os._exit, (1,))] * 2, 1, "ended")
+def test_a_worker_that_is_killed_costs_nothing_that_is_done(
+    tmp_path, large_file, small_units, monkeypatch
+):
+    data = data_config(tmp_path, large_file)
+    with monkeypatch.context() as patch, pytest.raises(config.UserError, match="was killed, per"):
+        patch.setattr(building, "encode_unit", end_process)
+        build_store(data, workers=2)
+    (unfinished,) = (tmp_path / "stores").glob("*.building")
+    assert len(list(unfinished.glob("extract-*.json"))) > 2
+    assert len(all_texts(build_store(data)[0])) == 60
+
+
+def end_process(*arguments):
+    os._exit(1)

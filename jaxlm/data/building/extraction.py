@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config import CurationConfig, DataConfig, SourceConfig
-from jaxlm.data.building.extracts import ExtractWriter, read_sizes
+from jaxlm.data.building.extracts import ExtractWriter, map_array, read_sizes
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.corpus import new_notes, numbered_sources
@@ -152,16 +152,14 @@ def read_facts(folder: Path, data: DataConfig, unit: Unit) -> Extract:
         unit=unit,
         facts=json.loads((folder / f"extract-{unit.name}.json").read_bytes()),
         sizes=read_sizes(folder, unit.name, texts=2 if source.format == "pairs" else 1),
-        digests=np.fromfile(folder / f"extract-{unit.name}.digests", np.uint64).reshape(2, -1),
+        digests=map_array(folder / f"extract-{unit.name}.digests", "<u8").reshape(2, -1),
     )
 
 
 def read_signatures(folder: Path, unit: Unit, documents: int) -> np.ndarray:
     """Return the signatures of a unit, uint32 [MINIMA, documents], from the disk as needed."""
-    if documents == 0:
-        return np.zeros((MINIMA, 0), np.uint32)
-    path = folder / f"extract-{unit.name}.signatures"
-    return np.memmap(path, np.uint32, "r", shape=(MINIMA, documents))
+    table = map_array(folder / f"extract-{unit.name}.signatures", "<u4")
+    return table.reshape(MINIMA, documents)
 
 
 def merge_notes(notes: ReadingNotes, extracts: list[Extract]) -> None:

@@ -62,15 +62,16 @@ def judge_documents(
     data: DataConfig, folder: Path, extracts: Sequence[Extract], report: Callable[[str], None]
 ) -> Judgement:
     """Write what becomes of each document, and return the judgement."""
-    bytes_of = [extract.text_bytes for extract in extracts]
-    starts = np.cumsum([0, *map(len, bytes_of)])
     codes = find_duplicates(data, folder, extracts, report)
     cuts = divide(data, folder, extracts, codes)
 
     sizes = dict.fromkeys(source_splits(data), SplitSize())
     judgement = Judgement(sizes, cuts, {}, {})
-    for extract, size, start in zip(extracts, bytes_of, starts[:-1], strict=True):
-        unit, of_unit = extract.unit, codes[start : start + len(size)]
+    first = 0
+    for extract in extracts:
+        unit, size = extract.unit, extract.text_bytes
+        of_unit = codes[first : first + len(size)]
+        first += len(size)
         add_sizes(judgement, unit, of_unit, size)
         add_dropped(judgement, folder, extract, of_unit, size)
         write_array(folder / f"splits-{unit.name}", of_unit)

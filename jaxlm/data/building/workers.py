@@ -50,6 +50,10 @@ counter = Counter()  # of this process
 advance = counter.add
 
 
+class LostWorkerError(UserError):
+    """A process was killed. What the others have done is kept."""
+
+
 class Worker(NamedTuple):
     """A process, and the pipe to it."""
 
@@ -161,7 +165,7 @@ def receive(pipe: connection.Connection) -> Any:
     try:
         succeeded, result = pipe.recv()
     except EOFError as error:
-        raise UserError(
+        raise LostWorkerError(
             "data: a process that prepared the text was killed, perhaps for lack of memory: "
             "what is done is kept, and fewer processes (prepare --workers) need less"
         ) from error
