@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config import CurationConfig, DataConfig, SourceConfig
-from jaxlm.data.building.extracts import ExtractWriter, map_array, read_sizes
+from jaxlm.data.building.extracts import ExtractWriter, read_sizes
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.corpus import new_notes, numbered_sources
@@ -34,12 +34,28 @@ SAMPLE_CHARACTERS = 300
 
 
 class Extract(NamedTuple):
-    """The documents of a unit, as the first pass left them."""
+    """The documents of a unit, as the first pass left them. Arrays are read at each use."""
 
+    folder: Path
     unit: Unit
+    texts: int  # of a document
     facts: dict[str, Any]
-    sizes: np.ndarray  # int64 [documents, 1 + texts]: bytes of the name and of each text
-    digests: np.ndarray  # uint64 [2, documents]
+
+    @property
+    def documents(self) -> int:
+        """Documents that passed the rules."""
+        return self.facts["kept"]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of the name and of each text, int64 [documents, 1 + texts]."""
+        return read_sizes(self.folder, self.unit.name, self.texts)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """Hashes of the documents, uint64 [2, documents]."""
+        path = self.folder / f"extract-{self.unit.name}.digests"
+        return np.fromfile(path, "<u8").reshape(2, -1)
 
     @property
     def text_bytes(self) -> np.ndarray:
@@ -114,6 +130,7 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicat
 
     facts = {
         "documents": count,
+        "kept": len(copies),
         "bytes": size,
         "dropped": drops.counts,
         "samples": drops.samples,
@@ -148,18 +165,16 @@ def write_array(path: Path, values: np.ndarray) -> None:
 def read_facts(folder: Path, data: DataConfig, unit: Unit) -> Extract:
     """Return what the first pass over a unit found."""
     source = numbered_sources(data)[unit.source].config
-    return Extract(
-        unit=unit,
-        facts=json.loads((folder / f"extract-{unit.name}.json").read_bytes()),
-        sizes=read_sizes(folder, unit.name, texts=2 if source.format == "pairs" else 1),
-        digests=map_array(folder / f"extract-{unit.name}.digests", "<u8").reshape(2, -1),
-    )
+    facts = json.loads((folder / f"extract-{unit.name}.json").read_bytes())
+    return Extract(folder, unit, 2 if source.format == "pairs" else 1, facts)
 
 
 def read_signatures(folder: Path, unit: Unit, documents: int) -> np.ndarray:
     """Return the signatures of a unit, uint32 [MINIMA, documents], from the disk as needed."""
-    table = map_array(folder / f"extract-{unit.name}.signatures", "<u4")
-    return table.reshape(MINIMA, documents)
+    if documents == 0:
+        return np.zeros((MINIMA, 0), np.uint32)
+    path = folder / f"extract-{unit.name}.signatures"
+    return np.memmap(path, "<u4", "r", shape=(MINIMA, documents))
 
 
 def merge_notes(notes: ReadingNotes, extracts: list[Extract]) -> None:

@@ -62,14 +62,7 @@ class ExtractWriter:
 
 def read_sizes(folder: Path, unit: str, texts: int) -> np.ndarray:
     """Return the bytes of the name and the texts of each document, int64 [documents, 1 + texts]."""
-    return map_array(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + texts)
-
-
-def map_array(path: Path, dtype: str) -> np.ndarray:
-    """Return the values in a file, which are read as they are needed; [n]."""
-    if path.stat().st_size == 0:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r")
+    return np.fromfile(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + texts)
 
 
 def read_extract(

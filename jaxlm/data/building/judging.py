@@ -85,7 +85,7 @@ def find_duplicates(
     data: DataConfig, folder: Path, extracts: Sequence[Extract], report: Callable[[str], None]
 ) -> np.ndarray:
     """Return which documents repeat earlier ones, uint8 [all documents]; the others are 0."""
-    counts = [len(extract.sizes) for extract in extracts]
+    counts = [extract.documents for extract in extracts]
     codes = np.zeros(sum(counts), np.uint8)
     curation = data.curation
     if not curation.exact_duplicates and curation.near_duplicates is None:
@@ -100,7 +100,7 @@ def find_duplicates(
     codes[:total][is_copy] = IS_COPY
     if curation.near_duplicates is not None:
         signatures = [
-            read_signatures(folder, extract.unit, len(extract.sizes)) for extract in judged
+            read_signatures(folder, extract.unit, extract.documents) for extract in judged
         ]
         is_near = find_near_duplicates(signatures, curation.near_duplicates)
         codes[:total][is_near & ~is_copy] = IS_NEAR
@@ -133,7 +133,7 @@ def divide(
     positions = [0] * len(numbered_sources(data))
     first = 0
     for extract in extracts:
-        source, count = extract.unit.source, len(extract.sizes)
+        source, count = extract.unit.source, extract.documents
         of_unit = codes[first : first + count]
         is_kept = of_unit == IN_TRAIN
         first += count
@@ -177,7 +177,7 @@ def move_cut(folder: Path, extract: Extract, document: int, byte: int) -> int:
 
     Not for pairs: the config refuses to cut them.
     """
-    wanted = np.arange(len(extract.sizes)) == document
+    wanted = np.arange(extract.documents) == document
     ((_, (_, text)),) = read_extract(folder, extract.unit.name, extract.sizes, wanted)
     encoded = text.encode()
     while byte < len(encoded) and encoded[byte] & 0xC0 == 0x80:  # a continuation byte
