@@ -86,7 +86,7 @@ def train(
         store = store or prepare_store(config, predicate)
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
-            checkpoint.check_store(directory, config, store.hash)
+            check_store(directory, config, store)
         stream = build_stream(run, store, saved_config, start.step)
         config = data.record_mixture(config, stream.mixture.schedule)
         run = run._replace(config=config)
@@ -252,6 +252,23 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
         needs=config.objective.needs,
         predicate=predicate,
     )
+
+
+def check_store(directory: Path, config: Config, store: data.Store) -> None:
+    """Raise UserError unless the store is the one that a resumed run was trained on.
+
+    One that was built anew may have another tokenizer under the same name: the training of Unigram
+    adds up in any order.
+    """
+    checkpoint.check_store(directory, config, store.hash)
+    path = directory / "tokenizer.json"
+    if path.exists() and data.load_tokenizer(path, store.tokenizer.special).hash != (
+        store.tokenizer.hash
+    ):
+        raise UserError(
+            f"{path}: is not the tokenizer of {store.path}, which was built anew: "
+            "put back the store of the run, or choose another run_directory"
+        )
 
 
 def check_vocabulary(model: ModelConfig, store: data.Store) -> None:

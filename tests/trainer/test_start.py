@@ -1,6 +1,7 @@
 """Weights without an optimizer state: read from a checkpoint, and the start of a run."""
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -108,3 +109,29 @@ def test_a_sample_cannot_end_its_block_in_tensorboard(monkeypatch):
     others: Any = SimpleNamespace(tokenizer=None, windows=None, params=None)
     trainer.show_samples(cast(Any, run), others, others, others, cast(Any, monitor))
     assert shown == [f"`````text\n{text}\n`````"]
+
+
+def test_a_store_that_was_built_anew_with_another_tokenizer_is_refused(tmp_path):
+    (tmp_path / "c.txt").write_text("text " * 100)
+    source = config.SourceConfig(name="c", path=str(tmp_path / "c.txt"))
+    cfg = config.Config(
+        tokenizer=config.TokenizerConfig(kind="bytes"),
+        data=config.DataConfig(
+            sources=(source,),
+            store=str(tmp_path / "stores"),
+            validation=config.ValidationConfig(method="tail"),
+        ),
+    )
+    store = trainer.prepare_store(cfg, None)
+    checkpoint.write_run_config(tmp_path, cfg, store.hash, {})
+    trainer.check_store(tmp_path, cfg, store)  # an import may lack a tokenizer
+
+    trainer.write_tokenizer(tmp_path, store)
+    trainer.check_store(tmp_path, cfg, store)
+    path = tmp_path / "tokenizer.json"
+    other = json.loads(path.read_text())
+    ids = other["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    path.write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"tokenizer\.json: is not the tokenizer of .* built anew"):
+        trainer.check_store(tmp_path, cfg, store)
