@@ -18,7 +18,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("family", RUNS)
+@pytest.mark.parametrize(
+    "family", ["decoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
 def test_thirty_steps_lower_the_loss(family, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_run.write_recipe(tmp_path)
