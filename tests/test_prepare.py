@@ -207,6 +207,7 @@ def test_a_function_of_the_user_chooses_documents(folder, capsys):
     for wrong, reason in (
         (["--keep", "mine.py:keep"], "mine.py: defines no function 'keep' (did you mean"),
         (["--workers", "0"], "--workers: 0: must be at least 1"),
+        (["--stage", "read", "data.store=mine.py"], "data.store: "),
         (["--part", "1/2"], "--part: is the share of a --stage"),
         (["--stage", "read", "--part", "3/2"], "--part: 3/2: must be I/N"),
     ):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, UserError
-from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store
+from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store, remove_intermediate
 from jaxlm.data.building.stages import Part, Stage, run_stage
 from jaxlm.data.building.workers import LostWorkerError
-from jaxlm.data.identity import FORMAT, file_lock, identify_store
+from jaxlm.data.identity import FORMAT, StoreIdentity, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.rules import Predicate
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
@@ -47,30 +47,23 @@ def prepare(
     `UserError` for what the user can mend: missing or malformed files, a split that is empty, an
     unusable tokenizer.json, a damaged store.
     """
-    # A mistake in the weights shows now, not after hours of preparation.
-    if any(data.weights):
-        apportion_slots(data.weights)
-    for step, weights in data.mixture_schedule:
-        apportion_slots(weights, step)
+    check_weights(data)
     with removed_if_unused(expand_home(data.store)):
         identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
         folder = identity.folder
         if not is_built(folder):
             with unfinished_folder(folder, report) as unfinished:
                 if unfinished is not None:
-                    inputs = StoreInputs(
-                        data,
-                        tokenizer,
-                        vocabulary_size,
-                        identity.special,
-                        identity.newlines,
-                        shard_tokens,
-                        predicate,
+                    inputs = store_inputs(
+                        data, tokenizer, vocabulary_size, identity, predicate, shard_tokens
                     )
                     start_building(unfinished, report)
-                    manifest = build_store(unfinished, inputs, workers, report)
-                    description = {"format": FORMAT, "inputs": identity.inputs} | manifest
-                    write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
+                    # One that was killed after its manifest has only to be cleared up.
+                    if not (unfinished / MANIFEST).exists():
+                        manifest = build_store(unfinished, inputs, workers, report)
+                        description = {"format": FORMAT, "inputs": identity.inputs} | manifest
+                        write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
+                    remove_intermediate(unfinished)
 
     store = open_store(folder)
     report(summarize_store(store))
@@ -93,25 +86,58 @@ def prepare_stage(
 
     They have the folder of the stores in common. Raises as `prepare` does.
     """
+    check_weights(data)
     identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
     if is_built(identity.folder):
         report(f"store {identity.folder}: is there already")
         return
 
     unfinished = unfinished_path(identity.folder)
-    inputs = StoreInputs(
+    inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate)
+    with store_errors(identity.folder):
+        # One of several machines makes the folder.
+        with file_lock(lock_path(identity.folder), lambda: None):
+            if not can_go_on(unfinished):
+                start_building(unfinished, report)
+        run_stage(unfinished, inputs, stage, part, workers, report)
+
+
+def check_weights(data: DataConfig) -> None:
+    """Raise ConfigError for weights that no mixture can have: now, not after hours."""
+    if any(data.weights):
+        apportion_slots(data.weights)
+    for step, weights in data.mixture_schedule:
+        apportion_slots(weights, step)
+
+
+def store_inputs(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    identity: StoreIdentity,
+    predicate: Predicate | None,
+    shard_tokens: int = SHARD_TOKENS,
+) -> StoreInputs:
+    """Return what the store of a config is built of."""
+    return StoreInputs(
         data,
         tokenizer,
         vocabulary_size,
         identity.special,
         identity.newlines,
-        predicate=predicate,
+        shard_tokens,
+        predicate,
     )
-    lock = identity.folder.with_name(f".{identity.folder.name}.lock")
-    with file_lock(lock, lambda: None):  # one of several machines makes the folder
-        if not can_go_on(unfinished):
-            start_building(unfinished, report)
-    run_stage(unfinished, inputs, stage, part, workers, report)
+
+
+@contextlib.contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """Turn a failure to read or write the folder of a store into a ConfigError at `data.store`."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.filename or folder.parent}: {error.strerror or error}"
+        raise ConfigError("data.store", reason) from error
 
 
 @contextlib.contextmanager
@@ -138,6 +164,11 @@ def is_built(folder: Path) -> bool:
         raise ConfigError("data.store", f"{folder.parent}: {error.strerror}") from error
 
 
+def lock_path(folder: Path) -> Path:
+    """Return the file that a process locks while it builds a store."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def unfinished_path(folder: Path) -> Path:
     """Return the folder in which a store is built."""
     return folder.with_name(f".{folder.name}.building")
@@ -152,11 +183,10 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
     failure to write is a `ConfigError` at `data.store`.
     """
     unfinished = unfinished_path(folder)
-    lock = folder.with_name(f".{folder.name}.lock")
     waiting = f"store {folder}: another process builds it, waiting"
-    try:
+    with store_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(lock, lambda: report(waiting)):
+        with file_lock(lock_path(folder), lambda: report(waiting)):
             if folder.is_dir():
                 yield None
                 return
@@ -168,10 +198,6 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
                 if not isinstance(error, LostWorkerError):
                     shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-    except OSError as error:
-        raise ConfigError(
-            "data.store", f"{error.filename or folder.parent}: {error.strerror or error}"
-        ) from error
 
 
 def start_building(unfinished: Path, report: Callable[[str], None]) -> None:
@@ -186,6 +212,8 @@ def start_building(unfinished: Path, report: Callable[[str], None]) -> None:
 
 def can_go_on(unfinished: Path) -> bool:
     """Return whether an interrupted preparation left files that this version understands."""
+    if (unfinished / MANIFEST).exists():  # it is complete, whatever version wrote it
+        return True
     try:
         state = json.loads((unfinished / BUILDING).read_bytes())
     except (OSError, ValueError):

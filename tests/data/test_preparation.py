@@ -48,6 +48,22 @@ def test_remains_that_are_not_understood_are_removed(data, state):
     assert not list(again.path.glob("extract*"))
 
 
+def test_a_store_that_was_killed_before_it_got_its_name_is_not_built_again(data, monkeypatch):
+    store, _ = build_store(data)
+    unfinished = store.path.rename(store.path.with_name(f".{store.hash}.building"))
+    (unfinished / "extract-000000.json").write_text("{}")
+    monkeypatch.setattr(preparation, "build_store", None)
+    again, _ = build_store(data)
+    assert again.path == store.path and not list(again.path.glob("extract*"))
+
+
+def test_a_share_of_one_means_nothing_to_files_of_their_own(data):
+    path = data.sources[0].path
+    validation = config.ValidationConfig(method="source", path=path, share=1.0)
+    store, _ = build_store(replace(data, validation=validation))
+    assert len(all_texts(store)) == 80
+
+
 def test_unwritable_store_names_the_key(data, tmp_path):
     (tmp_path / "stores").write_text("a file where the folder should be")
     with pytest.raises(ConfigError, match=r"^data\.store: .*stores"):

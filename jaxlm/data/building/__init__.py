@@ -6,6 +6,7 @@ it stopped, with the same result.
 """
 
 import gzip
+import json
 import lzma
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ from jaxlm.data.building.extraction import (
     read_facts,
 )
 from jaxlm.data.building.judging import (
-    UNREADABLE,
     Judgement,
     describe_curation,
     judge_documents,
@@ -43,7 +43,7 @@ from jaxlm.data.split import (
     source_splits,
     total_size,
 )
-from jaxlm.data.store import TOKENIZER
+from jaxlm.data.store import MANIFEST, TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, measure_fertility
 from jaxlm.data.tokenizer_training import build_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
@@ -88,7 +88,8 @@ def build_store(
         encode_units(pool, folder, data, units, special, judgement)
         entries = assemble(pool, folder, inputs, units, judgement, token_dtype(tokenizer).name)
 
-    manifest = {
+    curation = describe_curation(data, judgement, extracts)
+    return {
         "dtype": token_dtype(tokenizer).name,
         "tokenizer": {
             "hash": tokenizer.hash,
@@ -100,10 +101,10 @@ def build_store(
             for split in SPLITS
         },
         "dropped": {
-            source.config.name: count_dropped(judgement, number, notes[number].fault_count)
-            for number, source in enumerate(sources)
+            name: {reason: size["documents"] for reason, size in source["dropped"].items()}
+            for name, source in curation["sources"].items()
         },
-        "curation": describe_curation(data, judgement, extracts),
+        "curation": curation,
         "fertility": {
             source.config.name: find_fertility(folder, inputs, units, judgement, number, tokenizer)
             for number, source in enumerate(sources)
@@ -114,8 +115,6 @@ def build_store(
             read_validation_text(folder, units, judgement),
         ),
     }
-    remove_intermediate(folder, manifest)
-    return manifest
 
 
 class JudgedUnits(NamedTuple):
@@ -226,9 +225,10 @@ def count_texts(data: DataConfig, unit: Unit) -> int:
     return 2 if numbered_sources(data)[unit.source].config.format == "pairs" else 1
 
 
-def remove_intermediate(folder: Path, manifest: dict[str, Any]) -> None:
-    """Remove the files that only the building needs."""
-    kept = {TOKENIZER}
+def remove_intermediate(folder: Path) -> None:
+    """Remove the files that only the building needs from a folder that has its manifest."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    kept = {MANIFEST, TOKENIZER}
     for split in SPLITS:
         for entry in manifest["splits"][split]:
             kept |= {entry["offsets"], *(shard["file"] for shard in entry["shards"])}
@@ -308,13 +308,6 @@ def find_fertility(
     of_source = [unit for unit in units if unit.source == source]
     texts = kept_texts(folder, inputs.data, of_source, judgement)
     return measure_fertility(tokenizer, texts)._asdict()
-
-
-def count_dropped(judgement: Judgement, source: int, faults: int) -> dict[str, int]:
-    """Return how many documents of a source were dropped for each reason."""
-    counts = {UNREADABLE: faults} if faults else {}
-    dropped = judgement.dropped.get(source, {})
-    return counts | {reason: count for reason, (count, _) in dropped.items()}
 
 
 def describe_text(data: DataConfig, source: int, size: SplitSize) -> dict[str, Any]:

@@ -128,8 +128,8 @@ def divide(
 ) -> dict[int, Cut]:
     """Put the documents that are kept into their splits, in `codes`, and return the cuts."""
     cuts: dict[int, Cut] = {}
-    limit = np.uint64(int(data.validation.share * 2**64))
-    tail_starts = find_tail_starts(data, extracts, codes)
+    method, share = data.validation.method, data.validation.share
+    tail_starts = find_tail_starts(data, extracts, codes) if method == "tail" else []
     positions = [0] * len(numbered_sources(data))
     first = 0
     for extract in extracts:
@@ -138,13 +138,13 @@ def divide(
         is_kept = of_unit == IN_TRAIN
         first += count
 
-        if data.validation.method == "source":
+        if method == "source":
             if source >= len(data.sources):
                 of_unit[is_kept] = IN_VALIDATION
-        elif data.validation.method == "hash":
+        elif method == "hash":
             # By the text alone: documents keep their split when others come or go, and copies stay
             # together.
-            of_unit[is_kept & (extract.digests[1] < limit)] = IN_VALIDATION
+            of_unit[is_kept & (extract.digests[1] < int(share * 2**64))] = IN_VALIDATION
         else:
             sizes = np.where(is_kept, extract.text_bytes, 0)
             ends = positions[source] + np.cumsum(sizes)
