@@ -4,6 +4,8 @@ import gzip
 import json
 import lzma
 import os
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 
@@ -22,7 +24,15 @@ from support.stores import (
 
 from jaxlm import config, files
 from jaxlm.data import building, fingerprints, open_store
-from jaxlm.data.building import assembly, encoding, extraction, judging, units, workers
+from jaxlm.data.building import (
+    assembly,
+    encoding,
+    extraction,
+    extracts,
+    judging,
+    units,
+    workers,
+)
 from jaxlm.data.vocabulary import SpecialTokens
 
 
@@ -263,3 +273,63 @@ def test_a_worker_that_is_killed_costs_nothing_that_is_done(
 
 def end_process(*arguments):
     os._exit(1)
+
+
+def test_a_damaged_part_is_noticed(tmp_path, large_file, small_units, monkeypatch):
+    data = data_config(tmp_path, large_file)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(building, "assemble", interrupt)
+        build_store(data, workers=1)
+    (part,) = (tmp_path / "stores").glob("*.building/part-000001-train-00000.bin")
+    content = bytearray(part.read_bytes())
+    content[7] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(
+        config.UserError, match=r"part-000001-train-00000\.bin: damaged on the disk"
+    ):
+        build_store(data, workers=1)
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_documents_are_found_behind_blocks_that_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(extracts, "BLOCK_BYTES", 50)
+    writer = extracts.ExtractWriter(tmp_path, "0", texts=1)
+    for number in range(20):
+        writer.add(f"name {number}", [f"text {number}".encode()])
+    writer.close()
+
+    sizes = extracts.read_sizes(tmp_path, "0", texts=1)
+    wanted = np.isin(np.arange(20), [7, 8, 19])
+    assert list(extracts.read_extract(tmp_path, "0", sizes, wanted)) == [
+        (number, [f"name {number}", f"text {number}"]) for number in (7, 8, 19)
+    ]
+
+
+# A script as users write it: without `if __name__ == "__main__"`.
+SCRIPT = """
+import os, sys, time
+from jaxlm.data.building import workers
+
+print("started", flush=True)
+workers.FEWEST_BYTES = 0
+with workers.Pool(2) as pool:
+    pids = pool.run([(os.getpid, ()), (os.getpid, ())], 1, "named")
+    print(*pids, flush=True)
+    pool.run([(time.sleep, (600,)), (time.sleep, (600,))], 1, "waited")
+"""
+
+
+def test_workers_do_not_run_the_script_and_end_with_its_process(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout is not None
+        lines = [script.stdout.readline() for _ in range(2)]
+        script.kill()
+        # The pipe ends once the workers, which have it as well, are gone.
+        rest, _ = script.communicate(timeout=60)
+    assert (lines[0], rest) == ("started\n", "")

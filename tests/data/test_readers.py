@@ -519,3 +519,13 @@ def test_entities_of_a_dump_do_not_expand_without_end(tmp_path):
     (tmp_path / "a.xml").write_text(head + "<mediawiki><page><text>&e12;</text></page></mediawiki>")
     with pytest.raises(UserError, match=r"a\.xml:1: not XML: limit on input amplification"):
         read(tmp_path / "a.xml", format="wikipedia")
+
+
+def test_each_line_belongs_to_one_part_wherever_a_file_is_cut():
+    data = b"a\nbcd\n\nefg\nh"
+    lines = list(streams.read_lines(io.BytesIO(data), FilePart(Path("a"))))
+    for cut in range(1, len(data)):
+        first_line = 2 + data[:cut].count(b"\n")
+        parts = (FilePart(Path("a"), stop=cut), FilePart(Path("a"), cut, first_line=first_line))
+        read = [line for part in parts for line in streams.read_lines(io.BytesIO(data), part)]
+        assert read == lines

@@ -36,6 +36,6 @@ def join_parts(
                 writer.add(block)
                 advance(block.nbytes)
             if checksum != shard["crc32"]:
-                raise UserError(f"{folder / shard['file']}: damaged: delete the folder {folder}")
+                raise UserError(f"{folder / shard['file']}: damaged on the disk: prepare again")
         writer.add_ends(np.fromfile(folder / entry["offsets"], "<i8")[1:])
     return writer.close()
