@@ -1,12 +1,12 @@
 """The second pass over the text: turn the documents of a unit into tokens.
 
 A unit gives `part-N-SPLIT.bin` and `.offsets` for each of its splits, its validation text where
-that is measured, and `encode-N.json`, which comes last: a unit that has it is done.
+that is measured, and `encode-N-SPLIT.json`, which comes last: a split that has it is done.
 """
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,9 +43,14 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
 
 
-def is_encoded(folder: Path, unit: Unit) -> bool:
-    """Return whether the second pass over a unit is done."""
-    return (folder / f"encode-{unit.name}.json").exists()
+def encoded_path(folder: Path, unit: str, split: str) -> Path:
+    """Return the file that ends the second pass over a split of the unit of that name."""
+    return folder / f"encode-{unit}-{split}.json"
+
+
+def is_encoded(folder: Path, unit: Unit, split: str) -> bool:
+    """Return whether the second pass over a split of a unit is done."""
+    return encoded_path(folder, unit.name, split).exists()
 
 
 def encode_unit(
@@ -54,17 +59,19 @@ def encode_unit(
     texts: int,
     special: SpecialTokens,
     cut: Cut | None,
+    splits: Sequence[str],
     keeps_validation: bool,
 ) -> None:
-    """Write the tokens of a unit, whose documents have so many `texts`."""
+    """Write the tokens of some splits of a unit, whose documents have so many `texts`."""
     tokenizer = cached_tokenizer(folder / TOKENIZER, special)
     dtype = token_dtype(tokenizer)
     writers = {
         split: TokenWriter(folder, f"part-{unit.name}-{split}", dtype, ENDLESS_SHARD)
-        for split in SPLITS
+        for split in splits
     }
     validation_text = bytearray()
-    for piece, ids in tokenize(read_kept(folder, unit, texts, cut), tokenizer):
+    only = None if len(splits) == len(SPLITS) else splits[0]
+    for piece, ids in tokenize(read_kept(folder, unit, texts, cut, only), tokenizer):
         writer = writers[piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -72,10 +79,11 @@ def encode_unit(
         if keeps_validation and piece.split == VALIDATION:
             validation_text += (piece.text + piece.gap).encode()
 
-    entries = {split: writer.close() for split, writer in writers.items()}
-    if keeps_validation:
+    if keeps_validation and VALIDATION in splits:
         write_atomically(folder / f"part-{unit.name}.validation", bytes(validation_text))
-    write_atomically(folder / f"encode-{unit.name}.json", json.dumps(entries))
+    for split, writer in writers.items():
+        path = encoded_path(folder, unit.name, split)
+        write_atomically(path, json.dumps(writer.close()))
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,9 +92,9 @@ def cached_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     return load_tokenizer(path, special)
 
 
-def read_parts_entries(folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:
-    """Return what the second pass over a unit wrote, by split, as `TokenWriter.close` says it."""
-    return json.loads((folder / f"encode-{unit.name}.json").read_bytes())
+def read_part_entry(folder: Path, unit: str, split: str) -> dict[str, Any]:
+    """Return what the second pass over a split of a unit wrote, as `TokenWriter.close` says it."""
+    return json.loads(encoded_path(folder, unit, split).read_bytes())
 
 
 def read_kept(
