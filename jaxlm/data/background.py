@@ -16,7 +16,7 @@ from jaxlm.data.building.workers import end_with_parent, hidden_main
 from jaxlm.data.preparation import prepare
 from jaxlm.data.store import Store
 
-ENDED = "data: the process that builds the store was killed; what is done is kept: start again"
+ENDED = "data: the process that builds the store has ended early: what is done is kept, start again"
 
 
 class Builder:

@@ -210,7 +210,9 @@ class Stream:
         """Return whether the tokens of the batch of `step` are there."""
         if not self.is_growing:
             return True
-        last = self.mixture.count_samples(self.schedule.first_sample(step + 1))
+        # Samples are located by whole blocks.
+        samples = -(-self.schedule.first_sample(step + 1) // BLOCK) * BLOCK
+        last = self.mixture.count_samples(samples)
         return all(
             array.has(self.tokens_of_block(last[source] - 1))
             for source, array in self.growing_arrays
