@@ -22,6 +22,7 @@ from jaxlm.data import (
     stream,
     whole_store_reason,
 )
+from jaxlm.data.background import Builder
 from jaxlm.data.building import encode_units, units
 from jaxlm.data.permutation import permute, permute_blocks
 from jaxlm.data.schedule import BatchSchedule
@@ -160,14 +161,21 @@ def test_a_process_of_its_own_completes_the_store_meanwhile(data):
         assert estimate.tokens == pytest.approx(size.tokens, rel=0.05)
 
 
-def test_a_builder_that_fails_ends_the_wait(data):
-    store = start(data)
+def test_a_builder_that_fails_or_is_killed_ends_the_wait(data):
+    store, arguments = start(data), (data, BYTES, 300, (), None)
     (store.construction.unfinished / "extract-000000.text").unlink()
     with (
-        built_meanwhile(store, is_leader=True, arguments=(data, BYTES, 300, (), None)),
-        pytest.raises(UserError, match="the process that builds the store has ended early"),
+        built_meanwhile(store, is_leader=True, arguments=arguments),
+        pytest.raises(UserError, match=r"extract-000000\.text: No such file"),
     ):
         store.train[0].wait(1)
+
+    builder = Builder(arguments)
+    builder.process.kill()
+    builder.process.join()
+    with pytest.raises(UserError, match="the process that builds the store has ended early"):
+        builder.check()
+    builder.stop()
 
 
 def test_whoever_waits_is_let_go_at_the_end(data):
