@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.data.building.extracts import read_extract, read_sizes
 from jaxlm.data.building.judging import CUT, IN_TRAIN, IN_VALIDATION, Cut
+from jaxlm.data.building.token_units import has_ids, read_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.shards import TokenWriter
@@ -64,7 +65,7 @@ def encode_unit(
         for split in SPLITS
     }
     validation_text = bytearray()
-    for piece, ids in tokenize(read_kept(folder, unit, texts, cut), tokenizer):
+    for piece, ids in read_pieces(folder, unit, texts, cut, tokenizer):
         writer = writers[piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -113,6 +114,32 @@ def read_kept(
             yield SplitDocument(name, TRAIN, (text[: cut.byte].decode(),))
         if split != TRAIN:
             yield SplitDocument(name, VALIDATION, (text[cut.byte :].decode(),))
+
+
+def read_pieces(
+    folder: Path, unit: Unit, texts: int, cut: Cut | None, tokenizer: Tokenizer
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield (piece, its ids) of the documents of a unit that are kept, in order."""
+    documents = read_kept(folder, unit, texts, cut)
+    if not has_ids(folder, unit.name):
+        yield from tokenize(documents, tokenizer)
+        return
+    for document, ids in zip(documents, read_kept_ids(folder, unit, cut), strict=True):
+        (text,) = document.texts
+        yield Piece(document.split, text, "", is_last=True), ids
+        advance(len(text.encode()))
+
+
+def read_kept_ids(folder: Path, unit: Unit, cut: Cut | None) -> Iterator[np.ndarray]:
+    """Yield the ids of the documents that `read_kept` yields, of a unit of tokens."""
+    codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
+    numbers = np.flatnonzero(np.isin(codes, (IN_TRAIN, IN_VALIDATION, CUT))).tolist()
+    for number, ids in zip(numbers, read_ids(folder, unit.name, numbers), strict=True):
+        if codes[number] != CUT:
+            yield ids
+            continue
+        assert cut is not None
+        yield from (ids[: cut.token], ids[cut.token :])
 
 
 def tokenize(
