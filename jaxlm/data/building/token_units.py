@@ -20,12 +20,8 @@ import tokenizers
 from jaxlm.config import SourceConfig, TokenizerConfig, UserError
 from jaxlm.data.documents import Document, FilePart
 from jaxlm.data.listing import base_folder
-from jaxlm.data.readers.token_files import (
-    TokenDocument,
-    TokenFile,
-    open_token_file,
-    read_token_documents,
-)
+from jaxlm.data.readers.token_documents import TokenDocument, read_token_documents
+from jaxlm.data.readers.token_files import TokenFile, open_token_file
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.store import TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
@@ -33,7 +29,6 @@ from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens
 from jaxlm.files import expand_home, sync, write_atomically
 
 DECODED_TOKENS = 1 << 18  # at once
-CONTEXT_TOKENS = 8  # decoded before a piece: some decoders drop the space before their first word
 LONGEST_CHARACTER = 8  # tokens over which a character may reach
 
 
@@ -71,9 +66,14 @@ class TokenDecoder:
 
     def decode_stretch(self, ids: np.ndarray, start: int, end: int) -> str:
         """Return the text of ids[start:end] as a part of the text of all."""
-        context = ids[max(start - CONTEXT_TOKENS, 0) : start]
-        before, both = self.decode_ids(context), self.decode_ids(ids[start - len(context) : end])
-        return both[len(before) :] if both.startswith(before) else self.decode_ids(ids[start:end])
+        # Some decoders drop the space before their first word, so a whole character comes first.
+        for context in range(1, min(start, LONGEST_CHARACTER) + 1):
+            before = self.decode_ids(ids[start - context : start])
+            if before and REPLACEMENT not in before:
+                both = self.decode_ids(ids[start - context : end])
+                if both.startswith(before):
+                    return both[len(before) :]
+        return self.decode_ids(ids[start:end])
 
     def decode_ids(self, ids: np.ndarray) -> str:
         """Return the text of a few ids."""
@@ -178,11 +178,17 @@ def read_token_part(
 ) -> Iterator[Document]:
     """Yield the documents of a part of a file, named by the token at which they begin."""
     tokenizer, decoder = decoding
+    try:
+        file = open_token_file(part.path, tokenizer.size)
+    except UserError as fault:
+        if part.start == 0:  # each part of the file has the same one
+            notes.add_fault(fault)
+        return
+
+    notes.add_tokens(part.path, file.description)
     name = part.path.relative_to(base_folder(source)).as_posix()
     dtype = id_dtype(tokenizer.size)
     try:
-        file = open_token_file(part.path, tokenizer.size)
-        notes.add_tokens(part.path, file.description)
         for document in read_token_documents(file, part, tokenizer.end_of_text):
             if document.is_unbounded:
                 notes.add_tokens(part.path, "no end of text in it, so it is one document")

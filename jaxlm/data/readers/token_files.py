@@ -1,24 +1,20 @@
 """Read files of tokens that other frameworks wrote: nanoGPT, llm.c, Megatron-LM, OLMo, NumPy.
 
-raw        nanoGPT (data/openwebtext/prepare.py), OLMo and dolma, whose .npy files are no others: the
-           ids as little-endian uint16, or uint32 where the tokenizer has more than 65,536
+raw        nanoGPT (data/openwebtext/prepare.py), OLMo and dolma, whose .npy have no header: the ids
+           as little-endian uint16, or uint32 where the tokenizer has more than 65,536
 llm.c      dev/data/data_common.py: 256 int32 (magic, version, number of tokens), then the ids
 Megatron   core/datasets/indexed_dataset.py: the ids in a .bin, the documents in the .idx beside it
 NumPy      a .npy file with its header: an array of integers with one axis
 
-A file is told by its content. Documents are what stands between two ends of text, whether a
-framework writes these before a document (llm.c) or behind it (nanoGPT); in Megatron's files they
-are those of the index as well. Empty ones are passed over.
+A file is told by its content.
 """
 
 import contextlib
 import io
 import re
 import struct
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
@@ -26,19 +22,16 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxlm.config import UserError
-from jaxlm.data.documents import FilePart
 from jaxlm.data.formats import describe_binary, find_mark
 from jaxlm.data.readers.streams import describe, find_compression
 from jaxlm.data.remote_files import RemoteError, RemoteFile, SourceFile, remote_errors
-
-BLOCK_TOKENS = 1 << 20  # that are read at once
-LONGEST_DOCUMENT = 1 << 26  # tokens; a longer one is several, so that memory stays bounded
 
 HEAD_BYTES = 1 << 16  # that tell what a file is
 FEWEST_TO_TELL = 64  # tokens from which on uint32 is told from uint16, and text from tokens
 UINT16_IDS = 1 << 16
 
 INDEX_MAGIC = b"MMIDIDX\0\0"
+INDEX_VERSION = 1
 INDEX_HEADER = struct.Struct("<9sQBQQ")  # magic, version, type, sequences, document bounds
 INDEX_TYPES = {1: "|u1", 2: "|i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 INDEX_NAMES = ("_document.bin", "_sentence.bin")  # how Megatron's preprocess_data calls its files
@@ -51,17 +44,10 @@ LLMC_EVALUATION = 20240522
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
-class TokenDocument(NamedTuple):
-    """The ids of a document, without an end of text, and the number of its first in the file."""
-
-    first: int
-    ids: np.ndarray
-    is_unbounded: bool = False  # whether it is the last one of a file without any end of text
-
-
 class Index(NamedTuple):
     """The .idx of a Megatron file."""
 
+    code: int  # of the type of the ids
     lengths: np.ndarray  # tokens of each sequence
     pointers: np.ndarray  # the byte at which it begins
     documents: np.ndarray  # the first sequence of each document and, last, their number
@@ -85,6 +71,14 @@ class TokenFile(NamedTuple):
     def token_at(self, byte: int) -> int:
         """Return the first token that begins at a byte of the file or after it."""
         return max(-(-(byte - self.start) // self.dtype.itemsize), 0)
+
+    def first_token(self, document: int) -> int:
+        """Return the first token of a document of the index, from 0; of none, the number of all."""
+        assert self.index is not None
+        sequence = int(self.index.documents[document])
+        if sequence >= len(self.index.pointers):
+            return self.count
+        return int(self.index.pointers[sequence]) // self.dtype.itemsize
 
 
 # Formats
@@ -242,8 +236,9 @@ def open_megatron(path: SourceFile, index_path: SourceFile, size: int) -> TokenF
         if len(header) < INDEX_HEADER.size:
             raise UserError(f"{index_path}: ends inside its header")
         _, version, code, sequences, bounds = INDEX_HEADER.unpack(header)
-        if version != 1:
-            raise UserError(f"{index_path}: is version {version} of the index, of which 1 is read")
+        if version != INDEX_VERSION:
+            reason = f"is version {version} of the index, of which {INDEX_VERSION} is read"
+            raise UserError(f"{index_path}: {reason}")
         if code not in INDEX_TYPES:
             raise UserError(f"{index_path}: its type {code} is none of integers")
 
@@ -251,7 +246,7 @@ def open_megatron(path: SourceFile, index_path: SourceFile, size: int) -> TokenF
         if index_size < expected:
             reason = f"has {index_size:,} bytes, and its header says {expected:,}"
             raise UserError(f"{index_path}: {reason}: it was cut")
-        index = read_index(index_path, file, sequences, bounds)
+        index = Index(code, *read_index(index_path, file, sequences, bounds))
 
     dtype = np.dtype(INDEX_TYPES[code])
     end = 0
@@ -263,7 +258,7 @@ def open_megatron(path: SourceFile, index_path: SourceFile, size: int) -> TokenF
     return TokenFile(path, "Megatron", dtype, 0, size // dtype.itemsize, index)
 
 
-def read_index(path: SourceFile, file: BinaryIO, sequences: int, bounds: int) -> Index:
+def read_index(path: SourceFile, file: BinaryIO, sequences: int, bounds: int) -> list[Any]:
     """Return the arrays of an index, mapped into memory if the file is local."""
     arrays: list[Any] = []
     offset = INDEX_HEADER.size
@@ -277,7 +272,7 @@ def read_index(path: SourceFile, file: BinaryIO, sequences: int, bounds: int) ->
             file.seek(offset)
             arrays.append(np.frombuffer(file.read(size), code))
         offset += size
-    return Index(*arrays)
+    return arrays
 
 
 def check_size(path: SourceFile, size: int, expected: int, claim: str) -> None:
@@ -285,110 +280,3 @@ def check_size(path: SourceFile, size: int, expected: int, claim: str) -> None:
     if size != expected:
         reason = f"has {size:,} bytes where {claim} ({expected:,} bytes)"
         raise UserError(f"{path}: {reason}: it is not whole")
-
-
-# Documents
-
-
-def read_token_documents(
-    file: TokenFile, part: FilePart, end_of_text: int
-) -> Iterator[TokenDocument]:
-    """Yield the documents that begin in a part of a file. Raises UserError.
-
-    One of more than LONGEST_DOCUMENT tokens is several.
-    """
-    first, last = file.token_at(part.start), file.count
-    if part.stop is not None:
-        last = min(file.token_at(part.stop), file.count)
-    if first >= last:
-        return
-    with reading(file.path) as stream:
-        if file.index is None:
-            yield from read_running(file, stream, first, last, end_of_text)
-        else:
-            yield from read_indexed(file, file.index, stream, first, last, end_of_text)
-
-
-def read_running(
-    file: TokenFile, stream: BinaryIO, first: int, last: int, end_of_text: int
-) -> Iterator[TokenDocument]:
-    """Yield the documents between ends of text that begin from token `first` on, before `last`."""
-    place = max(first - 1, 0)  # the token before the first says whether a document begins there
-    begin = None if first else 0
-    is_unbounded = first == 0
-    pending: list[np.ndarray] = []
-    while place < file.count:
-        block = read_tokens(file, stream, place, min(BLOCK_TOKENS, file.count - place))
-        start = 0
-        for end in np.flatnonzero(block == end_of_text).tolist():
-            if begin is not None:
-                yield from cut_document(begin, join([*pending, block[start:end]]))
-            pending, start = [], end + 1
-            begin, is_unbounded = place + start, False
-            if begin >= last:
-                return
-
-        place += len(block)
-        if begin is None:
-            if place >= last:
-                return
-            continue
-        pending.append(block[start:])
-        if place - begin >= LONGEST_DOCUMENT:
-            ids = join(pending)
-            cut = len(ids) // LONGEST_DOCUMENT * LONGEST_DOCUMENT
-            yield from cut_document(begin, ids[:cut])
-            begin, pending = begin + cut, [ids[cut:]]
-
-    if begin is not None:
-        yield from cut_document(begin, join(pending), is_unbounded)
-
-
-def read_indexed(
-    file: TokenFile, index: Index, stream: BinaryIO, first: int, last: int, end_of_text: int
-) -> Iterator[TokenDocument]:
-    """Yield the documents of an index that begin from token `first` on, before `last`."""
-    itemsize, bounds = file.dtype.itemsize, index.documents
-
-    def first_token(document: int) -> int:
-        sequence = int(bounds[document])
-        if sequence >= len(index.pointers):
-            return file.count
-        return int(index.pointers[sequence]) // itemsize
-
-    documents = range(len(bounds) - 1)
-    start, stop = (bisect_left(documents, token, key=first_token) for token in (first, last))
-    for number in range(start, stop):
-        begin, end = first_token(number), first_token(number + 1)
-        lengths = index.lengths[int(bounds[number]) : int(bounds[number + 1])]
-        if int(lengths.sum(dtype=np.int64)) != end - begin:
-            raise UserError(f"{file.path}: the .idx is damaged at document {number + 1:,}")
-
-        for place in range(begin, end, LONGEST_DOCUMENT):
-            ids = read_tokens(file, stream, place, min(LONGEST_DOCUMENT, end - place))
-            starts = [0, *(np.flatnonzero(ids == end_of_text) + 1).tolist(), len(ids) + 1]
-            for left, right in pairwise(starts):
-                yield from cut_document(place + left, ids[left : right - 1])
-
-
-def read_tokens(file: TokenFile, stream: BinaryIO, first: int, count: int) -> np.ndarray:
-    """Return `count` tokens of an open file from token `first` on."""
-    stream.seek(file.start + first * file.dtype.itemsize)
-    data = stream.read(count * file.dtype.itemsize)
-    if len(data) < count * file.dtype.itemsize:
-        raise UserError(f"{file.path}: ends while it is read")
-    return np.frombuffer(data, file.dtype)
-
-
-def join(arrays: list[np.ndarray]) -> np.ndarray:
-    """Return arrays one after another."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def cut_document(
-    first: int, ids: np.ndarray, is_unbounded: bool = False
-) -> Iterator[TokenDocument]:
-    """Yield a document, a long one as several, and an empty one as none."""
-    for start in range(0, len(ids), LONGEST_DOCUMENT):
-        piece = ids[start : start + LONGEST_DOCUMENT]
-        yield TokenDocument(first + start, piece, is_unbounded)
