@@ -238,8 +238,9 @@ def write_tokens(path: SourceFile, target: Path, limit: int) -> int:
     with reading(path) as stream:
         ids = read_tokens(file, stream, 0, count)
     with target.open("wb") as sample:
-        if file.layout in ("raw", "Megatron"):
-            sample.write(ids.tobytes())
-        else:
-            np.lib.format.write_array(sample, ids, allow_pickle=False)
+        if file.layout not in ("raw", "Megatron"):
+            descr = np.lib.format.dtype_to_descr(file.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": ids.shape}
+            np.lib.format.write_array_header_1_0(sample, header)
+        sample.write(ids.tobytes())
     return min(ids.nbytes, file_size(path) - 1)

@@ -378,12 +378,6 @@ def test_rules_that_change_the_text_are_refused(tmp_path, curation, key):
         replace(data, curation=config.CurationConfig(**curation))
 
 
-def test_ids_need_their_tokenizer(tmp_path):
-    data = token_config(tmp_path, tmp_path)
-    with pytest.raises(ConfigError, match=r"^data\.sources\.0\.format: .*got 'bpe'"):
-        config.Config(data=data)
-
-
 # Text
 
 

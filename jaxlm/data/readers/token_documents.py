@@ -17,7 +17,7 @@ from jaxlm.data.documents import FilePart
 from jaxlm.data.readers.token_files import Index, TokenFile, reading
 
 BLOCK_TOKENS = 1 << 20  # that are read at once
-LONGEST_DOCUMENT = 1 << 26  # tokens; a longer one is several, so that memory stays bounded
+LONGEST_DOCUMENT = 1 << 24  # tokens; a longer one is several, so that memory stays bounded
 
 
 class TokenDocument(NamedTuple):
