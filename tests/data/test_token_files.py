@@ -18,8 +18,9 @@ from jaxlm.config import ConfigError, UserError
 from jaxlm.data import building, describe_store, dry_run, file_samples, show
 from jaxlm.data.building import token_units, units, workers
 from jaxlm.data.building.stages import Part
+from jaxlm.data.documents import FilePart
 from jaxlm.data.preparation import prepare_stage
-from jaxlm.data.readers import token_documents
+from jaxlm.data.readers import token_documents, token_files
 from jaxlm.data.rules import load_predicate
 
 TEXTS = [random_text(number, 5 + number % 7) for number in range(40)]
@@ -207,10 +208,28 @@ def test_rules_judge_the_decoded_text(tmp_path, tokenizer):
     assert sorted(found) == sorted([*ids, END] for ids in kept)
 
 
-@pytest.mark.parametrize(
-    ("layout", "method"),
-    [("nanogpt", "hash"), ("llm.c", "tail"), ("sentences", "hash"), ("numpy", "tail")],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_document_belongs_to_the_part_in_which_it_begins(tmp_path, monkeypatch, layout):
+    path = write(tmp_path / "tokens", layout, [*IDS[:6], IDS[6] * 9, [], *SPELLED[:6]])
+    file = token_files.open_token_file(path, SIZE)
+    whole = documents_of_part(file, FilePart(path))
+    expected = [*IDS[:6], IDS[6] * 9, *SPELLED[:6]]
+    assert [ids for _, ids in whole] == expected
+
+    monkeypatch.setattr(token_documents, "BLOCK_TOKENS", 7)
+    size = path.stat().st_size
+    for part_bytes in (2, 10, 96, 1000):
+        starts = range(0, size, part_bytes)
+        parts = [FilePart(path, start, start + part_bytes) for start in starts]
+        assert [found for part in parts for found in documents_of_part(file, part)] == whole
+
+
+def documents_of_part(file, part):
+    documents = token_documents.read_token_documents(file, part, END)
+    return [(document.first, document.ids.tolist()) for document in documents]
+
+
+@pytest.mark.parametrize(("layout", "method"), [("nanogpt", "hash"), ("llm.c", "tail")])
 def test_parts_of_a_file_give_the_store_of_the_whole(
     tmp_path, tokenizer, monkeypatch, layout, method
 ):
@@ -287,6 +306,13 @@ def cut(path, size):
     path.write_bytes(path.read_bytes()[:size])
 
 
+def spoil_lengths(path):
+    """Give the first document a length that its place does not have."""
+    index = bytearray(path.with_suffix(".idx").read_bytes())
+    index[34] += 1
+    path.with_suffix(".idx").write_bytes(index)
+
+
 FAULTS = {
     "version": ("llm.c", lambda path: write_llmc(path, IDS, version=2), "is version 2 of llm.c's"),
     "evaluation": ("llm.c", lambda path: write_llmc(path, IDS, magic=20240522), "an evaluation of"),
@@ -311,6 +337,7 @@ FAULTS = {
         lambda path: write_megatron(path, IDS, np.float32, 7),
         "its type 7 is none of integers",
     ),
+    "wrong lengths": ("megatron", spoil_lengths, "the .idx is damaged at document 1$"),
     "cut ids": ("megatron", lambda path: cut(path, -4), "where a_text_document.idx says .* int32"),
     "matrix": ("numpy", lambda path: np.save(path, np.ones((4, 4), int)), r"an array \[4, 4\]"),
     "fractions": ("numpy", lambda path: np.save(path, np.ones(4)), "of float64, not integers"),
@@ -402,7 +429,7 @@ def test_text_is_decoded_as_the_library_does(monkeypatch, family):
         assert decoder.decode(ids[:token]) == expected.encode()[:place].decode()
 
     monkeypatch.undo()
-    noise = np.random.default_rng(0).integers(inner.get_vocab_size(), size=500)
+    noise = np.random.default_rng(0).permutation(inner.get_vocab_size())
     assert decoder.decode(noise) == inner.decode(noise.tolist())
 
 
