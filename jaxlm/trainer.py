@@ -4,6 +4,7 @@ A run is a pure function of its config: batches come from the step's number, the
 step before. So resuming is to load the newest checkpoint and to continue at its step.
 """
 
+import contextlib
 import dataclasses
 import enum
 from functools import partial
@@ -57,7 +58,10 @@ def train(
     # have been used before they have met.
     store = None if group.is_single else prepare_together(config, group, predicate)
 
-    with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with (
+        Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints,
+        contextlib.ExitStack() as background,
+    ):
         # 1. The config of this run, and where it starts.
         # A directory with a checkpoint is continued. What the new config changes is printed, and
         # refused where it would make another run of it.
@@ -84,6 +88,7 @@ def train(
 
         # 3. Data: the store of tokens, and the stream of batches by step number.
         store = store or prepare_store(config, predicate)
+        background.enter_context(build_meanwhile(store, config, group, predicate))
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
             check_store(directory, config, store)
@@ -101,9 +106,7 @@ def train(
             write_tokenizer(directory, store)
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
-            record_save = partial(
-                card.record_progress, directory, card_start, manifest=store.manifest
-            )
+            record_save = partial(record_progress, directory, card_start, store)
         else:
             monitor = NullMonitor()
             record_save = ignore_save
@@ -151,6 +154,13 @@ def ignore_save(step: int, seconds: float) -> None:
     """Record nothing, as processes other than 0 do."""
 
 
+def record_progress(
+    directory: Path, start: card.TrainingStart, store: data.Store, step: int, seconds: float
+) -> None:
+    """Record how far the run is, and the data that it has."""
+    card.record_progress(directory, start, step, seconds, data.current_manifest(store))
+
+
 def prepare_together(
     config: Config, group: runtime.ProcessGroup, predicate: Predicate | None
 ) -> data.Store:
@@ -170,6 +180,7 @@ def prepare_together(
             seconds=config.runtime.preparation_timeout_seconds,
             needs=config.objective.needs,
             predicate=predicate,
+            begun=begins_early(config),
         )
     group.initialize()
 
@@ -179,7 +190,7 @@ def prepare_together(
     facts["jaxlm's code"] = runtime.code_version()
     facts |= runtime.versions()
     group.require_equal("config", {key: str(value) for key, value in facts.items()})
-    return data.open_store(folder)
+    return data.open_begun(folder)
 
 
 def find_start(newest: int | None) -> Start:
@@ -243,8 +254,12 @@ def write_tokenizer(directory: Path, store: data.Store) -> None:
 
 
 def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
-    """Return the token store of the run, built if it is not there yet."""
-    return data.prepare(
+    """Return the token store of the run, built if it is not there yet.
+
+    A run that begins early gets one that is still to be completed.
+    """
+    prepare = data.begin if begins_early(config) else data.prepare
+    return prepare(
         config.data,
         config.tokenizer,
         config.tokenizer_vocabulary_size,
@@ -252,6 +267,20 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
         needs=config.objective.needs,
         predicate=predicate,
     )
+
+
+def begins_early(config: Config) -> bool:
+    """Return whether a run begins before its store is complete."""
+    return data.whole_store_reason(config.data) is None
+
+
+def build_meanwhile(
+    store: data.Store, config: Config, group: runtime.ProcessGroup, predicate: Predicate | None
+) -> contextlib.AbstractContextManager[None]:
+    """Complete the store while the run trains on what is there."""
+    size, needs = config.tokenizer_vocabulary_size, config.objective.needs
+    arguments = (config.data, config.tokenizer, size, needs, predicate)
+    return data.built_meanwhile(store, is_leader=group.is_leader, arguments=arguments)
 
 
 def check_store(directory: Path, config: Config, store: data.Store) -> None:

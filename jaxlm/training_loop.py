@@ -1,6 +1,7 @@
 """The steps of a run: after each, log, save and evaluate when that is due, until the end."""
 
 import math
+import time
 from collections.abc import Callable
 
 import jax
@@ -24,6 +25,10 @@ from jaxlm.types import Array, Tree
 # Saves of a better model that are not due otherwise: all of them where they take less than this,
 # else as many as fit into this share of the time.
 BEST_SECONDS, BEST_SHARE = 60.0, 0.05
+
+# The tokens that a store has while it is built: none for the next step, enough for it, or all.
+NONE, ENOUGH, ALL = "none", "enough", "all"
+WAIT_SECONDS = 0.5  # between two looks at it
 
 
 class TrainingLoop:
@@ -55,6 +60,8 @@ class TrainingLoop:
         self.best_loss = checkpoints.best_loss()
         self.best_saves = 0  # of a better model at steps without a checkpoint of their own
         self.throughput = build_throughput(run, stream)
+        # Whether the store is built meanwhile.
+        self.is_growing = group.share("growing", str(stream.is_growing)) == "True"
 
     def __call__(self, state: TrainState, *, evaluate_first: bool) -> tuple[TrainState, bool]:
         """Run the steps; return the last state, and whether a signal stopped the run.
@@ -89,7 +96,16 @@ class TrainingLoop:
             if evaluate_first and not self.evaluate(self.first_step, state, stop):
                 return self.stop(self.first_step, state, stop)
 
-            for step, batch in enumerate(process_batches, self.first_step + 1):
+            metrics, saves = None, True  # of the step before
+            for step in range(self.first_step + 1, self.steps + 1):
+                if not self.await_tokens(step, stop):
+                    if not saves:
+                        assert metrics is not None, "the state before the first step is saved"
+                        self.check(step - 1, state.params, metrics)
+                        self.save(step - 1, state, {})
+                    return self.stop(step - 1, state, stop)
+
+                batch = next(process_batches)
                 state, metrics = update(state, placement.put(batch))
                 self.throughput.wait(step, metrics)
 
@@ -124,12 +140,36 @@ class TrainingLoop:
         )
         return state, False
 
+    def await_tokens(self, step: int, stop: StopSignal | PeerStop) -> bool:
+        """Wait until the tokens of `step` are there; return False if a signal stopped that.
+
+        They are, unless the store is built meanwhile. All processes go by what the leading one
+        finds, so that they stop together.
+        """
+        waits = 0
+        while self.is_growing:
+            topic, found = f"tokens/{step}/{waits}", find_tokens(self.stream, step - 1)
+            found = self.group.share(topic, found)
+            self.is_growing = found != ALL
+            if found == ALL:
+                self.monitor.line(f"step {step}: the store has all its tokens")
+            if found != NONE:
+                break
+            if stop.reached():
+                return False
+            if not waits:
+                self.monitor.line(f"step {step} waits for its tokens: the store is being built")
+            waits += 1
+            time.sleep(WAIT_SECONDS)
+        return True
+
     def stop(
         self, step: int, state: TrainState, stop: StopSignal | PeerStop
     ) -> tuple[TrainState, bool]:
         """Wait for the checkpoint of the last step and return the end of a stopped run."""
         self.checkpoints.wait()
-        self.monitor.line(f"stopped by {stop.requested} after step {step} of {self.steps}; saved")
+        saved = "saved" if self.checkpoints.latest() == step else "nothing to save yet"
+        self.monitor.line(f"stopped by {stop.requested} after step {step} of {self.steps}; {saved}")
         return state, True
 
     def log(self, step: int, metrics: StepMetrics) -> None:
@@ -220,6 +260,13 @@ class TrainingLoop:
                 "(checkpoint.every_steps sets the steps that are saved)"
             )
         return fits
+
+
+def find_tokens(stream: Stream, step: int) -> str:
+    """Return which tokens are there: NONE for the batch of `step`, ENOUGH, or ALL of the store."""
+    if not stream.is_growing:
+        return ALL
+    return ENOUGH if stream.is_ready(step) else NONE
 
 
 def parameter_norm(params: Tree) -> Array:

@@ -226,6 +226,9 @@ class DataConfig:
     # windows: of running text, cut anywhere; packed: whole documents side by side, which don't see
     # each other; documents: one in each sample
     sequences: Literal["windows", "packed", "documents"] = "windows"
+    # Tokens. Samples are shuffled within blocks of so much text, which follow one another as the
+    # text does: training begins while the store is built. None: over the whole source
+    shuffle_block: Positive | None = None
     # fail: a record or file that can't be read ends the preparation; skip: it is left out, counted
     on_error: Literal["fail", "skip"] = "fail"
     curation: CurationConfig = CurationConfig()
@@ -264,6 +267,12 @@ class DataConfig:
     def weights(self) -> tuple[float, ...]:
         """Return the weight of each source, as the sources have it."""
         return tuple(source.weight for source in self.sources)
+
+    @property
+    def first_weights(self) -> tuple[float, ...]:
+        """Return the weights with which a run begins, if they don't follow from sizes."""
+        starts_at_zero = bool(self.mixture_schedule) and self.mixture_schedule[0][0] == 0
+        return self.mixture_schedule[0][1] if starts_at_zero else self.weights
 
     def check_tokens(self) -> None:
         """Refuse rules that change the text of sources whose ids are taken as they are."""

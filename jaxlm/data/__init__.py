@@ -3,8 +3,10 @@
 `prepare(...)` builds the token store and `stream.Stream` reads batches from it by step.
 """
 
+from jaxlm.data.background import built_meanwhile, whole_store_reason
 from jaxlm.data.corpus import check_files
 from jaxlm.data.documents import Document
+from jaxlm.data.growing import current_manifest, open_begun
 from jaxlm.data.identity import StoreIdentity, identify_store
 from jaxlm.data.mixture_plan import (
     SourceSize,
@@ -14,7 +16,7 @@ from jaxlm.data.mixture_plan import (
     plan_mixture,
     record_mixture,
 )
-from jaxlm.data.preparation import await_store, prepare
+from jaxlm.data.preparation import await_store, begin, prepare
 from jaxlm.data.report import describe_store, format_report
 from jaxlm.data.report_markdown import build_markdown
 from jaxlm.data.report_page import build_page
@@ -30,9 +32,12 @@ __all__ = [
     "StoreIdentity",
     "Tokenizer",
     "await_store",
+    "begin",
     "build_markdown",
     "build_page",
+    "built_meanwhile",
     "check_files",
+    "current_manifest",
     "describe_change",
     "describe_mixture",
     "describe_store",
@@ -40,8 +45,10 @@ __all__ = [
     "format_report",
     "identify_store",
     "load_tokenizer",
+    "open_begun",
     "open_store",
     "plan_mixture",
     "prepare",
     "record_mixture",
+    "whole_store_reason",
 ]

@@ -15,13 +15,21 @@ from jaxlm import counter_rng
 ROUNDS = 6
 
 
-def permute(index: np.ndarray, size: int, seed: int, source: int, epoch: np.ndarray) -> np.ndarray:
+def permute(
+    index: np.ndarray,
+    size: int,
+    seed: int,
+    source: int,
+    epoch: np.ndarray,
+    block: np.ndarray | int = 0,
+) -> np.ndarray:
     """Return the images of `index` under the permutation of [0, size) of each epoch; int64 [n].
 
-    `index` and `epoch` are int64 [n].
+    `index` and `epoch` are int64 [n]. Each `block` (int64 [n] or one) has permutations of its own.
     """
     stream = counter_rng.SHUFFLE + source
-    keys = counter_rng.random_bits(seed, epoch[:, None], stream, np.arange(ROUNDS))
+    rounds = np.asarray(block)[..., None] * ROUNDS + np.arange(ROUNDS)
+    keys = counter_rng.random_bits(seed, epoch[:, None], stream, rounds)
 
     image = apply_feistel(index.astype(np.uint64), size, keys)
     while (outside := image >= size).any():
@@ -47,3 +55,24 @@ def apply_feistel(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         else:
             x = (x + (counter_rng.mix(key ^ y) >> np.uint64(32))) % np.uint64(width)
     return x * np.uint64(height) + y
+
+
+def permute_blocks(
+    index: np.ndarray,
+    count: int | None,
+    block: int,
+    seed: int,
+    source: int,
+    epoch: np.ndarray,
+) -> np.ndarray:
+    """Return the images of `index` (int64 [n]) if each `block` of [0, count) is shuffled alone.
+
+    The last block is shorter where `count` ends. None: no index lies in the last one.
+    """
+    images = np.empty_like(index)
+    blocks, within = np.divmod(index, block)
+    last = -1 if count is None else count // block
+    for is_in, size in ((blocks != last, block), (blocks == last, (count or 0) - last * block)):
+        if is_in.any():
+            images[is_in] = permute(within[is_in], size, seed, source, epoch[is_in], blocks[is_in])
+    return blocks * block + images

@@ -13,9 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxlm.config import ConfigError, DataConfig, LostError, TokenizerConfig, UserError
-from jaxlm.data.building import SHARD_TOKENS, StoreInputs, build_store, remove_intermediate
+from jaxlm.data.building import (
+    SHARD_TOKENS,
+    StoreInputs,
+    begin_store,
+    build_store,
+    remove_intermediate,
+)
 from jaxlm.data.building.stages import Part, Stage, run_stage
 from jaxlm.data.building.workers import LostWorkerError
+from jaxlm.data.growing import BEGUN, open_begun, unfinished_path
 from jaxlm.data.identity import FORMAT, StoreIdentity, file_lock, identify_store
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.rules import Predicate
@@ -24,7 +31,7 @@ from jaxlm.files import expand_home, write_atomically
 
 POLL_SECONDS = 0.2
 # In the folder of a store that is being built: files of other versions are not used.
-BUILDING, BUILDING_VERSION = "building.json", 1
+BUILDING, BUILDING_VERSION = "building.json", 2
 
 
 def prepare(
@@ -68,6 +75,43 @@ def prepare(
     store = open_store(folder)
     report(summarize_store(store))
     return store
+
+
+def begin(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocabulary_size: int,
+    report: Callable[[str], None],
+    needs: tuple[str, ...] = (),
+    predicate: Predicate | None = None,
+) -> Store:
+    """Return the store of `data`; where it is not built yet, as soon as a run can begin with it.
+
+    All but the tokens of the training split is then there, and `built_meanwhile` adds these.
+    Arguments and errors are those of `prepare`.
+    """
+    check_weights(data)
+    with removed_if_unused(expand_home(data.store)):
+        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
+        folder = identity.folder
+        if not is_built(folder) and not has_begun(folder):
+            with unfinished_folder(folder, report, completes=False) as unfinished:
+                if unfinished is not None:
+                    inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate)
+                    start_building(unfinished, report)
+                    manifest = begin_store(unfinished, inputs, None, report)
+                    description = {"format": FORMAT, "inputs": identity.inputs} | manifest
+                    write_atomically(unfinished / BEGUN, json.dumps(description))
+
+    store = open_begun(folder)
+    report(summarize_store(store))
+    return store
+
+
+def has_begun(folder: Path) -> bool:
+    """Return whether a run can begin with a store that is not built yet."""
+    unfinished = unfinished_path(folder)
+    return (unfinished / BEGUN).exists() and can_go_on(unfinished)
 
 
 def prepare_stage(
@@ -169,14 +213,11 @@ def lock_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def unfinished_path(folder: Path) -> Path:
-    """Return the folder in which a store is built."""
-    return folder.with_name(f".{folder.name}.building")
-
-
 @contextlib.contextmanager
-def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[Path | None]:
-    """Give the folder that becomes `folder` at the end of the block.
+def unfinished_folder(
+    folder: Path, report: Callable[[str], None], *, completes: bool = True
+) -> Iterator[Path | None]:
+    """Give the folder that becomes `folder` at the end of a block that `completes` it.
 
     Gives None if another process built `folder` while this one waited for the lock. A preparation
     that was interrupted leaves what it has in there; after a mistake of the user's it is removed. A
@@ -193,7 +234,8 @@ def unfinished_folder(folder: Path, report: Callable[[str], None]) -> Iterator[P
 
             try:
                 yield unfinished
-                unfinished.rename(folder)
+                if completes:
+                    unfinished.rename(folder)
             except UserError as error:
                 if not isinstance(error, LostWorkerError):
                     shutil.rmtree(unfinished, ignore_errors=True)
@@ -230,8 +272,12 @@ def await_store(
     seconds: float,
     needs: tuple[str, ...] = (),
     predicate: Predicate | None = None,
+    *,
+    begun: bool = False,
 ) -> Path:
     """Wait for the store that process 0 prepares of the same arguments, and return its folder.
+
+    With `begun` one that is still being built is enough, if a run can begin with it.
 
     The wait also ends once process 0 is `ready` with another store: the folder is then missing.
     Raises LostError after `seconds`.
@@ -241,7 +287,7 @@ def await_store(
     if not is_built(folder):
         report(f"store {folder}: waiting up to {seconds:g} s until process 0 has prepared it")
 
-    while not folder.is_dir() and not ready():
+    while not folder.is_dir() and not (begun and has_begun(folder)) and not ready():
         if time.monotonic() > deadline:
             raise LostError(
                 f"data.store: process 0 has not prepared {folder} within {seconds:g} s "

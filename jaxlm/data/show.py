@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.config import UserError
 from jaxlm.data.pairs import PairArray
+from jaxlm.data.shards import TokenArray
 from jaxlm.data.split import SPLITS
 from jaxlm.data.store import Store
 from jaxlm.data.tokenizer import Tokenizer
@@ -113,6 +114,7 @@ def read_document(store: Store, split: str, array: int, place: Place) -> dict[st
         spans = {"source": bounds[:2], "target": bounds[1:]}
         tokens = tokens.tokens
     else:
+        assert isinstance(tokens, TokenArray), "the store is finished"
         spans = {"document": [place.start, place.start + place.length]}
     return {
         name: tokens.read_windows(np.array([start]), min(end - start, MOST_TOKENS))[0]

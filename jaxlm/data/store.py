@@ -7,23 +7,29 @@ computes the hash, `build.py` writes the files and `preparation.py` brings the t
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from jaxlm.config import ConfigError, UserError
 from jaxlm.data.pairs import PairArray
+from jaxlm.data.samples import SampleArray
 from jaxlm.data.shards import TokenArray
 from jaxlm.data.split import SPLITS, TRAIN
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.verification import how_to_rebuild
 from jaxlm.data.vocabulary import SpecialTokens
 
+if TYPE_CHECKING:
+    from jaxlm.data.growing import Construction
+
+AnyTokenArray = TypeVar("AnyTokenArray", bound=TokenArray)
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A finished store.
+    """A store: finished, or complete but for its training split, which grows (`growing.py`).
 
     `train` has an array per source, in the order of the config; `validation` has those that are
     not empty. Sources of format "pairs" are `PairArray`s.
@@ -32,9 +38,10 @@ class Store:
     hash: str
     path: Path
     tokenizer: Tokenizer
-    train: tuple[TokenArray | PairArray, ...]
+    train: tuple[SampleArray, ...]
     validation: tuple[TokenArray | PairArray, ...]
     manifest: dict[str, Any]
+    construction: "Construction | None" = None  # None: it is finished
 
     @property
     def validation_bytes(self) -> int:
@@ -64,34 +71,17 @@ def open_store(folder: Path) -> Store:
             "all processes of a run need the folder that process 0 has prepared",
         )
 
-    rebuild = f"delete the folder {folder} to have it built again"
+    manifest, tokenizer = read_description(folder, MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        spec = manifest["inputs"]["tokenizer"]
-        special = SpecialTokens(
-            **{name: spec[name] for name in SpecialTokens._fields if name in spec}
-        )
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST}: missing or damaged; {rebuild}") from error
-
-    try:
-        tokenizer = load_tokenizer(folder / TOKENIZER, special)
-    except ConfigError as error:
-        raise UserError(f"{folder / TOKENIZER}: missing or damaged; {rebuild}") from error
-
-    try:
-        tokenizer_hash = manifest["tokenizer"]["hash"]
-        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        dtype = np.dtype(manifest["dtype"])
         train, validation = (
             [open_array(folder, entry, dtype, tokenizer) for entry in manifest["splits"][split]]
             for split in SPLITS
         )
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: damaged; {rebuild}") from error
-    if tokenizer.hash != tokenizer_hash:
         raise UserError(
-            f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}"
-        )
+            f"{folder / MANIFEST}: damaged; {how_to_rebuild(folder / MANIFEST)}"
+        ) from error
     return Store(
         hash=folder.name,
         path=folder,
@@ -102,31 +92,68 @@ def open_store(folder: Path) -> Store:
     )
 
 
+def read_description(folder: Path, name: str) -> tuple[dict[str, Any], Tokenizer]:
+    """Return the manifest of that name, and the tokenizer. Raises `UserError` as `open_store`."""
+    rebuild = how_to_rebuild(folder / name)
+    try:
+        manifest = json.loads((folder / name).read_bytes())
+        spec = manifest["inputs"]["tokenizer"]
+        special = SpecialTokens(
+            **{name: spec[name] for name in SpecialTokens._fields if name in spec}
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder / name}: missing or damaged; {rebuild}") from error
+
+    try:
+        tokenizer = load_tokenizer(folder / TOKENIZER, special)
+    except ConfigError as error:
+        raise UserError(f"{folder / TOKENIZER}: missing or damaged; {rebuild}") from error
+
+    try:
+        tokenizer_hash = manifest["tokenizer"]["hash"]
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{folder / name}: damaged; {rebuild}") from error
+    if tokenizer.hash != tokenizer_hash:
+        raise UserError(
+            f"{folder / TOKENIZER}: differs from the one that the store was built with; {rebuild}"
+        )
+    return manifest, tokenizer
+
+
 def open_array(
     folder: Path, entry: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer
 ) -> TokenArray | PairArray:
     """Open the array of a source in a split by its entry in the manifest."""
-    paths = [folder / shard["file"] for shard in entry["shards"]]
-    lengths = [shard["tokens"] for shard in entry["shards"]]
-    checksums = [shard.get("crc32") for shard in entry["shards"]]
-    if None in checksums:
-        checksums = None
-    offsets = folder / entry["offsets"]
-    tokens = TokenArray(
-        paths, lengths, dtype, checksums, offsets=offsets, documents=entry["documents"]
-    )
+    tokens = open_tokens(folder, entry, dtype)
     if "pairs" not in entry:
         return tokens
-    return PairArray(tokens, offsets, entry["pairs"], tokenizer.vocabulary)
+    return PairArray(tokens, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary)
+
+
+def open_tokens(
+    folder: Path, entry: dict[str, Any], dtype: np.dtype, kind: type[AnyTokenArray] = TokenArray
+) -> AnyTokenArray:
+    """Open the shards of a source in a split as a `kind` of array."""
+    checksums = [shard.get("crc32") for shard in entry["shards"]]
+    return kind(
+        [folder / shard["file"] for shard in entry["shards"]],
+        [shard["tokens"] for shard in entry["shards"]],
+        dtype.newbyteorder("<"),
+        None if None in checksums else checksums,
+        offsets=folder / entry["offsets"],
+        documents=entry["documents"],
+    )
 
 
 def summarize_store(store: Store) -> str:
     """Return one line with the path and size of a store."""
+    validation = store.manifest["validation"]
+    held_out = f"validation {validation['tokens']:,} tokens, {validation['bytes']:,} bytes"
+    if store.construction is not None:
+        size = sum(part["bytes"] for part in store.manifest["parts"])
+        return f"store {store.path}: train {size:,} bytes, tokenised during the run, {held_out}"
+
     entries = store.manifest["splits"][TRAIN]
     unit = "pairs" if "pairs" in entries[0] else "documents"
     tokens, count = (sum(entry[key] for entry in entries) for key in ("tokens", unit))
-    validation = store.manifest["validation"]
-    return (
-        f"store {store.path}: train {tokens:,} tokens in {count:,} {unit}, "
-        f"validation {validation['tokens']:,} tokens, {validation['bytes']:,} bytes"
-    )
+    return f"store {store.path}: train {tokens:,} tokens in {count:,} {unit}, {held_out}"

@@ -6,21 +6,26 @@ modelling they take L + 1 tokens and start L apart, so that neighbours share one
 token but the first is a target. From the second epoch on a random phase shifts the windows, so
 that epochs do not repeat the same cuts. In a source of pairs each pair is a window.
 
+With `data.shuffle_block` the permutation stays within blocks of the text, which follow one another.
+So a stream can be read while its store is built, with the same batches.
+
 Rows of whole documents (`data.sequences`) take the place of windows where they are asked for: they
 stay the same in all epochs, in another order.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxlm import counter_rng, objectives
 from jaxlm.config import ConfigError, DataConfig
+from jaxlm.data.growing import ALL_TOKENS, GrowingArray
 from jaxlm.data.mixture import MixtureStages
 from jaxlm.data.mixture_plan import SourceSize
 from jaxlm.data.packing import RowArray, open_rows, read_pieces
-from jaxlm.data.permutation import permute
+from jaxlm.data.permutation import permute, permute_blocks
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.data.shards import TokenArray
@@ -46,17 +51,19 @@ class Stream:
         schedule: BatchSchedule,
         seed: int,
         sequences: str = "windows",
+        shuffle_block: int | None = None,
         log: Callable[[str], None] = lambda line: None,
     ):
         """Take one array, weight and name per source.
 
-        `sequences` is `data.sequences`. `log` is told the number of rows, and where a packing can't
-        be kept in a file.
+        `sequences` and `shuffle_block` are those of `data`. `log` is told the number of rows, and
+        where a packing can't be kept in a file.
         Raises `ConfigError` at `data.sequence_length` if a source holds no window, at
         `data.sequences` if the objective has no rows of documents.
         """
         self.packed = objectives.packed_rows(objective, sequences)
         self.row_arrays: list[RowArray] = []
+        self.block_samples = shuffle_block and max(shuffle_block // objective.tokens, 1)
         for name, array in zip(names, arrays, strict=True):
             if self.packed is not None:
                 assert isinstance(array, TokenArray), "an objective of pairs has no packed rows"
@@ -66,6 +73,8 @@ class Stream:
                     raise ConfigError("data.sequences", reason)
                 self.row_arrays.append(rows)
                 log(f"source {name!r}: {rows.describe()}")
+            elif isinstance(array, GrowingArray) and not array.wait(objective.window):
+                continue  # there is a window
             elif not array.start_count(objective):
                 raise ConfigError(
                     "data.sequence_length",
@@ -74,6 +83,11 @@ class Stream:
                 )
 
         self.arrays, self.objective = tuple(arrays), objective
+        self.growing_arrays = [
+            (source, array)
+            for source, array in enumerate(arrays)
+            if isinstance(array, GrowingArray)
+        ]
         self.schedule, self.seed = schedule, seed
         self.set_mixture(MixtureSchedule(tuple(weights)))
 
@@ -146,19 +160,62 @@ class Stream:
 
     def window_starts(self, source: int, numbers: np.ndarray) -> np.ndarray:
         """Return where the samples `numbers` (int64 [n]) of a source start; int64 [n]."""
-        count = self.epoch_samples(source)
-        epochs, index = np.divmod(numbers, count)
+        if not len(numbers):
+            return numbers
+        count = self.known_samples(source, int(numbers.max()))
+        epochs, index = (
+            (np.zeros_like(numbers), numbers) if count is None else np.divmod(numbers, count)
+        )
+        if self.block_samples is None:
+            assert count is not None, "a store grows for samples in blocks alone"
+            places = permute(index, count, self.seed, source, epochs)
+        else:
+            places = permute_blocks(index, count, self.block_samples, self.seed, source, epochs)
         if self.packed is not None:
-            return permute(index, count, self.seed, source, epochs)
+            return places
 
         array, stride = self.arrays[source], self.objective.stride
-
         stream = counter_rng.PHASE + source
         phases = counter_rng.random_bits(self.seed, epochs, stream, 0) % np.uint64(stride)
         phases = np.where(epochs, phases.astype(np.int64), 0)
+        return np.minimum(places * stride + phases, array.start_count(self.objective) - 1)
 
-        starts = permute(index, count, self.seed, source, epochs) * stride + phases
-        return np.minimum(starts, array.start_count(self.objective) - 1)
+    # While the store is built
+
+    def known_samples(self, source: int, number: int) -> int | None:
+        """Return the samples of an epoch of a source.
+
+        None if they are not known yet, and the block of sample `number` is there: waits for that.
+        """
+        array = self.arrays[source]
+        if isinstance(array, GrowingArray) and not array.wait(self.tokens_of_block(number)):
+            return None
+        return self.epoch_samples(source)
+
+    def tokens_of_block(self, number: int) -> int:
+        """Return how many tokens a source has at the end of the block of sample `number`.
+
+        It is that of a first epoch.
+        """
+        assert self.block_samples is not None, "a store grows for samples in blocks alone"
+        samples = (number // self.block_samples + 1) * self.block_samples
+        return (samples - 1) * self.objective.stride + self.objective.window
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether tokens are still to come."""
+        return not all(array.has(ALL_TOKENS) for _, array in self.growing_arrays)
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether the tokens of the batch of `step` are there."""
+        if not self.is_growing:
+            return True
+        last = self.mixture.count_samples(self.schedule.first_sample(step + 1))
+        return all(
+            array.has(self.tokens_of_block(last[source] - 1))
+            for source, array in self.growing_arrays
+            if last[source]
+        )
 
 
 def open_stream(
@@ -178,14 +235,32 @@ def open_stream(
         schedule=schedule,
         seed=seed,
         sequences=data.sequences,
+        shuffle_block=data.shuffle_block,
         log=log,
     )
 
 
 def source_sizes(stream: Stream, store: Store, data: DataConfig) -> list[SourceSize]:
-    """Return the tokens of each source, and the samples of an epoch."""
+    """Return the tokens of each source, and the samples of an epoch.
+
+    While the store is built they are estimated from its bytes.
+    """
+    if store.construction is not None:
+        return [
+            estimate_size(part, store.manifest["fertility"][source.name], stream.objective)
+            for source, part in zip(data.sources, store.manifest["parts"], strict=True)
+        ]
     entries = store.manifest["splits"]["train"]
     return [
         SourceSize(source.name, entry["tokens"], stream.epoch_samples(number))
         for number, (source, entry) in enumerate(zip(data.sources, entries, strict=True))
     ]
+
+
+def estimate_size(
+    part: dict[str, Any], fertility: dict[str, float], objective: Objective
+) -> SourceSize:
+    """Return the size of a source whose tokens are not all there, by its first texts."""
+    text = part["bytes"] / max(fertility["bytes_per_token"], 1e-9)
+    tokens = round(text) + part["documents"]
+    return SourceSize(part["source"], tokens, max(tokens // objective.stride, 1))

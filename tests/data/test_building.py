@@ -30,6 +30,7 @@ from jaxlm.data.building import (
     extraction,
     extracts,
     judging,
+    manifest,
     units,
     workers,
 )
@@ -79,7 +80,7 @@ def test_validation_text_is_measured_as_the_compressors_do(tmp_path, monkeypatch
     assert store.gzip_bytes == len(gzip.compress(text, 9))
     assert store.xz_bytes == len(lzma.compress(text, preset=9))
 
-    monkeypatch.setattr(building, "COMPRESSED_BYTES", len(text) - 1)
+    monkeypatch.setattr(manifest, "COMPRESSED_BYTES", len(text) - 1)
     store, _ = build_store(data_config(tmp_path / "other", tmp_path / "c"))
     assert (store.validation_bytes, store.gzip_bytes, store.xz_bytes) == (len(text), None, None)
 

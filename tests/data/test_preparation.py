@@ -21,7 +21,7 @@ def data(tmp_path):
 
 
 def test_failed_build_leaves_nothing_that_looks_finished(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "describe_validation", lambda *_: 1 / 0)
+    monkeypatch.setattr(building, "measure_validation", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_store(data)
     (unfinished,) = (tmp_path / "stores").glob("*")

@@ -15,11 +15,10 @@ from tokenizers import Tokenizer
 
 from jaxlm import config
 from jaxlm.config import ConfigError, UserError
-from jaxlm.data import building, describe_store, dry_run, file_samples, show
+from jaxlm.data import building, describe_store, dry_run, file_samples, preparation, show
 from jaxlm.data.building import token_units, units, workers
 from jaxlm.data.building.stages import Part
 from jaxlm.data.documents import FilePart
-from jaxlm.data.preparation import prepare_stage
 from jaxlm.data.readers import token_documents, token_files
 from jaxlm.data.rules import load_predicate
 
@@ -233,7 +232,7 @@ def documents_of_part(file, part):
 def test_parts_of_a_file_give_the_store_of_the_whole(
     tmp_path, tokenizer, monkeypatch, layout, method
 ):
-    """With two processes, and killed between the passes."""
+    """With two processes, killed between the passes; or begun, and completed later."""
     documents = [*IDS, IDS[0] * 50, [], *SPELLED]
     path = write(tmp_path / "tokens", layout, documents)
     data = token_config(tmp_path / "a", path, method=method, share=0.3)
@@ -241,14 +240,17 @@ def test_parts_of_a_file_give_the_store_of_the_whole(
 
     monkeypatch.setattr(units, "UNIT_BYTES", 1 << 10)
     monkeypatch.setattr(token_documents, "BLOCK_TOKENS", 37)
-    monkeypatch.setattr(workers, "FEWEST_BYTES", 0)
     data = replace(data, store=str(tmp_path / "b"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(building, "encode_units", interrupt)
-        build_store(data, tokenizer, workers=1)
+    if method == "tail":
+        preparation.begin(data, tokenizer, 300, print)
+    else:
+        monkeypatch.setattr(workers, "FEWEST_BYTES", 0)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(building, "encode_units", interrupt)
+            build_store(data, tokenizer, workers=2)
     (unfinished,) = (tmp_path / "b").glob("*.building")
     assert len(list(unfinished.glob("extract-*.ids"))) > 3
-    divided, _ = build_store(data, tokenizer, workers=1 + (layout == "nanogpt"))
+    divided, _ = build_store(data, tokenizer, workers=2)
     assert divided.manifest == whole.manifest and same_tokens(divided, whole)
 
 
@@ -452,7 +454,7 @@ def test_a_dry_run_reads_the_first_tokens(tmp_path, tokenizer, monkeypatch, layo
 def test_machines_share_the_work(tmp_path, tokenizer, text_store):
     data = token_config(tmp_path, write(tmp_path / "tokens", "megatron"))
     for stage in ("files", "read", "tokenizer", "tokens"):
-        prepare_stage(data, tokenizer, 300, print, stage=stage, part=Part(), workers=1)
+        preparation.prepare_stage(data, tokenizer, 300, print, stage=stage, part=Part(), workers=1)
     store, lines = build_store(data, tokenizer)
     assert "goes on with what an earlier preparation left" in lines[0]
     assert same_tokens(store, text_store)

@@ -2,56 +2,48 @@
 
 The text is read once, unit by unit, and kept in a compressed form while the store is built. The
 files of a unit are complete once its JSON is there, so a preparation that was killed goes on where
-it stopped, with the same result.
+it stopped, with the same result. A training run can begin once the validation split is complete,
+and reads the parts of the training split as they come.
 """
 
-import gzip
 import json
-import lzma
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
-from jaxlm.data.building.assembly import join_parts
+from jaxlm.config import DataConfig, TokenizerConfig
+from jaxlm.data.building.assembly import is_joined, join_parts, read_joined
 from jaxlm.data.building.encoding import encode_unit, is_encoded, read_kept, token_dtype
-from jaxlm.data.building.extraction import (
-    Extract,
-    extract_unit,
-    is_extracted,
-    merge_notes,
-    read_facts,
-)
+from jaxlm.data.building.extraction import Extract, extract_unit, is_extracted, read_facts
 from jaxlm.data.building.judging import (
     Judgement,
     describe_curation,
     judge_documents,
     read_judgement,
 )
+from jaxlm.data.building.manifest import (
+    describe_manifest,
+    describe_parts,
+    describe_text,
+    is_compressed,
+    measure_validation,
+    report_notes,
+)
 from jaxlm.data.building.token_units import place_tokenizer
-from jaxlm.data.building.units import Unit, plan_units
+from jaxlm.data.building.units import Unit, order_units, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import Predicate
-from jaxlm.data.split import (
-    SPLITS,
-    TRAIN,
-    VALIDATION,
-    SourceSplit,
-    SplitSize,
-    source_splits,
-    total_size,
-)
+from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SourceSplit, source_splits, total_size
 from jaxlm.data.store import MANIFEST, TOKENIZER
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, measure_fertility
+from jaxlm.data.tokenizer import Fertility, Tokenizer, load_tokenizer, measure_fertility
 from jaxlm.data.tokenizer_training import build_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.files import write_atomically
 
 SHARD_TOKENS = 1 << 28
-COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
 
 
 class StoreInputs(NamedTuple):
@@ -66,6 +58,14 @@ class StoreInputs(NamedTuple):
     predicate: Predicate | None = None
 
 
+class JudgedUnits(NamedTuple):
+    """The units after the first pass, and what becomes of their documents."""
+
+    units: list[Unit]
+    judgement: Judgement
+    extracts: list[Extract]
+
+
 def build_store(
     folder: Path, inputs: StoreInputs, workers: int | None, report: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -74,55 +74,71 @@ def build_store(
     `workers` processes share the work; None: one for each core. What an earlier call left in the
     folder is used.
     """
-    data, special = inputs.data, inputs.special
-    sources = numbered_sources(data)
-    notes = [new_notes(data) for _ in sources]
-    units = plan_units(data, inputs.newlines, notes)
-
     with Pool(workers or count_cores()) as pool:
-        # The first pass reads the text, so that an empty split or a broken file is found at once.
-        extract_units(pool, folder, inputs, units)
-        judgement, extracts = judge_units(folder, data, units, notes, report)
-        tokenizer = make_tokenizer(folder, inputs, units, judgement, report)
+        judged, tokenizer = do_first_pass(pool, folder, inputs, report)
+        entries = do_second_pass(pool, folder, inputs, judged, tokenizer, SPLITS)
+    return describe_store(folder, inputs, judged, tokenizer, entries)
 
-        # The second pass turns it into tokens.
-        encode_units(pool, folder, data, units, special, judgement)
-        entries = assemble(pool, folder, inputs, units, judgement, token_dtype(tokenizer).name)
 
-    curation = describe_curation(data, judgement, extracts)
-    return {
-        "dtype": token_dtype(tokenizer).name,
-        "tokenizer": {
-            "hash": tokenizer.hash,
-            "size": tokenizer.size,
-            "end_of_text": tokenizer.end_of_text,
-        },
-        "splits": {
-            split: [entry for (_, name), entry in entries.items() if name == split]
-            for split in SPLITS
-        },
-        "dropped": {
-            name: {reason: size["documents"] for reason, size in source["dropped"].items()}
-            for name, source in curation["sources"].items()
-        },
-        "curation": curation,
-        "fertility": {
-            source.config.name: find_fertility(folder, inputs, units, judgement, number, tokenizer)
-            for number, source in enumerate(sources)
-        },
-        "validation": describe_validation(
-            entries,
-            total_size(judgement.sizes, VALIDATION),
-            read_validation_text(folder, units, judgement),
-        ),
+def begin_store(
+    folder: Path, inputs: StoreInputs, workers: int | None, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Build a store up to the tokens of its training split.
+
+    Return the manifest without these, and `parts`: for each source the units that they will come
+    from. Otherwise as `build_store`.
+    """
+    with Pool(workers or count_cores()) as pool:
+        judged, tokenizer = do_first_pass(pool, folder, inputs, report)
+        entries = do_second_pass(pool, folder, inputs, judged, tokenizer, (VALIDATION,))
+    manifest = describe_store(folder, inputs, judged, tokenizer, entries)
+    return manifest | {"parts": describe_parts(inputs.data, judged.units, judged.judgement)}
+
+
+def do_first_pass(
+    pool: Pool, folder: Path, inputs: StoreInputs, report: Callable[[str], None]
+) -> tuple[JudgedUnits, Tokenizer]:
+    """Read the text, so that an empty split or a broken file is found at once; make the tokenizer.
+
+    The text is judged, too.
+    """
+    data = inputs.data
+    notes = [new_notes(data) for _ in numbered_sources(data)]
+    units = plan_units(data, inputs.newlines, notes)
+    extract_units(pool, folder, inputs, units)
+    judged = judge_units(folder, data, units, notes, report)
+    return judged, make_tokenizer(folder, inputs, judged, report)
+
+
+def do_second_pass(
+    pool: Pool,
+    folder: Path,
+    inputs: StoreInputs,
+    judged: JudgedUnits,
+    tokenizer: Tokenizer,
+    splits: Sequence[str],
+) -> dict[SourceSplit, dict[str, Any]]:
+    """Turn the text of some splits into shards, and return their entries in the manifest."""
+    encode_units(pool, folder, inputs, judged.units, judged.judgement, splits)
+    return assemble(pool, folder, inputs, judged, token_dtype(tokenizer).name, splits)
+
+
+def describe_store(
+    folder: Path,
+    inputs: StoreInputs,
+    judged: JudgedUnits,
+    tokenizer: Tokenizer,
+    entries: Mapping[SourceSplit, dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the manifest of a store with these entries."""
+    fertility = {
+        source.config.name: find_fertility(folder, inputs, judged, number, tokenizer)._asdict()
+        for number, source in enumerate(numbered_sources(inputs.data))
     }
-
-
-class JudgedUnits(NamedTuple):
-    """The units after the first pass, and what becomes of their documents."""
-
-    judgement: Judgement
-    extracts: list[Extract]
+    validation = measure_validation(folder, judged.units, judged.judgement, entries)
+    dtype = token_dtype(tokenizer).name
+    curation = describe_curation(inputs.data, judged.judgement, judged.extracts)
+    return describe_manifest(dtype, tokenizer, entries, curation, fertility, validation)
 
 
 def judge_units(
@@ -136,7 +152,7 @@ def judge_units(
     extracts = [read_facts(folder, data, unit) for unit in units]
     report_notes(data, notes, extracts, report)
     judgement = read_judgement(folder) or judge_documents(data, folder, extracts, report)
-    return JudgedUnits(judgement, extracts)
+    return JudgedUnits(list(units), judgement, extracts)
 
 
 def count_cores() -> int:
@@ -165,30 +181,26 @@ def extract_units(pool: Pool, folder: Path, inputs: StoreInputs, units: Sequence
 def encode_units(
     pool: Pool,
     folder: Path,
-    data: DataConfig,
+    inputs: StoreInputs,
     units: Sequence[Unit],
-    special: SpecialTokens,
     judgement: Judgement,
+    splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Do the second pass over the units that have not had it."""
-    left = [unit for unit in units if not is_encoded(folder, unit)]
+    """Do the second pass over the units that have not had it, in the order of a run.
+
+    `splits` are all of them, or one.
+    """
+    data = inputs.data
     keeps_validation = is_compressed(judgement)
-    jobs = [
-        (
-            encode_unit,
-            (
-                folder,
-                unit,
-                count_texts(data, unit),
-                special,
-                judgement.cuts.get(unit.source),
-                keeps_validation,
-            ),
-        )
-        for unit in left
-    ]
-    kept = sum(size.bytes for size in judgement.sizes.values())
-    share = len(left) / max(len(units), 1)
+    jobs = []
+    for unit in order_units(units, data.first_weights):
+        left = [split for split in splits if not is_encoded(folder, unit, split)]
+        texts, cut = count_texts(data, unit), judgement.cuts.get(unit.source)
+        if left:
+            arguments = (folder, unit, texts, inputs.special, cut, left, keeps_validation)
+            jobs.append((encode_unit, arguments))
+    kept = sum(total_size(judgement.sizes, split).bytes for split in splits)
+    share = len(jobs) / max(len(units), 1)
     pool.run(jobs, size=int(kept * share), text="tokenised")
 
 
@@ -196,32 +208,32 @@ def assemble(
     pool: Pool,
     folder: Path,
     inputs: StoreInputs,
-    units: Sequence[Unit],
-    judgement: Judgement,
+    judged: JudgedUnits,
     dtype: str,
+    splits: Sequence[str],
 ) -> dict[SourceSplit, dict[str, Any]]:
-    """Write the shards of each source in each split, and return their entries in the manifest."""
-    keys = source_splits(inputs.data)
+    """Write the shards of each source in some splits, and return their entries in the manifest."""
+    keys = [key for key in source_splits(inputs.data) if key[1] in splits]
     jobs = [
         (
             join_parts,
-            (
-                folder,
-                [unit for unit in units if unit.source == source],
-                source,
-                split,
-                dtype,
-                inputs.shard_tokens,
-            ),
+            (folder, of_source(judged.units, source), source, split, dtype, inputs.shard_tokens),
         )
         for source, split in keys
+        if not is_joined(folder, source, split)
     ]
-    size = sum(path.stat().st_size for path in folder.glob("part-*.bin"))
-    joined = pool.run(jobs, size=size, text="joined")
+    size = sum(path.stat().st_size for split in splits for path in folder.glob(f"part-*-{split}-*"))
+    pool.run(jobs, size=size, text="joined")
     return {
-        (source, split): describe_text(inputs.data, source, judgement.sizes[source, split]) | entry
-        for (source, split), entry in zip(keys, joined, strict=True)
+        (source, split): describe_text(inputs.data, source, judged.judgement.sizes[source, split])
+        | read_joined(folder, source, split)
+        for source, split in keys
     }
+
+
+def of_source(units: Sequence[Unit], source: int) -> list[Unit]:
+    """Return the units of a source."""
+    return [unit for unit in units if unit.source == source]
 
 
 def count_texts(data: DataConfig, unit: Unit) -> int:
@@ -245,11 +257,7 @@ def remove_intermediate(folder: Path) -> None:
 
 
 def make_tokenizer(
-    folder: Path,
-    inputs: StoreInputs,
-    units: Sequence[Unit],
-    judgement: Judgement,
-    report: Callable[[str], None],
+    folder: Path, inputs: StoreInputs, judged: JudgedUnits, report: Callable[[str], None]
 ) -> Tokenizer:
     """Return the tokenizer of the store, made unless it is there."""
     path = folder / TOKENIZER
@@ -261,12 +269,20 @@ def make_tokenizer(
         inputs.tokenizer,
         inputs.vocabulary_size,
         inputs.special,
-        kept_texts(folder, inputs.data, units, judgement, split=TRAIN),
-        total_size(judgement.sizes, TRAIN).bytes,
+        kept_texts(folder, inputs.data, judged.units, judged.judgement, split=TRAIN),
+        total_size(judged.judgement.sizes, TRAIN).bytes,
         report,
     )
     write_atomically(path, tokenizer.inner.to_str())
     return tokenizer
+
+
+def find_fertility(
+    folder: Path, inputs: StoreInputs, judged: JudgedUnits, source: int, tokenizer: Tokenizer
+) -> Fertility:
+    """Return how many tokens the first texts of a source take."""
+    units = of_source(judged.units, source)
+    return measure_fertility(tokenizer, kept_texts(folder, inputs.data, units, judged.judgement))
 
 
 def kept_texts(
@@ -281,68 +297,3 @@ def kept_texts(
         cut = judgement.cuts.get(unit.source)
         for document in read_kept(folder, unit, count_texts(data, unit), cut, split):
             yield from document.texts
-
-
-# Report and manifest
-
-
-def report_notes(
-    data: DataConfig,
-    notes: Sequence[ReadingNotes],
-    extracts: Sequence[Extract],
-    report: Callable[[str], None],
-) -> None:
-    """Report what reading each source found; the `notes` get it."""
-    for number, (source, _) in enumerate(numbered_sources(data)):
-        of_source = [extract for extract in extracts if extract.unit.source == number]
-        merge_notes(notes[number], of_source)
-        for line in notes[number].lines(source.name):
-            report(line)
-
-
-def find_fertility(
-    folder: Path,
-    inputs: StoreInputs,
-    units: Sequence[Unit],
-    judgement: Judgement,
-    source: int,
-    tokenizer: Tokenizer,
-) -> dict[str, float]:
-    """Return how many tokens the first texts of a source take."""
-    of_source = [unit for unit in units if unit.source == source]
-    texts = kept_texts(folder, inputs.data, of_source, judgement)
-    return measure_fertility(tokenizer, texts)._asdict()
-
-
-def describe_text(data: DataConfig, source: int, size: SplitSize) -> dict[str, Any]:
-    """Return what the manifest says of a source's text. Each pair counts as two documents."""
-    config: SourceConfig = numbered_sources(data)[source].config
-    entry: dict[str, Any] = {"source": config.name, "bytes": size.bytes}
-    if config.format == "pairs":
-        entry["pairs"] = size.documents
-    return entry
-
-
-def is_compressed(judgement: Judgement) -> bool:
-    """Return whether the validation text is small enough to be compressed."""
-    return total_size(judgement.sizes, VALIDATION).bytes <= COMPRESSED_BYTES
-
-
-def read_validation_text(folder: Path, units: Sequence[Unit], judgement: Judgement) -> bytes | None:
-    """Return the validation text; None for a large one."""
-    if not is_compressed(judgement):
-        return None
-    return b"".join((folder / f"part-{unit.name}.validation").read_bytes() for unit in units)
-
-
-def describe_validation(
-    entries: dict[SourceSplit, dict[str, Any]], size: SplitSize, text: bytes | None
-) -> dict[str, Any]:
-    """Return tokens and bytes of the validation split, and its size after common compressors."""
-    tokens = sum(entry["tokens"] for (_, split), entry in entries.items() if split == VALIDATION)
-    return {
-        "bytes": size.bytes,
-        "tokens": tokens,
-        "gzip_bytes": None if text is None else len(gzip.compress(text, 9, mtime=0)),
-        "xz_bytes": None if text is None else len(lzma.compress(text, preset=9)),
-    }

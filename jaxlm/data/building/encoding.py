@@ -1,12 +1,12 @@
 """The second pass over the text: turn the documents of a unit into tokens.
 
 A unit gives `part-N-SPLIT.bin` and `.offsets` for each of its splits, its validation text where
-that is measured, and `encode-N.json`, which comes last: a unit that has it is done.
+that is measured, and `encode-N-SPLIT.json`, which comes last: a split that has it is done.
 """
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,9 +44,14 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
 
 
-def is_encoded(folder: Path, unit: Unit) -> bool:
-    """Return whether the second pass over a unit is done."""
-    return (folder / f"encode-{unit.name}.json").exists()
+def encoded_path(folder: Path, unit: str, split: str) -> Path:
+    """Return the file that ends the second pass over a split of the unit of that name."""
+    return folder / f"encode-{unit}-{split}.json"
+
+
+def is_encoded(folder: Path, unit: Unit, split: str) -> bool:
+    """Return whether the second pass over a split of a unit is done."""
+    return encoded_path(folder, unit.name, split).exists()
 
 
 def encode_unit(
@@ -55,17 +60,19 @@ def encode_unit(
     texts: int,
     special: SpecialTokens,
     cut: Cut | None,
+    splits: Sequence[str],
     keeps_validation: bool,
 ) -> None:
-    """Write the tokens of a unit, whose documents have so many `texts`."""
+    """Write the tokens of some splits of a unit, whose documents have so many `texts`."""
     tokenizer = cached_tokenizer(folder / TOKENIZER, special)
     dtype = token_dtype(tokenizer)
     writers = {
         split: TokenWriter(folder, f"part-{unit.name}-{split}", dtype, ENDLESS_SHARD)
-        for split in SPLITS
+        for split in splits
     }
     validation_text = bytearray()
-    for piece, ids in read_pieces(folder, unit, texts, cut, tokenizer):
+    only = None if len(splits) == len(SPLITS) else splits[0]
+    for piece, ids in read_pieces(folder, unit, texts, cut, tokenizer, only):
         writer = writers[piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -73,10 +80,11 @@ def encode_unit(
         if keeps_validation and piece.split == VALIDATION:
             validation_text += (piece.text + piece.gap).encode()
 
-    entries = {split: writer.close() for split, writer in writers.items()}
-    if keeps_validation:
+    if keeps_validation and VALIDATION in splits:
         write_atomically(folder / f"part-{unit.name}.validation", bytes(validation_text))
-    write_atomically(folder / f"encode-{unit.name}.json", json.dumps(entries))
+    for split, writer in writers.items():
+        path = encoded_path(folder, unit.name, split)
+        write_atomically(path, json.dumps(writer.close()))
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,9 +93,9 @@ def cached_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
     return load_tokenizer(path, special)
 
 
-def read_parts_entries(folder: Path, unit: Unit) -> dict[str, dict[str, Any]]:
-    """Return what the second pass over a unit wrote, by split, as `TokenWriter.close` says it."""
-    return json.loads((folder / f"encode-{unit.name}.json").read_bytes())
+def read_part_entry(folder: Path, unit: str, split: str) -> dict[str, Any]:
+    """Return what the second pass over a split of a unit wrote, as `TokenWriter.close` says it."""
+    return json.loads(encoded_path(folder, unit, split).read_bytes())
 
 
 def read_kept(
@@ -98,9 +106,7 @@ def read_kept(
     A document that is cut is two.
     """
     codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
-    wanted = (codes == IN_TRAIN) | (codes == IN_VALIDATION) | (codes == CUT)
-    if split is not None:
-        wanted = (codes == (IN_TRAIN if split == TRAIN else IN_VALIDATION)) | (codes == CUT)
+    wanted = choose_kept(codes, split)
     sizes = read_sizes(folder, unit.name, texts)
     for number, (name, *strings) in read_extract(folder, unit.name, sizes, wanted):
         if codes[number] != CUT:
@@ -116,30 +122,47 @@ def read_kept(
             yield SplitDocument(name, VALIDATION, (text[cut.byte :].decode(),))
 
 
+def choose_kept(codes: np.ndarray, split: str | None) -> np.ndarray:
+    """Return which documents are kept, and have text in a split where one is named; bool [n]."""
+    if split is None:
+        return np.isin(codes, (IN_TRAIN, IN_VALIDATION, CUT))
+    return np.isin(codes, (IN_TRAIN if split == TRAIN else IN_VALIDATION, CUT))
+
+
 def read_pieces(
-    folder: Path, unit: Unit, texts: int, cut: Cut | None, tokenizer: Tokenizer
+    folder: Path,
+    unit: Unit,
+    texts: int,
+    cut: Cut | None,
+    tokenizer: Tokenizer,
+    split: str | None,
 ) -> Iterator[tuple[Piece, np.ndarray]]:
     """Yield (piece, its ids) of the documents of a unit that are kept, in order."""
-    documents = read_kept(folder, unit, texts, cut)
+    documents = read_kept(folder, unit, texts, cut, split)
     if not has_ids(folder, unit.name):
         yield from tokenize(documents, tokenizer)
         return
-    for document, ids in zip(documents, read_kept_ids(folder, unit, cut), strict=True):
+    for document, ids in zip(documents, read_kept_ids(folder, unit, cut, split), strict=True):
         (text,) = document.texts
         yield Piece(document.split, text, "", is_last=True), ids
         advance(len(text.encode()))
 
 
-def read_kept_ids(folder: Path, unit: Unit, cut: Cut | None) -> Iterator[np.ndarray]:
+def read_kept_ids(
+    folder: Path, unit: Unit, cut: Cut | None, split: str | None
+) -> Iterator[np.ndarray]:
     """Yield the ids of the documents that `read_kept` yields, of a unit of tokens."""
     codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
-    numbers = np.flatnonzero(np.isin(codes, (IN_TRAIN, IN_VALIDATION, CUT))).tolist()
+    numbers = np.flatnonzero(choose_kept(codes, split)).tolist()
     for number, ids in zip(numbers, read_ids(folder, unit.name, numbers), strict=True):
         if codes[number] != CUT:
             yield ids
             continue
         assert cut is not None
-        yield from (ids[: cut.token], ids[cut.token :])
+        if split != VALIDATION:
+            yield ids[: cut.token]
+        if split != TRAIN:
+            yield ids[cut.token :]
 
 
 def tokenize(

@@ -61,14 +61,14 @@ def run_stage(
 
         if stage == "tokenizer":
             check_extracted(folder, units)
-            judgement = judge_units(folder, data, units, notes, report).judgement
-            make_tokenizer(folder, inputs, units, judgement, report)
+            judged = judge_units(folder, data, units, notes, report)
+            make_tokenizer(folder, inputs, judged, report)
             return
 
         judgement = read_judgement(folder)
         if judgement is None or not (folder / TOKENIZER).exists():
             raise UserError("--stage tokens: the stage before it, --stage tokenizer, is not done")
-        encode_units(pool, folder, data, own, inputs.special, judgement)
+        encode_units(pool, folder, inputs, own, judgement)
         report(f"tokens: {len(own):,} of {len(units):,} units are done")
 
 

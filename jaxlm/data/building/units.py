@@ -4,6 +4,7 @@ The units follow from the sizes of the files alone, so that a preparation that g
 or on another number of processes, has the same ones.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,6 +103,22 @@ def group_parts(parts: Sequence[FilePart], limit: int | None) -> list[tuple[list
         else:
             groups.append(([part], size))
     return groups
+
+
+def order_units(units: Sequence[Unit], weights: Sequence[float]) -> list[Unit]:
+    """Return the units in the order in which a run with these weights reads them.
+
+    The sources, one weight for each, advance side by side.
+    """
+    before = dict.fromkeys({unit.source for unit in units}, 0)
+    places = []
+    for unit in units:
+        # Validation files have no weight, nor do sources that come later.
+        weight = weights[unit.source] if unit.source < len(weights) else 0.0
+        places.append(before[unit.source] / weight if weight else math.inf)
+        before[unit.source] += unit.size
+    order = sorted(range(len(units)), key=lambda number: places[number])
+    return [units[number] for number in order]
 
 
 def part_size(part: FilePart) -> int:
