@@ -124,7 +124,7 @@ class SourceConfig:
     path: SourcePath | None = None  # a file, a folder or a glob, or the URL of one
     # auto: by content, and by name where that can't tell. Files may be compressed by gzip,
     # Zstandard, xz or bzip2, but for Parquet and Arrow. pairs: a text and its target in each record
-    # of any format
+    # of any format. tokens: ids of tokenizer.path, as nanoGPT, llm.c, Megatron or OLMo write them
     format: Literal[
         "auto",
         "text",
@@ -137,6 +137,7 @@ class SourceConfig:
         "wikipedia",
         "pairs",
         "python_stdlib",
+        "tokens",
     ] = "auto"
     text_key: str = "text"  # the key, or column, of the document
     text_keys: tuple[NonEmpty, ...] = ()  # instead: several, whose texts are joined
@@ -156,7 +157,7 @@ class SourceConfig:
             problem = "needs a path" if self.path is None else "takes no path"
             reason = f"source {self.name!r} {problem} (format {self.format!r})"
             raise ConfigError("data.sources.path", reason)
-        if self.text_keys and self.format in ("text", "pairs", "python_stdlib"):
+        if self.text_keys and self.format in ("text", "pairs", "python_stdlib", "tokens"):
             reason = f"source {self.name!r} has no such keys (format {self.format!r})"
             raise ConfigError("data.sources.text_keys", reason)
 
@@ -252,6 +253,7 @@ class DataConfig:
         if not math.isfinite(sum(source.weight for source in self.sources)):
             weights = ", ".join(f"{source.weight:g}" for source in self.sources)
             raise ConfigError("data.sources", f"the sum of the weights is too large: {weights}")
+        self.check_tokens()
         self.check_mixture_schedule()
         self.check_mixture()
 
@@ -271,6 +273,22 @@ class DataConfig:
         """Return the weights with which a run begins, if they don't follow from sizes."""
         starts_at_zero = bool(self.mixture_schedule) and self.mixture_schedule[0][0] == 0
         return self.mixture_schedule[0][1] if starts_at_zero else self.weights
+
+    def check_tokens(self) -> None:
+        """Refuse rules that change the text of sources whose ids are taken as they are."""
+        tokens = [source.name for source in self.sources if source.format == "tokens"]
+        curation = self.curation
+        changes = {
+            "repair_unicode": curation.repair_unicode,
+            "normalization": curation.normalization is not None,
+            "rules": "c4" in curation.rules,
+            "remove_addresses": curation.remove_addresses,
+        }
+        for key, is_used in changes.items():
+            if tokens and is_used:
+                reason = f"source {tokens[0]!r} has format 'tokens', whose text can't be changed"
+                what = "'c4' removes lines" if key == "rules" else "it changes the text"
+                raise ConfigError(f"data.curation.{key}", f"{what}, and {reason}")
 
     def check_mixture_schedule(self) -> None:
         """Refuse stages that are out of order or don't fit the sources."""

@@ -124,6 +124,11 @@ class Config:
                 key = f"data.sources.{number}.format"
                 raise ConfigError(key, f"{reason}: 'pairs' needs 'pairs'")
 
+            if source.format == "tokens" and self.tokenizer.kind != "file":
+                reason = "'tokens' are the ids of a tokenizer that is there: "
+                reason += f"it needs tokenizer.kind='file', got {self.tokenizer.kind!r}"
+                raise ConfigError(f"data.sources.{number}.format", reason)
+
         if kind == "pairs" and self.data.validation.method == "tail":
             reason = "'tail' would cut pairs in two; 'hash' and 'source' keep them whole"
             raise ConfigError("data.validation.method", reason)

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlm.data.remote_files import SourceFile
 
 
@@ -11,6 +13,7 @@ class Document(NamedTuple):
     name: str  # path relative to the source; for a record with `:NUMBER`
     text: str  # of a pair: the source
     target: str | None = None  # of a pair
+    ids: np.ndarray | None = None  # of files of tokens: what the text was decoded from
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -26,7 +29,10 @@ class Record(NamedTuple):
 
 
 class FilePart(NamedTuple):
-    """A file that is read as a whole, or the lines of one that begin in a stretch of its bytes."""
+    """A file that is read as a whole, or the lines of one that begin in a stretch of its bytes.
+
+    Of files of tokens it is the documents that begin from the byte `start` on, before `stop`.
+    """
 
     path: SourceFile
     start: int = 0  # lines begin after this byte; 0: the first line is one of them

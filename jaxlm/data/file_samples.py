@@ -3,10 +3,13 @@
 import contextlib
 import math
 import shutil
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxlm.config import DataConfig, SourceConfig, UserError
 from jaxlm.data.corpus import NumberedSource, numbered_sources
@@ -16,6 +19,17 @@ from jaxlm.data.readers.streams import (
     decompress,
     find_compression,
     import_reader,
+)
+from jaxlm.data.readers.token_documents import read_tokens
+from jaxlm.data.readers.token_files import (
+    INDEX_HEADER,
+    INDEX_MAGIC,
+    INDEX_VERSION,
+    UINT16_IDS,
+    TokenFile,
+    find_index,
+    open_token_file,
+    reading,
 )
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.remote_files import SourceFile, file_size
@@ -93,12 +107,16 @@ def take_sample(
             part = write_part(path, target, numbered, limit)
         if part == sizes[number]:
             take_whole(path, target)
+            if source.format == "tokens" and (index := find_index(path)) is not None:
+                take_whole(index, target.with_suffix(".idx"))
         else:
             cuts += 1
         taken += part
 
     kind = "text" if source.format == "python_stdlib" else source.format
-    config = replace(source, path=str(place), format=kind)
+    # Files of tokens that a glob chose have any name.
+    name = f"{place}/**/*" if source.format == "tokens" else str(place)
+    config = replace(source, path=name, format=kind)
     return Sample(config, len(paths), total, taken, cuts)
 
 
@@ -126,6 +144,8 @@ def write_part(path: SourceFile, target: Path, numbered: NumberedSource, limit: 
     Of Parquet they are the first rows. A file that can't be cut is not written, and counts whole.
     """
     size = file_size(path)
+    if numbered.config.format == "tokens":
+        return write_tokens(path, target, limit)
     kind = choose_reader(path, numbered.config, numbered.keys, ReadingNotes(skips=True))
     if numbered.config.format == "python_stdlib":
         kind = "text"
@@ -190,3 +210,37 @@ def write_rows(path: SourceFile, target: Path, share: float) -> int:
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged Parquet: {error}") from error
     return min(int(file_size(path) * rows / max(total, 1)), file_size(path) - 1)
+
+
+def write_index(file: TokenFile, documents: int, target: Path) -> None:
+    """Write the .idx of the first documents of a Megatron file."""
+    assert file.index is not None
+    bounds = file.index.documents[: documents + 1]
+    count = int(bounds[-1])
+    header = INDEX_HEADER.pack(INDEX_MAGIC, INDEX_VERSION, file.index.code, count, len(bounds))
+    arrays = file.index.lengths[:count], file.index.pointers[:count], bounds
+    target.write_bytes(header + b"".join(array.tobytes() for array in arrays))
+
+
+def write_tokens(path: SourceFile, target: Path, limit: int) -> int:
+    """Write the first tokens of a file, about `limit` bytes, and return how many bytes they are.
+
+    Those of a file with a header become a .npy, which has one for any type.
+    """
+    file = open_token_file(path, UINT16_IDS)
+    count = min(limit // 4 * 4 // file.dtype.itemsize, file.count)
+    if file.index is not None:
+        numbers = range(len(file.index.documents))
+        last = max(bisect_right(numbers, count, key=file.first_token) - 1, 1)
+        count = file.first_token(last)
+        write_index(file, last, target.with_suffix(".idx"))
+
+    with reading(path) as stream:
+        ids = read_tokens(file, stream, 0, count)
+    with target.open("wb") as sample:
+        if file.layout not in ("raw", "Megatron"):
+            descr = np.lib.format.dtype_to_descr(file.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": ids.shape}
+            np.lib.format.write_array_header_1_0(sample, header)
+        sample.write(ids.tobytes())
+    return min(ids.nbytes, file_size(path) - 1)

@@ -11,6 +11,7 @@ from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.documents import FIRST_SOURCE, SourceKeys
 from jaxlm.data.formats import JSON_LINES, find_mark, format_by_name, is_json_lines
 from jaxlm.data.listing import base_folder, list_files
+from jaxlm.data.readers.token_files import add_indexes
 from jaxlm.data.remote_files import RemoteFile, SourceFile
 from jaxlm.files import strip_byte_order_mark, write_atomically
 
@@ -47,6 +48,8 @@ def fingerprint_source(
     missing, and is left alone where it can't be written.
     """
     paths = list_files(source, keys)
+    if source.format == "tokens":
+        paths = add_indexes(paths)
     base, known = base_folder(source), read_cache(cache_path)
     new: dict[str, list] = {}
     digest, newlines = hashlib.sha256(), {}

@@ -15,6 +15,7 @@ from jaxlm.files import expand_home
 
 # What Hugging Face's library writes beside the tables of a dataset, and beside its splits.
 DATASET_FILES, DATASET_SPLITS = {"state.json", "dataset_info.json"}, "dataset_dict.json"
+TOKEN_FILES = (".bin", ".npy")
 # Parts of the standard library that are left out: what distributions package separately (test
 # suites, editors, demos) and what the build of Python wrote.
 STDLIB_EXCLUDED = {
@@ -46,7 +47,8 @@ def list_files(
     if is_url(source.path):
         url = hide_credentials(source.path)
         try:
-            return drop_descriptions(list_remote_files(source.path), source, keys)
+            paths = drop_descriptions(list_remote_files(source.path), source, keys)
+            return choose_token_files(paths, source, keys)
         except RemoteError as error:
             raise ConfigError(keys.path, f"{url}: {error.strerror}") from error
 
@@ -67,7 +69,31 @@ def list_files(
             raise ConfigError(keys.path, f"{source.path}: is no regular file, which is read twice")
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ConfigError(keys.path, f"{source.path}: {error.strerror}") from error
-    return paths
+    return choose_token_files(paths, source, keys)
+
+
+def choose_token_files(
+    paths: Sequence[SourceFile], source: SourceConfig, keys: SourceKeys
+) -> Sequence[SourceFile]:
+    """Return the files of a source; of a folder of tokens the .bin and .npy alone.
+
+    A folder also holds what made them. An .idx belongs to its .bin. Raises ConfigError at
+    `keys.path` if nothing is left.
+    """
+    if source.format != "tokens" or len(paths) == 1:
+        return paths
+    if glob.has_magic(str(source.path)):
+        chosen = [path for path in paths if path.suffix != ".idx"]
+    else:
+        chosen = [path for path in paths if path.suffix in TOKEN_FILES]
+    names = {(path.parent, path.name) for path in paths}
+    for path in paths:
+        if path.suffix == ".idx" and (path.parent, f"{path.name[:-4]}.bin") not in names:
+            raise ConfigError(keys.path, f"{path}: the .bin beside it is missing")
+    if not chosen:
+        reason = "holds no .bin or .npy: name the files of tokens by a glob"
+        raise ConfigError(keys.path, f"{hide_credentials(str(source.path))}: {reason}")
+    return chosen
 
 
 def drop_descriptions(

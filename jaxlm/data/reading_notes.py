@@ -46,6 +46,12 @@ class ReadingNotes:
         if what:
             self.formats.setdefault(what, []).append(path.name)
 
+    def add_tokens(self, path: SourceFile, what: str) -> None:
+        """Take what a file of tokens is found to be."""
+        names = self.formats.setdefault(what, [])
+        if path.name not in names[-1:]:
+            names.append(path.name)
+
     @property
     def facts(self) -> dict[str, Any]:
         """The findings as JSON data, but for what was left out of a folder."""

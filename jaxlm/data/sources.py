@@ -71,6 +71,8 @@ def read_files(
                 yield from read_stdlib_module(path, name)
                 continue
 
+            if source.format == "tokens":
+                raise UserError(f"{path}: files of tokens are read for training alone")
             kind = choose_reader(path, source, keys, notes)
             if kind == "text":
                 yield Document(name, read_text(path))

@@ -527,6 +527,19 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (["data.sources.0.format=text"], "data.sources.0.path", "'python_stdlib' needs a path"),
     (['data.sources.0.text_keys=["a"]'], "data.sources.0.text_keys", "has no such keys"),
     (['data.curation.rules=["c4", "c4"]'], "data.curation.rules", "names a rule twice: c4, c4"),
+    (
+        ["data.sources.0.path=x", "data.sources.0.format=tokens"],
+        "data.sources.0.format",
+        "it needs tokenizer.kind='file', got 'bpe'",
+    ),
+    (
+        [
+            'data.sources=[{"name": "a", "path": "x", "format": "tokens"}]',
+            'data.curation.rules=["c4"]',
+        ],
+        "data.curation.rules",
+        "'c4' removes lines, and source 'a' has format 'tokens', whose text can't be changed",
+    ),
     (["data.sources=[]"], "data.sources", "at least one source"),
     (
         [

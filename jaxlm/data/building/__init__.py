@@ -30,6 +30,7 @@ from jaxlm.data.building.manifest import (
     measure_validation,
     report_notes,
 )
+from jaxlm.data.building.token_units import place_tokenizer
 from jaxlm.data.building.units import Unit, order_units, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
@@ -166,9 +167,12 @@ def count_cores() -> int:
 
 def extract_units(pool: Pool, folder: Path, inputs: StoreInputs, units: Sequence[Unit]) -> None:
     """Do the first pass over the units that have not had it."""
+    if any(source.format == "tokens" for source in inputs.data.sources):
+        place_tokenizer(folder, inputs.tokenizer, inputs.special)
     left = [unit for unit in units if not is_extracted(folder, unit)]
+    arguments = inputs.predicate, inputs.special
     pool.run(
-        [(extract_unit, (folder, inputs.data, unit, inputs.predicate)) for unit in left],
+        [(extract_unit, (folder, inputs.data, unit, *arguments)) for unit in left],
         size=sum(unit.size for unit in left),
         text="read",
     )

@@ -16,6 +16,7 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.data.building.extracts import read_extract, read_sizes
 from jaxlm.data.building.judging import CUT, IN_TRAIN, IN_VALIDATION, Cut
+from jaxlm.data.building.token_units import has_ids, read_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.shards import TokenWriter
@@ -71,7 +72,7 @@ def encode_unit(
     }
     validation_text = bytearray()
     only = None if len(splits) == len(SPLITS) else splits[0]
-    for piece, ids in tokenize(read_kept(folder, unit, texts, cut, only), tokenizer):
+    for piece, ids in read_pieces(folder, unit, texts, cut, tokenizer, only):
         writer = writers[piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -105,9 +106,7 @@ def read_kept(
     A document that is cut is two.
     """
     codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
-    wanted = (codes == IN_TRAIN) | (codes == IN_VALIDATION) | (codes == CUT)
-    if split is not None:
-        wanted = (codes == (IN_TRAIN if split == TRAIN else IN_VALIDATION)) | (codes == CUT)
+    wanted = choose_kept(codes, split)
     sizes = read_sizes(folder, unit.name, texts)
     for number, (name, *strings) in read_extract(folder, unit.name, sizes, wanted):
         if codes[number] != CUT:
@@ -121,6 +120,49 @@ def read_kept(
             yield SplitDocument(name, TRAIN, (text[: cut.byte].decode(),))
         if split != TRAIN:
             yield SplitDocument(name, VALIDATION, (text[cut.byte :].decode(),))
+
+
+def choose_kept(codes: np.ndarray, split: str | None) -> np.ndarray:
+    """Return which documents are kept, and have text in a split where one is named; bool [n]."""
+    if split is None:
+        return np.isin(codes, (IN_TRAIN, IN_VALIDATION, CUT))
+    return np.isin(codes, (IN_TRAIN if split == TRAIN else IN_VALIDATION, CUT))
+
+
+def read_pieces(
+    folder: Path,
+    unit: Unit,
+    texts: int,
+    cut: Cut | None,
+    tokenizer: Tokenizer,
+    split: str | None,
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield (piece, its ids) of the documents of a unit that are kept, in order."""
+    documents = read_kept(folder, unit, texts, cut, split)
+    if not has_ids(folder, unit.name):
+        yield from tokenize(documents, tokenizer)
+        return
+    for document, ids in zip(documents, read_kept_ids(folder, unit, cut, split), strict=True):
+        (text,) = document.texts
+        yield Piece(document.split, text, "", is_last=True), ids
+        advance(len(text.encode()))
+
+
+def read_kept_ids(
+    folder: Path, unit: Unit, cut: Cut | None, split: str | None
+) -> Iterator[np.ndarray]:
+    """Yield the ids of the documents that `read_kept` yields, of a unit of tokens."""
+    codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
+    numbers = np.flatnonzero(choose_kept(codes, split)).tolist()
+    for number, ids in zip(numbers, read_ids(folder, unit.name, numbers), strict=True):
+        if codes[number] != CUT:
+            yield ids
+            continue
+        assert cut is not None
+        if split != VALIDATION:
+            yield ids[: cut.token]
+        if split != TRAIN:
+            yield ids[cut.token :]
 
 
 def tokenize(

@@ -5,6 +5,7 @@ For each unit these files are written, of which the JSON comes last: a unit that
 extract-N.text, .sizes   the documents that passed the rules
 extract-N.digests        uint64 [2, documents]: to find copies, and to divide by hash
 extract-N.signatures     uint32 [MINIMA, documents], where near duplicates are looked for
+extract-N.ids, .lengths  of files of tokens (token_units.py)
 extract-N.json           counts, and what the reader noted
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from jaxlm.config import CurationConfig, DataConfig, SourceConfig
 from jaxlm.data.building.extracts import ExtractWriter, read_sizes
+from jaxlm.data.building.token_units import IdWriter, read_token_parts
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.corpus import new_notes, numbered_sources
@@ -27,6 +29,7 @@ from jaxlm.data.near_duplicates import MINIMA, sign_text
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import DocumentRules, Predicate
 from jaxlm.data.sources import read_parts
+from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.files import sync, write_atomically
 
 SAMPLES = 3  # of each reason, which a report shows
@@ -90,7 +93,13 @@ def is_extracted(folder: Path, unit: Unit) -> bool:
     return (folder / f"extract-{unit.name}.json").exists()
 
 
-def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicate | None) -> None:
+def extract_unit(
+    folder: Path,
+    data: DataConfig,
+    unit: Unit,
+    predicate: Predicate | None,
+    special: SpecialTokens,
+) -> None:
     """Read a unit and write its files. Raises UserError for what can't be read."""
     source, keys = numbered_sources(data)[unit.source]
     is_judged = unit.source < len(data.sources)  # validation files are taken as they are
@@ -102,11 +111,15 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicat
     rules = cached_rules(data.curation, source, predicate) if is_judged else None
     count = size = 0
 
-    for document in read_parts(unit.parts, source, keys, notes):
+    documents, ids = read_parts(unit.parts, source, keys, notes), None
+    if source.format == "tokens":
+        documents = read_token_parts(folder, unit.parts, source, special, notes)
+        ids = IdWriter(folder, unit.name)
+    for document in documents:
         texts = [text.encode() for text in document.texts]
         read = sum(map(len, texts))
         count, size = count + 1, size + read
-        advance(read)
+        advance(read if document.ids is None else document.ids.nbytes)
         if rules is not None:
             kept, reason = rules(document)
             if reason:
@@ -116,6 +129,8 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicat
                 document, texts = kept, [text.encode() for text in kept.texts]
 
         writer.add(document.name, texts)
+        if ids is not None and document.ids is not None:
+            ids.add(document.ids)
         copy, split = digest_texts(texts)
         copies.append(copy)
         splits.append(split)
@@ -123,6 +138,8 @@ def extract_unit(folder: Path, data: DataConfig, unit: Unit, predicate: Predicat
             signatures.append(sign_text("\0".join(document.texts)))
 
     writer.close()
+    if ids is not None:
+        ids.close()
     write_array(folder / f"extract-{unit.name}.digests", np.array([copies, splits], np.uint64))
     if signs:
         table = np.stack(signatures, axis=1) if signatures else np.zeros((MINIMA, 0), np.uint32)

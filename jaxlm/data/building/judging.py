@@ -17,6 +17,7 @@ from jaxlm.config import ConfigError, DataConfig
 from jaxlm.data.building.extraction import SAMPLES as SAMPLES_OF_EACH
 from jaxlm.data.building.extraction import Extract, read_signatures, sample_text, write_array
 from jaxlm.data.building.extracts import read_extract
+from jaxlm.data.building.token_units import find_token_cut, has_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.corpus import numbered_sources
 from jaxlm.data.near_duplicates import BAND_MINIMA, BANDS, find_near_duplicates
@@ -47,6 +48,7 @@ class Cut(NamedTuple):
     unit: int
     document: int  # of the unit
     byte: int
+    token: int = 0  # of a document of tokens
 
 
 class Judgement(NamedTuple):
@@ -153,10 +155,10 @@ def divide(
             of_unit[is_kept & (ends - sizes >= start)] = IN_VALIDATION
             for document in np.flatnonzero(is_kept & (ends > start) & (ends - sizes < start)):
                 byte = start - int(ends[document] - sizes[document])
-                byte = move_cut(folder, extract, int(document), byte)
+                byte, token = move_cut(folder, extract, int(document), byte)
                 of_unit[document] = CUT if byte else IN_VALIDATION
                 if byte:
-                    cuts[source] = Cut(extract.unit.number, int(document), byte)
+                    cuts[source] = Cut(extract.unit.number, int(document), byte, token)
     return cuts
 
 
@@ -172,17 +174,22 @@ def find_tail_starts(data: DataConfig, extracts: Sequence[Extract], codes: np.nd
     return [int(total * (1 - data.validation.share)) for total in totals]
 
 
-def move_cut(folder: Path, extract: Extract, document: int, byte: int) -> int:
-    """Return the byte of a cut, moved back by up to 3 so that it cuts no character.
+def move_cut(folder: Path, extract: Extract, document: int, byte: int) -> tuple[int, int]:
+    """Return the byte of a cut, moved back by up to 3 so that it cuts no character, and 0.
 
-    Not for pairs: the config refuses to cut them.
+    In a document of tokens the cut is moved back to the start of a token, which is returned as
+    well. Not for pairs: the config refuses to cut them.
     """
+    if has_ids(folder, extract.unit.name):
+        token, byte = find_token_cut(folder, extract.unit.name, document, byte)
+        return byte, token
+
     wanted = np.arange(extract.documents) == document
     ((_, (_, text)),) = read_extract(folder, extract.unit.name, extract.sizes, wanted)
     encoded = text.encode()
     while byte < len(encoded) and encoded[byte] & 0xC0 == 0x80:  # a continuation byte
         byte -= 1
-    return byte
+    return byte, 0
 
 
 def add_sizes(judgement: Judgement, unit: Unit, codes: np.ndarray, sizes: np.ndarray) -> None:

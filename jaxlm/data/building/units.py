@@ -6,6 +6,7 @@ or on another number of processes, has the same ones.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm.config import DataConfig, SourceConfig, UserError
@@ -58,6 +59,8 @@ def divide_file(
     path: SourceFile, source: SourceConfig, keys: SourceKeys, newlines: Mapping[str, Sequence[int]]
 ) -> list[FilePart]:
     """Return the parts of a file: several of large JSON lines that are not compressed, else one."""
+    if source.format == "tokens":
+        return divide_tokens(path, source)
     counts = newlines.get(str(path))
     whole = [FilePart(path)]
     if not counts or source.documents is not None:
@@ -76,6 +79,16 @@ def divide_file(
         FilePart(path, start, stop, first_line=count + 2 if start else 1)
         for start, stop, count in zip(starts, stops, counts, strict=True)
     ]
+
+
+def divide_tokens(path: SourceFile, source: SourceConfig) -> list[FilePart]:
+    """Return the parts of a file of tokens: several of a large one on this machine, else one."""
+    size = part_size(FilePart(path)) if isinstance(path, Path) else 0
+    if size <= 2 * UNIT_BYTES or source.documents is not None:
+        return [FilePart(path)]
+    starts = list(range(0, size, UNIT_BYTES))
+    stops = [*starts[1:], None]
+    return [FilePart(path, start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
 def group_parts(parts: Sequence[FilePart], limit: int | None) -> list[tuple[list[FilePart], int]]:

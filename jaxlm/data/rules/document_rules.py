@@ -133,7 +133,8 @@ def change_texts(document: Document, change: Callable[[str], str]) -> Document:
 
 def with_texts(document: Document, texts: list[str]) -> Document:
     """Return a document with other texts."""
-    return Document(document.name, *texts)
+    target = texts[1] if len(texts) > 1 else None
+    return Document(document.name, texts[0], target)
 
 
 def read_evaluation(path: str) -> EvaluationNgrams:
