@@ -52,7 +52,7 @@ def replaced_token_sums(
 def content_keys(tokens_BL: Array) -> Array:
     """Return a key for each row that depends on its tokens alone."""
     factors = jnp.arange(1, 2 * tokens_BL.shape[1], 2, dtype=jnp.uint32) * jnp.uint32(HASH_FACTOR)
-    hashes_B = jnp.sum(jnp.asarray(tokens_BL).astype(jnp.uint32) * factors, axis=1)
+    hashes_B = jnp.sum(jnp.asarray(tokens_BL).astype(jnp.uint32) * factors[None], axis=1)
     return fold_rows(jax.random.key(0), hashes_B)
 
 
@@ -107,7 +107,7 @@ def judged_tokens(batch: Batch) -> Array:
     judged_BL = jnp.any(jnp.asarray(batch.weights) > 0, axis=1)[:, None]
     if batch.lengths is not None:
         lengths_B1 = jnp.asarray(batch.lengths)[:, None]
-        judged_BL = judged_BL & (jnp.arange(batch.tokens.shape[1]) < lengths_B1)
+        judged_BL = judged_BL & (jnp.arange(batch.tokens.shape[1])[None] < lengths_B1)
     if batch.segments is not None:
         judged_BL = judged_BL & (jnp.asarray(batch.segments) > 0)
     return jnp.broadcast_to(judged_BL, batch.tokens.shape).astype(jnp.float32)

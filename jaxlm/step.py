@@ -47,7 +47,7 @@ class StepMetrics(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What the sums of the losses are divided by."""
+    """The numbers by which the sums of the losses are divided."""
 
     targets: Array | float
     judged: Array | float = 1.0  # tokens that a detection judges

@@ -49,7 +49,10 @@ DETECTION_SCORES = {  # of a model with a generator, whose targets the generator
     "eval/detection_accuracy": ("detection accuracy", 5),
     "eval/replaced_share": ("share of the tokens that were replaced", 5),
     "eval/generator_loss": ("loss of the generator, nats per target", 5),
-    **{tag: (f"{name} (generator)", digits) for tag, (name, digits) in list(SCORES.items())[1:]},
+    "eval/generator_perplexity": ("perplexity of the generator", 5),
+    "eval/masked_accuracy": ("masked accuracy of the generator", 4),
+    "eval/unigram_entropy": SCORES["eval/unigram_entropy"],
+    "eval/targets": SCORES["eval/targets"],
 }
 
 

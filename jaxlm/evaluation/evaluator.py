@@ -142,11 +142,16 @@ class Evaluator:
         score = scoring.combine(parts)
         if not score.targets:
             return {"eval/targets": 0}
-        values = {"eval/loss": self._loss(score), "eval/perplexity": score.perplexity}
-        if score.detection is not None:
-            values["eval/generator_loss"] = score.loss
+        if score.detection is None:
+            values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
+        else:
             figures = scoring.detection_means(score.detection)
-            values |= {f"eval/{name}": value for name, value in figures.items()}
+            values = {
+                "eval/loss": self._loss(score),
+                **{f"eval/{name}": value for name, value in figures.items()},
+                "eval/generator_loss": score.loss,
+                "eval/generator_perplexity": score.perplexity,
+            }
 
         if objective == "causal":
             values["eval/bits_per_byte"] = scoring.bits_per_byte(
@@ -239,7 +244,7 @@ class Evaluator:
 
     def _no_targets(self) -> str:
         reason = "without targets"
-        if self.config.objective.kind == "masked" and self.config.objective.whole_words:
+        if self.config.objective.family == "encoder" and self.config.objective.whole_words:
             share = self.config.objective.noise
             reason += (
                 f": no whole word fits the share that is hidden (objective.noise_share={share:g}); "

@@ -1,4 +1,4 @@
-"""What ELECTRA's networks have in place of an encoder's ends (arXiv 2003.10555).
+"""The ends of ELECTRA's networks, in place of those of an encoder (arXiv 2003.10555).
 
 Both read the same embeddings, of width E. Each projects them to its own width, and has a head.
 """
