@@ -244,7 +244,8 @@ class Evaluator:
 
     def _no_targets(self) -> str:
         reason = "without targets"
-        if self.config.objective.family == "encoder" and self.config.objective.whole_words:
+        masks = self.config.objective.kind in ("masked", "replaced_tokens")
+        if masks and self.config.objective.whole_words:
             share = self.config.objective.noise
             reason += (
                 f": no whole word fits the share that is hidden (objective.noise_share={share:g}); "

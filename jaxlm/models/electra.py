@@ -75,7 +75,8 @@ class Electra(NamedTuple):
         )
         if "projection" in network.components:
             x_BLE = network.apply(params[name], "projection", x_BLE)
-        return network.encode(params[name], x_BLE, batch, dropout_key)
+        inputs = network.whole_inputs(params[name], batch)
+        return network.encode(params[name], x_BLE, inputs, batch.predict, dropout_key)
 
     def head_weights(self, name: str, params: Tree) -> Tree:
         """Return the whole weights of a network's head."""

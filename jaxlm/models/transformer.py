@@ -90,22 +90,28 @@ class Transformer(NamedTuple):
         what cross attention reads.
         """
         self.check_length(batch)
+        inputs = self.whole_inputs(params, batch, encoder_output)
+        x_BLD = self.embed(params, batch, token_positions(batch), table, dropout_key)
+        return self.encode(params, x_BLD, inputs, batch.predict, dropout_key)
+
+    def whole_inputs(
+        self, params: Tree, batch: Batch, encoder_output: EncoderOutput | None = None
+    ) -> list[AttentionInputs]:
+        """Return what the attention of whole sequences reads beside the features."""
+        length = batch.tokens.shape[1]
         positions_BL = token_positions(batch)
-        x_BLD = self.embed(params, batch, positions_BL, table, dropout_key)
-        return self.encode(params, x_BLD, batch, dropout_key, encoder_output)
+        bias = self.position_bias(params, length, length)
+        return self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
 
     def encode(
         self,
         params: Tree,
         x_BLD: Array,
-        batch: Batch,
+        inputs: list[AttentionInputs],
+        predict_BM: Array | None,
         dropout_key: Array | None,
-        encoder_output: EncoderOutput | None = None,
     ) -> Array:
         """Return the features of embedded tokens [B, L, D], as `features` does."""
-        length, positions_BL = x_BLD.shape[1], token_positions(batch)
-        bias = self.position_bias(params, length, length)
-        inputs = self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
         x_BLD = run_stack(
             self.components["blocks"].module,
             inputs,
@@ -115,7 +121,7 @@ class Transformer(NamedTuple):
             dropout_key,
             self.execution,
         )
-        return self.final_norm(params, x_BLD, batch.predict)
+        return self.final_norm(params, x_BLD, predict_BM)
 
     def check_length(self, batch: Batch) -> None:
         """Raise ValueError where the table of learned positions is too short for the batch.
