@@ -16,6 +16,9 @@ def forward_flops(
     activations and the embedding lookup are left out.
     """
     predicted = length if predictions is None else predictions
+    if config.generator_share is not None:
+        return 2 * electra_products(config, length, predicted)
+
     transform = config.width if config.head_transform else 0
     head = config.token_width * config.vocabulary_size + config.width * transform
     products = stack_products(config, length) + predicted * head
@@ -39,6 +42,26 @@ def training_flops(
 ) -> int:
     """Count the FLOPs of the forward and backward pass for one sample, without recomputation."""
     return 3 * forward_flops(config, length, source_length, predictions)
+
+
+def electra_products(config: ModelConfig, length: int, predictions: int) -> int:
+    """Count the multiplications of both of ELECTRA's networks.
+
+    The discriminator judges all positions, the generator fills `predictions` of them.
+    """
+    dense = config.width * config.width + config.width  # the head: a hidden layer and one logit
+    products = stack_products(config, length) + length * dense
+    if config.token_width != config.width:
+        products += length * config.token_width * config.width
+
+    generator = config.generator
+    if generator is None:
+        return products
+    head = generator.width * config.token_width + config.token_width * config.vocabulary_size
+    products += stack_products(generator, length) + predictions * head
+    if config.token_width != generator.width:
+        products += length * config.token_width * generator.width
+    return products
 
 
 def stack_products(config: ModelConfig, length: int) -> int:

@@ -42,6 +42,20 @@ class LoadedModel(NamedTuple):
     config: Config | None  # None for a Hugging Face directory
     step: int | None  # of the checkpoint; None for a Hugging Face directory
 
+    def mask_filler(self) -> models.Model:
+        """Return the model that fills masks: ELECTRA's generator, else the model itself.
+
+        Raises UserError where ELECTRA was loaded without its generator.
+        """
+        if self.model.config.generator_share is None:
+            return self.model
+        if self.model.generator is None:
+            raise UserError(
+                f"{self.path}: has no folder generator with an ElectraForMaskedLM, so that nothing "
+                "can be filled in or replaced; jaxlm.generate --embed gives vectors"
+            )
+        return self.model.generator
+
 
 def is_run(path: Path) -> bool:
     """Return whether a directory holds a run, even one without a config or a sound checkpoint."""

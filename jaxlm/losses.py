@@ -19,6 +19,15 @@ def tile_bytes(device_memory: int | None) -> int:
     return TILE_BYTES if device_memory is None else int(TILE_SHARE * device_memory)
 
 
+class DetectionSums(NamedTuple):
+    """Sums over the tokens that are judged as the text's own or replaced; float32 scalars."""
+
+    loss: Array  # nats
+    correct: Array  # tokens that are judged right
+    replaced: Array  # tokens that are not those of the text
+    count: Array  # tokens
+
+
 class LossSums(NamedTuple):
     """Sums over the targets that count; float32 scalars. Divide them by the global count."""
 
@@ -26,12 +35,14 @@ class LossSums(NamedTuple):
     z: Array  # squared log-sum-exp (PaLM, arXiv 2204.02311 section 5)
     correct: Array  # targets that have the highest score
     count: Array  # weights of the targets
+    detection: DetectionSums | None = None  # replaced-token detection, whose targets are hidden
 
 
-def zero_sums() -> LossSums:
-    """Return the sums over no targets."""
+def zero_sums(*, detects: bool = False) -> LossSums:
+    """Return the sums over no targets; with those of a detection if the model `detects`."""
     zero = jnp.zeros((), jnp.float32)
-    return LossSums(loss=zero, z=zero, correct=zero, count=zero)
+    detection = DetectionSums(zero, zero, zero, zero) if detects else None
+    return LossSums(loss=zero, z=zero, correct=zero, count=zero, detection=detection)
 
 
 def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:

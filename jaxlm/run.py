@@ -90,6 +90,8 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         config.evaluation,
     )
 
+    sharding.check_widths(mesh, config.model, config.parallel.zero)
+
     execution = build_execution(
         mesh,
         config.parallel,
@@ -157,6 +159,8 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
         f"{devices}: {axes}, ZeRO {config.parallel.zero}, {config.precision.compute}",
         f"model: {config.model.family}, {run.model.parameter_count():,} parameters",
     ]
+    if run.model.generator is not None:
+        lines[-1] += f", and {run.model.generator_parameter_count():,} of its generator"
 
     params, optimizer = state_bytes(run)
     lines.append(f"bytes per device: parameters {params:,}, optimizer state {optimizer:,}")

@@ -101,6 +101,28 @@ def check_tensor(tensor: int, model_config: ModelConfig) -> None:
                 raise ConfigError(
                     "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
                 )
+    generator = model_config.generator
+    if generator is not None and (generator.heads % tensor or generator.hidden_width % tensor):
+        sizes = f"heads ({generator.heads}) or mlp_width ({generator.hidden_width})"
+        raise ConfigError("parallel.tensor", f"{tensor} does not divide the generator's {sizes}")
+
+
+def check_widths(mesh: Mesh, model_config: ModelConfig, zero: int) -> None:
+    """Raise a ConfigError if ZeRO 3 would split some of ELECTRA's widths and others not.
+
+    A device tells by the logical axis alone whether it has a part of a weight or all of it.
+    """
+    if zero != 3 or model_config.generator is None:
+        return
+    fsdp, generator = mesh.shape["fsdp"], model_config.generator
+    widths = (model_config.width, generator.width, model_config.token_width)
+    if len({width % fsdp == 0 for width in widths}) > 1:
+        shown = ", ".join(map(str, widths))
+        raise ConfigError(
+            "parallel.fsdp",
+            f"{fsdp} divides some of the widths of model, generator and embeddings ({shown}), "
+            "which parallel.zero=3 can't split: use another mesh or parallel.zero=2",
+        )
 
 
 def check_mesh(

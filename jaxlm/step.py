@@ -10,6 +10,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import TrainingConfig
+from jaxlm.detection import judged_tokens, replaced_token_sums
 from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss_sums, zero_sums
 from jaxlm.mesh_execution import (
     gradient_specs,
@@ -27,27 +28,44 @@ from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
 
 
+class DetectionMetrics(NamedTuple):
+    """Float32 scalars of replaced-token detection."""
+
+    generator_loss: Array  # nats per target
+    loss: Array  # nats per token
+    accuracy: Array  # share of the tokens that are judged right
+    replaced: Array  # share of the tokens that are not those of the text
+
+
 class StepMetrics(NamedTuple):
     """Float32 scalars of one step. They stay on the device until somebody reads them."""
 
-    loss: Array  # nats per target
+    loss: Array  # nats per target; with a detection, the sum of both losses by their weights
     grad_norm: Array  # before clipping
     param_norm: Array  # before the update
+    detection: DetectionMetrics | None = None
+
+
+class Counts(NamedTuple):
+    """The numbers by which the sums of the losses are divided."""
+
+    targets: Array | float
+    judged: Array | float = 1.0  # tokens that a detection judges
 
 
 def batch_loss(
     model: Model,
     training: TrainingConfig,
     tile_bytes: int,
-    targets: Array | float,
+    counts: Counts,
     params: Tree,
     batch: Batch,
     key: Array | None,
 ) -> tuple[Array, LossSums]:
     """Return the loss that is minimised, and the loss sums, of the rows of one device.
 
-    The loss is divided by `targets`, the number of targets in all microbatches and on all devices
-    together, and includes the z-loss. Scores take at most `tile_bytes` at a time.
+    The loss is divided by the `counts` of all microbatches and on all devices together, and
+    includes the z-loss and a detection. Scores take at most `tile_bytes` at a time.
     """
     assert batch.targets is not None
     rows, positions = batch.targets.shape
@@ -59,11 +77,17 @@ def batch_loss(
         tile_bytes=tile_bytes,
     )
 
-    x = model.features(params, batch, key)
-    head = model.head_weights(params)
-    sums = tiled_loss_sums(model.scores, head, x, batch.targets, batch.weights, tile)
+    if model.generator is None:
+        x = model.features(params, batch, key)
+        head = model.head_weights(params)
+        sums = tiled_loss_sums(model.scores, head, x, batch.targets, batch.weights, tile)
+    else:
+        sums = replaced_token_sums(model, params, batch, key, tile)
 
-    return (sums.loss + training.z_loss * sums.z) / targets, sums
+    loss = (sums.loss + training.z_loss * sums.z) / counts.targets
+    if sums.detection is not None:
+        loss += training.detection_weight * sums.detection.loss / counts.judged
+    return loss, sums
 
 
 def batch_gradients(
@@ -79,9 +103,11 @@ def batch_gradients(
     It returns the loss sums and the float32 gradients of the loss per target. Every loss is divided
     by the number of targets of the whole batch, so the gradients of all microbatches and devices
     add up to that of the mean over all targets, however the targets are spread. Each device
-    accumulates those of its own rows; they are summed over devices once, at the end. Dropout
-    depends on the key and the row's number. Only the shapes of `params` are read.
+    accumulates those of its own rows; they are summed over devices once, at the end. Dropout, and
+    what a generator samples, depend on the key and the row's number. Only the shapes of `params`
+    are read.
     """
+    detects = model.generator is not None
     specs = gradient_specs(placement, params)
     dimensions = scatter_dimensions(specs)
 
@@ -91,7 +117,11 @@ def batch_gradients(
         batch, row_numbers = rows
         row_keys = None if key is None else fold_rows(key, row_numbers)
         targets = sum_over_rows(placement, jnp.sum(jnp.asarray(batch.weights)))
-        loss = partial(batch_loss, model, training, tile_bytes, jnp.maximum(targets, 1.0))
+        counts = Counts(jnp.maximum(targets, 1.0))
+        if detects:
+            judged = sum_over_rows(placement, jnp.sum(judged_tokens(batch)))
+            counts = counts._replace(judged=jnp.maximum(judged, 1.0))
+        loss = partial(batch_loss, model, training, tile_bytes, counts)
         gradient = jax.grad(loss, has_aux=True)
 
         if training.microbatches == 1:
@@ -105,12 +135,12 @@ def batch_gradients(
                 return jax.tree.map(jnp.add, total, (sums, grads)), None
 
             parts = jax.tree.map(lambda x: split_rows(x, training.microbatches), (batch, row_keys))
-            zeros = zero_sums(), zero_gradients(placement, dimensions, params)
+            zeros = zero_sums(detects=detects), zero_gradients(placement, dimensions, params)
             (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, parts)
 
         return sum_over_rows(placement, sums), sum_gradients(placement, dimensions, grads)
 
-    return on_each_device(placement, gradients, params, out=(sum_specs(), specs))
+    return on_each_device(placement, gradients, params, out=(sum_specs(detects), specs))
 
 
 def number_rows(batch: Batch) -> tuple[Batch, Array]:
@@ -135,17 +165,18 @@ def train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Build the jitted `step(state, batch) -> (state, metrics)`.
 
-    The old state is donated: its memory is reused. `seed` feeds dropout. Scores take at most
-    `tile_bytes` at a time on each device.
+    The old state is donated: its memory is reused. `seed` feeds dropout and the choices of a
+    generator. Scores take at most `tile_bytes` at a time on each device.
     """
-    has_dropout = model.config.dropout > 0 or model.config.attention_dropout > 0
+    is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
+    is_random |= model.generator is not None
     shardings = state_shardings(model, optimizer, placement)
     shapes = state_shapes(model, optimizer).params
     gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
     moment_shardings = placement.tree("optimizer", shapes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
         sums, grads = gradients(state.params, number_rows(batch), key)
         grad_norm = optax.tree.norm(grads)
 
@@ -155,10 +186,12 @@ def train_step(
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
 
+        loss, detection = mean_loss(training, sums)
         metrics = StepMetrics(
-            loss=sums.loss / jnp.maximum(sums.count, 1.0),
+            loss=loss,
             grad_norm=grad_norm,
             param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
+            detection=detection,
         )
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
@@ -185,18 +218,32 @@ def eval_step(
     Only the shapes of `params` are read.
     """
 
+    detects = model.generator is not None
+
     def device_sums(params: Tree, batch: Batch) -> LossSums:
-        _, sums = batch_loss(model, training, tile_bytes, 1.0, params, batch, None)
+        _, sums = batch_loss(model, training, tile_bytes, Counts(1.0), params, batch, None)
         return sum_over_rows(placement, sums)
 
     return jax.jit(
-        on_each_device(placement, device_sums, params, out=sum_specs()),
+        on_each_device(placement, device_sums, params, out=sum_specs(detects)),
         in_shardings=(placement.tree("parameters", params), placement.batch()),
         out_shardings=placement.replicated(),
         compiler_options=compiler_options,
     )
 
 
-def sum_specs() -> LossSums:
+def mean_loss(training: TrainingConfig, sums: LossSums) -> tuple[Array, DetectionMetrics | None]:
+    """Return the loss of a step without its z-loss, and the metrics of a detection."""
+    loss = sums.loss / jnp.maximum(sums.count, 1.0)
+    if sums.detection is None:
+        return loss, None
+
+    judged = jnp.maximum(sums.detection.count, 1.0)
+    means = jax.tree.map(lambda total: total / judged, sums.detection)
+    detection = DetectionMetrics(loss, means.loss, means.correct, means.replaced)
+    return loss + training.detection_weight * means.loss, detection
+
+
+def sum_specs(detects: bool) -> LossSums:
     """Return the PartitionSpecs of sums that every device has."""
-    return jax.tree.map(lambda _: P(), zero_sums())
+    return jax.tree.map(lambda _: P(), zero_sums(detects=detects))

@@ -317,8 +317,18 @@ def metrics_row(
     # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0.
     rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1))))
 
+    detection = {}
+    if metrics.detection is not None:
+        detection = {
+            "train/generator_loss": float(metrics.detection.generator_loss),
+            "train/detection_loss": float(metrics.detection.loss),
+            "train/detection_accuracy": float(metrics.detection.accuracy),
+            "train/replaced_share": float(metrics.detection.replaced),
+        }
+
     return {
         "train/loss": float(metrics.loss),
+        **detection,
         "train/learning_rate": float(rate),
         "train/grad_norm": float(metrics.grad_norm),
         "train/param_norm": float(metrics.param_norm),

@@ -70,7 +70,8 @@ def test_sums():
         ((s.argmax(-1) == targets) * weights).sum(),
         weights.sum(),
     )
-    for name, ours, exact in zip(LossSums._fields, sums, expected, strict=True):
+    assert sums.detection is None
+    for name, ours, exact in zip(LossSums._fields[:4], sums[:4], expected[:4], strict=True):
         assert ours.dtype == jnp.float32 and ours.shape == ()
         assert float(ours) == pytest.approx(float(exact), rel=1e-6), name
 

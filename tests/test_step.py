@@ -88,7 +88,8 @@ def float64_sums(logits: np.ndarray, batch: Batch) -> LossSums:
 
 
 def assert_same_sums(found: LossSums, expected: LossSums) -> None:
-    for name, ours, exact in zip(LossSums._fields, found, expected, strict=True):
+    assert found.detection is None
+    for name, ours, exact in zip(LossSums._fields[:4], found[:4], expected[:4], strict=True):
         assert float(ours) == pytest.approx(exact, rel=1e-5), name
 
 

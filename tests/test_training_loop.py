@@ -105,7 +105,7 @@ def test_a_state_is_only_saved_if_it_computes_a_loss():
     masked = evaluator(kind="masked", whole_words=False)
 
     def score(params, source, stop, batches):
-        return SimpleNamespace(loss=losses[source.name] if batches == 1 else 0.0)
+        return SimpleNamespace(loss=losses[source.name] if batches == 1 else 0.0, detection=None)
 
     cast(Any, masked)._score = score
     loop = SimpleNamespace(

@@ -23,6 +23,8 @@ OBJECTIVES = {
     "fill_in_the_middle": "the next token, where the middle of some documents was moved behind "
     "their prefix and suffix",
     "masked": "masked language modelling: hidden tokens, from both sides",
+    "replaced_tokens": "replaced-token detection: which tokens of a text are not its own, where a "
+    "small generator, trained beside it, has filled the hidden ones",
     "span": "span corruption: spans that were cut out of the text",
     "infilling": "text infilling: the text before spans of it were hidden and its sentences "
     "shuffled",
@@ -181,6 +183,8 @@ PLACEMENTS = {
 
 def similar_model(model: ModelConfig) -> str:
     """Return the name of the published model of this shape; "" if none is near."""
+    if model.generator_share is not None:
+        return "ELECTRA"
     for similar in SIMILAR_MODELS:
         same = (getattr(model, key) == value for key, value in similar.fields.items())
         if similar.family == model.family and all(same):
@@ -220,6 +224,13 @@ def architecture(facts: Facts) -> str:
         ("MLP", ("gated, " if model.gated else "") + ACTIVATIONS[model.activation]),
         ("head", "the token embedding" if model.tied_head else "of its own"),
     ]
+    if model.generator is not None:
+        width, heads, mlp = (
+            count(getattr(model.generator, name)) for name in ("width", "heads", "hidden_width")
+        )
+        text = f"width {width}, heads {heads}, MLP width {mlp}, the same embeddings"
+        rows[-1] = ("head", "one logit per token: is it another than the text's?")
+        rows.append(("generator, which replaces tokens in training", text))
     return properties(rows)
 
 
@@ -284,11 +295,12 @@ def usage_of_export(facts: Facts) -> str:
         )
     else:
         # A mask is asked of the tokenizer, which knows how it is spelled.
-        masked = facts.config.objective.mixed[0].kind == "masked"
+        masked = facts.config.objective.mixed[0].kind in ("masked", "replaced_tokens")
+        filler = "/generator" if facts.config.model.generator_share is not None else ""
         prompt = 'f"The {run.tokenizer.mask_token} in the morning."'
         text = PIPELINE_SNIPPET.format(
             task=TASKS[family],
-            folder=EXPORT_FOLDER,
+            folder=EXPORT_FOLDER + filler,
             prompt=prompt if masked else json.dumps(example_prompt(facts.config)),
             options=", max_new_tokens=50" if family == "decoder" else "",
         )
@@ -323,7 +335,7 @@ def example_prompt(config: Config) -> str:
         tokens = dict(zip("RSX", config.tokenizer.denoiser_tokens, strict=True))
         begin = f"{one_line(tokens[first.denoiser])} " if first.denoiser else ""
         return f"{begin}The <extra_id_0> in the morning."
-    if kind in ("masked", "infilling"):
+    if kind in ("masked", "replaced_tokens", "infilling"):
         return f"The {one_line(config.tokenizer.mask)} in the morning."
     return "In the morning"
 

@@ -18,7 +18,7 @@ from jaxlm.card import loss_plot, model_sections, training_sections
 from jaxlm.card.facts import LIBRARIES, Facts
 from jaxlm.card.model_sections import TASKS
 from jaxlm.card.training_record import write_card_file
-from jaxlm.config import UserError
+from jaxlm.config import ModelConfig, UserError
 from jaxlm.markdown import one_line, plain
 
 CARD_FILE, PLOT_FILE = "README.md", "loss.svg"
@@ -50,6 +50,7 @@ METRICS = {
     "eval/perplexity": ("perplexity", "Perplexity"),
     "eval/bits_per_byte": ("bits_per_byte", "Bits per byte"),
     "eval/masked_accuracy": ("accuracy", "Masked accuracy"),
+    "eval/detection_accuracy": ("accuracy", "Accuracy of replaced-token detection"),
 }
 DATASET_TYPE = "text"  # the loader of `datasets` for text files: the data has no public name
 
@@ -130,11 +131,16 @@ def generate_metadata(facts: Facts) -> ModelCardData:
     types = {result.metric_type for result in results}
     return ModelCardData(
         library_name=facts.library,
-        pipeline_tag=TASKS[facts.config.model.family],
+        pipeline_tag=hub_task(facts.config.model),
         tags=["jaxlm", "jax", "pretraining", *([facts.exported] if facts.exported else [])],
         metrics=[metric for metric in ("perplexity", "accuracy") if metric in types] or None,
         **index,
     )
+
+
+def hub_task(model: ModelConfig) -> str:
+    """Return the task for which the Hugging Face Hub lists a model."""
+    return TASKS[model.family] if model.generator_share is None else "feature-extraction"
 
 
 def index_name(facts: Facts) -> str:
@@ -152,7 +158,7 @@ def evaluation_results(facts: Facts) -> list[EvalResult]:
     sources = ", ".join(one_line(source.name) for source in facts.config.data.sources)
     return [
         EvalResult(
-            task_type=TASKS[facts.config.model.family],
+            task_type=hub_task(facts.config.model),
             dataset_type=DATASET_TYPE,
             dataset_name=f"{sources} (held out)",
             dataset_split="validation",
@@ -162,7 +168,8 @@ def evaluation_results(facts: Facts) -> list[EvalResult]:
             metric_value=float(f"{scores[tag]:.7g}"),
         )
         for tag, (metric, name) in METRICS.items()
-        if tag in scores
+        # The loss of a detection is no mean over targets.
+        if tag in scores and (tag != "eval/loss" or "eval/detection_loss" not in scores)
     ]
 
 

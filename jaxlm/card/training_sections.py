@@ -43,6 +43,17 @@ SCORES = {  # tag -> (name, digits)
     "eval/unigram_entropy": ("unigram entropy of the targets, nats", 5),
     "eval/targets": ("targets", 7),
 }
+DETECTION_SCORES = {  # of a model with a generator, whose targets the generator fills
+    "eval/loss": ("loss: the generator's, and the detection's times its weight", 5),
+    "eval/detection_loss": ("detection loss, nats per token", 5),
+    "eval/detection_accuracy": ("detection accuracy", 5),
+    "eval/replaced_share": ("share of the tokens that were replaced", 5),
+    "eval/generator_loss": ("loss of the generator, nats per target", 5),
+    "eval/generator_perplexity": ("perplexity of the generator", 5),
+    "eval/masked_accuracy": ("masked accuracy of the generator", 4),
+    "eval/unigram_entropy": SCORES["eval/unigram_entropy"],
+    "eval/targets": SCORES["eval/targets"],
+}
 
 
 def tokenizer(facts: Facts) -> str:
@@ -131,6 +142,7 @@ def hyperparameters(facts: Facts) -> str:
 
     config = facts.config
     optimizer, training, precision = config.optimizer, config.training, config.precision
+    detects = config.model.generator_share is not None
     adam = (
         f"AdamW, beta1 {optimizer.beta1:g}, beta2 {optimizer.beta2:g}, "
         f"epsilon {optimizer.epsilon:g}"
@@ -150,6 +162,7 @@ def hyperparameters(facts: Facts) -> str:
         ("steps", f"{facts.step:,} of {training.steps:,}"),
         ("tokens seen by the model", count(facts.tokens(facts.step))),
         ("dropout", f"{config.model.dropout:g}" if config.model.dropout else None),
+        ("weight of the detection", f"{training.detection_weight:g}" if detects else None),
         ("z-loss", f"{training.z_loss:g}" if training.z_loss else None),
         ("seed", str(config.seed)),
         ("sharding", describe_sharding(facts)),
@@ -271,7 +284,8 @@ def results(facts: Facts) -> str:
         columns[f"step {best:,} (lowest loss)"] = facts.scores(best)
 
     rows: list[tuple[Any, ...]] = []
-    for tag, (name, digits) in SCORES.items():
+    detects = facts.config.model.generator_share is not None
+    for tag, (name, digits) in (DETECTION_SCORES if detects else SCORES).items():
         values = [scores.get(tag) for scores in columns.values()]
         if any(value is not None for value in values):
             shown = ["" if value is None else number(value, digits) for value in values]

@@ -21,6 +21,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 # Rows of a table, which are counted in int32 with what is added to them.
 Length = Annotated[int, Bounds(low=1, high=2**30)]
 
+ROUNDING = 0.01  # of a size that is a share of another: 0.33333 of 768 is 256
+
 ENCODER_SIZES = ("encoder_layers", "encoder_heads", "encoder_kv_heads", "encoder_mlp_width")
 
 
@@ -122,6 +124,10 @@ class ModelConfig:
     initializer: Literal["gpt2", "normal", "fan_in", "t5"] = "gpt2"
     initializer_std: PositiveFloat = 0.02  # gpt2 and normal
 
+    # encoders: ELECTRA (arXiv 2003.10555), whose generator has this share of the width, the heads
+    # and the MLP (small and large 1/4, base 1/3). 0: its generator is not there. None: no ELECTRA
+    generator_share: Share | None = None
+
     @property
     def key_value_heads(self) -> int:
         return self.kv_heads or self.heads
@@ -175,6 +181,22 @@ class ModelConfig:
         )
 
     @property
+    def generator(self) -> "ModelConfig | None":
+        """Return the config of ELECTRA's generator, which reads the token table of the model."""
+        share = self.generator_share
+        if not share:
+            return None
+        return replace(
+            self,
+            width=round(share * self.width),
+            heads=round(share * self.heads),
+            kv_heads=self.kv_heads and round(share * self.kv_heads),
+            mlp_width=round(share * self.hidden_width),
+            embedding_width=self.token_width,
+            generator_share=None,
+        )
+
+    @property
     def stacks(self) -> dict[str, "ModelConfig"]:
         """Return the config of each stack of blocks, by the prefix of its fields' names."""
         return {"": self} | ({"encoder_": self.encoder} if self.family == "encoder_decoder" else {})
@@ -191,6 +213,8 @@ class ModelConfig:
 
         self.check_positions(refuse)
         self.check_layers(refuse)
+        if self.generator_share is not None:
+            self.check_generator(refuse)
 
     def check_family(self, refuse: Callable[[str, str], None]) -> None:
         """Refuse the fields of another family, and encoder sizes that do not fit each other."""
@@ -262,3 +286,17 @@ class ModelConfig:
         ):
             reason = "needs positions='rotary' and an attention_pattern with 'sliding' layers"
             refuse("rotary_theta_sliding", reason)
+
+    def check_generator(self, refuse: Callable[[str, str], None]) -> None:
+        """Refuse a generator of other models than encoders, and one of broken sizes."""
+        if self.family != "encoder":
+            refuse("generator_share", f"is only used with family='encoder', got {self.family!r}")
+        if not self.head_transform:
+            refuse("head_transform", "false: the head of a generator (generator_share) has one")
+
+        sizes = {"width": self.width, "heads": self.heads, "kv_heads": self.key_value_heads}
+        for name, size in (sizes | {"mlp_width": self.hidden_width}).items():
+            part = self.generator_share * size if self.generator_share else size
+            if round(part) < 1 or abs(part - round(part)) > ROUNDING:
+                reason = f"{self.generator_share:.6g} of {name} ({size}) is {part:.6g}"
+                refuse("generator_share", f"{reason}, which is no whole number")

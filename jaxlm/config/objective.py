@@ -11,6 +11,7 @@ ObjectiveKind = Literal[
     "prefix",
     "fill_in_the_middle",
     "masked",
+    "replaced_tokens",
     "span",
     "infilling",
     "pairs",
@@ -26,6 +27,7 @@ TRAINED_BY: dict[str, Family] = {
     "prefix": "decoder",
     "fill_in_the_middle": "decoder",
     "masked": "encoder",
+    "replaced_tokens": "encoder",
     "span": "encoder_decoder",
     "infilling": "encoder_decoder",
     "pairs": "encoder_decoder",
@@ -49,6 +51,7 @@ DENOISERS: tuple[tuple[Denoiser, float, float], ...] = (
 NEEDS: dict[str, tuple[str, ...]] = {
     "fill_in_the_middle": ("fim",),
     "masked": ("pad", "mask"),
+    "replaced_tokens": ("pad", "mask"),
     "span": ("pad", "sentinels"),
     "infilling": ("pad", "mask"),
     "pairs": ("pad",),
@@ -66,6 +69,9 @@ class ObjectiveConfig:
                 decoders: the next token, where the middle of some documents stands behind their
                 prefix and suffix
     masked      encoders: tokens that were hidden (BERT)
+    replaced_tokens
+                encoders with a generator (model.generator_share): which tokens are not those of the
+                text, where the generator has filled the tokens that were hidden (ELECTRA)
     span        encoder-decoders: spans that were cut out (T5)
     infilling   encoder-decoders: the original text; spans of it were hidden and its sentences
                 shuffled in the source (BART)
@@ -77,13 +83,14 @@ class ObjectiveConfig:
     """
 
     kind: ObjectiveKind = "causal"
-    # masked, span, infilling: share of the tokens that are hidden. None: 0.15, infilling 0.3
+    # Share of the tokens that are hidden: of masked, replaced_tokens, span and infilling.
+    # None: 0.15, infilling 0.3
     noise_share: Share | None = None
     # masked: shares of the chosen tokens that become the mask token and any other token; the rest
     # stay as they are.
     mask_share: Share = 0.8
     random_share: Share = 0.1
-    whole_words: bool = False  # masked: hide all tokens of a word or none
+    whole_words: bool = False  # masked, replaced_tokens: hide all tokens of a word or none
     mean_span: PositiveFloat = 3.0  # tokens; span: mean length; infilling: mean of the Poisson law
     shuffle_sentences: bool = True  # infilling
     target_length: Positive | None = None  # tokens; pairs: at most. None: data.sequence_length
@@ -164,7 +171,7 @@ def check_parts(config: ObjectiveConfig, refuse: Callable[[str, str], None]) -> 
         return
 
     for part in config.parts:
-        if part.kind in ("pairs", "mixture_of_denoisers", "mixture"):
+        if part.kind in ("pairs", "replaced_tokens", "mixture_of_denoisers", "mixture"):
             refuse("parts", f"{part.kind!r} can't be part of a mixture")
     for name, values in (
         ("trains model.family", [TRAINED_BY[part.kind] for part in config.parts]),

@@ -115,6 +115,14 @@ class Config:
             reason = f"{kind!r} trains model.family={self.objective.family!r}, got {family!r}"
             raise ConfigError("objective.kind", f"{reason} (it takes {', '.join(fitting)})")
 
+        share = self.model.generator_share
+        if kind == "replaced_tokens" and not share:
+            reason = f"objective.kind={kind!r} needs a generator: 0.25 or 0.33333, got {share}"
+            raise ConfigError("model.generator_share", reason)
+        if kind != "replaced_tokens" and share is not None:
+            reason = f"{kind!r} trains no generator (model.generator_share): use 'replaced_tokens'"
+            raise ConfigError("objective.kind", reason)
+
         if self.objective.weight != 1:
             raise ConfigError("objective.weight", "is only used in objective.parts")
 

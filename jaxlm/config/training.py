@@ -108,6 +108,8 @@ class TrainingConfig:
     batch_schedule: tuple[tuple[Positive, Positive], ...] = ()
     microbatches: Positive = 1  # gradient accumulation: parts of a batch, computed in turn
     z_loss: NonNegative = 0.0  # weight of the mean squared log-sum-exp (PaLM, 2204.02311: 1e-4)
+    # replaced_tokens: weight of the detection beside the loss of the generator (ELECTRA's lambda)
+    detection_weight: NonNegative = 50.0
     loss_tile: Positive | None = None  # positions of a sequence per tile of logits. None: by size
 
     def __post_init__(self):

@@ -85,14 +85,15 @@ def export_run(
             max_shard_bytes=max_shard_bytes,
             tokens=tokens,
         )
-        write_tokenizer(
-            folder,
-            (run / TOKENIZER_FILE).read_text(encoding="utf-8-sig"),
-            frame,
-            model_config.context_length,
-            token_types=model_config.token_types > 1,
-            kept=kept_tokenizer,
-        )
+        for path in (folder, *(folder / name for name in architecture.subfolders)):
+            write_tokenizer(
+                path,
+                (run / TOKENIZER_FILE).read_text(encoding="utf-8-sig"),
+                frame,
+                model_config.context_length,
+                token_types=model_config.token_types > 1,
+                kept=kept_tokenizer,
+            )
         if model_config.family != "encoder":
             write_generation_config(
                 folder,

@@ -46,8 +46,15 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
     check_is_empty(run)
     check_is_no_run(directory)
     architecture, model_config = interop.read_config(directory)
+    if model_config.generator_share == 0:
+        raise UserError(
+            f"{directory}: has no folder generator with an ElectraForMaskedLM, without which it "
+            "can't be trained; jaxlm.generate --embed takes the directory itself"
+        )
     tokenizer_config, frame = read_tokenizer(directory)
     objective, notes = choose_objective(model_config.family, frame, edited_objective(edits))
+    if model_config.generator_share is not None:
+        objective = ObjectiveConfig(kind="replaced_tokens")
     run_config = build_run_config(model_config, tokenizer_config, objective, run, edits)
 
     inner = load_tokenizer_json(directory / TOKENIZER_FILE)

@@ -155,7 +155,7 @@ def print_filled_masks(
 
     results = []
     size = min(batch_size, len(prompts))
-    filler = MaskFiller(loaded.model, loaded.params, top=top, batch_size=size)
+    filler = MaskFiller(loaded.mask_filler(), loaded.params, top=top, batch_size=size)
     for batch_prompts, rows in encoded_batches(loaded, prompts, size):
         positions = [np.flatnonzero(row == mask_id) for row in rows]
         candidates = filler(rows, positions)

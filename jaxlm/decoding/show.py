@@ -40,7 +40,9 @@ def samples(
 
     batch = jax.tree.map(lambda rows: np.asarray(rows)[: evaluation.samples], windows[0])
     if model.config.family == "encoder":
-        return describe_filled_masks(tokenizer, batch, guess_masked(model, params, batch))
+        return describe_filled_masks(
+            tokenizer, batch, guess_masked(model.generator or model, params, batch)
+        )
     written = write_targets(model, params, batch, tokenizer.end_of_text)
     return describe_written_targets(tokenizer, batch, written)
 

@@ -142,7 +142,16 @@ class Evaluator:
         score = scoring.combine(parts)
         if not score.targets:
             return {"eval/targets": 0}
-        values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
+        if score.detection is None:
+            values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
+        else:
+            figures = scoring.detection_means(score.detection)
+            values = {
+                "eval/loss": self._loss(score),
+                **{f"eval/{name}": value for name, value in figures.items()},
+                "eval/generator_loss": score.loss,
+                "eval/generator_perplexity": score.perplexity,
+            }
 
         if objective == "causal":
             values["eval/bits_per_byte"] = scoring.bits_per_byte(
@@ -157,13 +166,22 @@ class Evaluator:
         if len(parts) > 1:
             for source, part in zip(self.sources, parts, strict=True):
                 if part.targets:
-                    values[f"eval/loss/{source.name}"] = part.loss
+                    values[f"eval/loss/{source.name}"] = self._loss(part)
         return values
+
+    def _loss(self, score: scoring.Score) -> float:
+        """Return the loss that training makes small, per target; without its z-loss."""
+        if score.detection is None:
+            return score.loss
+        weight = self.config.training.detection_weight
+        return score.loss + weight * scoring.detection_means(score.detection)["detection_loss"]
 
     def probe(self, params: Tree) -> float:
         """Return the loss of the first batch, which shows whether the parameters still work."""
         first = next((source for source in self.sources if source.windows.samples), None)
-        return 0.0 if first is None else self._score(params, first, lambda: False, batches=1).loss
+        if first is None:
+            return 0.0
+        return self._loss(self._score(params, first, lambda: False, batches=1))
 
     def _score(
         self,
@@ -191,13 +209,20 @@ class Evaluator:
             return self._no_targets()
 
         text = f"loss {scores['eval/loss']:.4f}"
+        masked_loss = scores.get("eval/generator_loss", scores["eval/loss"])
+        if "eval/generator_loss" in scores:
+            text += (
+                f", {scores['eval/detection_accuracy']:.2%} of the tokens judged right with "
+                f"{scores['eval/replaced_share']:.2%} replaced (loss "
+                f"{scores['eval/detection_loss']:.4f}); generator {masked_loss:.4f}"
+            )
         if "eval/masked_accuracy" in scores:
             text += f", {scores['eval/masked_accuracy']:.1%} right"
 
         if "eval/unigram_entropy" in scores:
             entropy, targets = scores["eval/unigram_entropy"], int(scores["eval/targets"])
             if entropy > 0:
-                share = f"{scores['eval/loss'] / entropy:.3f} of it"
+                share = f"{masked_loss / entropy:.3f} of it"
                 text += f" (unigram entropy of the {targets:,} targets {entropy:.4f}: {share})"
             else:
                 text += f" (the {targets:,} targets are all the same token: this says nothing)"
@@ -219,7 +244,8 @@ class Evaluator:
 
     def _no_targets(self) -> str:
         reason = "without targets"
-        if self.config.objective.kind == "masked" and self.config.objective.whole_words:
+        masks = self.config.objective.kind in ("masked", "replaced_tokens")
+        if masks and self.config.objective.whole_words:
             share = self.config.objective.noise
             reason += (
                 f": no whole word fits the share that is hidden (objective.noise_share={share:g}); "

@@ -16,6 +16,11 @@ class ScoreSums(NamedTuple):
     targets: int = 0
     nats: float = 0.0
     correct: float = 0.0  # targets that had the highest score
+    # Sums over the tokens that a detection judges
+    detection_nats: float = 0.0
+    detected: float = 0.0  # tokens that are judged right
+    replaced: float = 0.0
+    judged: float = 0.0
 
     @property
     def loss(self) -> float | None:
@@ -68,15 +73,28 @@ def compute_metrics(row: SourceScores, kind: str) -> dict[str, Any]:
 
     values: dict[str, Any] = {"source": row.name}
     values |= {name: getattr(row, name) for name in ("documents", "tokens", "bytes", "words")}
-    values |= {"targets": sums.targets, "loss": sums.loss, "perplexity": sums.perplexity}
+    of = "generator_" if kind == "replaced_tokens" else ""  # whose loss it is
+    values |= {
+        "targets": sums.targets,
+        f"{of}loss": sums.loss,
+        f"{of}perplexity": sums.perplexity,
+    }
 
     if kind == "causal":
         values |= {
             "bits_per_byte": bits_per(sums, row.bytes),
             "bits_per_word": bits_per(sums, row.words),
         }
-    if kind == "masked":
+    if kind in ("masked", "replaced_tokens"):
         values["masked_accuracy"] = sums.correct / sums.targets if sums.targets else None
+    if kind == "replaced_tokens":
+        judged = sums.judged or math.nan
+        detection = {
+            "detection_loss": sums.detection_nats / judged,
+            "detection_accuracy": sums.detected / judged,
+            "replaced_share": sums.replaced / judged,
+        }
+        values |= {k: v if math.isfinite(v) else None for k, v in detection.items()}
     if pseudo is not None:
         values |= {
             "pseudo_targets": pseudo.targets,

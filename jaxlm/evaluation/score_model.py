@@ -88,7 +88,8 @@ class ModelScorer:
         )
         progress.close()
         check_finite(math.isfinite(score.loss))
-        return ScoreSums(score.targets, score.loss * score.targets, score.accuracy * score.targets)
+        nats, correct = score.loss * score.targets, score.accuracy * score.targets
+        return ScoreSums(score.targets, nats, correct, *(score.detection or ()))
 
 
 class BatchesWithProgress:
@@ -354,6 +355,9 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
         return loaded.config.objective
 
     vocabulary, family = loaded.tokenizer.vocabulary, loaded.model.config.family
+    if loaded.model.config.generator_share is not None:
+        loaded.mask_filler()
+        return ObjectiveConfig(kind="replaced_tokens")
     if family == "encoder" and vocabulary.mask is not None:
         return ObjectiveConfig(kind="masked")
     if family == "encoder_decoder" and (len(vocabulary.sentinels) or vocabulary.mask is not None):

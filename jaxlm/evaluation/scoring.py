@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlm.losses import LossSums
+from jaxlm.losses import DetectionSums, LossSums
 from jaxlm.types import Batch, Batches, Tree
 
 
@@ -16,6 +16,7 @@ class Score(NamedTuple):
     loss: float  # nats per target
     accuracy: float  # share of the targets with the highest score
     targets: int
+    detection: DetectionSums | None = None  # sums, on the host
 
     @property
     def perplexity(self) -> float:
@@ -30,7 +31,24 @@ def combine(scores: Sequence[Score]) -> Score:
     targets = sum(score.targets for score in scores)
     loss = sum(score.loss * score.targets for score in scores)
     correct = sum(score.accuracy * score.targets for score in scores)
-    return Score(loss / max(targets, 1), correct / max(targets, 1), targets)
+    detections = [score.detection for score in scores if score.detection is not None]
+    detection = add_detections(detections) if detections else None
+    return Score(loss / max(targets, 1), correct / max(targets, 1), targets, detection)
+
+
+def add_detections(sums: Sequence[DetectionSums]) -> DetectionSums:
+    """Return the sums over all tokens, float64."""
+    return DetectionSums(*(sum(map(float, column)) for column in zip(*sums, strict=True)))
+
+
+def detection_means(sums: DetectionSums) -> dict[str, float]:
+    """Return the figures of replaced-token detection by name, per token that was judged."""
+    count = max(sums.count, 1)
+    return {
+        "detection_loss": sums.loss / count,
+        "detection_accuracy": sums.correct / count,
+        "replaced_share": sums.replaced / count,
+    }
 
 
 def evaluate(
@@ -47,6 +65,7 @@ def evaluate(
     next batch. Sums over batches are float64, on the host.
     """
     loss = correct = targets = 0.0
+    detections: list[DetectionSums] = []
     pending: list[LossSums] = []
     count = min(len(windows), batches or len(windows))
 
@@ -60,8 +79,11 @@ def evaluate(
             loss += float(sums.loss)
             correct += float(sums.correct)
             targets += float(sums.count)
+            if sums.detection is not None:
+                detections.append(sums.detection)
 
-    return Score(loss / max(targets, 1.0), correct / max(targets, 1.0), int(targets))
+    detection = add_detections(detections) if detections else None
+    return Score(loss / max(targets, 1.0), correct / max(targets, 1.0), int(targets), detection)
 
 
 def bits_per_byte(loss: float, targets: int, text_bytes: int) -> float:

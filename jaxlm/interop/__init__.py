@@ -7,6 +7,7 @@ The `model_type` of a config.json says which architecture it is. Only safetensor
 that comes with a checkpoint is never run.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from jaxlm.interop.nonfinite import find_nonfinite_tensors
 from jaxlm.interop.read_weights import DirectoryTensors, read_weights
 from jaxlm.interop.safetensors_reader import TensorIndex, read_tensor_index
 from jaxlm.interop.safetensors_writer import staged_files, write_safetensors
-from jaxlm.interop.tensor_mapping import check_params, map_tensors
+from jaxlm.interop.tensor_mapping import MappedTensor, check_params, map_tensors, own_leaves
 from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 from jaxlm.types import Tree
 
@@ -39,7 +40,7 @@ class HFDirectory(NamedTuple):
     architecture: Architecture
     model: ModelConfig
     base: ModelConfig  # what config.json says without its section "jaxlm"
-    index: TensorIndex
+    indices: dict[str, TensorIndex]  # "" and the folders inside
 
 
 def load(
@@ -51,17 +52,35 @@ def load(
     UserError, with file and key or tensor, where the directory can't be read.
     """
     directory = open_directory(Path(path))
-    params = read_weights(
-        directory.architecture,
-        directory.model,
-        directory.index,
-        shapes=parameter_shapes(directory.model),
-        base_shapes=parameter_shapes(directory.base),
-        shardings=shardings,
-        dtype=jnp.dtype(dtype),
-    )
-
+    params: Tree = {}
+    for name, index in directory.indices.items():
+        architecture = folder_architecture(directory.architecture, name)
+        part = read_weights(
+            architecture,
+            directory.model,
+            index,
+            shapes=own_leaves(directory.architecture, name, parameter_shapes(directory.model)),
+            base_shapes=own_leaves(directory.architecture, name, parameter_shapes(directory.base)),
+            shardings=shardings,
+            dtype=jnp.dtype(dtype),
+        )
+        params = merge_parts(params, part, Path(path) / name)
     return directory.model, params
+
+
+def folder_architecture(architecture: Architecture, name: str) -> Architecture:
+    """Return the architecture of a folder inside, or of the directory itself ("")."""
+    return architecture.subfolders[name] if name else architecture
+
+
+def merge_parts(one: Tree, other: Tree, folder: Path) -> Tree:
+    """Return the parameters of two directories; those that both have must be equal."""
+    if not isinstance(one, dict):
+        if not jnp.array_equal(one, other):
+            raise UserError(f"{folder}: its embeddings are not those of the folder above it")
+        return one
+    both = {name: merge_parts(one[name], other[name], folder) for name in one if name in other}
+    return one | other | both
 
 
 def read_config(path: str | Path) -> tuple[Architecture, ModelConfig]:
@@ -89,20 +108,41 @@ def open_directory(path: Path) -> HFDirectory:
         known = " or ".join(architecture.classes)
         hf_config.refuse("architectures", f"{', '.join(classes)} is not supported, only {known}")
 
-    index = read_tensor_index(path)
+    values, indices = dict(hf_config.values), {"": read_tensor_index(path)}
+    for name in architecture.subfolders:
+        values.pop(name, None)
+        if (path / name).is_dir():
+            values[name] = dict(read_hf_config(path / name).values)
+            indices[name] = read_tensor_index(path / name)
+    hf_config = dataclasses.replace(hf_config, values=values)
     try:
-        base = architecture.read(hf_config, DirectoryTensors(architecture, index))
-        return HFDirectory(architecture, apply_extension(hf_config, base), base, index)
+        base = architecture.read(hf_config, DirectoryTensors(architecture, indices[""]))
+        return HFDirectory(architecture, apply_extension(hf_config, base), base, indices)
     except ConfigError as error:  # names a field of jaxlm; the user needs the file
         raise UserError(f"{hf_config.path}: describes an impossible model: {error}") from None
 
 
 def nonfinite_tensors(directory: Path, params: Tree) -> list[str]:
     """Return the names of a directory's tensors that have NaN or an infinity in `params`."""
-    opened = open_directory(directory)
-    shapes, base_shapes = parameter_shapes(opened.model), parameter_shapes(opened.base)
-    mapped = map_tensors(opened.architecture, opened.model, shapes, base_shapes)
-    return find_nonfinite_tensors(mapped, params)
+    opened, names = open_directory(directory), []
+    for folder in opened.indices:
+        mapped = map_folder(opened.architecture, folder, opened.model, opened.base)
+        own_params = own_leaves(opened.architecture, folder, params)
+        names += find_nonfinite_tensors(mapped, own_params)
+    return list(dict.fromkeys(names))
+
+
+def map_folder(
+    architecture: Architecture, folder: str, model: ModelConfig, base: ModelConfig
+) -> list[MappedTensor]:
+    """Return the tensors that a directory has of a model, or a folder inside it."""
+    shapes, base_shapes = parameter_shapes(model), parameter_shapes(base)
+    return map_tensors(
+        folder_architecture(architecture, folder),
+        model,
+        own_leaves(architecture, folder, shapes),
+        own_leaves(architecture, folder, base_shapes),
+    )
 
 
 def save(
@@ -124,26 +164,29 @@ def save(
         raise UserError(f"dtype: {dtype!r} is not supported; known: {', '.join(EXPORT_DTYPES)}")
 
     architecture, values, base = find_match(model)
-    shapes = parameter_shapes(model)
-    check_params(shapes, params)
-    mapped = map_tensors(architecture, model, shapes, parameter_shapes(base))
-    config_values = {
-        "architectures": [architecture.classes[0]],
-        "model_type": architecture.model_type,
-        **add_token_ids(architecture, model, values, tokens or {}),
-        "dtype": dtype,
-        "torch_dtype": dtype,  # its name before transformers 5
-    }
+    check_params(parameter_shapes(model), params)
+    folders = [name for name in architecture.subfolders if name in values]
+    own_values = {key: value for key, value in values.items() if key not in folders}
 
     file_dtype = EXPORT_DTYPES[dtype]
-    with staged_files(Path(path)) as files:
-        write_safetensors(
-            files,
-            tensor_specs(mapped, file_dtype),
-            iterate_tensors(mapped, params, file_dtype),
-            max_shard_bytes,
-        )
-        files.write_json("config.json", config_values)
+    for name in (*folders, ""):
+        part = folder_architecture(architecture, name)
+        mapped = map_folder(architecture, name, model, base)
+        config_values = {
+            "architectures": [part.classes[0]],
+            "model_type": part.model_type,
+            **add_token_ids(part, model, values[name] if name else own_values, tokens or {}),
+            "dtype": dtype,
+            "torch_dtype": dtype,  # its name before transformers 5
+        }
+        with staged_files(Path(path) / name) as files:
+            write_safetensors(
+                files,
+                tensor_specs(mapped, file_dtype),
+                iterate_tensors(mapped, params, file_dtype),
+                max_shard_bytes,
+            )
+            files.write_json("config.json", config_values)
     return architecture
 
 

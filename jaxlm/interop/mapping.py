@@ -12,6 +12,7 @@ a row: "d 3hk" is query, key and value, each "dhk"; "h3k d" holds the three of e
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from jaxlm.config import ModelConfig
@@ -66,3 +67,6 @@ class Architecture(NamedTuple):
     aliases: Mapping[str, str] = {}
     # Renames (re.sub) of names in old files: {r"LayerNorm\.gamma$": "LayerNorm.weight"}
     renamed: Mapping[str, str] = {}
+    # Folders inside that hold another network of the model. The values of config.json have those
+    # of each folder's config.json under its name.
+    subfolders: "Mapping[str, Architecture]" = MappingProxyType({})

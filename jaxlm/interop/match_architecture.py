@@ -20,7 +20,12 @@ from jaxlm.interop.extension import (
 )
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture
-from jaxlm.interop.tensor_mapping import leaves_by_path, map_tensors, rule_applies
+from jaxlm.interop.tensor_mapping import (
+    leaves_by_path,
+    map_tensors,
+    own_leaves,
+    rule_applies,
+)
 from jaxlm.types import Tree
 
 # Neither the function nor the tree of parameters depends on these fields.
@@ -147,7 +152,8 @@ def try_architecture(
 
     differing = differences(model, apply_extension(HFConfig(path, values), base))
     if section and not differing:
-        map_tensors(architecture, model, shapes, parameter_shapes(base))
+        own, own_base = (own_leaves(architecture, "", s) for s in (shapes, parameter_shapes(base)))
+        map_tensors(architecture, model, own, own_base)
     return ArchitectureMatch(architecture, values, base), differing
 
 

@@ -47,6 +47,39 @@ def leaves_by_path(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def own_leaves(architecture: Architecture, folder: str, tree: Tree) -> Tree:
+    """Return the part of a tree of parameters that a directory holds, or a `folder` inside it.
+
+    The directory itself ("") holds all but what only folders have rules for. A parameter without a
+    rule stays there, where it is an error.
+    """
+    paths = rule_paths(architecture)
+    inside = {name: rule_paths(other) for name, other in architecture.subfolders.items()}
+
+    def holds(path: str) -> bool:
+        if folder:
+            return path in inside[folder]
+        return path in paths or not any(path in others for others in inside.values())
+
+    def select(node: Tree, place: str) -> Tree:
+        kept = {}
+        for name, child in node.items():
+            if isinstance(child, dict):
+                child = select(child, f"{place}{name}.")
+                if child:
+                    kept[name] = child
+            elif holds(f"{place}{name}"):
+                kept[name] = child
+        return kept
+
+    return select(tree, "")
+
+
+def rule_paths(architecture: Architecture) -> set[str]:
+    """Return the paths of the parameters that the rules name."""
+    return {path for rule in architecture.rules for path in rule.parameters}
+
+
 def map_tensors(
     architecture: Architecture, model: ModelConfig, shapes: Tree, base_shapes: Tree | None = None
 ) -> list[MappedTensor]:

@@ -378,6 +378,6 @@ def objective_frame(
 
     `ids` has the ids of the roles.
     """
-    if objective_kind in ("masked", "infilling") and "begin_of_text" in ids:
+    if objective_kind in ("masked", "replaced_tokens", "infilling") and "begin_of_text" in ids:
         return (ids["begin_of_text"],), (ids["end_of_text"],)
     return (), ((ids["end_of_text"],) if objective_kind in ("span", "pairs") else ())

@@ -46,6 +46,10 @@ class Model(NamedTuple):
     # has the source too. The blocks of params may be a list of layers.
     decode: Callable[[Tree, Cache, Batch], tuple[Array, Cache]] = no_decoder
 
+    # ELECTRA: the model that fills hidden tokens, over the same params. Then the scores of this one
+    # are [..., 1]: the logit that a token was replaced.
+    generator: "Model | None" = None
+
     def head(self, params: Tree, x: Array) -> Array:
         """Return float32 logits [..., vocabulary_size] of features [..., D]."""
         return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
@@ -61,16 +65,26 @@ class Model(NamedTuple):
         """Return the parameters as published tables count them.
 
         Rows that only pad the vocabulary are left out, and so is the norm before the first
-        layer's attention in each stack where the model does without it.
+        layer's attention in each stack where the model does without it. Of ELECTRA the
+        discriminator is counted; what its generator adds is `generator_parameter_count`.
         """
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        sizes = jax.tree.map(self._logical_size, self.axes, shapes, is_leaf=is_axes)
+        shapes, axes = jax.eval_shape(self.init, jax.random.key(0)), self.axes
+        if "discriminator" in axes:
+            shapes, axes = shapes["discriminator"], axes["discriminator"]
+        sizes = jax.tree.map(self._logical_size, axes, shapes, is_leaf=is_axes)
         count = sum(jax.tree.leaves(sizes))
         if not self.config.first_norm:
             stacks = [shapes] if "blocks" in shapes else shapes.values()
             norms = [stack["blocks"]["attention_norm"] for stack in stacks]
             count -= sum(leaf.shape[1] for leaf in jax.tree.leaves(norms))
         return count
+
+    def generator_parameter_count(self) -> int:
+        """Return the parameters of ELECTRA's generator, without the embeddings that it shares."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0)).get("generator", {})
+        axes = self.axes.get("generator", {})
+        sizes = jax.tree.map(self._logical_size, axes, shapes, is_leaf=is_axes)
+        return sum(jax.tree.leaves(sizes))
 
     def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:
         size = 1

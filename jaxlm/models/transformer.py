@@ -89,13 +89,29 @@ class Transformer(NamedTuple):
         `table` is the token table of a transformer that has none of its own. `encoder_output` is
         what cross attention reads.
         """
-        length = batch.tokens.shape[1]
         self.check_length(batch)
-        positions_BL = jnp.arange(length)[None] if batch.positions is None else batch.positions
-        bias = self.position_bias(params, length, length)
-        inputs = self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
+        inputs = self.whole_inputs(params, batch, encoder_output)
+        x_BLD = self.embed(params, batch, token_positions(batch), table, dropout_key)
+        return self.encode(params, x_BLD, inputs, batch.predict, dropout_key)
 
-        x_BLD = self.embed(params, batch, positions_BL, table, dropout_key)
+    def whole_inputs(
+        self, params: Tree, batch: Batch, encoder_output: EncoderOutput | None = None
+    ) -> list[AttentionInputs]:
+        """Return what the attention of whole sequences reads beside the features."""
+        length = batch.tokens.shape[1]
+        positions_BL = token_positions(batch)
+        bias = self.position_bias(params, length, length)
+        return self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
+
+    def encode(
+        self,
+        params: Tree,
+        x_BLD: Array,
+        inputs: list[AttentionInputs],
+        predict_BM: Array | None,
+        dropout_key: Array | None,
+    ) -> Array:
+        """Return the features of embedded tokens [B, L, D], as `features` does."""
         x_BLD = run_stack(
             self.components["blocks"].module,
             inputs,
@@ -105,7 +121,7 @@ class Transformer(NamedTuple):
             dropout_key,
             self.execution,
         )
-        return self.final_norm(params, x_BLD, batch.predict)
+        return self.final_norm(params, x_BLD, predict_BM)
 
     def check_length(self, batch: Batch) -> None:
         """Raise ValueError where the table of learned positions is too short for the batch.
@@ -277,6 +293,13 @@ class Transformer(NamedTuple):
         return kernels
 
 
+def token_positions(batch: Batch) -> Array:
+    """Return the position of each token, int32 [B or 1, L]."""
+    if batch.positions is None:
+        return jnp.arange(batch.tokens.shape[1])[None]
+    return batch.positions
+
+
 def build_transformer(
     config: ModelConfig,
     precision: PrecisionConfig,
@@ -284,6 +307,7 @@ def build_transformer(
     *,
     causal: bool,
     cross: bool = False,
+    embedding: bool = True,
     head: bool = True,
     own_table: bool = True,
 ) -> Transformer:
@@ -317,10 +341,12 @@ def build_transformer(
         return Component(make(execution), make(Execution()), example_inputs)
 
     # Their order decides which random key initialises which.
-    components = {
-        "embedding": component(lambda e: Embedding(config, e, dtype, compute), embedding_inputs),
-        "blocks": component(lambda e: Block(config, e, dtype, cross), block_inputs),
-    }
+    components = {}
+    if embedding:
+        components["embedding"] = component(
+            lambda e: Embedding(config, e, dtype, compute), embedding_inputs
+        )
+    components["blocks"] = component(lambda e: Block(config, e, dtype, cross), block_inputs)
     if config.positions == "relative":
         components["relative_bias"] = component(
             lambda e: RelativeBias(config, not causal, e, dtype), lambda: (1, 1)
@@ -330,10 +356,16 @@ def build_transformer(
     if config.norm_placement != "post":  # such blocks end in a norm already
         components["final_norm"] = component(lambda _: Norm(config, dtype), lambda: (example_x(),))
 
+    axes = component_axes(components)
+    return Transformer(config, precision.compute, execution, causal, components, axes)
+
+
+def component_axes(components: dict[str, Component]) -> Tree:
+    """Return the logical axes of the parameters of components, by their names."""
     axes = {}
     for name, part in components.items():
         read_axes = stack_axes if name == "blocks" else param_axes
-        component_axes = read_axes(part.template, part.example_inputs)
-        if component_axes:  # without weights: no entry
-            axes[name] = component_axes
-    return Transformer(config, precision.compute, execution, causal, components, axes)
+        part_axes = read_axes(part.template, part.example_inputs)
+        if part_axes:  # without weights: no entry
+            axes[name] = part_axes
+    return axes

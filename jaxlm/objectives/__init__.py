@@ -16,6 +16,7 @@ from jaxlm.objectives import (
     objective_mixture,
     pairs,
     prefix,
+    replaced_tokens,
     span,
 )
 from jaxlm.objectives.objective import Objective, PackedRows, Pieces, Vocabulary
@@ -26,6 +27,7 @@ BUILDERS = {
     "prefix": prefix.build,
     "fill_in_the_middle": fill_in_the_middle.build,
     "masked": masked.build,
+    "replaced_tokens": replaced_tokens.build,
     "span": span.build,
     "infilling": infilling.build,
     "pairs": pairs.build,

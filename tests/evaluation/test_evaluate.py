@@ -662,7 +662,7 @@ MISTAKES = [
     ],
 )
 def test_a_model_in_which_nothing_can_be_hidden_is_told_what_it_lacks(family, reason):
-    model: Any = SimpleNamespace(config=SimpleNamespace(family=family))
+    model: Any = SimpleNamespace(config=SimpleNamespace(family=family, generator_share=None))
     frame = TokenizerFrame("</s>", pad="<pad>")
     tokenizer = byte_tokenizer(SpecialTokens("</s>", pad="<pad>"))
     loaded = load_model.LoadedModel(Path("marian"), model, {}, tokenizer, frame, None, None)

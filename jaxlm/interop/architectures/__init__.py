@@ -7,6 +7,7 @@ from jaxlm.interop.architectures.bart import BART
 from jaxlm.interop.architectures.bert import BERT, DISTILBERT, ROBERTA
 from jaxlm.interop.architectures.blenderbot import BLENDERBOT, MARIAN, MBART
 from jaxlm.interop.architectures.bloom import BLOOM
+from jaxlm.interop.architectures.electra import ELECTRA
 from jaxlm.interop.architectures.gemma2 import GEMMA2
 from jaxlm.interop.architectures.gpt2 import GPT2
 from jaxlm.interop.architectures.gpt_neox import GPT_NEOX
@@ -30,6 +31,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": ROBERTA,
     "distilbert": DISTILBERT,
     "modernbert": MODERNBERT,
+    "electra": ELECTRA,
     "t5": T5,
     "bart": BART,
     "mbart": MBART,
