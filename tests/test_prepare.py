@@ -66,11 +66,36 @@ def test_the_report_counts_what_each_source_has(folder, capsys):
         tokens = report["training"]["tokens"] + report["validation"]["tokens"]
         assert tokens == text_bytes + 40 + 30 * 8
 
-        output = capsys.readouterr().out.splitlines()
-        assert output[-4].split() == [
-            *("source", "documents", "kept", "bytes", "tokens", "bytes/token")
-        ]
-        assert output[-2].split() == ["notes", "32", "30", "210", "240", "0.88"]
+        output = [line.split() for line in capsys.readouterr().out.splitlines()]
+        table = output.index(["source", "documents", "kept", "bytes", "tokens", "bytes/token"])
+        assert output[table + 2] == ["notes", "32", "30", "210", "240", "0.88"]
+
+
+def test_the_mixture_is_printed_as_in_training_and_kept_out_of_the_report(folder, capsys):
+    edits = ["data.sources.0.weight=3", "training.steps=50", "training.batch_size=8"]
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--json", "r.json"]) == 0
+    capsys.readouterr()
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--json", "s.json", *edits]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("50 steps (training.steps) read 400 samples of 32 tokens:")
+
+    run_config = config.load("tiny.py", edits)
+    store = prepare.prepare_store(run_config)
+    objective = objectives.build(run_config.objective, 32, store.tokenizer.vocabulary)
+    schedule = BatchSchedule(8)
+    stream = open_stream(store, run_config.data, objective, schedule, run_config.seed)
+    sizes = source_sizes(stream, store, run_config.data)
+    mixture = data.plan_mixture(run_config, sizes)
+    table = data.format_mixture(data.describe_mixture(sizes, mixture, schedule, 50))
+    assert lines[first + 1 : first + 5] == table.splitlines()
+    assert lines[first + 2].split()[:3] == ["web", f"{sizes[0].tokens:,}", "75.00%"]
+    assert (folder / "r.json").read_bytes() == (folder / "s.json").read_bytes()
+
+    # What the steps can't read is said, and the store is there all the same.
+    assert (
+        runtime.command(prepare.main, ["--config", "tiny.py", "data.sources.1.tokens=9999999"]) == 0
+    )
+    assert "warning: this config can't train: data.sources.1.tokens: " in capsys.readouterr().out
 
 
 def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
