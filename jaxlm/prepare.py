@@ -30,8 +30,8 @@ EXAMPLE = """examples:
   python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
 
 The store is shared by all runs of the same text, split and tokenizer. Its folder gets the report as
-report.md, report.html and report.json. Of several sources it prints what training.steps read. docs/data.md lists the formats that are read,
-jaxlm/config/data.py the keys."""
+report.md, report.html and report.json. Where there are several sources, a table says what
+training.steps read of each. docs/data.md lists the formats, jaxlm/config/data.py the keys."""
 
 SHOW_EXAMPLE = """examples:
   python -m jaxlm.prepare show --config configs/quickstart.py --sample 17

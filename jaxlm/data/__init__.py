@@ -19,7 +19,7 @@ from jaxlm.data.report import describe_store, format_report
 from jaxlm.data.report_markdown import build_markdown
 from jaxlm.data.report_page import build_page
 from jaxlm.data.store import Store, open_store
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "plan_mixture",
     "prepare",
     "record_mixture",
+    "wrap_tokenizer",
 ]
