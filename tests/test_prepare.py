@@ -1,6 +1,7 @@
 """python -m jaxlm.prepare: a store and its report, without jax."""
 
 import filecmp
+import gzip
 import json
 import subprocess
 import sys
@@ -108,6 +109,23 @@ def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
     assert runtime.command(prepare.main, [*arguments, "--report", "pages"]) == 0
     names = {path.name for path in (folder / "pages").iterdir()}
     assert names == {"report.md", "report.html", "report.json"}
+
+
+def test_the_report_shows_what_could_not_be_read(folder, capsys):
+    """Files that end early, records that are none, and documents without text."""
+    lines = [json.dumps({"text": f"line {number}"}) for number in range(30)]
+    packed = gzip.compress("\n".join(['{"text": ""}', "{}", *lines]).encode())
+    (folder / "n.jsonl").write_bytes(packed[:-8])
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--report", "r"]) == 0
+
+    source = json.loads((folder / "r" / "report.json").read_text())["sources"]["notes"]
+    assert source["dropped"] == {"unreadable": 2, "empty": 1}
+    assert source["documents"] == source["read"]["documents"] == source["kept"] + 3
+    missing, rest = (sample["text"] for sample in source["samples"]["unreadable"])
+    assert "n.jsonl:2: no key 'text'" in missing
+    assert "n.jsonl: damaged gzip" in rest and "what follows in the file is left out" in rest
+    for name in ("report.md", "report.html"):
+        assert "damaged gzip" in (folder / "r" / name).read_text()
 
 
 def test_a_sample_is_shown_from_a_config_and_from_its_store(folder, capsys):
