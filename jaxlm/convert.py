@@ -22,7 +22,8 @@ EXAMPLE = """examples:
   python -m jaxlm.convert export runs/llama llama-hf --step 20000 --dtype bfloat16 \\
       --max-shard-size 2GB --archive
 
-HF_DIR is a folder with config.json, safetensors and tokenizer.json; RUN is a run_directory.
+HF_DIR is a folder with config.json, safetensors and tokenizer.json or, for some models, vocab.json
+and merges.txt, vocab.txt, spiece.model or tokenizer.model. RUN is a run_directory.
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
@@ -50,7 +51,7 @@ def build_convert_parser() -> runtime.Parser:
         "directory",
         type=parse_path,
         metavar="HF_DIR",
-        help="config.json, model.safetensors (or shards) and tokenizer.json",
+        help="config.json, model.safetensors (or shards) and the files of its tokenizer",
     )
     importing.add_argument("run", type=parse_path, metavar="RUN", help="the run directory to make")
     importing.add_argument(

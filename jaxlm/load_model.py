@@ -17,8 +17,8 @@ from jaxlm.config import (
 )
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
+from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     load_tokenizer_json,
@@ -208,7 +208,8 @@ def load_run_tokenizer(
         special.end_of_text, special.begin_of_text, special.pad, special.mask, special.sentinels
     )
     assert tokenizer_config.path is not None
-    tokenizer = data.load_tokenizer(Path(tokenizer_config.path), roles)
+    path = Path(tokenizer_config.path)
+    tokenizer = data.wrap_tokenizer(load_tokenizer_json(path), roles, path)
 
     # Whatever the model was trained for, its tokenizer may have the tokens of such a task.
     task_tokens: dict[str, str] = {}

@@ -30,8 +30,8 @@ EXAMPLE = """examples:
   python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
 
 The store is shared by all runs of the same text, split and tokenizer. Its folder gets the report as
-report.md, report.html and report.json. docs/data.md lists the formats that are read,
-jaxlm/config/data.py the keys."""
+report.md, report.html and report.json. Where there are several sources, a table says what
+training.steps read of each. docs/data.md lists the formats, jaxlm/config/data.py the keys."""
 
 SHOW_EXAMPLE = """examples:
   python -m jaxlm.prepare show --config configs/quickstart.py --sample 17
@@ -71,10 +71,14 @@ def prepare(argv: Sequence[str]) -> int:
         return prepare_part(run_config, args)
 
     from jaxlm import data
+    from jaxlm.data.run_mixture import format_run_mixture
 
     store = prepare_store(run_config, args.workers, load_predicate(args.keep))
     report = data.describe_store(store)
     print(data.format_report(report))
+    # Printed alone: the report belongs to the store, which runs share.
+    if mixture := format_run_mixture(run_config, store):
+        print(f"\n{mixture}\n")
 
     if args.json is not None:
         runtime.write_json(args.json, report)

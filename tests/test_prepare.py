@@ -1,6 +1,7 @@
 """python -m jaxlm.prepare: a store and its report, without jax."""
 
 import filecmp
+import gzip
 import json
 import subprocess
 import sys
@@ -66,11 +67,36 @@ def test_the_report_counts_what_each_source_has(folder, capsys):
         tokens = report["training"]["tokens"] + report["validation"]["tokens"]
         assert tokens == text_bytes + 40 + 30 * 8
 
-        output = capsys.readouterr().out.splitlines()
-        assert output[-4].split() == [
-            *("source", "documents", "kept", "bytes", "tokens", "bytes/token")
-        ]
-        assert output[-2].split() == ["notes", "32", "30", "210", "240", "0.88"]
+        output = [line.split() for line in capsys.readouterr().out.splitlines()]
+        table = output.index(["source", "documents", "kept", "bytes", "tokens", "bytes/token"])
+        assert output[table + 2] == ["notes", "32", "30", "210", "240", "0.88"]
+
+
+def test_the_mixture_is_printed_as_in_training_and_kept_out_of_the_report(folder, capsys):
+    edits = ["data.sources.0.weight=3", "training.steps=50", "training.batch_size=8"]
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--json", "r.json"]) == 0
+    capsys.readouterr()
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--json", "s.json", *edits]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("50 steps (training.steps) read 400 samples of 32 tokens:")
+
+    run_config = config.load("tiny.py", edits)
+    store = prepare.prepare_store(run_config)
+    objective = objectives.build(run_config.objective, 32, store.tokenizer.vocabulary)
+    schedule = BatchSchedule(8)
+    stream = open_stream(store, run_config.data, objective, schedule, run_config.seed)
+    sizes = source_sizes(stream, store, run_config.data)
+    mixture = data.plan_mixture(run_config, sizes)
+    table = data.format_mixture(data.describe_mixture(sizes, mixture, schedule, 50))
+    assert lines[first + 1 : first + 5] == table.splitlines()
+    assert lines[first + 2].split()[:3] == ["web", f"{sizes[0].tokens:,}", "75.00%"]
+    assert (folder / "r.json").read_bytes() == (folder / "s.json").read_bytes()
+
+    # What the steps can't read is said, and the store is there all the same.
+    assert (
+        runtime.command(prepare.main, ["--config", "tiny.py", "data.sources.1.tokens=9999999"]) == 0
+    )
+    assert "warning: this config can't train: data.sources.1.tokens: " in capsys.readouterr().out
 
 
 def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
@@ -83,6 +109,23 @@ def test_the_report_is_written_to_the_store_or_a_folder(folder, capsys):
     assert runtime.command(prepare.main, [*arguments, "--report", "pages"]) == 0
     names = {path.name for path in (folder / "pages").iterdir()}
     assert names == {"report.md", "report.html", "report.json"}
+
+
+def test_the_report_shows_what_could_not_be_read(folder, capsys):
+    """Files that end early, records that are none, and documents without text."""
+    lines = [json.dumps({"text": f"line {number}"}) for number in range(30)]
+    packed = gzip.compress("\n".join(['{"text": ""}', "{}", *lines]).encode())
+    (folder / "n.jsonl").write_bytes(packed[:-8])
+    assert runtime.command(prepare.main, ["--config", "tiny.py", "--report", "r"]) == 0
+
+    source = json.loads((folder / "r" / "report.json").read_text())["sources"]["notes"]
+    assert source["dropped"] == {"unreadable": 2, "empty": 1}
+    assert source["documents"] == source["read"]["documents"] == source["kept"] + 3
+    missing, rest = (sample["text"] for sample in source["samples"]["unreadable"])
+    assert "n.jsonl:2: no key 'text'" in missing
+    assert "n.jsonl: damaged gzip" in rest and "what follows in the file is left out" in rest
+    for name in ("report.md", "report.html"):
+        assert "damaged gzip" in (folder / "r" / name).read_text()
 
 
 def test_a_sample_is_shown_from_a_config_and_from_its_store(folder, capsys):

@@ -73,6 +73,7 @@ SIDEWAYS = {
     ("evaluation", "load_model"): "the harness loads the model that it is asked about",
     ("evaluation", "runtime"): "as above",
     ("evaluation", "step"): "a batch is scored by the step's own function",
+    ("interop", "data"): "the files of tokenizers beside a model",
     ("load_model", "checkpoint"): "a model is put together from all of these",
     ("load_model", "data"): "as above",
     ("load_model", "interop"): "as above",

@@ -19,8 +19,8 @@ from jaxlm.interop.generation_config import (
 )
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.mapping import Architecture
+from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     load_tokenizer_json,

@@ -62,7 +62,9 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
     check_tokens(
         directory / TOKENIZER_FILE, inner, run_config.objective.kind, needed_tokens.required
     )
-    tokenizer = data.load_tokenizer(directory / TOKENIZER_FILE, needed_tokens)
+    tokenizer = data.wrap_tokenizer(
+        load_tokenizer_json(directory / TOKENIZER_FILE), needed_tokens, directory / TOKENIZER_FILE
+    )
     if tokenizer.size > model_config.vocabulary_size:
         raise UserError(
             f"{directory / TOKENIZER_FILE}: has {tokenizer.size} ids, more than the vocabulary "

@@ -21,7 +21,7 @@ from jaxlm.data.report import describe_store, format_report
 from jaxlm.data.report_markdown import build_markdown
 from jaxlm.data.report_page import build_page
 from jaxlm.data.store import Store, open_store
-from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
+from jaxlm.data.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "prepare",
     "record_mixture",
     "whole_store_reason",
+    "wrap_tokenizer",
 ]

@@ -26,6 +26,7 @@ class Record(NamedTuple):
 
     number: int  # of the line, row or page in its file, from 1
     fields: dict[str, Any]
+    remark: str = ""  # what is told of it though it is read, with the count of its kind
 
 
 class FilePart(NamedTuple):

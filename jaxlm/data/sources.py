@@ -54,8 +54,8 @@ def read_parts(
     parts: Sequence[FilePart], source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
 ) -> Iterator[Document]:
     """Yield the documents of some of a source's files, as `read_documents` does."""
-    documents = read_files(parts, source, keys, notes)
-    yield from islice((document for document in documents if any(document.texts)), source.documents)
+    documents = filter(notes.has_text, read_files(parts, source, keys, notes))
+    yield from islice(documents, source.documents)
 
 
 def read_files(
@@ -66,6 +66,7 @@ def read_files(
     for part in parts:
         path = part.path
         name = path.relative_to(base).as_posix()
+        has_records = False
         try:
             if source.format == "python_stdlib":
                 yield from read_stdlib_module(path, name)
@@ -77,6 +78,7 @@ def read_files(
             if kind == "text":
                 yield Document(name, read_text(path))
                 continue
+            has_records = True
             if part.start or part.stop is not None:
                 records = read_json_lines(path, read_keys(source), part)
             else:
@@ -85,7 +87,7 @@ def read_files(
         except MissingLibraryError:
             raise
         except UserError as fault:
-            notes.add_fault(fault)
+            notes.add_fault(fault, ends_file=has_records)
 
 
 def choose_reader(
@@ -142,6 +144,8 @@ def read_records(
         except UserError as fault:
             notes.add_fault(fault)
         else:
+            if record.remark:
+                notes.add_remark(record.remark)
             yield document
 
 

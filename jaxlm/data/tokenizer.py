@@ -318,7 +318,11 @@ def load_tokenizer(path: Path, special: SpecialTokens) -> Tokenizer:
         reason = " ".join(str(error).split())
         kind = "a tokenizer.json" if path.suffix == ".json" else "a tokenizer that can be read"
         raise ConfigError("tokenizer.path", f"{path}: not {kind}: {reason}") from error
+    return wrap_tokenizer(inner, special, path)
 
+
+def wrap_tokenizer(inner: tokenizers.Tokenizer, special: SpecialTokens, path: Path) -> Tokenizer:
+    """Return a tokenizer that was read from `path`, with the special tokens of `load_tokenizer`."""
     for key, name in special.required.items():
         if inner.token_to_id(name) is None:
             names = special_token_names(inner)

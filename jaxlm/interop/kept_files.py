@@ -31,7 +31,7 @@ from jaxlm.interop.hf_config import (
     format_json,
     read_json,
 )
-from jaxlm.interop.tokenizer import (
+from jaxlm.interop.token_names import (
     SPECIAL_TOKENS_FILE,
     TOKENIZER_CONFIG_FILE,
     read_json_object,

@@ -1,6 +1,7 @@
 """Read the tokenizer of a Hugging Face directory, or of a run, and its special tokens.
 
-tokenizer.json is the tokenizer; the files beside it say which of its tokens are special.
+tokenizer.json is the tokenizer, or files of another format are; the files beside it say which of
+its tokens are special.
 """
 
 import itertools
@@ -18,54 +19,14 @@ from jaxlm.interop.generation_config import (
     TokenRules,
     read_generation_config,
 )
-from jaxlm.interop.hf_config import format_json, read_hf_config, read_json
-
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-SLOW_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
+from jaxlm.interop.hf_config import read_hf_config
+from jaxlm.interop.other_tokenizers import TOKENIZER_FILE, read_other_files
+from jaxlm.interop.token_names import (
+    CLASS_TOKENS,
+    ROLE_KEYS,
+    TOKENIZER_CONFIG_FILE,
+    read_token_names,
 )
-
-# The keys under which files name the token of a role; the first one that a file has counts. BERT's
-# are cls and sep; models that have both kinds use the same tokens for both.
-ROLE_KEYS = {
-    "end_of_text": ("sep_token", "eos_token"),
-    "begin_of_text": ("cls_token", "bos_token"),
-    "pad": ("pad_token",),
-    "mask": ("mask_token",),
-}
-
-# Names that checkpoints leave to the class of the tokenizer. Those that tokenizer.json has count.
-BERT_TOKENS = {
-    "sep_token": "[SEP]",
-    "cls_token": "[CLS]",
-    "pad_token": "[PAD]",
-    "mask_token": "[MASK]",
-}
-ROBERTA_TOKENS = {
-    "sep_token": "</s>",
-    "cls_token": "<s>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
-CLASS_TOKENS = {
-    "bert": BERT_TOKENS,
-    "distilbert": BERT_TOKENS,
-    "modernbert": BERT_TOKENS,
-    "roberta": ROBERTA_TOKENS,
-    "bart": ROBERTA_TOKENS,
-    "gpt2": {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"},
-    "gpt_neox": {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"},
-    "bloom": {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"},
-    "llama": {"eos_token": "</s>", "bos_token": "<s>"},
-    "t5": {"eos_token": "</s>", "pad_token": "<pad>"},
-}
 
 
 class TokenizerFrame(NamedTuple):
@@ -111,9 +72,11 @@ def read_tokenizer(directory: Path | str) -> tuple[TokenizerConfig, TokenizerFra
             raise UserError(
                 f"{path}: has no token {name!r}, which the files beside it name as {key}"
             )
-    if not names:
+    # Beside a tokenizer.json the files name all roles or none.
+    if not names or not path.exists():
         class_names = CLASS_TOKENS.get(str(hf_config.get("model_type")), {})
-        names = {k: name for k, name in class_names.items() if inner.token_to_id(name) is not None}
+        known = {k: name for k, name in class_names.items() if inner.token_to_id(name) is not None}
+        names = known | names
     roles = {
         role: next((names[key] for key in keys if key in names), None)
         for role, keys in ROLE_KEYS.items()
@@ -142,51 +105,19 @@ def read_tokenizer(directory: Path | str) -> tuple[TokenizerConfig, TokenizerFra
 
 
 def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
-    """Return a tokenizer.json; UserError where it is missing or broken."""
+    """Return a tokenizer.json, or what stands for it in its folder, as `read_other_files` says.
+
+    UserError where it is broken, or missing without such files.
+    """
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        others = [name for name in SLOW_TOKENIZER_FILES if (path.parent / name).exists()]
-        beside = f"{' and '.join(others)} alone can't be read; " if others else ""
-        raise UserError(
-            f"{path}: there is no such file: {beside}the fast tokenizers of transformers write it: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        ) from None
+        return read_other_files(path.parent)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not a tokenizer.json: {reason}") from error
-
-
-def read_token_names(directory: Path) -> dict[str, str]:
-    """Return the tokens' names by keys such as "eos_token"; tokenizer_config.json comes first."""
-    keys = [key for keys in ROLE_KEYS.values() for key in keys]
-    names: dict[str, str] = {}
-    for file in (TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE):
-        path = directory / file
-        values = read_json_object(path)
-        for key in keys:
-            if values.get(key) is not None:
-                name = parse_token_name(path, key, values[key])
-                names.setdefault(key, name)
-    return names
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the values of a JSON file; {} where there is no such file."""
-    values = read_json(path) if path.exists() else {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a JSON object")
-    return values
-
-
-def parse_token_name(path: Path, key: str, value: Any) -> str:
-    """Return a token's name, which may stand in an object with the token's properties."""
-    name = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(name, str):
-        raise UserError(f"{path}: {key}: must be a token's text, got {format_json(value)}")
-    return name
 
 
 def first_token(inner: tokenizers.Tokenizer, ids: tuple[int, ...]) -> str | None:

@@ -10,9 +10,8 @@ from tokenizers import processors
 
 from jaxlm.interop.hf_config import format_document
 from jaxlm.interop.kept_files import EXTRA_TOKEN_KEYS, describe_added_tokens, restore_flags
+from jaxlm.interop.token_names import SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
-    SPECIAL_TOKENS_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerFrame,
     tokens_around_text,

@@ -159,10 +159,11 @@ def shuffle_sentences(
     keys = np.where(is_end, keys | ~random_ops.LOW, keys)
     places = random_ops.key_positions(np.sort(keys, axis=1))
 
-    # A stable sort brings the documents back into their order.
-    document = np.cumsum(is_end, axis=1) - is_end
-    by_document = np.argsort(take_columns(document, places), axis=1, kind="stable")
-    return take_columns(windows, take_columns(places, by_document))
+    # A stable sort brings the documents back into their order; NumPy's is fastest for 16 bits.
+    numbers = np.min_scalar_type(windows.shape[1])
+    document = (np.cumsum(is_end, axis=1) - is_end).astype(numbers)
+    by_document = np.argsort(random_ops.take_columns(document, places), axis=1, kind="stable")
+    return random_ops.take_columns(windows, random_ops.take_columns(places, by_document))
 
 
 def place_spans(
@@ -211,9 +212,9 @@ def hide_spans(
     # Column n of the counts is about ordinary token n - 1, and column 0 about the place before the
     # first. The first token of a span, or of its part after a special token, becomes its mask.
     number = np.cumsum(is_text, axis=1)
-    inside = is_text & take_columns(np.cumsum(starts - ends, axis=1) > 0, number)
+    inside = is_text & random_ops.take_columns(np.cumsum(starts - ends, axis=1) > 0, number)
     resumed = inside & np.pad(~is_text[:, :-1], ((0, 0), (1, 0)))
-    masks = resumed | (inside & take_columns(starts > 0, number))
+    masks = resumed | (inside & random_ops.take_columns(starts > 0, number))
     stays = (~inside | masks) & (segments > 0)
 
     # The masks of empty spans are inserted, as far as there is room.
@@ -223,7 +224,9 @@ def hide_spans(
 
     # Write the tokens that stay, and the others to the extra column. A place that nothing is
     # written to is the mask of an empty span, which stands before a token of its segment.
-    place = np.where(stays, np.cumsum(stays, axis=1) - 1 + take_columns(inserted, number), width)
+    place = np.where(
+        stays, np.cumsum(stays, axis=1) - 1 + random_ops.take_columns(inserted, number), width
+    )
     source = np.full((len(text), width + 1), vocabulary.mask, np.int32)
     np.put_along_axis(source, place, np.where(masks, vocabulary.mask, text), axis=1)
     last = segments.max(axis=1, keepdims=True)
@@ -244,8 +247,3 @@ def count_columns(columns: np.ndarray, counted: np.ndarray, width: int) -> np.nd
     """
     cells = (np.arange(len(columns))[:, None] * (width + 1) + columns + 1)[counted]
     return np.bincount(cells, minlength=len(columns) * (width + 1)).reshape(len(columns), width + 1)
-
-
-def take_columns(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return table[b, columns[b, i]], [B, n]."""
-    return np.take_along_axis(table, columns, axis=1)

@@ -318,6 +318,29 @@ def test_a_page_that_was_cut_is_no_page(tmp_path):
     assert read_skipping(tmp_path)[0] == ["one"]
 
 
+def test_pages_that_are_not_whole_or_without_text_are_told(tmp_path):
+    pytest.importorskip("warcio")
+    pytest.importorskip("trafilatura")
+    whole = response("text/html", PAGE.encode())
+    broken_off = response("text/plain\r\nContent-Length: 99", b"some")
+    records = [
+        whole,
+        whole.replace(b"WARC-Type", b"WARC-Truncated: length\r\nWARC-Type"),
+        broken_off,
+        response("text/html", b"<html><body></body></html>"),
+        whole[:-300],
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    notes = ReadingNotes(skips=True)
+    source = config.SourceConfig(name="web", path=str(tmp_path))
+    found = [document.text[:4] for document in read_documents(source, notes=notes)]
+    assert found == ["Coff", "Coff", "some"]
+    assert notes.empty_count == 1 and notes.fault_count == 1
+    lines = list(notes.lines("web"))
+    assert lines[0].startswith("source web: 2 pages were cut short when they were crawled")
+    assert "a.warc:5: the file ends inside a page" in lines[1]
+
+
 def test_a_web_archive_that_was_cut_keeps_what_came_before(tmp_path):
     pytest.importorskip("warcio")
     pytest.importorskip("trafilatura")
@@ -327,6 +350,7 @@ def test_a_web_archive_that_was_cut_keeps_what_came_before(tmp_path):
         read(tmp_path)
     found, lines = read_skipping(tmp_path)
     assert found == ["one"] and "skipped 1 " in lines[0]
+    assert lines[0].endswith("; what follows in the file is left out")
 
 
 ARTICLE = """{{Infobox|name=x}}'''Zoë''' ({{lang|el|zoi}}) is a [[given name|name]].<ref>Note</ref>
@@ -407,6 +431,14 @@ def parquet_bytes(columns: dict) -> bytes:
     return buffer.getvalue()
 
 
+def arrow_bytes(columns: dict) -> bytes:
+    arrow, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
+    table, buffer = arrow.table(columns), io.BytesIO()
+    with ipc.new_file(buffer, table.schema) as file:
+        file.write_table(table)
+    return buffer.getvalue()
+
+
 GOOD = b'{"text": "good"}\n'
 LONG = 1 << 16  # as many bytes as a record of these tests may have
 DEEP = b'{"text": ' * 5_000
@@ -461,6 +493,21 @@ HOSTILE = {
     "bomb in a line": ("a.jsonl.gz", lambda: gzip.compress(bytes(9 * LONG)), "gz:1: longer", []),
     "open quote": ("a.csv", b'text\ngood\n"open\n', "a.csv:3: unexpected end of data", 1),
     "ragged row": ("a.csv", b"text,n\na,1,2\ngood,1\n", "a.csv:2: has 3 fields", 1),
+    "nothing in gzip": ("a.jsonl.gz", lambda: gzip.compress(b""), None, []),
+    "empty Parquet": ("a.parquet", b"", None, []),
+    "Parquet without the column": (
+        "a.parquet",
+        lambda: parquet_bytes({"body": ["a"]}),
+        "a.parquet: no column 'text'",
+        [],
+    ),
+    "truncated Arrow": (
+        "a.arrow",
+        lambda: arrow_bytes({"text": ["a"] * 99})[:-99],
+        "damaged Ar",
+        [],
+    ),
+    "truncated dump": ("a.xml", b"<mediawiki><page><ns>0</ns>", "a.xml:1: not XML", []),
     "another format": ("a.jsonl", b"%PDF-1.7\n\xff", "a.jsonl: is a PDF file", []),
 }
 

@@ -18,12 +18,14 @@ from safetensors.numpy import load_file
 from support import tiny_run
 from support.conversions import MADE, converted, hf_directory
 from support.hf_directories import change_tensors, random_weights
+from support.tokenizer_files import LINES
 
 from jaxlm import checkpoint, config, convert, interop, models, runtime, train
 from jaxlm.conversion import export_run, import_model
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.interop import hf_config, tokenizer
+from jaxlm.load_model import load_model
 from jaxlm.types import Batch
 
 
@@ -527,6 +529,24 @@ def test_a_padding_that_the_position_table_contradicts(imported, tmp_path, capsy
     assert converted("export", run, tmp_path / "out") == 2
     assert_one_line(capsys, ["pad_token_id", "position_offset"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "roberta"])
+def test_a_vocabulary_can_stand_for_tokenizer_json(name, imported, tmp_path):
+    directory, run = imported(name)
+    own = shutil.copytree(directory, tmp_path / "hf")
+    inner = tokenizer.load_tokenizer_json(own / "tokenizer.json")
+    (own / "tokenizer.json").unlink()
+    inner.model.save(str(own))
+
+    assert converted("import", own, tmp_path / "run") == 0
+    one, other = (config.load(made / "config.json") for made in (run, tmp_path / "run"))
+    path = other.tokenizer.path
+    assert replace(one.tokenizer, path=path) == other.tokenizer
+    tokenizers = [load_model(made).tokenizer for made in (run, tmp_path / "run", own)]
+    for line in LINES:
+        first, *others = (t.inner.encode(line).ids for t in tokenizers)
+        assert others == [first, first]
 
 
 def test_samples_have_no_more_spans_than_sentinels():

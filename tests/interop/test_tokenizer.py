@@ -146,13 +146,25 @@ def test_mistakes_name_file_and_key(case, tmp_path):
     assert str(directory) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("files", [["vocab.json", "merges.txt"], ["vocab.txt"], ["spiece.model"]])
-def test_files_of_slow_tokenizers_alone_are_refused_with_a_way_out(files, tmp_path):
-    put(tmp_path, "config.json", {"model_type": "gpt2"})
+@pytest.mark.parametrize(
+    ("model_type", "files"),
+    [
+        ("qwen2", ["vocab.json", "merges.txt"]),
+        ("gpt2", ["vocab.json"]),
+        ("gpt2", ["vocab.txt"]),
+        ("mbart", ["sentencepiece.bpe.model"]),
+        ("marian", ["vocab.json", "source.spm"]),
+    ],
+)
+def test_files_that_stand_for_no_tokenizer_json_are_refused_with_a_way_out(
+    model_type, files, tmp_path
+):
+    put(tmp_path, "config.json", {"model_type": model_type})
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        UserError, match=f"{' and '.join(files)} alone can't be read; .*save_pretrained"
+        UserError,
+        match=f"{' and '.join(files)} alone can't be read for '{model_type}'; .*save_pretrained",
     ):
         tokenizer.read_tokenizer(tmp_path)
 

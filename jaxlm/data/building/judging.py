@@ -21,6 +21,7 @@ from jaxlm.data.building.token_units import find_token_cut, has_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.corpus import numbered_sources
 from jaxlm.data.near_duplicates import BAND_MINIMA, BANDS, find_near_duplicates
+from jaxlm.data.rules.document_rules import EMPTY
 from jaxlm.data.split import (
     TRAIN,
     VALIDATION,
@@ -259,19 +260,21 @@ def describe_curation(
     sources = {}
     for number, (source, _) in enumerate(numbered_sources(data)):
         facts = [extract.facts for extract in extracts if extract.unit.source == number]
-        faults = sum(fact["notes"]["faults"] for fact in facts)
-        dropped = {UNREADABLE: [faults, 0]} if faults else {}
-        dropped |= judgement.dropped.get(number, {})
+        unread, samples = count_unread([fact["notes"] for fact in facts])
+        dropped = {reason: list(counts) for reason, counts in unread.items()}
+        for reason, (count, size) in judgement.dropped.get(number, {}).items():
+            add_count(dropped, reason, count, size)
         sources[source.name] = {
             "read": {
-                "documents": faults + sum(fact["documents"] for fact in facts),
+                "documents": sum(count for count, _ in unread.values())
+                + sum(fact["documents"] for fact in facts),
                 "bytes": sum(fact["bytes"] for fact in facts),
             },
             "dropped": {
                 reason: {"documents": count, "bytes": size}
                 for reason, (count, size) in dropped.items()
             },
-            "samples": judgement.samples.get(number, {}),
+            "samples": samples | judgement.samples.get(number, {}),
         }
     similarity = data.curation.near_duplicates
     return {
@@ -280,6 +283,22 @@ def describe_curation(
         "near_duplicates": similarity
         and {"similarity": similarity, "bands": BANDS, "rows": BAND_MINIMA},
     }
+
+
+def count_unread(
+    notes: Sequence[dict[str, Any]],
+) -> tuple[dict[str, list[int]], dict[str, list[dict[str, str]]]]:
+    """Return what no rule has seen: documents and bytes by reason, and messages as samples."""
+    counts = {
+        UNREADABLE: sum(facts["faults"] for facts in notes),
+        EMPTY: sum(facts.get("empty", 0) for facts in notes),
+    }
+    faults = [text for facts in notes for text in facts.get("samples", [])]
+    samples = [sample_text("", text) for text in faults[:SAMPLES_OF_EACH]]
+    return (
+        {reason: [count, 0] for reason, count in counts.items() if count},
+        {UNREADABLE: samples} if samples else {},
+    )
 
 
 def to_json(judgement: Judgement) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from jaxlm.data.remote_files import SourceFile
 
 HTML = ("text/html", "application/xhtml+xml")
 KINDS = ("conversion", "response")
+TRUNCATED = "pages were cut short when they were crawled, and are read as far as they go"
 
 
 def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
     """Yield the fields "text", "url" and "date" of each page, or what is wrong with it.
 
-    Of an HTML page the text is its main content, without menus. Other responses than text are left
-    out. Records are numbered as they stand in the file.
+    Of an HTML page the text is its main content, without menus; "" if it has none. Other responses
+    than text are left out. Records are numbered as they stand in the file.
     """
     del names
     warcio = import_reader("warcio", f"{path}: WARC")
@@ -48,14 +49,15 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
             if len(data) > LONGEST_RECORD:
                 yield too_long(place)
                 continue
-            if record.rec_type == "conversion" and len(data) < (record.length or 0):
+            if record.raw_stream.limit > 0:  # bytes of the record that are not there
                 yield UserError(f"{place}: the file ends inside a page")
                 continue
             text = page_text(record, data, place)
             if text is not None:
                 headers = record.rec_headers
                 url, date = headers.get_header("WARC-Target-URI"), headers.get_header("WARC-Date")
-                yield Record(number, {"text": text, "url": url or "", "date": date or ""})
+                fields = {"text": text, "url": url or "", "date": date or ""}
+                yield Record(number, fields, TRUNCATED if is_truncated(record, data) else "")
 
 
 class EagerStream:
@@ -73,7 +75,7 @@ class EagerStream:
 
 
 def page_text(record: Any, data: bytes, place: str) -> str | None:
-    """Return the text of a record, None if it holds none."""
+    """Return the text of a record, None if it is no page."""
     if record.rec_type == "conversion":
         return data.decode(errors="replace")
 
@@ -89,7 +91,18 @@ def page_text(record: Any, data: bytes, place: str) -> str | None:
     if kind not in HTML:
         return text
     trafilatura = import_reader("trafilatura", f"{place}: WARC")
-    return trafilatura.extract(text, favor_precision=True, include_comments=False)
+    return trafilatura.extract(text, favor_precision=True, include_comments=False) or ""
+
+
+def is_truncated(record: Any, data: bytes) -> bool:
+    """Return whether a page is not whole: the crawler says so, or the server had promised more."""
+    if record.rec_headers.get_header("WARC-Truncated"):
+        return True
+    headers = record.http_headers
+    if headers is None or headers.get_header("Content-Encoding"):
+        return False
+    promised = headers.get_header("Content-Length") or ""
+    return promised.isdecimal() and len(data) < int(promised)
 
 
 def decode_page(data: bytes, parameters: str, place: str) -> str:
