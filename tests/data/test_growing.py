@@ -63,6 +63,11 @@ def finish(data):
     return prepare(data, BYTES, 300, lambda line: None, workers=1)
 
 
+def growing_arrays(store):
+    """Return the training arrays of a store that is being built."""
+    return [array for array in store.train if isinstance(array, growing.GrowingArray)]
+
+
 def encode_one_more(monkeypatch, data):
     """Do the second pass over the training text of the next unit alone."""
 
@@ -136,7 +141,7 @@ def test_a_second_start_goes_on_with_what_is_there(small_units, data, tmp_path, 
     monkeypatch.setattr(preparation, "begin_store", None)
     again = start(data)
     assert again.manifest == first.manifest
-    assert sum(array.has(1) for array in again.train) == 1
+    assert sum(array.has(1) for array in growing_arrays(again)) == 1
     finished = finish(data)
     assert start(data).construction is None
     same, _ = build_store(replace(data, store=str(tmp_path / "whole")))
@@ -163,12 +168,13 @@ def test_a_process_of_its_own_completes_the_store_meanwhile(data):
 
 def test_a_builder_that_fails_or_is_killed_ends_the_wait(data):
     store, arguments = start(data), (data, BYTES, 300, (), None)
+    assert store.construction is not None
     (store.construction.unfinished / "extract-000000.text").unlink()
     with (
         built_meanwhile(store, is_leader=True, arguments=arguments),
         pytest.raises(UserError, match=r"extract-000000\.text: No such file"),
     ):
-        store.train[0].wait(1)
+        growing_arrays(store)[0].wait(1)
 
     builder = Builder(arguments)
     builder.process.kill()
@@ -183,7 +189,7 @@ def test_whoever_waits_is_let_go_at_the_end(data):
 
     def wait():
         try:
-            store.train[0].wait(1 << 30)
+            growing_arrays(store)[0].wait(1 << 30)
         except UserError as error:
             errors.append(str(error))
 
@@ -209,9 +215,9 @@ def test_what_a_run_waits_for_is_said(data):
 def test_a_damaged_part_is_told(small_units, data, monkeypatch):
     store = start(data)
     encode_one_more(monkeypatch, data)
-    array = next(array for array in store.train if array.has(1))
+    array = next(array for array in growing_arrays(store) if array.has(1))
     (path,) = array.parts.paths
     os.truncate(path, 10)
     objective = objectives.build(config.ObjectiveConfig(), 16, store.tokenizer.vocabulary)
-    with pytest.raises(UserError, match="ends at byte 10"):
+    with pytest.raises(UserError, match="before its last token"):
         array.read_samples(np.array([20]), objective)
