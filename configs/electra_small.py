@@ -1,4 +1,4 @@
-"""ELECTRA-small (arXiv 2003.10555): 13,548,929 parameters, and a generator of a quarter its width.
+"""ELECTRA-small (arXiv 2003.10555): 13,549,057 parameters, and a generator of a quarter its width.
 
     python -m jaxlm.train --config configs/electra_small.py --data 'corpus/*.jsonl'
 
