@@ -88,7 +88,7 @@ def fill_tokens(batch: Batch, filling_BM: Array) -> tuple[Batch, Array]:
     """
     length = batch.tokens.shape[1]
     # Places beyond a row's targets, which have weight 0, are dropped.
-    places_BM = jnp.where(jnp.asarray(batch.weights) > 0, batch.predict, length)
+    places_BM = jnp.where(jnp.asarray(batch.weights) > 0, jnp.asarray(batch.predict), length)
     put = jax.vmap(lambda row, places, values: row.at[places].set(values, mode="drop"))
 
     tokens_BL = put(jnp.asarray(batch.tokens), places_BM, filling_BM)

@@ -232,6 +232,9 @@ def choose_data(config: dict[str, Any], draw: random.Random) -> None:
         config["objective.parts"] = ()
     parts = config["objective.parts"]
     config["model.family"] = TRAINED_BY[parts[0]["kind"] if parts else kind]
+    config["model.generator_share"] = 1.0 if kind == "replaced_tokens" else None
+    if kind == "replaced_tokens":
+        config["model.head_transform"] = True
     if kind not in ("span", "infilling"):
         config["objective.denoiser"] = None
     if parts or kind in NEW_TOKENS or config["objective.denoiser"]:
