@@ -9,7 +9,9 @@ from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
 from jaxlm.data.reading_notes import ReadingNotes
 
-VALIDATION = "validation"  # the name of the validation files, where the config names any
+# The name of the validation files, where the config names any, and what is added to it where a
+# source has that name: each has a row of the report.
+VALIDATION, OTHER = "validation", " files"
 
 
 class NumberedSource(NamedTuple):
@@ -41,8 +43,11 @@ def validation_source(data: DataConfig, keys: SourceKeys) -> SourceConfig:
     Beside plain text there may be JSON lines, which are told by their names.
     """
     first = data.sources[0]
+    name = VALIDATION
+    while any(source.name == name for source in data.sources):
+        name += OTHER
     source = SourceConfig(
-        name=VALIDATION,
+        name=name,
         path=data.validation.path,
         format="auto" if first.format == "python_stdlib" else first.format,
         text_key=first.text_key,

@@ -4,6 +4,7 @@ import pytest
 from support.stores import build_store, data_config, read_texts, read_tokens, write_corpus
 
 from jaxlm.config import ConfigError
+from jaxlm.data import describe_store
 
 
 def test_hash_split_does_not_move_when_documents_are_added(tmp_path):
@@ -129,3 +130,15 @@ def test_validation_files_are_read_like_the_first_source(
     data = replace(data, sources=(replace(data.sources[0], format=format, text_key="body"),))
     store, _ = build_store(data)
     assert read_texts(store, store.validation) == [documents]
+
+
+def test_a_source_named_as_the_validation_files_has_a_row_of_its_own(with_validation_file):
+    first, *others = with_validation_file.sources
+    sources = (replace(first, name="validation"), *others)
+    store, _ = build_store(replace(with_validation_file, sources=sources))
+    rows = describe_store(store)["sources"]
+    assert {name: row["kept"] for name, row in rows.items()} == {
+        "validation": 1,
+        "s1": 1,
+        "validation files": 1,
+    }
