@@ -191,7 +191,9 @@ def test_settings_named_in_the_text_exist(document):
     keys = set(config.all_keys())
     unknown = []
     for key in INLINE_KEY.findall(document.read_text()):
-        in_config = key.partition(".")[0] in keys and not key.endswith((".py", ".json", ".md"))
+        in_config = key.partition(".")[0] in keys and not key.endswith(
+            (".py", ".json", ".md", ".model")
+        )
         if in_config and key not in keys and not key.startswith("data.sources."):
             unknown.append(key)
     assert unknown == []

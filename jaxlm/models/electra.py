@@ -75,8 +75,7 @@ class Electra(NamedTuple):
         )
         if "projection" in network.components:
             x_BLE = network.apply(params[name], "projection", x_BLE)
-        inputs = network.whole_inputs(params[name], batch)
-        return network.encode(params[name], x_BLE, inputs, batch.predict, dropout_key)
+        return network.features(params[name], batch, dropout_key, embedded=x_BLE)
 
     def head_weights(self, name: str, params: Tree) -> Tree:
         """Return the whole weights of a network's head."""

@@ -82,36 +82,24 @@ class Transformer(NamedTuple):
         dropout_key: Array | None = None,
         *,
         table: Array | None = None,
+        embedded: Array | None = None,
         encoder_output: EncoderOutput | None = None,
     ) -> Array:
         """Return [B, L, D], or [B, M, D] at the positions `batch.predict`.
 
-        `table` is the token table of a transformer that has none of its own. `encoder_output` is
-        what cross attention reads.
+        `table` is the token table of a transformer that has none of its own, and `embedded` are the
+        tokens [B, L, D] of one that has no embedding. `encoder_output` is what cross attention
+        reads.
         """
-        self.check_length(batch)
-        inputs = self.whole_inputs(params, batch, encoder_output)
-        x_BLD = self.embed(params, batch, token_positions(batch), table, dropout_key)
-        return self.encode(params, x_BLD, inputs, batch.predict, dropout_key)
-
-    def whole_inputs(
-        self, params: Tree, batch: Batch, encoder_output: EncoderOutput | None = None
-    ) -> list[AttentionInputs]:
-        """Return what the attention of whole sequences reads beside the features."""
         length = batch.tokens.shape[1]
+        self.check_length(batch)
         positions_BL = token_positions(batch)
         bias = self.position_bias(params, length, length)
-        return self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
+        inputs = self.attention_inputs(self.mask(batch), positions_BL, bias, encoder_output)
 
-    def encode(
-        self,
-        params: Tree,
-        x_BLD: Array,
-        inputs: list[AttentionInputs],
-        predict_BM: Array | None,
-        dropout_key: Array | None,
-    ) -> Array:
-        """Return the features of embedded tokens [B, L, D], as `features` does."""
+        x_BLD = embedded
+        if x_BLD is None:
+            x_BLD = self.embed(params, batch, positions_BL, table, dropout_key)
         x_BLD = run_stack(
             self.components["blocks"].module,
             inputs,
@@ -121,7 +109,7 @@ class Transformer(NamedTuple):
             dropout_key,
             self.execution,
         )
-        return self.final_norm(params, x_BLD, predict_BM)
+        return self.final_norm(params, x_BLD, batch.predict)
 
     def check_length(self, batch: Batch) -> None:
         """Raise ValueError where the table of learned positions is too short for the batch.

@@ -433,6 +433,16 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "trains model.family='encoder', got 'decoder' "
         "(it takes 'causal', 'prefix', 'fill_in_the_middle')",
     ),
+    (
+        ["model.family=encoder", "objective.kind=replaced_tokens"],
+        "model.generator_share",
+        "objective.kind='replaced_tokens' needs a generator: 0.25 or 0.33333, got None",
+    ),
+    (
+        ["model.family=encoder", "objective.kind=masked", "model.generator_share=0.25"],
+        "objective.kind",
+        "'masked' trains no generator (model.generator_share): use 'replaced_tokens'",
+    ),
     (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
     (
         ["objective.random_share=0.3"],
