@@ -439,7 +439,12 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "objective.kind='replaced_tokens' needs a generator: 0.25 or 0.33333, got None",
     ),
     (
-        ["model.family=encoder", "objective.kind=masked", "model.generator_share=0.25"],
+        [
+            "model.family=encoder",
+            "model.head_transform=true",
+            "objective.kind=masked",
+            "model.generator_share=0.25",
+        ],
         "objective.kind",
         "'masked' trains no generator (model.generator_share): use 'replaced_tokens'",
     ),
