@@ -448,6 +448,21 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "objective.kind",
         "'masked' trains no generator (model.generator_share): use 'replaced_tokens'",
     ),
+    (
+        ["model.generator_share=0.25"],
+        "model.generator_share",
+        "is only used with family='encoder', got 'decoder'",
+    ),
+    (
+        ["model.family=encoder", "model.generator_share=0.25"],
+        "model.head_transform",
+        "the head of a generator (generator_share) has one",
+    ),
+    (
+        ["model.family=encoder", "model.head_transform=true", "model.generator_share=0.3"],
+        "model.generator_share",
+        "which is no whole number",
+    ),
     (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
     (
         ["objective.random_share=0.3"],
