@@ -319,6 +319,8 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
     stream = open_stream(store, config.data, objective, run.schedule, config.seed, log)
     sizes = source_sizes(stream, store, config.data)
+    if len(sizes) > 1 and store.construction is not None:
+        log("tokens and epochs are estimated from the first texts: the store is being built")
     mixture = data.plan_mixture(config, sizes, saved, step)
     stream.set_mixture(mixture)
     if len(sizes) > 1:
@@ -330,6 +332,8 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     if saved is not None and step:
         log(*data.describe_change([size.name for size in sizes], saved.data, mixture, step))
 
+    if not stream.is_ready(step):
+        log("the store is being built: the next step waits for its tokens")
     if not stream.has_targets():
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")

@@ -179,7 +179,9 @@ def computed(devices: int, **fields):
 @pytest.mark.parametrize(
     "mesh",
     [
-        dict(devices=4, data=2, fsdp=2, zero=3, microbatches=2),
+        pytest.param(
+            dict(devices=4, data=2, fsdp=2, zero=3, microbatches=2), marks=pytest.mark.slow
+        ),
         dict(devices=4, fsdp=2, tensor=2, zero=2),
     ],
     ids=["ZeRO 3, microbatches", "ZeRO 2, tensor"],
@@ -221,6 +223,7 @@ def test_the_gradient_is_that_of_both_means():
     assert float(rise) == pytest.approx(norm, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_evaluation_is_the_same_each_time():
     parts = tiny.parts(1, CONFIG)
     optimizer = optim.build_optimizer(
