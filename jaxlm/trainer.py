@@ -259,6 +259,8 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
     A run that begins early gets one that is still to be completed.
     """
     prepare = data.begin if begins_early(config) else data.prepare
+    if config.data.shuffle_block is not None and (reason := data.whole_store_reason(config.data)):
+        log(f"data.shuffle_block: the whole store comes first, since {reason}")
     return prepare(
         config.data,
         config.tokenizer,
@@ -271,7 +273,7 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
 
 def begins_early(config: Config) -> bool:
     """Return whether a run begins before its store is complete."""
-    return data.whole_store_reason(config.data) is None
+    return config.data.shuffle_block is not None and data.whole_store_reason(config.data) is None
 
 
 def build_meanwhile(

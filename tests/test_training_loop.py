@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm import training_loop
 from jaxlm.config import DivergedError
 from jaxlm.evaluation.evaluator import Evaluator, fills_batches
 from jaxlm.step import StepMetrics
@@ -34,6 +35,40 @@ def test_the_norm_shows_parameters_that_are_no_use():
         params = sound | {"b": {"c": jnp.full((1, 4), bad, jnp.bfloat16)}}
         with pytest.raises(DivergedError, match=r"the norm is (nan|inf) after step 3"):
             require_finite("norm", float(parameter_norm(params)), 3)
+
+
+def test_a_step_waits_for_its_tokens_until_a_signal_stops_it(monkeypatch):
+    monkeypatch.setattr(training_loop, "WAIT_SECONDS", 0)
+    lines: list[str] = []
+    ready, growing = [False, False, True, False, True], [True] * 4 + [False]
+    loop = SimpleNamespace(
+        is_growing=True,
+        stream=Found(ready, growing),
+        group=SimpleNamespace(share=lambda topic, value: value),
+        monitor=SimpleNamespace(line=lines.append),
+    )
+    stop = SimpleNamespace(reached=lambda: False)
+    assert TrainingLoop.await_tokens(cast(Any, loop), 1, cast(Any, stop))
+    assert loop.is_growing and lines == ["step 1 waits for its tokens: the store is being built"]
+
+    stop.reached = lambda: True
+    assert not TrainingLoop.await_tokens(cast(Any, loop), 2, cast(Any, stop))
+    assert TrainingLoop.await_tokens(cast(Any, loop), 2, cast(Any, stop))
+    assert not loop.is_growing and lines[-1] == "step 2: the store has all its tokens"
+
+
+class Found:
+    """A stream that finds what it is told, one look after the other."""
+
+    def __init__(self, ready: list[bool], growing: list[bool]):
+        self.ready, self.growing = iter(ready), iter(growing)
+
+    @property
+    def is_growing(self) -> bool:
+        return next(self.growing)
+
+    def is_ready(self, step: int) -> bool:
+        return next(self.ready)
 
 
 @pytest.mark.parametrize(

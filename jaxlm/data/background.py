@@ -97,9 +97,7 @@ def built_meanwhile(store: Store, *, is_leader: bool, arguments: tuple[Any, ...]
 
 
 def whole_store_reason(data: DataConfig) -> str | None:
-    """Return why a run needs its whole store before it can begin; None if it does not."""
-    if data.shuffle_block is None:
-        return "data.shuffle_block is not set"
+    """Return why samples in blocks need the whole store all the same; None if they do not."""
     if data.sequences != "windows":
         return f"data.sequences={data.sequences!r} lays out all documents together"
     if data.mixes_by_size:

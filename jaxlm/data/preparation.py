@@ -94,6 +94,10 @@ def begin(
     with removed_if_unused(expand_home(data.store)):
         identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
         folder = identity.folder
+        if (unfinished_path(folder) / MANIFEST).exists():  # it has only to be cleared up
+            return prepare(
+                data, tokenizer, vocabulary_size, report, needs=needs, predicate=predicate
+            )
         if not is_built(folder) and not has_begun(folder):
             with unfinished_folder(folder, report, completes=False) as unfinished:
                 if unfinished is not None:

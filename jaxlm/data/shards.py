@@ -22,6 +22,11 @@ from jaxlm.objectives import Objective
 OPEN_SHARDS = 128  # of all arrays of this process; the usual limit is 1,024 files
 
 
+def token_dtype(size: int) -> np.dtype:
+    """Return the type in which the ids of a tokenizer of that size are stored."""
+    return np.dtype("<u2" if size <= 1 << 16 else "<u4")
+
+
 class OpenShard:
     """A file that is closed with its last reference: a thread may still read an evicted one."""
 

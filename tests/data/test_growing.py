@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from jaxlm.data.background import Builder
 from jaxlm.data.building import encode_units, units
 from jaxlm.data.permutation import permute, permute_blocks
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.data.shards import open_shards
 from jaxlm.data.split import TRAIN
 from jaxlm.data.stream import open_stream, source_sizes
 
@@ -125,6 +127,8 @@ def test_a_growing_store_has_the_batches_of_the_finished_one(
     # The parts go when the store is complete, and the stream goes on with its shards.
     finish(data)
     assert not store.construction.unfinished.exists()
+    for array in growing_arrays(store):
+        open_shards.close(array.parts.number)
     for step in itertools.chain(range(STEPS), range(300, 310)):
         assert batches_equal(grown[step], expected[step])
     assert not grown.is_growing
@@ -133,6 +137,13 @@ def test_a_growing_store_has_the_batches_of_the_finished_one(
     assert growing.current_manifest(store)["splits"] == finished.manifest["splits"]
     for moved, whole in zip(store.validation, finished.validation, strict=True):
         assert np.array_equal(read_tokens(moved), read_tokens(whole))
+
+
+def test_a_block_is_there_with_the_last_token_of_its_windows(data):
+    finished = stream_of(finish(data), data)
+    for first in (0, 50, 100):
+        starts = finished.window_starts(1, np.arange(first, first + 50))
+        assert finished.tokens_of_block(first + 7) == starts.max() + finished.objective.window
 
 
 def test_a_second_start_goes_on_with_what_is_there(small_units, data, tmp_path, monkeypatch):
@@ -147,6 +158,28 @@ def test_a_second_start_goes_on_with_what_is_there(small_units, data, tmp_path, 
     same, _ = build_store(replace(data, store=str(tmp_path / "whole")))
     for path in same.path.iterdir():
         assert path.read_bytes() == (finished.path / path.name).read_bytes()
+
+
+def test_a_store_that_was_killed_at_its_end_is_finished(data, monkeypatch):
+    start(data)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "remove_intermediate", interrupt)
+        finish(data)
+    (unfinished,) = (Path(data.store)).glob(".*.building")
+    (unfinished / "begun.json").unlink()
+    monkeypatch.setattr(preparation, "begin_store", None)
+    assert start(data).construction is None and not unfinished.exists()
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_units_come_in_the_order_in_which_a_run_reads_them():
+    sizes = [(0, 10), (0, 10), (0, 10), (1, 10), (1, 10), (2, 10)]
+    made = [units.Unit(n, source, (), size) for n, (source, size) in enumerate(sizes)]
+    ordered = units.order_units(made, (1.0, 5.0))
+    assert [unit.number for unit in ordered] == [0, 3, 4, 1, 2, 5]
 
 
 def test_a_process_of_its_own_completes_the_store_meanwhile(data):
@@ -205,7 +238,6 @@ def test_whoever_waits_is_let_go_at_the_end(data):
 def test_what_a_run_waits_for_is_said(data):
     assert whole_store_reason(data) is None
     for changed, reason in (
-        ({"shuffle_block": None}, "is not set"),
         ({"sequences": "packed"}, "lays out all documents"),
         ({"mixture_temperature": 2.0, "sources": (data.sources[0],)}, "the sizes of the sources"),
     ):

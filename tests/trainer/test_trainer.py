@@ -18,7 +18,7 @@ from support.tiny_run import rows, run
 from support.trees import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxlm import config, runtime, train, trainer
+from jaxlm import config, prepare, runtime, train, trainer
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.evaluator import StoppableBatches
@@ -204,6 +204,17 @@ def test_the_same_config_gives_the_same_bits(folder):
         assert run(*edits, directory=directory) == 0
     assert same_bits(saved_arrays("runs/a", 3), saved_arrays("runs/b", 3))
     assert rows("runs/a") == rows("runs/b")
+
+
+def test_a_run_that_begins_before_its_store_is_that_of_the_finished_one(folder, capsys):
+    edits = ("training.steps=6", "data.shuffle_block=2000", "checkpoint.every_steps=6")
+    assert run(*edits, directory="runs/early") == 0
+    assert runtime.command(prepare.main, ["--config", "tiny.py", *edits]) == 0
+    assert run(*edits, directory="runs/late") == 0
+    out = capsys.readouterr().out
+    assert out.count("tokenised during the run") == 1
+    assert same_bits(saved_arrays("runs/early", 6), saved_arrays("runs/late", 6))
+    assert rows("runs/early") == rows("runs/late")
 
 
 def test_a_finished_run_can_be_extended_but_not_changed(copied_run, capsys):

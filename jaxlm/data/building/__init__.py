@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config import DataConfig, TokenizerConfig
 from jaxlm.data.building.assembly import is_joined, join_parts, read_joined
-from jaxlm.data.building.encoding import encode_unit, is_encoded, read_kept, token_dtype
+from jaxlm.data.building.encoding import encode_unit, is_encoded, read_kept
 from jaxlm.data.building.extraction import Extract, extract_unit, is_extracted, read_facts
 from jaxlm.data.building.judging import (
     Judgement,
@@ -36,6 +36,7 @@ from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import Predicate
+from jaxlm.data.shards import token_dtype
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SourceSplit, source_splits, total_size
 from jaxlm.data.store import MANIFEST, TOKENIZER
 from jaxlm.data.tokenizer import Fertility, Tokenizer, load_tokenizer, measure_fertility
@@ -120,7 +121,7 @@ def do_second_pass(
 ) -> dict[SourceSplit, dict[str, Any]]:
     """Turn the text of some splits into shards, and return their entries in the manifest."""
     encode_units(pool, folder, inputs, judged.units, judged.judgement, splits)
-    return assemble(pool, folder, inputs, judged, token_dtype(tokenizer).name, splits)
+    return assemble(pool, folder, inputs, judged, token_dtype(tokenizer.size).name, splits)
 
 
 def describe_store(
@@ -136,7 +137,7 @@ def describe_store(
         for number, source in enumerate(numbered_sources(inputs.data))
     }
     validation = measure_validation(folder, judged.units, judged.judgement, entries)
-    dtype = token_dtype(tokenizer).name
+    dtype = token_dtype(tokenizer.size).name
     curation = describe_curation(inputs.data, judged.judgement, judged.extracts)
     return describe_manifest(dtype, tokenizer, entries, curation, fertility, validation)
 

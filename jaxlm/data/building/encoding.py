@@ -19,7 +19,7 @@ from jaxlm.data.building.judging import CUT, IN_TRAIN, IN_VALIDATION, Cut
 from jaxlm.data.building.token_units import has_ids, read_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
-from jaxlm.data.shards import TokenWriter
+from jaxlm.data.shards import TokenWriter, token_dtype
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SplitDocument
 from jaxlm.data.store import TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
@@ -37,11 +37,6 @@ class Piece(NamedTuple):
     text: str
     gap: str  # what stands between this piece and the next
     is_last: bool
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """Return the type of the tokens of a store."""
-    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
 
 
 def encoded_path(folder: Path, unit: str, split: str) -> Path:
@@ -65,7 +60,7 @@ def encode_unit(
 ) -> None:
     """Write the tokens of some splits of a unit, whose documents have so many `texts`."""
     tokenizer = cached_tokenizer(folder / TOKENIZER, special)
-    dtype = token_dtype(tokenizer)
+    dtype = token_dtype(tokenizer.size)
     writers = {
         split: TokenWriter(folder, f"part-{unit.name}-{split}", dtype, ENDLESS_SHARD)
         for split in splits

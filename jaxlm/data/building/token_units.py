@@ -23,6 +23,7 @@ from jaxlm.data.listing import base_folder
 from jaxlm.data.readers.token_documents import TokenDocument, read_token_documents
 from jaxlm.data.readers.token_files import TokenFile, open_token_file
 from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.shards import token_dtype
 from jaxlm.data.store import TOKENIZER
 from jaxlm.data.tokenizer import Tokenizer, load_tokenizer
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, SpecialTokens
@@ -187,7 +188,7 @@ def read_token_part(
 
     notes.add_tokens(part.path, file.description)
     name = part.path.relative_to(base_folder(source)).as_posix()
-    dtype = id_dtype(tokenizer.size)
+    dtype = token_dtype(tokenizer.size)
     try:
         for document in read_token_documents(file, part, tokenizer.end_of_text):
             if document.is_unbounded:
@@ -212,11 +213,6 @@ def find_fault(file: TokenFile, document: TokenDocument, size: int) -> UserError
         f"{file.path}: token {document.first + place:,} is {int(ids[place]):,}, and the tokenizer "
         f"has {size:,} ids (read as {file.description}): name the tokenizer that wrote the file"
     )
-
-
-def id_dtype(size: int) -> np.dtype:
-    """Return the type of the ids of a tokenizer of so many."""
-    return np.dtype("<u2" if size <= 1 << 16 else "<u4")
 
 
 # The ids of a unit
