@@ -15,25 +15,27 @@ FASTEST_GZIP = 1  # weights hardly shrink at higher levels
 def write_archive(directory: Path) -> Path:
     """Write the directory's files, without hidden ones, into its model.tar.gz; return its path.
 
-    All files are at the root of the archive, sorted by name. The same files give the same bytes:
+    They have the names that they have in the directory, sorted. The same files give the same bytes:
     times are 0 and the owner is root. UserError where it can't be written.
     """
     target = directory / ARCHIVE_FILE
-    files = sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and path != target and not path.name.startswith(".")
-    )
+    names = {
+        path.relative_to(directory).as_posix(): path
+        for path in directory.rglob("*")
+        if path.is_file() and path != target
+    }
     try:
         with (
             atomic_writer(target) as raw,
             gzip.GzipFile("", "wb", FASTEST_GZIP, raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w|") as archive,
         ):
-            for path in files:
+            for name, path in sorted(names.items()):
+                if name.startswith(".") or "/." in name:
+                    continue
                 with path.open("rb") as content:
                     size = os.fstat(content.fileno()).st_size
-                    archive.addfile(archive_entry(path.name, size), content)
+                    archive.addfile(archive_entry(name, size), content)
     except OSError as error:
         raise UserError(f"{target}: can't be written: {error.strerror or error}") from error
 

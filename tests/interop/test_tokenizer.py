@@ -556,11 +556,13 @@ def fill(directory):
     }.items():
         (directory / name).write_bytes(content)
     (directory / ".hidden").write_bytes(b"")
-    (directory / "folder").mkdir()
+    for folder in ("generator", ".git"):
+        (directory / folder).mkdir()
+        (directory / folder / "config.json").write_bytes(b"{}")
     return directory
 
 
-def test_an_archive_has_the_files_at_its_root_and_is_the_same_each_time(tmp_path):
+def test_an_archive_has_the_files_of_the_directory_and_is_the_same_each_time(tmp_path):
     first, second = (fill(tmp_path / name) for name in ("first", "second"))
     (second / "model.tar.gz").write_bytes(b"an older one")
     (second / "config.json").chmod(0o600)
@@ -571,6 +573,7 @@ def test_an_archive_has_the_files_at_its_root_and_is_the_same_each_time(tmp_path
         assert [member.name for member in members] == [
             "README.md",
             "config.json",
+            "generator/config.json",
             "model.safetensors",
         ]
         assert {(m.mode, m.mtime, m.uid, m.gid, m.uname, m.gname, m.type) for m in members} == {
