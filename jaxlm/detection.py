@@ -7,7 +7,7 @@ has filled as it was counts as the text's own.
 import jax
 import jax.numpy as jnp
 
-from jaxlm.losses import DetectionSums, LossSums, tiled_loss_sums
+from jaxlm.losses import DetectionSums, LossSums, tiled_loss
 from jaxlm.models import Model
 from jaxlm.nn.dropout import fold_rows, site_key
 from jaxlm.types import Array, Batch, Tree
@@ -18,21 +18,23 @@ GENERATOR_DROPOUT, SAMPLING, DETECTION_DROPOUT = range(3)
 HASH_FACTOR = 0x9E3779B1  # odd: the golden ratio of Knuth's multiplicative hash
 
 
-def replaced_token_sums(
-    model: Model, params: Tree, batch: Batch, keys_B: Array | None, tile: int
-) -> LossSums:
-    """Return the loss sums of the generator of a model, and those of the detection.
+def replaced_token_loss(
+    model: Model, params: Tree, batch: Batch, keys_B: Array | None, tile: int, z_loss: float
+) -> tuple[Array, LossSums]:
+    """Return `tiled_loss` of the generator of a model, with the sums of the detection.
 
-    The scores of the generator are computed `tile` positions at a time. A row's key decides on
-    dropout and on the tokens that are sampled. Without keys nothing is dropped, and what is sampled
-    depends on the tokens of the row alone.
+    The loss is the generator's alone. Its scores are computed `tile` positions at a time. A row's
+    key decides on dropout and on the tokens that are sampled. Without keys nothing is dropped, and
+    what is sampled depends on the tokens of the row alone.
     """
     generator = model.generator
     assert generator is not None and batch.predict is not None
 
     x_BMD = generator.features(params, batch, site_key(keys_B, GENERATOR_DROPOUT))
     head = generator.head_weights(params)
-    sums = tiled_loss_sums(generator.scores, head, x_BMD, batch.targets, batch.weights, tile)
+    loss, sums = tiled_loss(
+        generator.scores, head, x_BMD, batch.targets, batch.weights, tile, z_loss
+    )
 
     # No gradient passes through the choice of tokens. On one tile the compiler merges these scores
     # with those of the loss.
@@ -46,7 +48,7 @@ def replaced_token_sums(
     features = model.features(params, filled, site_key(keys_B, DETECTION_DROPOUT))
     logits_BL = model.scores(model.head_weights(params), features)[..., 0]
     detection = detection_sums(logits_BL, replaced_BL, judged_tokens(batch))
-    return sums._replace(detection=detection)
+    return loss, sums._replace(detection=detection)
 
 
 def content_keys(tokens_BL: Array) -> Array:

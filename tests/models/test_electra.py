@@ -89,7 +89,9 @@ def outputs():
     model = models.build(MODEL)
 
     def detection_loss(weights):
-        sums = detection.replaced_token_sums(model, weights, batch(), ROW_KEYS, PREDICTED)
+        _, sums = detection.replaced_token_loss(
+            model, weights, batch(), ROW_KEYS, PREDICTED, z_loss=0.0
+        )
         return sums.detection.loss, sums
 
     def compute(weights):
