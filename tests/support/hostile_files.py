@@ -34,7 +34,7 @@ DEEP = b'{"text": ' * 5_000
 HOSTILE = {
     "broken UTF-8": ("a.txt", b"caf\xe9", "a.txt: not UTF-8 at byte 3", []),
     "broken UTF-8 in JSON": ("a.jsonl", b'{"text": "\xe9"}\n' + GOOD, "a.jsonl:1: not UTF-8", 1),
-    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt: not UTF-8 at byte 0", []),
+    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt: is UTF-16 text", []),
     "NUL in a text": ("a.txt", b"a\0b", None, ["a\0b"]),
     "NUL in JSON": ("a.jsonl", b'{"text": "a\0b"}\n' + GOOD, "a.jsonl:1: not JSON", 1),
     "NUL in CSV": ("a.csv", b"text\na\0b\n", None, ["a\0b"]),
@@ -82,7 +82,8 @@ HOSTILE = {
     "open quote": ("a.csv", b'text\ngood\n"open\n', "a.csv:3: unexpected end of data", 1),
     "ragged row": ("a.csv", b"text,n\na,1,2\ngood,1\n", "a.csv:2: has 3 fields", 1),
     "nothing in gzip": ("a.jsonl.gz", lambda: gzip.compress(b""), None, []),
-    "empty Parquet": ("a.parquet", b"", None, []),
+    "empty Parquet": ("a.parquet", b"", "a.parquet: is empty, which no Parq", []),
+    "empty gzip": ("a.jsonl.gz", b"", "a.jsonl.gz: is empty, which", []),
     "Parquet without the column": (
         "a.parquet",
         lambda: parquet_bytes({"body": ["a"]}),
