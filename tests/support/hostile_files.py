@@ -27,6 +27,25 @@ def arrow_bytes(columns: dict) -> bytes:
     return buffer.getvalue()
 
 
+def warc_record(text: bytes, length: int | None = None) -> bytes:
+    """Return a page of a WET file; `length` is what it says of its size."""
+    pytest.importorskip("warcio")
+    head = f"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: {length or len(text)}\r\n\r\n"
+    return head.encode() + text + b"\r\n\r\n"
+
+
+def dump(markup: bytes, end: bytes = b"</mediawiki>") -> bytes:
+    """Return a MediaWiki dump of one page."""
+    pytest.importorskip("mwparserfromhell")
+    return b"<mediawiki><page><ns>0</ns><text>" + markup + b"</text></page>" + end
+
+
+def damaged_row() -> bytes:
+    """Return a Parquet file of three rows, of which the second is not UTF-8."""
+    data = parquet_bytes({"text": ["good", "b\xe9d", "good"]})
+    return data.replace("\xe9".encode(), b"\xff\xff")
+
+
 GOOD = b'{"text": "good"}\n'
 LONG = 1 << 16  # as many bytes as a record of these tests may have
 DEEP = b'{"text": ' * 5_000
@@ -97,5 +116,87 @@ HOSTILE = {
         [],
     ),
     "truncated dump": ("a.xml", b"<mediawiki><page><ns>0</ns>", "a.xml:1: not XML", []),
+    "rubbish after bzip2": (
+        "a.jsonl.bz2",
+        lambda: bz2.compress(GOOD) + b"rubbish",
+        "bz2: damaged bzip2",
+        1,
+    ),
+    "rubbish after xz": ("a.jsonl.xz", lambda: lzma.compress(GOOD) + b"x", "xz: damaged xz", 1),
+    "zeros after gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD) + bytes(9), None, 1),
+    "zeros after xz": ("a.jsonl.xz", lambda: lzma.compress(GOOD) + bytes(8), None, 1),
+    "two gzip members": ("a.jsonl.gz", lambda: gzip.compress(GOOD) * 2, None, 2),
+    "bits of gzip": (
+        "a.jsonl.gz",
+        lambda: gzip.compress(GOOD)[:-8] + bytes(8),
+        "a.jsonl.gz: damaged gzip: CRC",
+        1,
+    ),
+    "infinite number": ("a.jsonl", b'{"text": 1e999}\n' + GOOD, "a.jsonl:1: 'text' must be", 1),
+    "endless number": (
+        "a.jsonl",
+        b'{"text": "", "n": ' + b"1" * 5000 + b"}\n" + GOOD,
+        "a.jsonl:1: not JSON that can be read: a number has too many digits",
+        1,
+    ),
+    "deep list": (
+        "a.jsonl",
+        b'{"n": ' + b"[" * 20_000 + b"]" * 20_000 + b"}\n" + GOOD,
+        "a.jsonl:1: not JSON: nested",
+        1,
+    ),
+    "UTF-16 CSV": ("a.csv", "text\ngood\n".encode("utf-16"), "a.csv: is UTF-16 text", []),
+    "Parquet in gzip": (
+        "a.parquet.gz",
+        lambda: gzip.compress(parquet_bytes({"text": ["good"]})),
+        "gz: is Parquet in gzip: unpack it",
+        [],
+    ),
+    "broken UTF-8 in Parquet": ("a.parquet", damaged_row, "a.parquet:2: not UTF-8 at byte 1", 2),
+    "page longer than it says": (
+        "a.warc",
+        lambda: warc_record(b"good") + warc_record(b"bad and long", 3) + warc_record(b"good"),
+        "a.warc:2: is longer than its Content-Length",
+        2,
+    ),
+    "page shorter than it says": (
+        "a.warc",
+        lambda: warc_record(b"good") + warc_record(b"bad", 999),
+        "a.warc:2: the file ends inside a page",
+        1,
+    ),
+    "no WARC record": (
+        "a.warc",
+        lambda: warc_record(b"good") + b"WARC/1.0\r\nrubbish\r\n\r\n",
+        "a.warc:2: is a record without WARC-Type",
+        1,
+    ),
+    "endless WARC header": (
+        "a.warc.gz",
+        lambda: gzip.compress(warc_record(b"good") + b"WARC/1.0\r\nX: " + bytes(100 * LONG)),
+        "a.warc.gz: damaged WARC after record 1: a header of more than 4 MiB",
+        1,
+    ),
+    "truncated dump in bzip2": (
+        "a.xml.bz2",
+        lambda: bz2.compress(dump(b"good"))[:-4],
+        "a.xml.bz2: damaged bzip2",
+        1,
+    ),
+    "bomb in a dump": (
+        "a.xml.gz",
+        lambda: gzip.compress(
+            dump(b"good", end=b"") + dump(bytes(1000 * LONG).replace(b"\0", b"x"))
+        ),
+        "a.xml.gz: one page of more than",
+        1,
+    ),
+    "unknown entity": ("a.xml", lambda: dump(b"&e;"), "a.xml:1: not XML: undefined entity", []),
+    "unknown encoding": (
+        "a.xml",
+        lambda: b'<?xml version="1.0" encoding="no"?>' + dump(b""),
+        "a.xml: not XML: unknown encoding",
+        [],
+    ),
     "another format": ("a.jsonl", b"%PDF-1.7\n\xff", "a.jsonl: is a PDF file", []),
 }

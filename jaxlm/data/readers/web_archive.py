@@ -48,15 +48,16 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
                 data = b""
                 if record.rec_type in KINDS:
                     data = record.content_stream().read(LONGEST_RECORD + 1)
-                missing = record.raw_stream.limit if len(data) <= LONGEST_RECORD else 0
+                missing = getattr(record.raw_stream, "limit", None)
                 skip_record(records, record, source)
             except (library.ArchiveLoadFailed, ValueError) as error:
                 reason = f"damaged WARC after record {number:,}: {describe(error)}"
                 raise UserError(f"{path}: {reason}") from error
 
             place = f"{path}:{number}"
-            if record.rec_type is None:
-                yield UserError(f"{place}: is a record without WARC-Type")
+            if record.rec_type is None or missing is None:
+                name = "WARC-Type" if record.rec_type is None else "Content-Length"
+                yield UserError(f"{place}: is a record without {name}")
                 continue
             if record.rec_type not in KINDS:
                 continue

@@ -78,16 +78,19 @@ class PageStream:
 def finished_elements(stream: PageStream) -> Iterator[ElementTree.Element]:
     """Yield the elements of an XML file when they end; what ended below the root is forgotten."""
     path: list[ElementTree.Element] = []
-    for event, element in ElementTree.iterparse(stream, events=("start", "end")):
-        if event == "start":
-            path.append(element)
-            continue
+    try:
+        for event, element in ElementTree.iterparse(stream, events=("start", "end")):
+            if event == "start":
+                path.append(element)
+                continue
 
-        path.pop()
-        yield element
-        if len(path) == 1:
-            path[0].clear()
-            stream.left = LONGEST_RECORD
+            path.pop()
+            yield element
+            if len(path) == 1:
+                path[0].clear()
+                stream.left = LONGEST_RECORD
+    except (LookupError, ValueError) as error:  # of an encoding that the parser does not know
+        raise UserError(f"{stream.path}: not XML: {describe(error)}") from error
 
 
 def local_name(element: ElementTree.Element) -> str:
