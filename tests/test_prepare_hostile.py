@@ -10,7 +10,7 @@ from support.hostile_files import GOOD, HOSTILE, LONG
 
 from jaxlm import prepare, runtime
 from jaxlm.data.building import manifest, units, workers
-from jaxlm.data.readers import streams, web_archive, wikipedia
+from jaxlm.data.readers import streams, wikipedia
 
 CONFIG = """
 from jaxlm.config import (
@@ -33,7 +33,7 @@ LARGEST_MEMORY = 200 * LONG  # bytes of Python's objects, far below what the bom
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Write a config whose only source is the folder web, with one good document."""
-    for module in (streams, web_archive, wikipedia):
+    for module in (streams, wikipedia):
         monkeypatch.setattr(module, "LONGEST_RECORD", LONG)
     # xz takes 700 MB to measure the text that is held out.
     monkeypatch.setattr(manifest, "COMPRESSED_BYTES", -1)

@@ -67,8 +67,8 @@ class PageStream:
         self.left = LONGEST_RECORD
 
     def read(self, size: int) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-        data = self.stream.read(size)
+        """Return at most `size` bytes, all that there are before damage; none at the end."""
+        data = self.stream.read1(size)
         self.left -= len(data)
         if self.left < 0:
             raise UserError(f"{self.path}: one page of more than {LONGEST_RECORD >> 20} MiB")
