@@ -1,6 +1,7 @@
 """python -m jaxlm.prepare on hostile files: one line and exit code 2, or a loss that is counted."""
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -9,8 +10,9 @@ import pytest
 from support.hostile_files import GOOD, HOSTILE, LONG
 
 from jaxlm import prepare, runtime
+from jaxlm.data import preparation
 from jaxlm.data.building import manifest, units, workers
-from jaxlm.data.readers import streams, wikipedia
+from jaxlm.data.readers import streams, tables, wikipedia
 
 CONFIG = """
 from jaxlm.config import (
@@ -33,7 +35,7 @@ LARGEST_MEMORY = 200 * LONG  # bytes of Python's objects, far below what the bom
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Write a config whose only source is the folder web, with one good document."""
-    for module in (streams, wikipedia):
+    for module in (streams, tables, wikipedia):
         monkeypatch.setattr(module, "LONGEST_RECORD", LONG)
     # xz takes 700 MB to measure the text that is held out.
     monkeypatch.setattr(manifest, "COMPRESSED_BYTES", -1)
@@ -96,6 +98,39 @@ def test_hostile_files_end_in_one_line_or_are_counted_in_the_report(folder, capf
     assert code == 0 and not error
     check_counts(folder, "skip", kept, 0 if reason is None else 1, reason or "")
     assert ("source web: skipped 1 that can't be read" in output) == (reason is not None)
+
+
+@pytest.mark.parametrize("mode", ["fail", "skip"])
+def test_files_that_change_while_they_are_read_are_no_store(folder, capfd, monkeypatch, mode):
+    path, build = folder / "web" / "a.jsonl", preparation.build_store
+    changes = {
+        "web: files changed while they were read": lambda: path.write_bytes(GOOD),
+        "web": path.unlink,
+    }
+    for reason, change in changes.items():
+        path.write_bytes(GOOD * 3)
+
+        def build_after_a_change(*arguments, change=change):
+            change()
+            return build(*arguments)
+
+        monkeypatch.setattr(preparation, "build_store", build_after_a_change)
+        code, _, error = run_in_process(capfd, mode)
+        assert code == 2 and reason in error and error.count("\n") == 1
+        assert not list((folder / "stores").glob("*/*"))
+
+
+def test_what_is_no_file_is_told(folder, capfd):
+    (folder / "web" / "a.jsonl").mkdir()
+    (folder / "web" / "a.jsonl" / "loop").symlink_to(folder / "web")
+    (folder / "web" / "b.jsonl").symlink_to("nowhere")
+    os.mkfifo(folder / "web" / "c.jsonl")
+    for mode in ("fail", "skip"):
+        code, output, error = run_in_process(capfd, mode)
+        assert code == 0 and not error
+        expected = "source web: left out web/a.jsonl/loop and 2 more: no regular file"
+        assert expected in output.splitlines()
+        check_counts(folder, mode, 0, 0)
 
 
 def test_worker_processes_tell_of_hostile_files_as_well(folder, capfd, monkeypatch):

@@ -25,6 +25,7 @@ from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
 
 FORMAT = 1
+FINGERPRINTS = "fingerprints.json"  # in the folder of the stores
 DUPLICATES = {"exact_duplicates": False, "near_duplicates": None}  # of data.curation: off
 # As those of the rules (document_rules.py): raise one when other duplicates are found than before.
 DUPLICATES_VERSIONS = {"exact_duplicates": 1, "near_duplicates": 1}
@@ -65,7 +66,7 @@ def identify_store(
         with contextlib.suppress(OSError):
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
-        source_inputs, newlines = describe_sources(data, root / "fingerprints.json")
+        source_inputs, newlines = describe_sources(data, root / FINGERPRINTS)
         rules = describe_rules(data, predicate)
 
     inputs: dict[str, Any] = {

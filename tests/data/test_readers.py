@@ -16,7 +16,7 @@ from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.documents import FilePart
 from jaxlm.data.listing import list_files
-from jaxlm.data.readers import streams, wikipedia
+from jaxlm.data.readers import streams, tables, wikipedia
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.sources import read_documents
 
@@ -424,7 +424,7 @@ def test_pairs_may_stand_in_a_table(tmp_path):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_in_one_line_or_skipped_and_counted(tmp_path, name, monkeypatch):
     file, content, reason, kept = HOSTILE[name]
-    for module in (streams, wikipedia):
+    for module in (streams, tables, wikipedia):
         monkeypatch.setattr(module, "LONGEST_RECORD", LONG)
     (tmp_path / file).write_bytes(content() if callable(content) else content)
     (tmp_path / "z.jsonl").write_bytes(GOOD)

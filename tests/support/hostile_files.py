@@ -99,6 +99,12 @@ HOSTILE = {
     "bomb": ("a.txt.gz", lambda: gzip.compress(bytes(1000 * LONG)), "a.txt.gz: one text of", []),
     "bomb in a line": ("a.jsonl.gz", lambda: gzip.compress(bytes(9 * LONG)), "gz:1: longer", []),
     "open quote": ("a.csv", b'text\ngood\n"open\n', "a.csv:3: unexpected end of data", 1),
+    "open quote in a long file": (
+        "a.csv",
+        b'text\ngood\n"' + b"no row\n" * LONG,
+        ": a field is longer than 0 MiB, perhaps for want of a closing quote",
+        1,
+    ),
     "ragged row": ("a.csv", b"text,n\na,1,2\ngood,1\n", "a.csv:2: has 3 fields", 1),
     "nothing in gzip": ("a.jsonl.gz", lambda: gzip.compress(b""), None, []),
     "empty Parquet": ("a.parquet", b"", "a.parquet: is empty, which no Parq", []),

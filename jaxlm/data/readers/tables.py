@@ -63,7 +63,13 @@ def read_csv(
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield UserError(f"{path}:{rows.line_num}: {describe(error)}")
+                place = f"{path}:{rows.line_num}"
+                if "field limit" in str(error):
+                    # Inside of a quote: what follows would be taken for rows.
+                    size = f"{LONGEST_RECORD >> 20} MiB"
+                    reason = f"a field is longer than {size}, perhaps for want of a closing quote"
+                    raise UserError(f"{place}: {reason}") from error
+                yield UserError(f"{place}: {describe(error)}")
                 continue
             except UserError as error:
                 yield error
