@@ -39,6 +39,7 @@ def folder(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "LONGEST_RECORD", LONG)
     # xz takes 700 MB to measure the text that is held out.
     monkeypatch.setattr(manifest, "COMPRESSED_BYTES", -1)
+    monkeypatch.setattr(workers, "LINE_SECONDS", 1e9)  # no progress, however slow the machine is
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "z.jsonl").write_bytes(GOOD)
     (tmp_path / "held-out.txt").write_text("held out")
@@ -151,13 +152,21 @@ def test_worker_processes_tell_of_hostile_files_as_well(folder, capfd, monkeypat
 
 
 @pytest.mark.parametrize(("mode", "code"), [("fail", 2), ("skip", 0)])
-def test_a_hostile_file_ends_the_command_itself_as_its_function(folder, mode, code):
-    reason, kept = write_case(folder, "NUL in JSON")
-    line = [sys.executable, "-m", "jaxlm.prepare", *arguments(mode)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+def test_a_name_that_is_not_utf8_is_told_in_ascii(folder, mode, code):
+    """In a process of its own, whose output refuses such names."""
+    path, reason = os.fsencode(folder / "web") + b"/\xff.jsonl", "\\udcff.jsonl:2: not JSON"
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(GOOD + b"no JSON\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxlm.prepare", *arguments(mode)],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == code
     if mode == "skip":
-        assert not done.stderr
-        check_counts(folder, "skip", kept, 1, reason or "")
+        assert reason in done.stdout
+        check_counts(folder, "skip", 1, 1)
     else:
-        assert done.stderr.count("\n") == 1 and str(reason) in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: web/") and reason in done.stderr

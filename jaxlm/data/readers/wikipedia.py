@@ -66,7 +66,7 @@ class PageStream:
         self.stream, self.path = stream, path
         self.left = LONGEST_RECORD
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` bytes, all that there are before damage; none at the end."""
         data = self.stream.read1(size)
         self.left -= len(data)
