@@ -183,6 +183,12 @@ HOSTILE = {
         "a.warc.gz: damaged WARC after record 1: a header of more than 4 MiB",
         1,
     ),
+    "rubbish between WARC records": (
+        "a.warc.gz",
+        lambda: gzip.compress(warc_record(b"good")) + b"rubbish",
+        "a.warc.gz: damaged gzip",
+        1,
+    ),
     "truncated dump in bzip2": (
         "a.xml.bz2",
         lambda: bz2.compress(dump(b"good"))[:-4],

@@ -37,8 +37,11 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
         records = warcio.ArchiveIterator(source)
         records.INC_RECORD = ""  # a warning on standard error, in three lines
         number = warnings = 0
+        fault: Exception | None = None
         while True:
             try:
+                if fault is not None:
+                    raise fault
                 source.left = LONGEST_HEADER
                 record = next(records, None)
                 if record is None:
@@ -49,7 +52,7 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
                 if record.rec_type in KINDS:
                     data = record.content_stream().read(LONGEST_RECORD + 1)
                 missing = getattr(record.raw_stream, "limit", None)
-                skip_record(records, record, source)
+                fault = skip_record(records, record, source)
             except (library.ArchiveLoadFailed, ValueError) as error:
                 reason = f"damaged WARC after record {number:,}: {describe(error)}"
                 raise UserError(f"{path}: {reason}") from error
@@ -59,9 +62,9 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
                 name = "WARC-Type" if record.rec_type is None else "Content-Length"
                 yield UserError(f"{place}: is a record without {name}")
                 continue
+            is_longer, warnings = records.err_count > warnings, records.err_count
             if record.rec_type not in KINDS:
                 continue
-            is_longer, warnings = records.err_count > warnings, records.err_count
             if is_longer:
                 yield UserError(f"{place}: is longer than its Content-Length, which is wrong")
                 continue
@@ -79,15 +82,19 @@ def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Recor
                 yield Record(number, fields, TRUNCATED if is_truncated(record, data) else "")
 
 
-def skip_record(records: Any, record: Any, source: "EagerStream") -> None:
-    """Read the rest of a record, and the first line of the next.
+def skip_record(records: Any, record: Any, source: "EagerStream") -> Exception | None:
+    """Read the rest of a record, and the first line of the next. Return the error of that line.
 
     Then warcio has counted an error if the record is longer than it says.
     """
-    while record.raw_stream.read(BUFFER):
-        pass
-    source.left = LONGEST_HEADER
-    records.read_to_end()
+    try:
+        while record.raw_stream.read(BUFFER):
+            pass
+        source.left = LONGEST_HEADER
+        records.read_to_end()
+    except (OSError, ValueError) as error:  # the record itself may be whole
+        return error
+    return None
 
 
 class EagerStream:
