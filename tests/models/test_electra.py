@@ -96,7 +96,7 @@ def outputs():
         (_, sums), gradient = jax.value_and_grad(detection_loss, has_aux=True)(weights)
         x = model.generator.features(weights, batch())
         scores = model.generator.apply(weights, batch())
-        keys = detection.site_key(ROW_KEYS, detection.SAMPLING)
+        keys = detection.sampling_keys(batch(), detection.site_key(ROW_KEYS, detection.SAMPLING))
         head = model.generator.head_weights(weights)
         samples = [detection.sample_tokens(model.generator, head, x, keys, tile) for tile in (4, 2)]
         filled, _ = detection.fill_tokens(batch(), samples[0])
@@ -141,7 +141,7 @@ def test_no_gradient_of_the_detection_reaches_the_generator():
     assert np.abs(gradient["discriminator"]["embedding"]["tokens"]).max() > 0
 
 
-def test_samples_follow_the_key_and_the_place_alone():
+def test_samples_follow_the_key_alone():
     *_, (whole, tiled), _, _ = outputs()
     np.testing.assert_array_equal(whole, tiled)
 
@@ -153,7 +153,7 @@ def test_samples_follow_the_key_and_the_place_alone():
             return jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (*x.shape[:2], 3))
 
     def draw(seed):
-        keys = jax.random.split(jax.random.key(seed), 500)
+        keys = jax.random.split(jax.random.key(seed), (500, 8))
         x = jnp.zeros((500, 8, 1))
         generator: Any = Uneven
         return np.asarray(detection.sample_tokens(generator, None, x, keys, 8))
