@@ -21,6 +21,10 @@ PEAK_FLOPS: dict[str, float] = {
 }
 
 
+# The flag of XLA with which products of CPUs run by the kernels of oneDNN.
+ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Return the peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, others).
 
