@@ -79,6 +79,7 @@ def tile_length(
     return next(n for n in range(min(limit, positions), 0, -1) if positions % n == 0)
 
 
+@jax.named_scope("loss")  # the name in profiles
 def tiled_loss_sums(
     scores: Callable[[Tree, Array], Array],
     head: Tree,

@@ -35,7 +35,7 @@ def test_a_misspelt_command_names_the_nearest(capsys, name):
 
 def test_an_unknown_command_lists_those_that_there_are(capsys):
     assert runtime.command(main, ["xyzzy"]) == 2
-    assert "prepare, train, generate, evaluate, convert, harness" in capsys.readouterr().err
+    assert "prepare, train, generate, evaluate, convert, bench, harness" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
