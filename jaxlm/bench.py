@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -135,7 +136,9 @@ def cold_start(
         edit = f"runtime.compilation_cache={cache}"
         command = [sys.executable, "-m", "jaxlm.bench", *argv, "--start-only", str(seconds), edit]
         print("measuring a start without a compilation cache", flush=True)
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=child_paths()
+        )
         if done.returncode:
             # Its last line is the error that this process would end with.
             line = (done.stderr.strip().splitlines() or ["ended without a message"])[-1]
@@ -144,6 +147,12 @@ def cold_start(
                 message = f"the process of the cold start ended with {done.returncode}: {message}"
             raise UserError(message)
         yield str(cache), json.loads(seconds.read_text())
+
+
+def child_paths() -> dict[str, str]:
+    """Return the environment of a process that imports the same jaxlm as this one."""
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def check_profile_folder(path: str | None) -> None:

@@ -186,12 +186,14 @@ def train_step(
                 grads = jax.lax.with_sharding_constraint(grads, moment_shardings)
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
-            param_norm = optax.tree.norm(jax.tree.map(jnp.float32, state.params))
 
-        loss, detection = mean_loss(training, sums)
-        metrics = StepMetrics(
-            loss=loss, grad_norm=grad_norm, param_norm=param_norm, detection=detection
-        )
+            loss, detection = mean_loss(training, sums)
+            metrics = StepMetrics(
+                loss=loss,
+                grad_norm=grad_norm,
+                param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
+                detection=detection,
+            )
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return jax.jit(
