@@ -76,7 +76,7 @@ def run(
     run_config: config.Config, args: argparse.Namespace, argv: Sequence[str], start_up: StartUp
 ) -> "Figures | None":
     """Return the figures; None in a process that measures its start alone."""
-    store = None if args.synthetic else prepare_store(run_config, start_up)
+    store = None if args.synthetic else prepare_store(run_config, args.keep, start_up)
 
     with cold_start(args, argv) as (cache, cold_seconds):
         if cache is not None:
@@ -96,13 +96,15 @@ def run(
         return figures._replace(cold_start_up=cold_seconds)
 
 
-def prepare_store(run_config: config.Config, start_up: StartUp) -> "data.Store":
+def prepare_store(run_config: config.Config, keep: str | None, start_up: StartUp) -> "data.Store":
     """Return the token store of a config, prepared if it is not there yet.
 
-    The time of that is not counted. Raises ConfigError where the data is missing.
+    `keep` names the function that chooses documents. The time of a preparation is not counted.
+    Raises ConfigError where the data is missing.
     """
     with start_up.measure(IMPORT):
         from jaxlm import data
+        from jaxlm.data.rules import load_predicate
 
     try:
         data.check_files(run_config.data)
@@ -115,6 +117,7 @@ def prepare_store(run_config: config.Config, start_up: StartUp) -> "data.Store":
         run_config.tokenizer_vocabulary_size,
         lambda line: print(line, flush=True),
         needs=run_config.objective.needs,
+        predicate=None if keep is None else load_predicate(keep),
     )
 
 
@@ -185,6 +188,7 @@ def build_bench_parser() -> runtime.Parser:
         epilog=BENCH_EXAMPLES,
     )
     runtime.add_config_arguments(parser, data_use="read", example="training.batch_size=16")
+    runtime.add_keep_argument(parser)
     add = parser.add_argument
     add("--devices", metavar="N", help="the same as runtime.devices=N")
     add("--steps", type=count_of_steps, default=20, metavar="N", help="steps that are timed (20)")

@@ -43,7 +43,7 @@ COLLECTIVES += ("ragged-all-to-all", "partition-id", "send", "recv")
 CONTAINERS = ("while", "call", "conditional", "async-start", "async-update", "async-done")
 
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z\-]*)\((.*)$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\((.*)$")
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 OPERAND = re.compile(r"%([\w.\-]+)")
