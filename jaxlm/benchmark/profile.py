@@ -1,6 +1,7 @@
 """The time of each part of the steps that a profile has recorded."""
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,26 +61,21 @@ def read_parts(trace: Path, program: str, operations: dict[str, Operation]) -> d
     They add up to the duration of the step. `program` is the name of the step's HLO module, and
     `operations` its instructions. Empty where the trace has no events of devices.
     """
-    profile = jax.profiler.ProfileData.from_file(str(trace))
     devices: dict[Any, list[Event]] = {}
     steps: list[Event] = []
     fetches: list[Event] = []
 
-    for plane in profile.planes:
-        is_gpu = plane.name.startswith("/device:")
-        for line in plane.lines:
-            for event in line.events:
-                if event.name == STEP:
-                    steps.append(make_event(event, WAITS, IDLE))
-                elif event.name == FETCH:
-                    fetches.append(make_event(event, WAITS, INPUT_WAIT))
-                elif is_gpu and line.name.startswith("Stream"):
-                    devices.setdefault(plane.name, []).append(device_event(event, operations))
-                elif not is_gpu and event.duration_ns:
-                    stats = dict(event.stats)
-                    if stats.get("hlo_module") == program and "hlo_op" in stats:
-                        found = device_event(event, operations, stats)
-                        devices.setdefault(stats.get("device_ordinal", 0), []).append(found)
+    for plane, line, event, stats in read_events(trace):
+        is_gpu = plane.startswith("/device:")
+        if event.name == STEP:
+            steps.append(make_event(event, WAITS, IDLE))
+        elif event.name == FETCH:
+            fetches.append(make_event(event, WAITS, INPUT_WAIT))
+        elif is_gpu and line.startswith("Stream"):
+            devices.setdefault(plane, []).append(device_event(event, operations, stats))
+        elif not is_gpu and stats.get("hlo_module") == program and "hlo_op" in stats:
+            device = stats.get("device_ordinal", 0)
+            devices.setdefault(device, []).append(device_event(event, operations, stats))
 
     if not devices or not steps:
         return {}
@@ -92,19 +88,30 @@ def read_parts(trace: Path, program: str, operations: dict[str, Operation]) -> d
     return {part: share * total[part] for part in (*PARTS, INPUT_WAIT, IDLE)}
 
 
+def read_events(trace: Path) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
+    """Yield the events of a trace that took time: (plane, line, event, its statistics)."""
+    with warnings.catch_warnings():
+        # A type of jaxlib 0.12 warns when it is first made, and the process would end if warnings
+        # were errors.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        profile = jax.profiler.ProfileData.from_file(str(trace))
+        for plane in profile.planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if event.duration_ns:
+                        yield plane.name, line.name, event, dict(event.stats)
+
+
 def make_event(event: Any, priority: int, part: str) -> Event:
     """Return an event of a trace as one of ours."""
     return Event(event.start_ns, event.start_ns + event.duration_ns, priority, part)
 
 
-def device_event(
-    event: Any, operations: dict[str, Operation], stats: dict[str, Any] | None = None
-) -> Event:
+def device_event(event: Any, operations: dict[str, Operation], stats: dict[str, Any]) -> Event:
     """Return an event of a device with the part of its instruction.
 
     Kernels without an instruction of the program (copies of a batch) are `other`.
     """
-    stats = dict(event.stats) if stats is None else stats
     operation = operations.get(stats.get("hlo_op", ""), Operation(OTHER))
     if operation.is_container:
         return make_event(event, CONTAINS, operation.part)
