@@ -7,7 +7,7 @@ from jaxlm.columns import align_columns
 
 CONVENTIONS = {
     "exact": "all products, scores of all pairs (PaLM's)",
-    "causal": "scores that a causal mask lets through",
+    "causal": "all products, scores of a causal mask alone",
     "rule": "6N + 12LdT",
 }
 PART_NAMES = {
