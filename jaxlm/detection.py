@@ -7,7 +7,7 @@ has filled as it was counts as the text's own.
 import jax
 import jax.numpy as jnp
 
-from jaxlm.losses import DetectionSums, LossSums, tiled_loss_sums
+from jaxlm.losses import DetectionSums, LossSums, tiled_loss
 from jaxlm.models import Model
 from jaxlm.nn.dropout import fold_rows, site_key
 from jaxlm.types import Array, Batch, Tree
@@ -18,62 +18,82 @@ GENERATOR_DROPOUT, SAMPLING, DETECTION_DROPOUT = range(3)
 HASH_FACTOR = 0x9E3779B1  # odd: the golden ratio of Knuth's multiplicative hash
 
 
-def replaced_token_sums(
-    model: Model, params: Tree, batch: Batch, keys_B: Array | None, tile: int
-) -> LossSums:
-    """Return the loss sums of the generator of a model, and those of the detection.
+def replaced_token_loss(
+    model: Model, params: Tree, batch: Batch, keys_B: Array | None, tile: int, z_loss: float
+) -> tuple[Array, LossSums]:
+    """Return `tiled_loss` of the generator of a model, with the sums of the detection.
 
-    The scores of the generator are computed `tile` positions at a time. A row's key decides on
-    dropout and on the tokens that are sampled. Without keys nothing is dropped, and what is sampled
-    depends on the tokens of the row alone.
+    The loss is the generator's alone. Its scores are computed `tile` positions at a time. A row's
+    key decides on dropout and on the tokens that are sampled. Without keys nothing is dropped, and
+    what is sampled in a document depends on its own tokens alone.
     """
     generator = model.generator
     assert generator is not None and batch.predict is not None
 
     x_BMD = generator.features(params, batch, site_key(keys_B, GENERATOR_DROPOUT))
     head = generator.head_weights(params)
-    sums = tiled_loss_sums(generator.scores, head, x_BMD, batch.targets, batch.weights, tile)
+    loss, sums = tiled_loss(
+        generator.scores, head, x_BMD, batch.targets, batch.weights, tile, z_loss
+    )
 
     # No gradient passes through the choice of tokens. On one tile the compiler merges these scores
     # with those of the loss.
-    sample_keys = site_key(keys_B, SAMPLING)
-    if sample_keys is None:
-        sample_keys = content_keys(batch.tokens)
+    noise_keys_BM = sampling_keys(batch, site_key(keys_B, SAMPLING))
     fixed_head, fixed_x = jax.lax.stop_gradient((head, x_BMD))
-    sampled_BM = sample_tokens(generator, fixed_head, fixed_x, sample_keys, tile)
+    sampled_BM = sample_tokens(generator, fixed_head, fixed_x, noise_keys_BM, tile)
 
     filled, replaced_BL = fill_tokens(batch, sampled_BM)
     features = model.features(params, filled, site_key(keys_B, DETECTION_DROPOUT))
     logits_BL = model.scores(model.head_weights(params), features)[..., 0]
     detection = detection_sums(logits_BL, replaced_BL, judged_tokens(batch))
-    return sums._replace(detection=detection)
+    return loss, sums._replace(detection=detection)
 
 
-def content_keys(tokens_BL: Array) -> Array:
-    """Return a key for each row that depends on its tokens alone."""
-    factors = jnp.arange(1, 2 * tokens_BL.shape[1], 2, dtype=jnp.uint32) * jnp.uint32(HASH_FACTOR)
-    hashes_B = jnp.sum(jnp.asarray(tokens_BL).astype(jnp.uint32) * factors[None], axis=1)
-    return fold_rows(jax.random.key(0), hashes_B)
+def sampling_keys(batch: Batch, keys_B: Array | None) -> Array:
+    """Return the key of each prediction's noise, [B, M].
+
+    It depends on the key of its row and its number among the predictions. Without keys it depends
+    on the tokens of its document, as they stand in the row, and its position in the document alone:
+    the documents beside it in a packed row change nothing.
+    """
+    predict_BM = jnp.asarray(batch.predict)
+    if keys_B is not None:
+        numbers_M = jnp.arange(predict_BM.shape[1])
+        return jax.vmap(lambda key: fold_rows(key, numbers_M))(keys_B)
+
+    positions_BL = batch.positions
+    if positions_BL is None:
+        positions_BL = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1])[None], batch.tokens.shape)
+    factors_BL = (2 * positions_BL + 1).astype(jnp.uint32) * jnp.uint32(HASH_FACTOR)
+    hashes_BL = jnp.asarray(batch.tokens).astype(jnp.uint32) * factors_BL
+    if batch.segments is None:
+        hashes_BM = jnp.broadcast_to(jnp.sum(hashes_BL, axis=1)[:, None], predict_BM.shape)
+    else:
+        segments_BL = jnp.asarray(batch.segments)
+        segments_BM = jnp.take_along_axis(segments_BL, predict_BM, axis=1)
+        is_same_BML = segments_BM[:, :, None] == segments_BL[:, None]
+        hashes_BM = jnp.sum(jnp.where(is_same_BML, hashes_BL[:, None], 0), axis=2)
+
+    positions_BM = jnp.take_along_axis(positions_BL, predict_BM, axis=1)
+    document_keys_BM = jax.vmap(lambda hashes_M: fold_rows(jax.random.key(0), hashes_M))(hashes_BM)
+    return jax.vmap(fold_rows)(document_keys_BM, positions_BM)
 
 
 @jax.named_scope("loss")  # the name in profiles
-def sample_tokens(generator: Model, head: Tree, x_BMD: Array, keys_B: Array, tile: int) -> Array:
+def sample_tokens(generator: Model, head: Tree, x_BMD: Array, keys_BM: Array, tile: int) -> Array:
     """Return a token for each position, int32 [B, M], drawn by its probability.
 
-    The Gumbel noise of a position depends on the key of its row and its place in it alone, and so
-    neither on the tiles nor on the devices.
+    The Gumbel noise of a position depends on its key alone, and so neither on the tiles nor on the
+    devices.
     """
 
     def sample(start: Array) -> Array:
         x_BTD = jax.lax.dynamic_slice_in_dim(x_BMD, start, tile, axis=1)
+        keys_BT = jax.lax.dynamic_slice_in_dim(keys_BM, start, tile, axis=1)
         scores_BTV = generator.scores(head, x_BTD)
-        places_T = start + jnp.arange(tile)
-
-        def noise(key: Array) -> Array:
-            keys_T = jax.vmap(lambda place: jax.random.fold_in(key, place))(places_T)
-            return jax.vmap(lambda k: jax.random.gumbel(k, scores_BTV.shape[-1:]))(keys_T)
-
-        return jnp.argmax(scores_BTV + jax.vmap(noise)(keys_B), axis=-1).astype(jnp.int32)
+        vocabulary = scores_BTV.shape[-1:]
+        noise_BTV = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, vocabulary)))(keys_BT)
+        return jnp.argmax(scores_BTV + noise_BTV, axis=-1).astype(jnp.int32)
 
     rows, positions = x_BMD.shape[:2]
     if tile >= positions:

@@ -1,6 +1,7 @@
 """Cross-entropy as sums over target tokens, dense or tiled over positions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -79,42 +80,95 @@ def tile_length(
     return next(n for n in range(min(limit, positions), 0, -1) if positions % n == 0)
 
 
+# Scores from the weights of a head and features.
+Scores = Callable[[Tree, Array], Array]
+
+
 @jax.named_scope("loss")  # the name in profiles
-def tiled_loss_sums(
-    scores: Callable[[Tree, Array], Array],
+def tiled_loss(
+    scores: Scores,
     head: Tree,
     x_BLD: Array,
     targets_BL: Array,
     weights_BL: Array,
     tile: int,
-) -> LossSums:
-    """Return `loss_sums` of `scores(head, x)`, computed `tile` positions at a time.
+    z_loss: float = 0.0,
+) -> tuple[Array, LossSums]:
+    """Return (loss + z_loss * z, all sums) of `scores(head, x)`, `tile` positions at a time.
 
-    The backward pass computes the scores of each tile again, so that only one tile's scores are in
-    memory.
+    Only one tile's scores are in memory, and only the first result has a gradient. Where that is
+    asked for, each tile's part of it is computed beside the tile's scores, in the forward pass: the
+    gradient of a sum, which the backward pass has only to scale. So scores are computed once.
     """
-    length = x_BLD.shape[1]
-    if tile >= length:
-        return loss_sums(scores(head, x_BLD), targets_BL, weights_BL)
+    if tile >= x_BLD.shape[1]:
+        return summed_loss(scores, z_loss, head, x_BLD, targets_BL, weights_BL)
 
-    # The gradient of the head adds up over the tiles. The scan sums in the dtype of what it closes
-    # over, so the head enters it as float32.
-    dtypes = jax.tree.map(lambda w: w.dtype, head)
+    # The gradient of the head adds up over the tiles in float32.
     head = jax.tree.map(lambda w: w.astype(jnp.float32), head)
+    return loss_of_tiles(scores, tile, z_loss, head, x_BLD, targets_BL, weights_BL)
 
-    @jax.checkpoint
-    def tile_sums(head: Tree, x: Array, targets: Array, weights: Array) -> LossSums:
-        head = jax.tree.map(lambda w, dtype: w.astype(dtype), head, dtypes)
-        return loss_sums(scores(head, x), targets, weights)
 
-    def add_tile(total: LossSums, parts: tuple) -> tuple[LossSums, None]:
-        return jax.tree.map(jnp.add, total, tile_sums(head, *parts)), None
+def summed_loss(
+    scores: Scores, z_loss: float, head: Tree, x_BLD: Array, targets_BL: Array, weights_BL: Array
+) -> tuple[Array, LossSums]:
+    """Return `tiled_loss` of all positions at once."""
+    sums = loss_sums(scores(head, x_BLD), targets_BL, weights_BL)
+    return sums.loss + z_loss * sums.z, sums
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def loss_of_tiles(
+    scores: Scores, tile: int, z_loss: float, head: Tree, *arrays: Array
+) -> tuple[Array, LossSums]:
+    """Return `tiled_loss` of several tiles; the arrays are x, targets and weights."""
+
+    def add_tile(total: Tree, parts: Sequence[Array]) -> tuple[Tree, None]:
+        return jax.tree.map(jnp.add, total, summed_loss(scores, z_loss, head, *parts)), None
+
+    zeros = jnp.zeros((), jnp.float32), zero_sums()
+    total, _ = jax.lax.scan(add_tile, zeros, split_positions(arrays, tile))
+    return total
+
+
+def loss_and_gradients(
+    scores: Scores, tile: int, z_loss: float, head: Tree, *arrays: Array
+) -> tuple[tuple[Array, LossSums], tuple[Tree, Array]]:
+    """Return `loss_of_tiles`, and its gradients of the head and of x."""
+    of_tile = jax.value_and_grad(partial(summed_loss, scores, z_loss), (0, 1), has_aux=True)
+
+    def add_tile(total: Tree, parts: Sequence[Array]) -> tuple[Tree, Array]:
+        result, (head_gradient, x_gradient) = of_tile(head, *parts)
+        return jax.tree.map(jnp.add, total, (result, head_gradient)), x_gradient
+
+    zeros = (jnp.zeros((), jnp.float32), zero_sums()), jax.tree.map(jnp.zeros_like, head)
+    total, x_gradients = jax.lax.scan(add_tile, zeros, split_positions(arrays, tile))
+    result, head_gradient = total
+    x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(arrays[0].shape)
+    return result, (head_gradient, x_gradient)
+
+
+def scaled_gradients(
+    scores: Scores, tile: int, z_loss: float, gradients: tuple[Tree, Array], slopes: Tree
+) -> tuple[Tree, Array, None, None]:
+    """Return the gradients times the slope of the loss that `loss_of_tiles` returns first."""
+    del scores, tile, z_loss
+    slope, _ = slopes
+
+    def scaled(gradient: Array) -> Array:
+        return (slope * gradient.astype(jnp.float32)).astype(gradient.dtype)
+
+    head_gradient, x_gradient = jax.tree.map(scaled, gradients)
+    return head_gradient, x_gradient, None, None
+
+
+loss_of_tiles.defvjp(loss_and_gradients, scaled_gradients)
+
+
+def split_positions(arrays: Sequence[Array], tile: int) -> tuple[Array, ...]:
+    """Return [tiles, B, tile, ...] of each array [B, L, ...]."""
 
     def split(array: Array) -> Array:
-        """Return [tiles, B, tile, ...] of an array [B, L, ...]."""
-        rows, rest = array.shape[0], array.shape[2:]
-        return jnp.moveaxis(array.reshape(rows, length // tile, tile, *rest), 1, 0)
+        rows, positions, *rest = array.shape
+        return jnp.moveaxis(array.reshape(rows, positions // tile, tile, *rest), 1, 0)
 
-    tiles = (split(x_BLD), split(targets_BL), split(weights_BL))
-    total, _ = jax.lax.scan(add_tile, zero_sums(), tiles)
-    return total
+    return tuple(split(array) for array in arrays)

@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
 def prepare(argv: Sequence[str]) -> int:
     """Build the store of a config and report what it holds."""
     args = build_prepare_parser().parse_intermixed_args(argv)
+    # A name of a file need not be UTF-8.
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
     runtime.check_output_file("--json", args.json)
     if args.report is not None:
         check_report_folder(args.report)

@@ -190,7 +190,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
 
 
 def describe_loss(run: Run) -> str:
-    """Return whether the loss is computed in tiles, whose scores are computed twice."""
+    """Return whether the loss is computed in tiles."""
     targets = run.example.targets
     assert targets is not None
     training, positions = run.config.training, targets.shape[1]
@@ -205,7 +205,7 @@ def describe_loss(run: Run) -> str:
     if tile == positions:
         return "loss: scores of all positions at once"
     why = "training.loss_tile" if training.loss_tile else "by the device's memory"
-    return f"loss: {tile} of {positions} positions at a time ({why}), scores computed twice"
+    return f"loss: {tile} of {positions} positions at a time ({why})"
 
 
 def describe_mesh(mesh: Mesh, hosts: Sequence[str]) -> str:

@@ -10,8 +10,8 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import TrainingConfig
-from jaxlm.detection import judged_tokens, replaced_token_sums
-from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss_sums, zero_sums
+from jaxlm.detection import judged_tokens, replaced_token_loss
+from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss, zero_sums
 from jaxlm.mesh_execution import (
     gradient_specs,
     on_each_device,
@@ -80,11 +80,13 @@ def batch_loss(
     if model.generator is None:
         x = model.features(params, batch, key)
         head = model.head_weights(params)
-        sums = tiled_loss_sums(model.scores, head, x, batch.targets, batch.weights, tile)
+        loss, sums = tiled_loss(
+            model.scores, head, x, batch.targets, batch.weights, tile, training.z_loss
+        )
     else:
-        sums = replaced_token_sums(model, params, batch, key, tile)
+        loss, sums = replaced_token_loss(model, params, batch, key, tile, training.z_loss)
 
-    loss = (sums.loss + training.z_loss * sums.z) / counts.targets
+    loss /= counts.targets
     if sums.detection is not None:
         loss += training.detection_weight * sums.detection.loss / counts.judged
     return loss, sums

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import tiny
 
-from jaxlm.losses import LossSums, loss_sums, tile_length, tiled_loss_sums, token_losses
+from jaxlm.losses import LossSums, loss_sums, tile_length, tiled_loss, token_losses
 
 B, D, V = 3, 6, 11
 
@@ -95,17 +96,18 @@ def test_tiles_equal_all_positions_at_once(length, tile):
     """In values and in gradients of the features and of the head: float32 sums in another order."""
     x, targets, weights = samples(length)
 
-    def total(function):
-        def run(head, x):
-            sums = function(head, x)
-            return sums.loss + 0.1 * sums.z, sums
+    def dense(head, x):
+        sums = loss_sums(scores(head, x), targets, weights)
+        return 3 * (sums.loss + 0.1 * sums.z), sums
 
-        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(
-            {"kernel": table()}, x
-        )
+    def tiled(head, x):
+        loss, sums = tiled_loss(scores, head, x, targets, weights, tile, z_loss=0.1)
+        return 3 * loss, sums
 
-    dense = total(lambda head, x: loss_sums(scores(head, x), targets, weights))
-    tiled = total(lambda head, x: tiled_loss_sums(scores, head, x, targets, weights, tile))
+    tiled, dense = (
+        jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))({"kernel": table()}, x)
+        for run in (tiled, dense)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), tiled, dense)
 
 
@@ -117,18 +119,33 @@ def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
         np.zeros((1, length), np.int32),
         np.ones((1, length), np.float32),
     )
-    x[0, -1] = 256.0  # tiles are added backwards
+    x[0, 0] = 256.0
 
     def bfloat16_scores(head, x):
         return scores(head, x.astype(jnp.bfloat16))
 
     def loss(head):
         # Two equal scores: the gradient of each tile is -x / 2 for the target's column.
-        return 2 * tiled_loss_sums(bfloat16_scores, head, x, targets, weights, 1).loss
+        return 2 * tiled_loss(bfloat16_scores, head, x, targets, weights, 1)[0]
 
     gradient = jax.jit(jax.grad(loss))({"kernel": jnp.zeros((1, 2), jnp.bfloat16)})["kernel"]
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient.astype(jnp.float32), [[-320.0, 320.0]])
+
+
+def test_scores_of_tiles_are_computed_once():
+    """A tile has three products: scores, and the gradients of the head and of x."""
+    x, targets, weights = samples(12)
+
+    def products(function) -> int:
+        jaxpr = jax.make_jaxpr(function)({"kernel": table()}, x).jaxpr
+        return sum(e.primitive.name == "dot_general" for e in tiny.equations(jaxpr))
+
+    def loss(head, x):
+        return tiled_loss(scores, head, x, targets, weights, 4)[0]
+
+    assert products(loss) == 1
+    assert products(jax.grad(loss, argnums=(0, 1))) == 3
 
 
 def test_only_the_scores_of_a_tile_are_in_memory():
@@ -142,7 +159,7 @@ def test_only_the_scores_of_a_tile_are_in_memory():
 
     def memory(tile: int) -> int:
         def loss(head, x, y, w):
-            return tiled_loss_sums(scores, head, x, y, w, tile).loss
+            return tiled_loss(scores, head, x, y, w, tile)[0]
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(head, x, y, w).compile()
         analysis = compiled.memory_analysis()

@@ -83,13 +83,12 @@ def test_what_can_be_loaded_but_not_trained_is_refused_without_a_device():
         check_trainable(odd)
 
 
-def test_the_log_says_whether_scores_are_computed_twice():
+def test_the_log_says_whether_scores_are_computed_in_tiles():
     run = build_run(replace(tiny.CONFIG, runtime=RuntimeConfig(devices=1)), 0)
     assert describe_loss(run) == "loss: scores of all positions at once"
     positions = tiny.CONFIG.data.sequence_length
     rows = tiny.CONFIG.training.batch_size // run.placement.batch_shards
     half = 4 * rows * tiny.CONFIG.model.vocabulary_size * positions // 2
     assert describe_loss(run._replace(tile_bytes=half)) == (
-        f"loss: {positions // 2} of {positions} positions at a time (by the device's memory), "
-        "scores computed twice"
+        f"loss: {positions // 2} of {positions} positions at a time (by the device's memory)"
     )

@@ -19,13 +19,16 @@ from jaxlm.data.documents import SourceKeys
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
-from jaxlm.data.rules import Predicate, check_rules, describe_rules
+from jaxlm.data.rules import Predicate, check_rules, describe_rules, raised_versions
 from jaxlm.data.tokenizer import load_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.files import expand_home
 
 FORMAT = 1
+FINGERPRINTS = "fingerprints.json"  # in the folder of the stores
 DUPLICATES = {"exact_duplicates": False, "near_duplicates": None}  # of data.curation: off
+# As those of the rules (document_rules.py): raise one when other duplicates are found than before.
+DUPLICATES_VERSIONS = {"exact_duplicates": 1, "near_duplicates": 1}
 
 
 class StoreIdentity(NamedTuple):
@@ -63,7 +66,7 @@ def identify_store(
         with contextlib.suppress(OSError):
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(root / ".fingerprints.lock", lambda: None))
-        source_inputs, newlines = describe_sources(data, root / "fingerprints.json")
+        source_inputs, newlines = describe_sources(data, root / FINGERPRINTS)
         rules = describe_rules(data, predicate)
 
     inputs: dict[str, Any] = {
@@ -77,6 +80,10 @@ def identify_store(
         inputs["on_error"] = data.on_error
     duplicates = {key: getattr(data.curation, key) for key in DUPLICATES}
     if duplicates != DUPLICATES:
+        # Of near duplicates exact ones are found as well.
+        used = DUPLICATES if data.curation.near_duplicates is not None else ("exact_duplicates",)
+        if versions := raised_versions(DUPLICATES_VERSIONS, used):
+            duplicates["versions"] = versions
         inputs["curation"] = duplicates
     if rules:
         inputs["rules"] = rules

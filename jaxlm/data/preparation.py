@@ -22,8 +22,16 @@ from jaxlm.data.building import (
 )
 from jaxlm.data.building.stages import Part, Stage, run_stage
 from jaxlm.data.building.workers import LostWorkerError
+from jaxlm.data.corpus import numbered_sources
 from jaxlm.data.growing import BEGUN, open_begun, unfinished_path
-from jaxlm.data.identity import FORMAT, StoreIdentity, file_lock, identify_store
+from jaxlm.data.identity import (
+    FINGERPRINTS,
+    FORMAT,
+    StoreIdentity,
+    describe_sources,
+    file_lock,
+    identify_store,
+)
 from jaxlm.data.mixture import apportion_slots
 from jaxlm.data.rules import Predicate
 from jaxlm.data.store import MANIFEST, Store, open_store, summarize_store
@@ -68,6 +76,7 @@ def prepare(
                     # One that was killed after its manifest has only to be cleared up.
                     if not (unfinished / MANIFEST).exists():
                         manifest = build_store(unfinished, inputs, workers, report)
+                        check_unchanged(data, identity)
                         description = {"format": FORMAT, "inputs": identity.inputs} | manifest
                         write_atomically(unfinished / MANIFEST, json.dumps(description, indent=1))
                     remove_intermediate(unfinished)
@@ -104,6 +113,7 @@ def begin(
                     inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate)
                     start_building(unfinished, report)
                     manifest = begin_store(unfinished, inputs, None, report)
+                    check_unchanged(data, identity)
                     description = {"format": FORMAT, "inputs": identity.inputs} | manifest
                     write_atomically(unfinished / BEGUN, json.dumps(description))
 
@@ -176,6 +186,19 @@ def store_inputs(
         shard_tokens,
         predicate,
     )
+
+
+def check_unchanged(data: DataConfig, identity: StoreIdentity) -> None:
+    """Raise ConfigError at the path of a source whose files changed while they were read.
+
+    The store is named by what they held before, so that a later run would take it for that.
+    """
+    described, _ = describe_sources(data, expand_home(data.store) / FINGERPRINTS)
+    before = identity.inputs["sources"]
+    for (source, keys), then, now in zip(numbered_sources(data), before, described, strict=True):
+        if then["fingerprint"] != now["fingerprint"]:
+            reason = "files changed while they were read: start again once they are complete"
+            raise ConfigError(keys.path, f"{source.path}: {reason}")
 
 
 @contextlib.contextmanager

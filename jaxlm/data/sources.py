@@ -11,7 +11,7 @@ from itertools import islice
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
 from jaxlm.data.documents import FIRST_SOURCE, Document, FilePart, Record, SourceKeys
-from jaxlm.data.formats import find_format, find_json
+from jaxlm.data.formats import find_format, find_json, format_by_name
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines
 from jaxlm.data.readers.streams import MissingLibraryError, read_head
@@ -19,7 +19,7 @@ from jaxlm.data.readers.tables import read_arrow, read_csv, read_parquet
 from jaxlm.data.readers.text import read_text
 from jaxlm.data.readers.web_archive import read_web_archive
 from jaxlm.data.readers.wikipedia import read_wikipedia
-from jaxlm.data.reading_notes import ReadingNotes
+from jaxlm.data.reading_notes import NAMES, ReadingNotes
 from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
@@ -32,6 +32,7 @@ READERS: dict[str, Callable[[SourceFile, tuple[str, ...]], Iterator[Record | Use
     "warc": read_web_archive,
     "wikipedia": read_wikipedia,
 }
+UNPACKED = ("parquet", "arrow")  # which compress by themselves
 
 
 def read_documents(
@@ -104,6 +105,10 @@ def choose_reader(
         return "jsonl"
     if found is None:
         found = find_json(path, head, read_keys(source)[0], keys)
+    if found in UNPACKED and compression is not None:
+        raise UserError(f"{path}: is {NAMES[found]} in {compression}: unpack it first")
+    if not head and format_by_name(path) in UNPACKED:
+        raise UserError(f"{path}: is empty, which no {NAMES[format_by_name(path)]} file is")
     notes.add_format(path, found, compression)
     return found
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, ModelConfig, UserError
 from jaxlm.config.fields import suggestion
-from jaxlm.interop.architectures import ARCHITECTURES
+from jaxlm.interop.architectures import ARCHITECTURES, OTHER_CLASSES
 from jaxlm.interop.extension import apply_extension
 from jaxlm.interop.hf_config import format_json, read_hf_config
 from jaxlm.interop.mapping import Architecture
@@ -96,17 +96,21 @@ def open_directory(path: Path) -> HFDirectory:
     """Read config.json and the headers of the weights; UserError for what is not supported."""
     hf_config = read_hf_config(path)
     model_type = hf_config.get("model_type")
-    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if architecture is None:
+    known = [a for a in (*ARCHITECTURES.values(), *OTHER_CLASSES) if a.model_type == model_type]
+    if not known:
         near = suggestion(model_type, ARCHITECTURES) if isinstance(model_type, str) else ""
-        known = ", ".join(ARCHITECTURES)
+        names = ", ".join(ARCHITECTURES)
         hf_config.refuse(
-            "model_type", f"{format_json(model_type)} is not supported{near}; known: {known}"
+            "model_type", f"{format_json(model_type)} is not supported{near}; known: {names}"
         )
     classes = hf_config.strings("architectures")
-    if classes and not set(classes) & set(architecture.classes):
-        known = " or ".join(architecture.classes)
-        hf_config.refuse("architectures", f"{', '.join(classes)} is not supported, only {known}")
+    fitting = [a for a in known if not classes or set(classes) & set(a.classes)]
+    if not fitting:
+        names = " or ".join(name for a in known for name in a.classes)
+        hf_config.refuse(
+            "architectures", f"{', '.join(classes or ())} is not supported, only {names}"
+        )
+    architecture = fitting[0]
 
     values, indices = dict(hf_config.values), {"": read_tensor_index(path)}
     for name in architecture.subfolders:

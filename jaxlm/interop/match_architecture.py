@@ -11,7 +11,7 @@ import jax
 
 from jaxlm import models
 from jaxlm.config import ModelConfig, UserError
-from jaxlm.interop.architectures import ARCHITECTURES
+from jaxlm.interop.architectures import ARCHITECTURES, OTHER_CLASSES
 from jaxlm.interop.extension import (
     EXTENSION_KEY,
     apply_extension,
@@ -106,7 +106,7 @@ def find_match(model: ModelConfig) -> ArchitectureMatch:
     """
     extended: list[ArchitectureMatch] = []
     mismatches: list[tuple[int, str]] = []  # (fields that differ, message)
-    for architecture in ARCHITECTURES.values():
+    for architecture in (*ARCHITECTURES.values(), *OTHER_CLASSES):
         if architecture.family != model.family:
             continue
         for equivalent in equivalent_models(model):

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 from support.stores import BYTES, all_texts, build_store, data_config, write_corpus
 
-from jaxlm.config import SourceConfig, TokenizerConfig
-from jaxlm.data import identify_store
+from jaxlm.config import CurationConfig, SourceConfig, TokenizerConfig
+from jaxlm.data import identify_store, identity
+from jaxlm.data.rules.document_rules import VERSIONS
 from jaxlm.data.vocabulary import SpecialTokens
 
 
@@ -130,6 +131,55 @@ def test_names_of_all_kinds_of_stores_are_fixed_for_ever(data, tmp_path):
         "8861e55ef05f564c",
         "e8269361da7575e5",
     ]
+
+
+USED = {
+    "normalization": {"normalization": "NFC"},
+    "c4": {"rules": ("c4",)},
+    "gopher_quality": {"rules": ("gopher_quality",)},
+    "gopher_repetition": {"rules": ("gopher_repetition",)},
+    "remove_addresses": {"remove_addresses": True},
+    "exact_duplicates": {"exact_duplicates": True},
+    "near_duplicates": {"near_duplicates": 0.6},
+}
+NAMES = {
+    "normalization": "ae8ef905121b410e",
+    "c4": "08110e2a4766b9d4",
+    "gopher_quality": "261c3fcb912fceb1",
+    "gopher_repetition": "5ff62a2eea7d067f",
+    "remove_addresses": "3fb2394b1c721bd4",
+    "exact_duplicates": "e1292664e7112af5",
+    "near_duplicates": "254716d623d1e4c0",
+}
+
+
+def curated(data, **fields):
+    return replace(data, curation=CurationConfig(**fields))
+
+
+def test_names_of_stores_with_rules_are_fixed_for_ever(data):
+    """While all versions are 1, the names are those from before there were versions."""
+    names = {rule: name_of(curated(data, **fields)) for rule, fields in USED.items()}
+    assert names == NAMES
+
+
+@pytest.mark.parametrize("rule", USED)
+def test_another_version_of_a_rule_is_another_store_where_the_rule_is_used(data, rule, monkeypatch):
+    versions = identity.DUPLICATES_VERSIONS if rule.endswith("duplicates") else VERSIONS
+    monkeypatch.setitem(versions, rule, 2)
+    names = {other: name_of(curated(data, **USED[other])) for other in NAMES}
+    changed = {other for other, name in names.items() if name != NAMES[other]}
+    # Who looks for near duplicates finds exact ones as well.
+    assert changed == {rule} | ({"near_duplicates"} if rule == "exact_duplicates" else set())
+    assert name_of(data) == "5aa945c6efd345af"
+
+
+def test_a_rule_with_a_file_of_its_own_has_a_version_as_well(data, tmp_path, monkeypatch):
+    (tmp_path / "e.txt").write_text("a text of the evaluation")
+    used = curated(data, evaluation_text=str(tmp_path / "e.txt"))
+    before = name_of(used)
+    monkeypatch.setitem(VERSIONS, "evaluation_text", 2)
+    assert name_of(used) != before
 
 
 def test_validation_files_that_are_read_as_before_keep_the_name_of_their_store(data, tmp_path):

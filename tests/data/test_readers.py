@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 
 import pytest
+from support.hostile_files import GOOD, HOSTILE, LONG, zstandard_compress
 
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.documents import FilePart
 from jaxlm.data.listing import list_files
-from jaxlm.data.readers import streams
+from jaxlm.data.readers import streams, tables, wikipedia
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.sources import read_documents
 
@@ -38,10 +39,6 @@ def read_skipping(path: Path, **fields) -> tuple[list[str], list[str]]:
     source = config.SourceConfig(name="corpus", path=str(path), **fields)
     found = [document.text for document in read_documents(source, notes=notes)]
     return found, list(notes.lines("corpus"))
-
-
-def zstandard_compress(data: bytes) -> bytes:
-    return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
 
 
 COMPRESSORS = {
@@ -424,98 +421,11 @@ def test_pairs_may_stand_in_a_table(tmp_path):
 # --- hostile inputs ---
 
 
-def parquet_bytes(columns: dict) -> bytes:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    buffer = io.BytesIO()
-    parquet.write_table(arrow.table(columns), buffer)
-    return buffer.getvalue()
-
-
-def arrow_bytes(columns: dict) -> bytes:
-    arrow, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
-    table, buffer = arrow.table(columns), io.BytesIO()
-    with ipc.new_file(buffer, table.schema) as file:
-        file.write_table(table)
-    return buffer.getvalue()
-
-
-GOOD = b'{"text": "good"}\n'
-LONG = 1 << 16  # as many bytes as a record of these tests may have
-DEEP = b'{"text": ' * 5_000
-# name: (file, content or a function of nothing, what the error says, texts that are kept)
-HOSTILE = {
-    "broken UTF-8": ("a.txt", b"caf\xe9", "a.txt: not UTF-8 at byte 3", []),
-    "broken UTF-8 in JSON": ("a.jsonl", b'{"text": "\xe9"}\n' + GOOD, "a.jsonl:1: not UTF-8", 1),
-    "UTF-16": ("a.txt", "text".encode("utf-16"), "a.txt: not UTF-8 at byte 0", []),
-    "NUL in a text": ("a.txt", b"a\0b", None, ["a\0b"]),
-    "NUL in JSON": ("a.jsonl", b'{"text": "a\0b"}\n' + GOOD, "a.jsonl:1: not JSON", 1),
-    "NUL in CSV": ("a.csv", b"text\na\0b\n", None, ["a\0b"]),
-    "byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + GOOD, None, 1),
-    "carriage returns": ("a.jsonl", GOOD.replace(b"\n", b"\r\n") * 2, None, 2),
-    "carriage returns in CSV": ("a.csv", b"text\r\ngood\r\n", None, 1),
-    "carriage returns alone": ("a.jsonl", b'{"text": "a"}\r' * 2, "a.jsonl:1: not JSON", []),
-    "huge line": ("a.jsonl", b'{"text": "' + b"x" * LONG + b'"}\n' + GOOD, "a.jsonl:1: longer", 1),
-    "huge CSV field": ("a.csv", b"text\n" + b"x" * LONG + b"\ngood\n", "a.csv:2: longer than", 1),
-    "empty file": ("a.txt", b"", None, []),
-    "empty JSON lines": ("a.jsonl", b"", None, []),
-    "blank lines": ("a.jsonl", b"\n \n\t\n", None, []),
-    "empty CSV": ("a.csv", b"", "a.csv: no column 'text'", []),
-    "truncated gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD)[:-9], "a.jsonl.gz: damaged g", 1),
-    "truncated bzip2": ("a.jsonl.bz2", lambda: bz2.compress(GOOD)[:-9], "bz2: damaged bzip2", 1),
-    "truncated xz": ("a.jsonl.xz", lambda: lzma.compress(GOOD)[:-9], "xz: damaged xz", 1),
-    "truncated Zstandard": (
-        "a.zst",
-        lambda: zstandard_compress(GOOD)[:-3],
-        "a.zst: damaged Zstandard",
-        [],
-    ),
-    "rubbish after gzip": ("a.jsonl.gz", lambda: gzip.compress(GOOD) + b"x", "damaged gzip", 1),
-    "gzip of gzip": ("a.gz", lambda: gzip.compress(gzip.compress(GOOD)), "a.gz: not UTF-8", []),
-    "truncated Parquet": (
-        "a.parquet",
-        lambda: parquet_bytes({"text": ["good"]})[:-9],
-        "a.parquet: damaged Parquet",
-        [],
-    ),
-    "Parquet of nulls": ("a", lambda: parquet_bytes({"text": ["good", None]}), "a:2: 'text'", 1),
-    "Parquet of lists": ("a", lambda: parquet_bytes({"text": [["a"]]}), "a:1: 'text' must", []),
-    "Parquet without rows": ("a.parquet", lambda: parquet_bytes({"text": []}), None, []),
-    "missing field": ("a.jsonl", b'{"body": 1}\n' + GOOD, "a.jsonl:1: no key 'text'", 1),
-    "null text": ("a.jsonl", b'{"text": null}\n' + GOOD, "a.jsonl:1: 'text' must", 1),
-    "wrong type": ("a.jsonl", b'{"text": {"text": ""}}\n' + GOOD, "a.jsonl:1: 'text' must", 1),
-    "a list": ("a.jsonl", b"[1]\n" + GOOD, "a.jsonl:1: must be a JSON object", 1),
-    "duplicate keys": ("a.jsonl", b'{"text": "", "text": "a"}\n' + GOOD, "a.jsonl:1: the key", 1),
-    "not a number": ("a.jsonl", b'{"text": NaN}\n' + GOOD, "a.jsonl:1: 'text' must be", 1),
-    "half a surrogate": ("a.jsonl", b'{"text": "\\udc00"}\n' + GOOD, "a.jsonl:1: half a", 1),
-    "deep nesting": ("a.jsonl", DEEP + b"\n" + GOOD, "a.jsonl:1: not JSON", 1),
-    "half a line": ("a.jsonl", GOOD + GOOD[:9], "a.jsonl:2: not JSON", 1),
-    "bomb": ("a.txt.gz", lambda: gzip.compress(bytes(1000 * LONG)), "a.txt.gz: one text of", []),
-    "bomb in a line": ("a.jsonl.gz", lambda: gzip.compress(bytes(9 * LONG)), "gz:1: longer", []),
-    "open quote": ("a.csv", b'text\ngood\n"open\n', "a.csv:3: unexpected end of data", 1),
-    "ragged row": ("a.csv", b"text,n\na,1,2\ngood,1\n", "a.csv:2: has 3 fields", 1),
-    "nothing in gzip": ("a.jsonl.gz", lambda: gzip.compress(b""), None, []),
-    "empty Parquet": ("a.parquet", b"", None, []),
-    "Parquet without the column": (
-        "a.parquet",
-        lambda: parquet_bytes({"body": ["a"]}),
-        "a.parquet: no column 'text'",
-        [],
-    ),
-    "truncated Arrow": (
-        "a.arrow",
-        lambda: arrow_bytes({"text": ["a"] * 99})[:-99],
-        "damaged Ar",
-        [],
-    ),
-    "truncated dump": ("a.xml", b"<mediawiki><page><ns>0</ns>", "a.xml:1: not XML", []),
-    "another format": ("a.jsonl", b"%PDF-1.7\n\xff", "a.jsonl: is a PDF file", []),
-}
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_in_one_line_or_skipped_and_counted(tmp_path, name, monkeypatch):
     file, content, reason, kept = HOSTILE[name]
-    monkeypatch.setattr(streams, "LONGEST_RECORD", LONG)
+    for module in (streams, tables, wikipedia):
+        monkeypatch.setattr(module, "LONGEST_RECORD", LONG)
     (tmp_path / file).write_bytes(content() if callable(content) else content)
     (tmp_path / "z.jsonl").write_bytes(GOOD)
     kept = ["good"] * kept if isinstance(kept, int) else kept

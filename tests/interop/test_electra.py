@@ -19,9 +19,10 @@ from support.parity import (
     samples,
 )
 
-from jaxlm import interop, models
+from jaxlm import convert, interop, models, runtime
 from jaxlm.config import ModelConfig, UserError
 
+QUICK = {"xla_backend_optimization_level": 0}  # to compile takes much longer than to run
 SIZES = {"num_hidden_layers": 2, "max_position_embeddings": LENGTH, "type_vocab_size": 3}
 SIZES |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DISCRIMINATOR = {"hidden_size": 36, "num_attention_heads": 6, "intermediate_size": 48}
@@ -54,10 +55,9 @@ def test_both_networks_are_those_of_transformers(tmp_path, fields):
     assert model_config.generator_share == pytest.approx(1 / 3)
 
     model, batch = models.build(model_config), samples(model_config)
-    quick = {"xla_backend_optimization_level": 0}
     judged, filled = jax.jit(
         lambda params: (model.apply(params, batch), model.generator.apply(params, batch)),
-        compiler_options=quick,
+        compiler_options=QUICK,
     )(params)
     expected = reference_logits(discriminator, batch)[..., None]
     assert logits_difference(judged, expected, batch) <= LOGITS_TOLERANCE
@@ -96,6 +96,49 @@ def test_a_discriminator_alone_has_features_but_no_generator(references, tmp_pat
     assert models.build(model_config).generator is None and list(params) == ["discriminator"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "written"),
+    [
+        (dict(), "bert"),
+        (dict(hidden_act="relu", tie_word_embeddings=False), "electra"),
+    ],
+    ids=["gelu", "relu, untied"],
+)
+def test_a_generator_of_one_width_is_an_encoder(tmp_path, fields, written):
+    """Where BERT computes the same, it is exported as one: the first architecture that fits."""
+    reference = build_reference(
+        "ElectraForMaskedLM", **(DISCRIMINATOR | SIZES | fields), embedding_size=36
+    )
+    reference.save_pretrained(tmp_path / "hf")
+    model_config, params = interop.load(tmp_path / "hf")
+    assert model_config.generator_share is None
+
+    model, batch = models.build(model_config), samples(model_config)
+    logits = jax.jit(model.apply, compiler_options=QUICK)(params, batch)
+    expected = reference_logits(reference, batch)
+    assert logits_difference(logits, expected, batch) <= LOGITS_TOLERANCE
+
+    assert interop.save(tmp_path / "ours", model_config, params).model_type == written
+    assert interop.load(tmp_path / "ours")[0] == model_config
+    cls = {"bert": "BertForMaskedLM", "electra": "ElectraForMaskedLM"}[written]
+    again, loading = getattr(transformers, cls).from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys"))
+    written_logits = reference_logits(again, batch).detach()
+    assert logits_difference(written_logits, expected, batch) <= LOGITS_TOLERANCE
+
+
+def test_a_generator_of_two_widths_is_refused_alone(references, tmp_path, capsys):
+    code = runtime.command(
+        convert.main, ["import", str(references / "generator"), str(tmp_path / "run")]
+    )
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert "generator/config.json: embedding_size: 20 is not hidden_size (12)" in error
+    assert error.endswith("put this one into it as the folder generator\n")
+
+
 def edit_config(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -117,7 +160,7 @@ def test_a_generator_of_another_model_is_refused(references, tmp_path, values, m
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_other_embeddings_and_a_generator_alone_are_refused(references, tmp_path):
+def test_a_generator_of_other_embeddings_is_refused(references, tmp_path):
     folder = shutil.copytree(references, tmp_path / "other")
     generator = transformers.ElectraForMaskedLM.from_pretrained(folder / "generator")
     with torch.no_grad():
@@ -125,8 +168,6 @@ def test_other_embeddings_and_a_generator_alone_are_refused(references, tmp_path
     generator.save_pretrained(folder / "generator")
     with pytest.raises(UserError, match="its embeddings are not those of the folder above"):
         interop.load(folder)
-    with pytest.raises(UserError, match="ElectraForMaskedLM is not supported, only ElectraForPre"):
-        interop.load(folder / "generator")
 
 
 SMALL = ModelConfig(

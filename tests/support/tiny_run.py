@@ -50,6 +50,16 @@ FAMILIES = {  # edits of the recipe
     ),
 }
 
+RUNS = FAMILIES | {  # and edits for other models of these families
+    "electra": (
+        *FAMILIES["encoder"],
+        "objective.kind=replaced_tokens",
+        "model.head_transform=true",
+        "model.embedding_width=16",
+        "model.generator_share=0.5",
+    ),
+}
+
 
 def write_recipe(folder: Path) -> None:
     """Write tiny.py and text.txt to `folder`."""
@@ -70,7 +80,7 @@ def finish(folder: Path, family: str) -> None:
     """Write the recipe, a finished run of it (runs/tiny) and its output.txt to `folder`."""
     write_recipe(folder)
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as output:
-        code = run(*FAMILIES[family], "evaluation.samples=1", "evaluation.sample_tokens=8")
+        code = run(*RUNS[family], "evaluation.samples=1", "evaluation.sample_tokens=8")
     assert code == 0, output.getvalue()
     (folder / "output.txt").write_text(output.getvalue())
 

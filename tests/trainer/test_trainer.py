@@ -137,11 +137,11 @@ def stopped_after(step: int | None, *edits: str, directory: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", tiny_run.FAMILIES)
+@pytest.mark.parametrize("family", tiny_run.RUNS)
 def test_resuming_on_other_meshes(copied_run, capsys, family):
     """8 -> 4 -> 1 devices and other ZeRO stages: the same tokens, bit-equal state, equal losses."""
     copied_run(family)
-    edits = tiny_run.FAMILIES[family]
+    edits = tiny_run.RUNS[family]
     whole = dict(rows()["train/loss"])
     for stop, devices, zero in ((4, 8, 3), (8, 4, 2), (None, 1, 0)):
         code = stopped_after(

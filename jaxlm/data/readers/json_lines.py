@@ -49,7 +49,8 @@ def parse_json_object(line: bytes, place: str, names: tuple[str, ...]) -> dict:
         hook = functools.partial(unique_names, names, place) if has_twice else None
         fields = json.loads(decode_utf8(line, place), object_pairs_hook=hook)
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+        reason = error.msg.removesuffix(" at")  # "Invalid control character at"
+        raise UserError(f"{place}: not JSON: {reason} at column {error.colno}") from error
     except RecursionError as error:
         raise UserError(f"{place}: not JSON: nested too deeply") from error
     except ValueError as error:

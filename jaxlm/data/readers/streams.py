@@ -8,12 +8,13 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, BinaryIO
 
 from jaxlm.config import UserError
 from jaxlm.data.documents import FilePart
+from jaxlm.data.formats import COMPRESSED
 from jaxlm.data.remote_files import SourceFile
 
 # Compression -> the first bytes. A text may well begin with "BZh".
@@ -26,8 +27,8 @@ COMPRESSIONS = {
 
 LONGEST_RECORD = 1 << 28  # bytes of one line, row or page, so that memory stays bounded
 BUFFER = 1 << 16
-# Zstandard makes at most 2**15 bytes of one, so 128 MiB of these.
-ZSTANDARD_INPUT = 1 << 12
+# Of a compressed file at once: Zstandard makes at most 2**15 bytes of one, so 128 MiB of these.
+FRAME_INPUT = 1 << 12
 OBJECT_WITHOUT_END = re.compile(rb"(?:\xef\xbb\xbf)?\s*\{[^\n]*")
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
@@ -55,7 +56,10 @@ def open_stream(path: SourceFile) -> Iterator[io.BufferedIOBase]:
     compression = None
     try:
         with path.open("rb") as file:
-            compression = find_compression(file.peek(16))
+            head = file.peek(16)
+            if not head and path.suffix.lower() in COMPRESSED:
+                raise UserError(f"{path}: is empty, which no compressed file is")
+            compression = find_compression(head)
             yield decompress(file, compression, path)
     except DAMAGED as error:
         kind = f"damaged {compression}" if compression else "damaged"
@@ -80,25 +84,34 @@ def decompress(
         case "gzip":
             return gzip.GzipFile(fileobj=file)
         case "bzip2":
-            return bz2.BZ2File(file)
+            return io.BufferedReader(FrameStream(file, bz2.BZ2Decompressor), BUFFER)
         case "xz":
-            return lzma.LZMAFile(file)
+            return io.BufferedReader(FrameStream(file, lzma.LZMADecompressor, b"\0"), BUFFER)
         case "Zstandard":
-            zstandard = import_reader("zstandard", f"{path}: Zstandard")
-            return io.BufferedReader(ZstandardStream(file, zstandard), BUFFER)
+            library = import_reader("zstandard", f"{path}: Zstandard")
+            # Files made with --long=31 ask for windows of 2 GiB: those are refused, as by zstd
+            # itself.
+            decompressor = library.ZstdDecompressor(max_window_size=1 << 27)
+            frames = FrameStream(file, decompressor.decompressobj, error=library.ZstdError)
+            return io.BufferedReader(frames, BUFFER)
     return file
 
 
-class ZstandardStream(io.RawIOBase):
-    """The content of a Zstandard file of any number of frames.
+class FrameStream(io.RawIOBase):
+    """The content of a compressed file of any number of frames, each of which ends by itself.
 
-    The library's own stream takes a file that was cut for one that ends there.
+    The libraries' own streams are silent about damage: that of Zstandard takes a file that was cut
+    for one that ends there, those of bzip2 and xz what is no frame for the end of the file.
     """
 
-    def __init__(self, file: BinaryIO, zstandard: ModuleType):
-        self.file, self.error = file, zstandard.ZstdError
-        # Files made with --long=31 ask for windows of 2 GiB: those are refused, as by zstd itself.
-        self.library = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    def __init__(
+        self,
+        file: BinaryIO,
+        new_frame: Callable[[], Any],
+        padding: bytes = b"",  # that may stand between frames
+        error: type[Exception] = OSError,  # of the library
+    ):
+        self.file, self.new_frame, self.padding, self.error = file, new_frame, padding, error
         self.frame: Any = None  # None between two frames
         self.output = memoryview(b"")
         self.input = b""
@@ -109,14 +122,18 @@ class ZstandardStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer as far as the bytes at hand go; 0 at the end. Raises EOFError, OSError."""
         while not self.output:
-            data = self.input or self.file.read(ZSTANDARD_INPUT)
+            data = self.input or self.file.read(FRAME_INPUT)
             self.input = b""
             if not data:
                 if self.frame is not None:
                     raise EOFError("the file ends inside a frame")
                 return 0
 
-            self.frame = self.frame or self.library.decompressobj()
+            if self.frame is None:
+                data = data.lstrip(self.padding)
+                if not data:
+                    continue
+                self.frame = self.new_frame()
             try:
                 self.output = memoryview(self.frame.decompress(data))
             except self.error as error:
@@ -162,7 +179,7 @@ def read_all(path: SourceFile) -> bytes:
     Raises UserError where decompressing it takes more than LONGEST_RECORD bytes.
     """
     with open_stream(path) as stream:
-        if isinstance(stream, io.BufferedReader) and not isinstance(stream.raw, ZstandardStream):
+        if isinstance(stream, io.BufferedReader) and not isinstance(stream.raw, FrameStream):
             return stream.read()
 
         data = stream.read(LONGEST_RECORD + 1)

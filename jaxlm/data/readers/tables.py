@@ -63,7 +63,13 @@ def read_csv(
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield UserError(f"{path}:{rows.line_num}: {describe(error)}")
+                place = f"{path}:{rows.line_num}"
+                if "field limit" in str(error):
+                    # Inside of a quote: what follows would be taken for rows.
+                    size = f"{LONGEST_RECORD >> 20} MiB"
+                    reason = f"a field is longer than {size}, perhaps for want of a closing quote"
+                    raise UserError(f"{place}: {reason}") from error
+                yield UserError(f"{place}: {describe(error)}")
                 continue
             except UserError as error:
                 yield error
@@ -99,7 +105,7 @@ def read_parquet(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | 
         with open_table(path) as table, parquet.ParquetFile(table) as file:
             check_columns(path, file.schema_arrow.names, names)
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names))
-            yield from number_rows(batches)
+            yield from number_rows(batches, path)
     except RemoteError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (arrow.ArrowException, OSError) as error:
@@ -125,7 +131,7 @@ def read_arrow(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | Us
                 for batch in batches
                 for start in range(0, batch.num_rows, BATCH_ROWS)
             )
-            yield from number_rows(small)
+            yield from number_rows(map(validate_batch, small), path)
     except RemoteError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (arrow.ArrowException, OSError) as error:
@@ -144,10 +150,36 @@ def open_arrow(table: Path | io.BufferedReader, arrow: ModuleType) -> Any:
     return arrow.PythonFile(table, mode="r")
 
 
-def number_rows(batches: Iterator[Any]) -> Iterator[Record]:
-    """Yield the rows of pyarrow's record batches."""
-    number = 0
+def validate_batch(batch: Any) -> Any:
+    """Return a record batch. Raises an error of pyarrow unless it can be read.
+
+    The offsets of a damaged Arrow file may lead anywhere, and kill the process that follows them.
+    """
+    batch.validate(full=True)
+    return batch
+
+
+def number_rows(batches: Iterator[Any], path: SourceFile) -> Iterator[Record | UserError]:
+    """Yield the rows of pyarrow's record batches, or what is wrong with a row."""
+    first = 1
     for batch in batches:
-        for fields in batch.to_pylist():
-            number += 1
-            yield Record(number, fields)
+        try:
+            rows = batch.to_pylist()
+        except ValueError:  # a text that is not UTF-8; the others are read
+            for number in range(batch.num_rows):
+                yield read_row(batch.slice(number, 1), path, first + number)
+        else:
+            for number, fields in enumerate(rows, first):
+                yield Record(number, fields)
+        first += batch.num_rows
+
+
+def read_row(batch: Any, path: SourceFile, number: int) -> Record | UserError:
+    """Return the row of a batch of one, or what is wrong with it."""
+    try:
+        return Record(number, batch.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start:,} (0x{error.object[error.start]:02x})"
+        return UserError(f"{path}:{number}: not UTF-8 at {byte}")
+    except ValueError as error:
+        return UserError(f"{path}:{number}: can't be read: {describe(error)}")

@@ -1,5 +1,6 @@
 """Read the pages of a MediaWiki dump (pages-articles.xml), without their markup."""
 
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +35,7 @@ def read_wikipedia(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record 
     number = 0
     with open_stream(path) as stream:
         try:
-            for element in finished_elements(stream):
+            for element in finished_elements(PageStream(stream, path)):
                 tag = local_name(element)
                 if tag == "namespace" and element.get("key") in (
                     FILE_NAMESPACE,
@@ -58,18 +59,38 @@ def read_wikipedia(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record 
             raise UserError(f"{path}:{error.position[0]}: not XML: {describe(error)}") from error
 
 
-def finished_elements(stream: Any) -> Iterator[ElementTree.Element]:
+class PageStream:
+    """A stream that ends in a UserError inside a page of more than LONGEST_RECORD bytes."""
+
+    def __init__(self, stream: io.BufferedIOBase, path: SourceFile):
+        self.stream, self.path = stream, path
+        self.left = LONGEST_RECORD
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most `size` bytes, all that there are before damage; none at the end."""
+        data = self.stream.read1(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise UserError(f"{self.path}: one page of more than {LONGEST_RECORD >> 20} MiB")
+        return data
+
+
+def finished_elements(stream: PageStream) -> Iterator[ElementTree.Element]:
     """Yield the elements of an XML file when they end; what ended below the root is forgotten."""
     path: list[ElementTree.Element] = []
-    for event, element in ElementTree.iterparse(stream, events=("start", "end")):
-        if event == "start":
-            path.append(element)
-            continue
+    try:
+        for event, element in ElementTree.iterparse(stream, events=("start", "end")):
+            if event == "start":
+                path.append(element)
+                continue
 
-        path.pop()
-        yield element
-        if len(path) == 1:
-            path[0].clear()
+            path.pop()
+            yield element
+            if len(path) == 1:
+                path[0].clear()
+                stream.left = LONGEST_RECORD
+    except (LookupError, ValueError) as error:  # of an encoding that the parser does not know
+        raise UserError(f"{stream.path}: not XML: {describe(error)}") from error
 
 
 def local_name(element: ElementTree.Element) -> str:

@@ -1,7 +1,7 @@
 """Judge and mend one document after the other by the rules that a config switches on."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,20 @@ REASONS = (
     PREDICATE,
 )
 SECTION = "data.curation"
+# Raise the version of a rule when it keeps, drops or changes another text than before. Stores that
+# use it then get another name, and are built anew. Version 1 does not stand in the name: stores
+# from before there were versions keep theirs.
+VERSIONS = {
+    "repair_unicode": 1,
+    "normalization": 1,
+    "languages": 1,
+    "c4": 1,
+    "gopher_quality": 1,
+    "gopher_repetition": 1,
+    "classifier": 1,  # how it scores; the weights are told by their hash
+    "evaluation_text": 1,  # how n-grams are cut and compared
+    "remove_addresses": 1,
+}
 REPAIR_PURPOSE, LANGUAGES_PURPOSE = "mending text", "identifying languages"
 EVALUATION_KEYS = SourceKeys(f"{SECTION}.evaluation_text", None)
 
@@ -227,7 +241,16 @@ def describe_rules(data: DataConfig, predicate: Predicate | None = None) -> dict
         description["evaluation_text"] = fingerprint_source(source, cache, EVALUATION_KEYS).hash
     if predicate is not None:
         description["predicate"] = predicate.hash
+
+    used = (*description, *curation.rules)
+    if versions := raised_versions(VERSIONS, used):
+        description["versions"] = versions
     return description
+
+
+def raised_versions(versions: Mapping[str, int], used: Iterable[str]) -> dict[str, int]:
+    """Return the versions above 1 of what is used, for the name of a store."""
+    return {name: versions[name] for name in used if versions.get(name, 1) > 1}
 
 
 def hash_classifier(path: Path) -> str:

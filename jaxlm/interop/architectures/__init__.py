@@ -7,7 +7,7 @@ from jaxlm.interop.architectures.bart import BART
 from jaxlm.interop.architectures.bert import BERT, DISTILBERT, ROBERTA
 from jaxlm.interop.architectures.blenderbot import BLENDERBOT, MARIAN, MBART
 from jaxlm.interop.architectures.bloom import BLOOM
-from jaxlm.interop.architectures.electra import ELECTRA
+from jaxlm.interop.architectures.electra import ELECTRA, ELECTRA_ENCODER
 from jaxlm.interop.architectures.gemma2 import GEMMA2
 from jaxlm.interop.architectures.gpt2 import GPT2
 from jaxlm.interop.architectures.gpt_neox import GPT_NEOX
@@ -38,3 +38,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "blenderbot": BLENDERBOT,
     "marian": MARIAN,
 }
+
+# Other classes of a `model_type` above, which are models of another kind.
+OTHER_CLASSES: tuple[Architecture, ...] = (ELECTRA_ENCODER,)

@@ -1,6 +1,7 @@
 """ELECTRA: the discriminator (ElectraForPreTraining), with its generator in a folder of its own.
 
 The folder `generator` holds an ElectraForMaskedLM. Its embeddings are those of the discriminator.
+An ElectraForMaskedLM alone, with embeddings of its own width, is an encoder like BERT.
 """
 
 import dataclasses
@@ -74,6 +75,34 @@ def write_network(model: ModelConfig, network: ModelConfig | None) -> dict[str, 
     return values | {"embedding_size": model.token_width}
 
 
+def read_encoder(hf_config: HFConfig, tensors: TensorPresence) -> ModelConfig:
+    """Return the model of an ElectraForMaskedLM alone.
+
+    No encoder projects embeddings after their norm, as a generator does whose width is another.
+    """
+    hf_config = dataclasses.replace(hf_config, values=DEFAULTS | dict(hf_config.values))
+    fields = read_bert_fields(hf_config)
+    width, token_width = fields["width"], hf_config.scalar("embedding_size", 128)
+    if token_width != width:
+        hf_config.refuse(
+            "embedding_size",
+            f"{token_width} is not hidden_size ({width}): such an ElectraForMaskedLM is read with "
+            "its discriminator only; copy the directory of the ElectraForPreTraining and put this "
+            f"one into it as the folder {GENERATOR}",
+        )
+    return ModelConfig(
+        **fields,
+        vocabulary_size=hf_config.scalar("vocab_size", 30522),
+        context_length=hf_config.scalar("max_position_embeddings", 512),
+        # The head of the class has the exact GELU whatever the blocks have.
+        head_activation=none_if("gelu", fields["activation"]),
+    )
+
+
+def write_encoder(model: ModelConfig) -> dict[str, Any]:
+    return write_network(model, model)
+
+
 def rules_of(network: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """Return rules whose parameters are those of a network; the embeddings are shared."""
 
@@ -98,25 +127,41 @@ BODY = (
 )
 PREDICTIONS = "discriminator_predictions"
 
-ELECTRA_GENERATOR = Architecture(
+LM_HEAD = "generator_lm_head"
+HEAD_TRANSFORM = head_transform_rules(
+    "generator_predictions.dense", "generator_predictions.LayerNorm"
+)
+
+ELECTRA_ENCODER = Architecture(
     model_type="electra",
     classes=("ElectraForMaskedLM",),
     family="encoder",
+    read=read_encoder,
+    write=write_encoder,
+    rules=(
+        *BODY,
+        *HEAD_TRANSFORM,
+        Rule(f"{LM_HEAD}.weight", "v d", ("head.kernel",), "dv"),
+        Rule(f"{LM_HEAD}.bias", "v", ("head.bias",), "v"),
+    ),
+    root="electra.",
+    ignored=BERT_UNUSED_TENSORS,
+    aliases={f"{LM_HEAD}.weight": "electra.embeddings.word_embeddings.weight"},
+    renamed=BERT_OLD_NAMES,
+)
+
+ELECTRA_GENERATOR = ELECTRA_ENCODER._replace(
     read=read_electra,
     write=write_electra,
     rules=rules_of(
         "generator",
         (
             *BODY,
-            *head_transform_rules("generator_predictions.dense", "generator_predictions.LayerNorm"),
-            Rule("generator_lm_head.weight", "v e", ("head.vocabulary.kernel",), "ev"),
-            Rule("generator_lm_head.bias", "v", ("head.vocabulary.bias",), "v"),
+            *HEAD_TRANSFORM,
+            Rule(f"{LM_HEAD}.weight", "v e", ("head.vocabulary.kernel",), "ev"),
+            Rule(f"{LM_HEAD}.bias", "v", ("head.vocabulary.bias",), "v"),
         ),
     ),
-    root="electra.",
-    ignored=BERT_UNUSED_TENSORS,
-    aliases={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-    renamed=BERT_OLD_NAMES,
 )
 
 ELECTRA = Architecture(
