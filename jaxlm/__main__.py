@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "write texts, fill masks, or make vectors",
     "evaluate": "measure loss, perplexity and bits per byte",
     "convert": "import from Hugging Face transformers, and export for it",
+    "bench": "measure how fast a config trains, and what its step waits for",
     "harness": "run tasks of the lm-evaluation-harness",
 }
 HELP = """usage: python -m jaxlm.COMMAND ...

@@ -137,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     check_command(argv)
     args = build_convert_parser().parse_args(argv)
+    runtime.check_directory(args.directory if args.command == "import" else args.run)
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model

@@ -79,6 +79,7 @@ def sampling_keys(batch: Batch, keys_B: Array | None) -> Array:
     return jax.vmap(fold_rows)(document_keys_BM, positions_BM)
 
 
+@jax.named_scope("loss")  # the name in profiles
 def sample_tokens(generator: Model, head: Tree, x_BMD: Array, keys_BM: Array, tile: int) -> Array:
     """Return a token for each position, int32 [B, M], drawn by its probability.
 
@@ -133,6 +134,7 @@ def judged_tokens(batch: Batch) -> Array:
     return jnp.broadcast_to(judged_BL, batch.tokens.shape).astype(jnp.float32)
 
 
+@jax.named_scope("loss")
 def detection_sums(logits_BL: Array, replaced_BL: Array, judged_BL: Array) -> DetectionSums:
     """Return the sums of the binary cross-entropy of logits that a token was replaced."""
     replaced = replaced_BL.astype(jnp.float32)

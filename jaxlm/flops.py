@@ -44,6 +44,43 @@ def training_flops(
     return 3 * forward_flops(config, length, source_length, predictions)
 
 
+def causal_training_flops(
+    config: ModelConfig, length: int, source_length: int = 0, predictions: int | None = None
+) -> int:
+    """Count as `training_flops`, but only the scores of positions that a causal mask lets through.
+
+    They are about half of those of a decoder. Where a kernel skips the others, this is the work
+    that it does. An encoder has the same count in both.
+    """
+    flops = training_flops(config, length, source_length, predictions)
+    if config.family == "encoder":
+        return flops
+
+    for layer in range(config.layers):
+        window = config.windows[layer % len(config.windows)]
+        pairs = length * visible_positions(config, length, window)
+        hidden = pairs - causal_pairs(length, window)
+        flops -= 6 * score_products(config, 1, hidden)
+    return flops
+
+
+def causal_pairs(length: int, window: int | None) -> int:
+    """Return how many pairs of positions see each other, each those before it and itself."""
+    width = length if window is None else min(length, window)
+    return width * (width + 1) // 2 + (length - width) * width
+
+
+def rule_training_flops(config: ModelConfig, parameters: int, length: int) -> int:
+    """Return 6 N + 12 L d T per token, for the T tokens of a sample in one stack.
+
+    N are the stack's parameters, embeddings included, L its layers, d the channels of all heads of
+    a layer. PaLM (arXiv 2204.02311, appendix B) and most published MFUs count so. The head is
+    counted at all positions, and cross attention by its parameters alone.
+    """
+    scores = 12 * config.layers * config.heads * config.width_per_head * length
+    return length * (6 * parameters + scores)
+
+
 def electra_products(config: ModelConfig, length: int, predictions: int) -> int:
     """Count the multiplications of both of ELECTRA's networks.
 

@@ -84,6 +84,7 @@ def tile_length(
 Scores = Callable[[Tree, Array], Array]
 
 
+@jax.named_scope("loss")  # the name in profiles
 def tiled_loss(
     scores: Scores,
     head: Tree,

@@ -158,3 +158,34 @@ def test_count_by_xla(name):
 )
 def test_peak_flops_go_by_whole_words(device_kind, expected):
     assert hardware.peak_flops(device_kind) == expected
+
+
+def test_a_causal_mask_lets_half_of_the_scores_through():
+    """Each of L queries sees i + 1 keys: L (L + 1) / 2 pairs, and 12 FLOPs a pair and channel."""
+    weights, pairs = 12 * 12 * 768**2 + 50257 * 768, 1024 * 1025 // 2
+    assert flops.causal_training_flops(GPT2, 1024) == 1024 * 6 * weights + 12 * 12 * pairs * 768
+
+
+def test_causal_pairs_within_a_window_by_counting():
+    for length, window in ((7, None), (7, 3), (7, 7), (5, 9), (1, 1)):
+        pairs = [(i, j) for i in range(length) for j in range(i + 1) if i - j < (window or 99)]
+        assert flops.causal_pairs(length, window) == len(pairs)
+
+    sliding = replace(GPT2, sliding_window=256)
+    weights = flops.training_flops(GPT2, 1024) - 12 * 12 * 1024 * 1024 * 768
+    scores = 12 * 12 * flops.causal_pairs(1024, 256) * 768
+    assert flops.causal_training_flops(sliding, 1024) == weights + scores
+
+
+def test_only_the_decoder_of_an_encoder_decoder_is_causal():
+    t5 = replace(SMALL, family="encoder_decoder", positions="relative", encoder_layers=5)
+    hidden = 12 * 2 * (64 * 64 - 64 * 65 // 2) * 256  # in the decoder's two layers
+    both = flops.training_flops(t5, 64, 128), flops.causal_training_flops(t5, 64, 128)
+    assert both[0] - both[1] == hidden
+    encoder = replace(SMALL, family="encoder")
+    assert flops.causal_training_flops(encoder, 64) == flops.training_flops(encoder, 64)
+
+
+def test_the_rule_of_palm_for_gpt2():
+    """6N + 12 L d T with N = 124,439,808, L = 12, d = 768, T = 1024: 859,885,056 per token."""
+    assert flops.rule_training_flops(GPT2, 124_439_808, 1024) == 1024 * 859_885_056

@@ -28,6 +28,7 @@ LEVELS = {
     "objectives": 2,
     "optim": 2,
     "sharding": 2,
+    "benchmark": 3,
     "card": 3,
     "checkpoint": 3,
     "conversion": 3,
@@ -50,6 +51,7 @@ LEVELS = {
     "training_loop": 3,
     "load_model": 3,
     "__main__": 4,
+    "bench": 4,
     "convert": 4,
     "evaluate": 4,
     "generate": 4,
@@ -61,6 +63,12 @@ LEVELS = {
 # Functions of one room that another of the same level calls, each for a reason. Classes need none:
 # a type may be imported by its neighbours.
 SIDEWAYS = {
+    ("benchmark", "data"): "a config is measured as it is trained, by all of these",
+    ("benchmark", "run"): "as above",
+    ("benchmark", "runtime"): "as above",
+    ("benchmark", "state"): "as above",
+    ("benchmark", "step"): "as above",
+    ("benchmark", "trainer"): "as above",
     ("conversion", "card"): "an export has a model card",
     ("conversion", "checkpoint"): "a run is read, or made",
     ("conversion", "data"): "the tokenizer of a run",
