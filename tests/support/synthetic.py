@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxlm import config, objectives
+from jaxlm import config, flops, objectives
 from jaxlm.types import Batch
 
 
@@ -33,6 +33,13 @@ def objective(run_config: config.Config) -> objectives.Objective:
     """Return the config's objective over that vocabulary."""
     length = run_config.data.sequence_length
     return objectives.build(run_config.objective, length, vocabulary(run_config))
+
+
+def step_flops(run_config: config.Config) -> int:
+    """Return the FLOPs of the matrix products of one training step."""
+    built = objective(run_config)
+    sizes = built.length, built.source_length, built.predictions
+    return run_config.training.batch_size * flops.training_flops(run_config.model, *sizes)
 
 
 def batch(run_config: config.Config, number: int) -> Batch:
