@@ -60,7 +60,7 @@ def test_both_sides_have_the_same_loss(name, tmp_path):
     sums = losses.loss_sums(logits, batch.targets, batch.weights)
 
     peer = torch_models.TrainedModel(run_config.model, run_config.model.vocabulary_size).eval()
-    if isinstance(peer.model, torch_models.GPT):
+    if peer.is_gpt:
         torch_models.copy_params(peer.model, jax.tree.map(np.asarray, params))
     else:
         interop.save(tmp_path, run_config.model, params)

@@ -1,4 +1,4 @@
-"""The models in PyTorch: a GPT of our own in the manner of nanoGPT, else those of `transformers`."""
+"""The models in PyTorch: our own GPT in the manner of nanoGPT, else those of `transformers`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import nn
 
-from jaxlm import interop
 from jaxlm.config import ModelConfig
 from jaxlm.types import Batch, Tree
 
@@ -68,7 +66,10 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim > 1:
-                nn.init.normal_(parameter, std=config.initializer_std)
+                # What is added to the residual stream starts smaller, as in GPT-2.
+                adds = name.endswith(("output.weight", "down.weight"))
+                std = config.initializer_std * ((2 * config.layers) ** -0.5 if adds else 1.0)
+                nn.init.normal_(parameter, std=std)
 
     def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, L, V]."""
@@ -137,7 +138,10 @@ class TrainedModel(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary_size: int):
         super().__init__()
-        self.model = build_model(config, vocabulary_size)
+        self.model: Any = build_model(config, vocabulary_size)
+        self.is_gpt = isinstance(self.model, GPT)
+        # Else a decoder would keep its keys and values.
+        self.options = {} if config.family == "encoder" else {"use_cache": False}
 
     def forward(
         self,
@@ -145,14 +149,13 @@ class TrainedModel(nn.Module):
         targets: torch.Tensor,
         source: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if isinstance(self.model, GPT):
+        if self.is_gpt:
             logits = self.model(tokens)
-        elif source is not None:
-            output = self.model(input_ids=source, decoder_input_ids=tokens, use_cache=False)
-            logits = output.logits
+        elif source is None:
+            logits = self.model(input_ids=tokens, **self.options).logits
         else:
-            options = {"use_cache": False} if self.model.config.model_type == "llama" else {}
-            logits = self.model(input_ids=tokens, **options).logits
+            output = self.model(input_ids=source, decoder_input_ids=tokens, **self.options)
+            logits = output.logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
@@ -161,10 +164,15 @@ def build_model(config: ModelConfig, vocabulary_size: int) -> nn.Module:
 
     GPT-2 is ours. `vocabulary_size` may be larger than the config's: rows that are never read.
     """
-    architecture, values = interop.match_architecture(config)
     if config.positions == "learned" and config.family == "decoder":
         return GPT(config, vocabulary_size)
 
+    # GPT needs neither of them, and they take seconds.
+    import transformers
+
+    from jaxlm import interop
+
+    architecture, values = interop.match_architecture(config)
     model_class = getattr(transformers, architecture.classes[0])
     # No token of these random texts is padding or an end.
     no_tokens = {"pad_token_id": None, "eos_token_id": None, "bos_token_id": None}
