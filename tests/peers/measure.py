@@ -5,6 +5,7 @@ python tests/peers/measure.py '{"shape": "gpt", "arm": "torch f32", "steps": 6, 
 
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -76,6 +77,8 @@ def measure_jaxlm(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
 
 def measure_torch(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
     """Return the figures of PyTorch. `compile_seconds` are those of the whole first step."""
+    # jaxlm.interop, which names the class of a model, must not take the memory of a GPU.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     from peers import torch_steps
 
     timed = torch_steps.time_steps(

@@ -178,10 +178,10 @@ def build_model(config: ModelConfig, vocabulary_size: int) -> nn.Module:
     no_tokens = {"pad_token_id": None, "eos_token_id": None, "bos_token_id": None}
     values = values | {"vocab_size": vocabulary_size} | no_tokens
     model = model_class(model_class.config_class(**values))
-    if not config.tied_head:
+    head, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+    if not config.tied_head and head.weight is tokens.weight:
         # transformers 5 ties T5's head whatever its config says, until weights are loaded.
-        head = model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        head.weight = nn.Parameter(config.width**-0.5 * torch.randn_like(tokens.weight))
     return model
 
 

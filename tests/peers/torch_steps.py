@@ -3,16 +3,12 @@
 import contextlib
 import gc
 import itertools
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
-
-# jaxlm.interop, which names the class of a model, must not take the memory of a GPU.
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import torch
 from peers import torch_models
