@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from gpu import step_speed
 from peers import report, shapes
 from peers.measure import Task
+from peers.products import PRODUCTS
 from peers.report import Line
 from peers.shapes import BFLOAT16, CPU_ARMS, FLOAT32, GPU_ARMS, Arm
 from support import synthetic
@@ -156,7 +157,7 @@ def measure_products(args: argparse.Namespace, output: Output) -> list[Line]:
                 names = {"gemm": library, "precision": precision, "round": number}
                 line = output.line(names | run_script("products.py", [library, precision], LONGEST))
                 lines.append(line)
-                rates = [line[key] for key in line if key not in (*names, "status", "error")]
+                rates = [line[name] for name in PRODUCTS if name in line]
                 best[precision] = max([best.get(precision, 0.0), *rates])
 
         for arm in CPU_ARMS:

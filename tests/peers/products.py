@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 ROWS, WIDTH, HIDDEN = 4096, 384, 1536
 SECONDS = 1.0  # of each product
 LEAST = 5  # repetitions
-FORWARD, INPUT, WEIGHT = "forward", "input gradient", "weight gradient"
+PRODUCTS = FORWARD, INPUT, WEIGHT = "forward", "input gradient", "weight gradient"
 
 
 def operands() -> dict[str, np.ndarray]:
@@ -76,4 +77,5 @@ def gflops(product: Callable[[], Any]) -> float:
 if __name__ == "__main__":
     library, chosen_precision = sys.argv[1:]
     products = {"torch": torch_products, "jax": jax_products}[library](chosen_precision)
-    print(json.dumps({name: round(gflops(product), 1) for name, product in products.items()}))
+    rates = {name: round(gflops(product), 1) for name, product in products.items()}
+    print(json.dumps(rates | {"versions": {library: version(library)}}))
