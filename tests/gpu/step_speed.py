@@ -8,7 +8,6 @@ of `SHAPES` in turn until one fits into memory. Edits given on the command line 
 
 import argparse
 import datetime
-import itertools
 import json
 import os
 import statistics
@@ -23,7 +22,6 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WARM_UP, TIMED = 3, 20
-HOST_BATCHES = 4  # different ones, used in turn
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 SHORTEST = 40  # seconds: a model is not started with less left
 EDITS = ("parallel.zero=0", "training.microbatches=1", "runtime.devices=1")
@@ -36,13 +34,12 @@ class Shape(NamedTuple):
     edits: tuple[str, ...] = ()
 
 
-# The largest batches whose activations fit without recomputation. The scores of all targets fit
-# beside them, so they are not cut into tiles, which the backward pass would compute again.
+# The largest batches whose activations fit without recomputation.
 SHAPES = {
-    "gpt2_124m": Shape((64, 32, 16), ("training.loss_tile=1024",)),
-    "llama_1b": Shape((8, 4, 2), ("parallel.remat=none", "training.loss_tile=2048")),
-    "bert_base": Shape((256, 128, 64), ("training.loss_tile=512",)),
-    "t5_base": Shape((128, 64, 32), ("training.loss_tile=512",)),
+    "gpt2_124m": Shape((64, 32, 16)),
+    "llama_1b": Shape((8, 4, 2), ("parallel.remat=none",)),
+    "bert_base": Shape((256, 128, 64)),
+    "t5_base": Shape((128, 64, 32)),
 }
 
 
@@ -55,48 +52,25 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
     started = time.perf_counter()
 
     # What the config says of the process comes before jax, as in jaxlm.train.
-    from jaxlm import config, flops, hardware, runtime
+    from jaxlm import config, hardware, runtime
 
     run_config = config.load(ROOT / "configs" / f"{name}.py", edits)
     runtime.configure(run_config.runtime)
 
-    import jax
     from support import synthetic
+    from support.timed_steps import time_steps
 
-    from jaxlm import state, step
-    from jaxlm.run import build_run
-
-    run = build_run(run_config, first_step=0)
+    steps = time_steps(run_config, warm_up=WARM_UP, timed=TIMED)
+    run, seconds = steps.run, steps.seconds
     device = run.placement.mesh.devices.flat[0]
     objective = synthetic.objective(run_config)
-    batches = [synthetic.batch(run_config, number) for number in range(HOST_BATCHES)]
-
-    current = state.create_state(run.model, run.optimizer, run.placement, run_config.seed)
-    jitted = step.train_step(
-        run.model, run.optimizer, run_config.training, run.placement, run_config.seed
-    )
-    before_compiling = time.perf_counter()
-    compiled = jitted.lower(current, run.placement.put(batches[0])).compile()
-    compile_seconds = time.perf_counter() - before_compiling
-
-    # One step stays in flight while the host prepares the next, as in the loop of jaxlm.train.
-    losses, ends = [], []
-    for number in range(WARM_UP + TIMED + 1):
-        current, metrics = compiled(current, run.placement.put(batches[number % HOST_BATCHES]))
-        losses.append(metrics.loss)
-        if number:
-            jax.block_until_ready(losses[number - 1])
-            ends.append(time.perf_counter())
-    jax.block_until_ready(current)
-    seconds = [end - start for start, end in itertools.pairwise(ends)][-TIMED:]
 
     median = statistics.median(seconds)
     ranked = statistics.quantiles(seconds, n=10, method="inclusive")
     rows = run_config.training.batch_size
-    sizes = objective.length, objective.source_length, objective.predictions
-    step_flops = rows * flops.training_flops(run_config.model, *sizes)
+    step_flops = synthetic.step_flops(run_config)
     peak_flops = hardware.peak_flops(device.device_kind)
-    memory, text = device.memory_stats() or {}, compiled.as_text()
+    memory, text = device.memory_stats() or {}, steps.compiled.as_text()
     return {
         "model": name,
         "device": device.device_kind,
@@ -116,13 +90,13 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
         "mfu": None if peak_flops is None else round(step_flops / median / peak_flops, 4),
         "peak_memory_bytes": memory.get("peak_bytes_in_use"),
         "memory_limit_bytes": memory.get("bytes_limit"),
-        "compiled_peak_bytes": compiled.memory_analysis().peak_memory_in_bytes,
+        "compiled_peak_bytes": steps.compiled.memory_analysis().peak_memory_in_bytes,
         "attention": {key: list(chosen) for key, chosen in run.model.kernels(run.example).items()},
         "flash_kernel_calls": text.count('custom_call_target="__cudnn$fmha'),
-        "compile_seconds": round(compile_seconds, 1),
+        "compile_seconds": round(steps.compile_seconds, 1),
         "process_seconds": round(time.perf_counter() - started, 1),
-        "first_loss": float(losses[0]),
-        "last_loss": float(losses[-1]),
+        "first_loss": steps.losses[0],
+        "last_loss": steps.losses[-1],
         "versions": runtime.versions(),
         "date": datetime.date.today().isoformat(),
     }
