@@ -57,3 +57,8 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags and (os.cpu_count() or 1) > 1
+
+
+def onednn_is_on() -> bool:
+    """Return True where XLA_FLAGS ask for the kernels of oneDNN in the products of CPUs."""
+    return f"{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "").split()

@@ -4,7 +4,6 @@ The weight's gradient has the weight's own dtype.
 """
 
 import math
-import os
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.hardware import ONEDNN
+from jaxlm.hardware import onednn_is_on
 
 # Recomputation policies keep results by this name: rounded to their dtype, not the float32 sums.
 PRODUCT = "product"
@@ -26,8 +25,7 @@ def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Arra
     of oneDNN's only those that write the operands' dtype. Any other product of bfloat16 is done in
     float32, several times slower.
     """
-    by_onednn = f"{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "")
-    result = None if by_onednn and dtype != jnp.float32 else jnp.float32
+    result = None if onednn_is_on() and dtype != jnp.float32 else jnp.float32
     return jnp.einsum(spec, a, b, preferred_element_type=result)
 
 
