@@ -77,6 +77,7 @@ def run(
 ) -> "Figures | None":
     """Return the figures; None in a process that measures its start alone."""
     store = None if args.synthetic else prepare_store(run_config, args.keep, start_up)
+    run_config = runtime.settle_cpu(run_config)
 
     with cold_start(args, argv) as (cache, cold_seconds):
         if cache is not None:

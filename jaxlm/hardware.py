@@ -1,6 +1,8 @@
 """Peak FLOP/s of accelerators, with sources, and the abilities of this CPU. Imports no jax."""
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 # Dense bfloat16 FLOP/s without sparsity, by a part of jax's `device_kind`. The longest match wins.
@@ -57,6 +59,17 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags and (os.cpu_count() or 1) > 1
+
+
+def cpu_identity() -> str:
+    """Return a hash of what programs for this CPU depend on: its model, abilities and cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.machine(), platform.processor()]
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    text = "\n".join([*sorted(told), str(os.cpu_count())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def onednn_is_on() -> bool:

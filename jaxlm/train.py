@@ -36,8 +36,14 @@ def main(argv: Sequence[str]) -> int:
         run_config = adopt_folder(run_config, Path(args.config))
 
     cluster = runtime.detect_cluster(run_config.runtime)
-    runtime.configure(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
+    if not (directory / "checkpoints").is_dir():  # a run that is done needs no data
+        from jaxlm import data
+
+        data.check_files(run_config.data)
+    if cluster.processes == 1:
+        run_config = runtime.settle_cpu(run_config)
+    runtime.configure(run_config.runtime)
 
     with runtime.ProcessGroup(cluster, run_config.runtime, directory) as group:
         from jaxlm import trainer

@@ -17,16 +17,15 @@ from jaxlm.hardware import onednn_is_on
 PRODUCT = "product"
 
 
-def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: Any = None) -> jax.Array:
-    """Return the product of two arrays of one dtype, in the dtype that its kernel writes.
+def written_dtype(dtype: Any = None) -> Any:
+    """Return the `preferred_element_type` of a product whose result is wanted in `dtype`.
 
-    That is float32 if `dtype` is. Kernels sum in float32 anyway, but on CPUs the result's dtype
-    decides on the kernel: of XLA's own only those that write float32 use the bfloat16 instructions,
-    of oneDNN's only those that write the operands' dtype. Any other product of bfloat16 is done in
+    Kernels sum in float32 anyway, but on CPUs the dtype that a product writes decides on its
+    kernel: of XLA's own only those that write float32 use the bfloat16 instructions, of oneDNN's
+    only those that write the operands' dtype (None). Any other product of bfloat16 is done in
     float32, several times slower.
     """
-    result = None if onednn_is_on() and dtype != jnp.float32 else jnp.float32
-    return jnp.einsum(spec, a, b, preferred_element_type=result)
+    return None if onednn_is_on() and dtype != jnp.float32 else jnp.float32
 
 
 def product(
@@ -36,7 +35,7 @@ def product(
 
     Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
     """
-    y = einsum(spec, x, weight.astype(x.dtype), dtype)
+    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=written_dtype(dtype))
     return checkpoint_name(y.astype(dtype or x.dtype), name)
 
 
@@ -45,7 +44,7 @@ def forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return the product and what its gradients need."""
     # As in `product`, which is not called: every traceback through a model ends here.
-    y = einsum(spec, x, weight.astype(x.dtype), dtype)
+    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=written_dtype(dtype))
     return checkpoint_name(y.astype(dtype or x.dtype), name), (x, weight)
 
 
@@ -58,6 +57,7 @@ def backward(
     gradient = gradient.astype(x.dtype)
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
+    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
     dx = einsum(f"{out},{right}->{left}", gradient, weight.astype(x.dtype))
 
     of_weight = partial(weight_gradient, left, out, right)
@@ -73,6 +73,7 @@ def weight_gradient(
     left: str, out: str, right: str, x: jax.Array, gradient: jax.Array
 ) -> jax.Array:
     """Return the product of x and of a gradient with these axes, with the axes `right`."""
+    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
     # The operand whose axis comes first in the weight goes first, so that the product needs no
     # transpose of its result.
     first_axis = next(axis for axis in right if (axis in left) != (axis in out))
@@ -90,6 +91,7 @@ def cpu_weight_gradient(
     the result, and x is copied as it is: XLA would compute it anew in the order of the transpose,
     an activation such as GELU for instance, which takes several times as long as the copy.
     """
+    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
     sizes = dict(zip(left + out, x.shape + gradient.shape, strict=True))
     ins, outs = ("".join(axis for axis in right if axis in axes) for axes in (left, out))
     if math.prod(sizes[axis] for axis in ins) <= math.prod(sizes[axis] for axis in outs):

@@ -16,6 +16,7 @@ from jaxlm.runtime.command import (
     run,
     write_json,
 )
+from jaxlm.runtime.cpu_choice import settle_cpu
 from jaxlm.runtime.platform import (
     code_version,
     compiler_options,
@@ -53,6 +54,7 @@ __all__ = [
     "private_directory",
     "run",
     "select_devices",
+    "settle_cpu",
     "versions",
     "without_process_fields",
     "write_json",

@@ -3,6 +3,7 @@
 Importing it imports no jax.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm import hardware
 from jaxlm.config import ConfigError, RuntimeConfig
 
 PACKAGES = (
@@ -27,6 +29,7 @@ PACKAGES = (
     "tokenizers",
     "numpy",
 )
+NOT_KEPT = "none"  # of runtime.compilation_cache
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
 # Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
@@ -54,15 +57,42 @@ def configure(runtime: RuntimeConfig) -> None:
     quiet_logs()
     if runtime.deterministic:
         add_xla_flag("--xla_gpu_deterministic_ops", "true")
-    if runtime.compilation_cache is not None:
-        cache = private_directory(runtime.compilation_cache)
-        set_jax_option("jax_compilation_cache_dir", str(cache))
+    if runtime.onednn:
+        add_xla_flag(hardware.ONEDNN, "true")
+    if not hardware.onednn_is_on():  # jax 0.12 can't write programs that call oneDNN
+        keep_compiled_programs(runtime.compilation_cache)
     if runtime.platform is not None:
         set_jax_option("jax_platforms", runtime.platform)
 
     user_emulates = EMULATED_DEVICES in os.environ.get("XLA_FLAGS", "")
     if runtime.devices is not None and runtime.platform != "cuda" and not user_emulates:
         emulate_devices(runtime.devices)
+
+
+def keep_compiled_programs(folder: str | None) -> None:
+    """Keep compiled programs in a folder; None: in the user's own, unless jax has one already.
+
+    Raises ConfigError for a folder that was asked for and can't be used.
+    """
+    if folder == NOT_KEPT:
+        return
+    if folder is not None:
+        set_jax_option("jax_compilation_cache_dir", str(private_directory(folder)))
+        return
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_compilation_cache_dir is not None:
+        return
+    with contextlib.suppress(ConfigError):
+        path = user_cache() / f"compiled-{hardware.cpu_identity()}"
+        set_jax_option("jax_compilation_cache_dir", str(private_directory(str(path))))
+
+
+def user_cache() -> Path:
+    """Return the folder in which programs of this user keep what they can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jaxlm"
 
 
 def quiet_logs() -> None:

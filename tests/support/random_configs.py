@@ -30,6 +30,8 @@ KEPT = (
     "training.steps",
     "runtime.platform",
     "runtime.compilation_cache",
+    "runtime.measure_cpu",
+    "runtime.onednn",
     "runtime.processes",
     "runtime.process",
     "runtime.coordinator",

@@ -1,0 +1,141 @@
+"""Measure in which precision, and on how many emulated devices, this CPU trains fastest.
+
+A model trains up to four times as fast in one form as in another, by the processor, the version of
+jax and the number of cores. Importing this imports no jax.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm import hardware
+from jaxlm.config import Config, ConfigError
+from jaxlm.files import write_atomically
+from jaxlm.runtime.platform import private_directory, user_cache
+
+SECONDS = 120  # of one process, at most
+LEAST_GAIN = 0.03  # of the time of a step, for which a later choice is preferred to an earlier one
+
+
+class CpuChoice(NamedTuple):
+    """How a CPU trains."""
+
+    compute: str  # precision.compute
+    devices: int
+    onednn: bool = False
+
+    def describe(self) -> str:
+        """Return 'bfloat16 by oneDNN on 2 devices'."""
+        library = " by oneDNN" if self.onednn else ""
+        plural = "" if self.devices == 1 else "s"
+        return f"{self.compute}{library} on {self.devices} device{plural}"
+
+
+def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
+    """Return the config with what is fastest on this CPU, if it asks for that and runs on one.
+
+    The first time that takes half a minute; the result is kept in the user's cache folder. One of
+    several processes, or a run on a GPU, keeps what the config says.
+    """
+    if not config.runtime.measure_cpu:
+        return config
+    config = replace(config, runtime=replace(config.runtime, measure_cpu=False))
+    if config.runtime.processes not in (None, 1) or not runs_on_cpu(config):
+        return config
+
+    seconds = read_measurement()
+    if seconds is None:
+        report("measuring in which precision this CPU trains fastest: once, about half a minute")
+        seconds = {choice: measure(choice) for choice in candidates()}
+        write_measurement(seconds)
+    choice = choose(seconds)
+    if choice is None:
+        report("warning: the CPU could not be measured; runtime.measure_cpu has no effect")
+        return config
+    report(f"CPU: {choice.describe()}, the fastest of {len(seconds)} ways to train here")
+    return replace(
+        config,
+        precision=replace(config.precision, compute=choice.compute),  # type: ignore[arg-type]
+        runtime=replace(config.runtime, devices=choice.devices, onednn=choice.onednn),
+    )
+
+
+def runs_on_cpu(config: Config) -> bool:
+    """Return True if jax will find no GPU, as far as that can be told before it starts."""
+    if config.runtime.platform is not None:
+        return config.runtime.platform == "cpu"
+    return os.environ.get("JAX_PLATFORMS") == "cpu" or not Path("/dev/nvidia0").exists()
+
+
+def candidates() -> list[CpuChoice]:
+    """Return the ways to train that are measured, the plainest first."""
+    counts = range(1, hardware.cpu_devices() + 1)
+    ways = [CpuChoice("float32", count) for count in counts]
+    if hardware.cpu_has_bfloat16():
+        for onednn in (False, True):
+            ways += [CpuChoice("bfloat16", count, onednn) for count in counts]
+    return ways
+
+
+def choose(seconds: dict[CpuChoice, float | None]) -> CpuChoice | None:
+    """Return the fastest way; None if none was measured.
+
+    A later one is preferred only where it is faster by more than chance.
+    """
+    best, best_seconds = None, 0.0
+    for choice, measured in seconds.items():
+        if measured is not None and (best is None or measured < (1 - LEAST_GAIN) * best_seconds):
+            best, best_seconds = choice, measured
+    return best
+
+
+def measure(choice: CpuChoice) -> float | None:
+    """Return the seconds of a step in a process of its own; None if that failed.
+
+    XLA ends a process at a flag that it does not know.
+    """
+    package = str(Path(__file__).parent.parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "jaxlm.benchmark.cpu_step", json.dumps(choice)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
+
+
+def measurement_path() -> Path:
+    """Return the file of the measurement for this CPU and this version of jax."""
+    name = f"cpu-{hardware.cpu_identity()}-jax-{version('jax')}.json"
+    return (user_cache() / name).expanduser()
+
+
+def read_measurement() -> dict[CpuChoice, float | None] | None:
+    """Return the seconds of a step by choice, as measured before; None if there is none."""
+    try:
+        entries: Any = json.loads(measurement_path().read_text())
+        return {CpuChoice(**entry["choice"]): entry["seconds"] for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_measurement(seconds: dict[CpuChoice, float | None]) -> None:
+    """Keep a measurement, if the user's cache folder allows it."""
+    entries = [{"choice": c._asdict(), "seconds": s} for c, s in seconds.items()]
+    path = measurement_path()
+    with contextlib.suppress(OSError, ConfigError):
+        private_directory(str(path.parent))
+        write_atomically(path, json.dumps(entries, indent=1))
