@@ -59,6 +59,7 @@ def measure_jaxlm(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
     from jaxlm import runtime
 
     # What the config says of the process comes before jax, as in jaxlm.train.
+    run_config = runtime.settle_cpu(run_config, lambda line: print(line, file=sys.stderr))
     runtime.configure(run_config.runtime)
     from support.timed_steps import time_steps
 
@@ -67,6 +68,7 @@ def measure_jaxlm(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
     return speed(run_config, steps.seconds) | {
         "precision": run.config.precision.compute,
         "devices": len(run.devices),
+        "onednn": run.config.runtime.onednn,
         "parameters": run.model.parameter_count(),
         "compile_seconds": round(steps.compile_seconds, 1),
         "first_loss": steps.losses[0],

@@ -20,8 +20,9 @@ class Arm(NamedTuple):
 
     name: str
     library: Literal["jaxlm", "torch"]
-    precision: str | None  # None: what the config picks by itself
-    devices: int | None = None  # jaxlm on CPUs: emulated devices. None: what the config picks
+    precision: str | None  # None: what jaxlm measures (runtime.measure_cpu), devices as well
+    devices: int | None = None  # jaxlm on CPUs: emulated devices
+    onednn: bool = False  # jaxlm on CPUs: products of bfloat16 by oneDNN
     compiled: bool = False  # torch: by torch.compile
     cudnn: bool = False  # torch on GPUs: attention by cuDNN alone
 
@@ -42,7 +43,9 @@ CPU_ARMS = (
     Arm("torch bf16, compiled", "torch", BFLOAT16, compiled=True),
     Arm("jaxlm f32, 1 device", "jaxlm", FLOAT32, devices=1),
     Arm("jaxlm bf16, 1 device", "jaxlm", BFLOAT16, devices=1),
-    Arm("jaxlm default", "jaxlm", None),
+    Arm("jaxlm bf16 oneDNN, 1 device", "jaxlm", BFLOAT16, devices=1, onednn=True),
+    Arm("jaxlm bf16 oneDNN, 2 devices", "jaxlm", BFLOAT16, devices=2, onednn=True),
+    Arm("jaxlm, as measured", "jaxlm", None),
 )
 
 # The strongest first: time may run out.
@@ -138,10 +141,10 @@ def gpu_config(name: str, edits: tuple[str, ...]) -> config.Config:
 def with_arm(run_config: config.Config, arm: Arm) -> config.Config:
     """Return the config of a CPU shape with the precision and the devices of an arm."""
     if arm.precision is None:
-        return run_config
+        return replace(run_config, runtime=replace(run_config.runtime, measure_cpu=True))
     precision: Any = arm.precision
     return replace(
         run_config,
         precision=replace(run_config.precision, compute=precision),
-        runtime=replace(run_config.runtime, devices=arm.devices),
+        runtime=replace(run_config.runtime, devices=arm.devices, onednn=arm.onednn),
     )
