@@ -44,7 +44,6 @@ def main(argv: Sequence[str]) -> int:
     if not sources:
         refuse_without_data(args)
     runtime.check_output_file("--json", args.json)
-    runtime.check_directory(args.path)
     # Where the terminal lacks a character, show a question mark.
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     runtime.configure(RuntimeConfig(devices=args.devices))

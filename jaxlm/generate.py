@@ -60,7 +60,6 @@ def main(argv: Sequence[str]) -> int:
     args = build_generate_parser().parse_args(argv)
     check_arguments(args)
     prompts = read_prompts(args)
-    runtime.check_directory(args.model)
 
     # jax is imported after the platform is set up.
     runtime.configure(config.RuntimeConfig(devices=args.devices))

@@ -53,8 +53,6 @@ MISTAKES = (
     "train --config configs/quickstart.py model.heads=3",
     "bench --config configs/quickstart.py model.layer=3",
     "bench --config configs/quickstart.py --data no/such.txt",
-    "generate no/such --prompt x",
-    "evaluate no/such",
     "convert export no/such out",
     "convert import no/such out",
 )

@@ -87,7 +87,6 @@ SIDEWAYS = {
     ("load_model", "interop"): "as above",
     ("load_model", "runtime"): "as above",
     ("mesh_execution", "sharding"): "it runs on the mesh and by the tables that stand there",
-    ("nn", "hardware"): "products in the forms that CPUs have kernels for",
     ("run", "runtime"): "the devices of a run",
     ("run", "state"): "bytes of the state on each device",
     ("step", "state"): "a step maps a state to the next",

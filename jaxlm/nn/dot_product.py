@@ -127,10 +127,12 @@ def attend(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Return the attention output [B, L, H, K] in q's dtype; H is a multiple of G.
 
-    `bias` is float32 [1 or B, H, L, S], added to the scaled scores.
+    `bias` is float32 [1 or B, H, L, S], added to the scaled scores. `cached`: keys and values
+    belong to a cache.
     """
     case = Case(
         dtype=q_BLHK.dtype.name,
@@ -155,6 +157,7 @@ def attend(
         softcap=softcap,
         dropout=dropout,
         dropout_key=dropout_key,
+        cached=cached,
     )
 
 
@@ -251,6 +254,7 @@ def xla_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    cached: bool = False,
 ) -> jax.Array:
     """Attend block by block of queries, each block to the keys that it can see at all.
 
@@ -270,6 +274,7 @@ def xla_attention(
             softcap=softcap,
             dropout=dropout,
             dropout_key=key,
+            cached=cached or mask.positions is not None,
         )
         parts.append(part)
 
@@ -302,36 +307,38 @@ def block_attention(
     softcap: float | None,
     dropout: float,
     dropout_key: jax.Array | None,
+    cached: bool = False,
 ) -> jax.Array:
     """Compute attention by its definition, with L x S float32 scores in memory.
 
     `visible` is bool [B or 1, L, S]; None: everything.
     """
     B, L, H, K = q_BLHK.shape
-    S, G = k_BSGK.shape[1:3]
-    R = H // G
+    G = k_BSGK.shape[2]
 
-    # Heads before positions: one product per head or group of heads. Einsums of the other order are
-    # up to twice as slow on CPUs.
-    q_BGMK = jnp.moveaxis(q_BLHK.reshape(B, L, G, R, K), 1, 3).reshape(B, G, R * L, K)
-    k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
-
-    scores_BGMS = matmul("BGMK,BGSK->BGMS", q_BGMK, k_BGSK, jnp.float32, name=SCORES)
-    scores = scores_BGMS.reshape(B, G, R, L, S) * scale
+    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
+    scores = matmul("BLGRK,BSGK->BGRLS", q_BLGRK, k_BSGK, jnp.float32, name=SCORES) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + bias.reshape(bias.shape[0], G, R, *bias.shape[2:])
+        scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:])
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, MASKED)
 
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
     if dropout > 0 and dropout_key is not None:
         is_kept = kept(dropout_key, dropout, weights.shape)
-        weights = jnp.where(is_kept, weights / (1 - dropout), 0).astype(v_BGSK.dtype)
+        weights = jnp.where(is_kept, weights / (1 - dropout), 0).astype(v_BSGK.dtype)
 
-    y_BGMK = matmul("BGMS,BGSK->BGMK", weights.reshape(B, G, R * L, S), v_BGSK, name=SCORES)
-    return jnp.moveaxis(y_BGMK.reshape(B, G, R, L, K), 3, 1).reshape(B, L, H, K)
+    if cached:
+        # The keys and values of a cache lie in memory head by head. XLA's CPU backend turns the
+        # product below into one in bfloat16 that it can't run then ("Unsupported element type for
+        # DotThunk"), so the result is brought into the order of the heads after the product.
+        y_BGRLK = matmul("BGRLS,BSGK->BGRLK", weights, v_BSGK, name=SCORES)
+        return jnp.moveaxis(y_BGRLK, 3, 1).reshape(B, L, H, K)
+
+    y_BLGRK = matmul("BGRLS,BSGK->BLGRK", weights, v_BSGK, name=SCORES)
+    return y_BLGRK.reshape(B, L, H, K)
 
 
 def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:

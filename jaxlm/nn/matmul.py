@@ -3,7 +3,6 @@
 The weight's gradient has the weight's own dtype.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -11,21 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.hardware import onednn_is_on
-
 # Recomputation policies keep results by this name: rounded to their dtype, not the float32 sums.
 PRODUCT = "product"
-
-
-def written_dtype(dtype: Any = None) -> Any:
-    """Return the `preferred_element_type` of a product whose result is wanted in `dtype`.
-
-    Kernels sum in float32 anyway, but on CPUs the dtype that a product writes decides on its
-    kernel: of XLA's own only those that write float32 use the bfloat16 instructions, of oneDNN's
-    only those that write the operands' dtype (None). Any other product of bfloat16 is done in
-    float32, several times slower.
-    """
-    return None if onednn_is_on() and dtype != jnp.float32 else jnp.float32
 
 
 def product(
@@ -34,8 +20,12 @@ def product(
     """Return `einsum(spec, x, weight)`, summed in float32, in `dtype` (x's unless given).
 
     Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
+
+    Kernels sum in float32 anyway. The products ask for it by `preferred_element_type` because on
+    CPUs only this form reaches the bfloat16 instructions: a product whose result is bfloat16 itself
+    is done in float32, several times slower.
     """
-    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=written_dtype(dtype))
+    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
     return checkpoint_name(y.astype(dtype or x.dtype), name)
 
 
@@ -44,7 +34,7 @@ def forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return the product and what its gradients need."""
     # As in `product`, which is not called: every traceback through a model ends here.
-    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=written_dtype(dtype))
+    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
     return checkpoint_name(y.astype(dtype or x.dtype), name), (x, weight)
 
 
@@ -57,53 +47,18 @@ def backward(
     gradient = gradient.astype(x.dtype)
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
-    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
     dx = einsum(f"{out},{right}->{left}", gradient, weight.astype(x.dtype))
 
-    of_weight = partial(weight_gradient, left, out, right)
-    if set(left) & set(right) & set(out):  # a product for each head
-        dw = of_weight(x, gradient)
-    else:
-        on_cpu = partial(cpu_weight_gradient, left, out, right)
-        dw = jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=of_weight)
-    return dx.astype(x.dtype), dw.astype(weight.dtype)
-
-
-def weight_gradient(
-    left: str, out: str, right: str, x: jax.Array, gradient: jax.Array
-) -> jax.Array:
-    """Return the product of x and of a gradient with these axes, with the axes `right`."""
-    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
     # The operand whose axis comes first in the weight goes first, so that the product needs no
     # transpose of its result.
     first_axis = next(axis for axis in right if (axis in left) != (axis in out))
     if first_axis in left:
-        return einsum(f"{left},{out}->{right}", x, gradient)
-    return einsum(f"{out},{left}->{right}", gradient, x)
-
-
-def cpu_weight_gradient(
-    left: str, out: str, right: str, x: jax.Array, gradient: jax.Array
-) -> jax.Array:
-    """Return `weight_gradient`, in the form that is fastest on CPUs.
-
-    A CPU transposes the first operand. So that is the narrower one, at the cost of a transpose of
-    the result, and x is copied as it is: XLA would compute it anew in the order of the transpose,
-    an activation such as GELU for instance, which takes several times as long as the copy.
-    """
-    einsum = partial(jnp.einsum, preferred_element_type=written_dtype())
-    sizes = dict(zip(left + out, x.shape + gradient.shape, strict=True))
-    ins, outs = ("".join(axis for axis in right if axis in axes) for axes in (left, out))
-    if math.prod(sizes[axis] for axis in ins) <= math.prod(sizes[axis] for axis in outs):
-        order = ins + outs
-        dw = einsum(f"{left},{out}->{order}", jax.lax.optimization_barrier(x), gradient)
+        dw = einsum(f"{left},{out}->{right}", x, gradient)
     else:
-        order = outs + ins
-        dw = einsum(f"{out},{left}->{order}", gradient, x)
-    if order == right:
-        return dw
-    # Without a barrier XLA would exchange the operands to be rid of the transpose.
-    return jnp.einsum(f"{order}->{right}", jax.lax.optimization_barrier(dw))
+        dw = einsum(f"{out},{left}->{right}", gradient, x)
+    return dx.astype(x.dtype), dw.astype(weight.dtype)
 
 
 # The product, whose weight gradient has the dtype of the weight. With float32 weights the gradient
