@@ -201,7 +201,11 @@ def build_bench_parser() -> runtime.Parser:
         help="steps before them, beside the first (3)",
     )
     add("--synthetic", action="store_true", help="random text cut by the objective: needs no data")
-    add("--no-cold-start", action="store_true", help="no second process: starts with the own cache")
+    add(
+        "--no-cold-start",
+        action="store_true",
+        help="no second process; start with training's cache",
+    )
     add("--profile", metavar="DIR", help="keep the trace there, for TensorBoard and Perfetto")
     add("--json", metavar="FILE", help="write the figures, with all their digits (-: to stdout)")
     add("--start-only", metavar="FILE", help=argparse.SUPPRESS)  # of the second process

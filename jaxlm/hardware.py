@@ -23,10 +23,6 @@ PEAK_FLOPS: dict[str, float] = {
 }
 
 
-# The flag of XLA with which products of CPUs run by the kernels of oneDNN.
-ONEDNN = "--xla_cpu_experimental_onednn_custom_call"
-
-
 def peak_flops(device_kind: str) -> float | None:
     """Return the peak bfloat16 FLOP/s of one device, or None where it isn't known (CPUs, others).
 
@@ -70,8 +66,3 @@ def cpu_identity() -> str:
     told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
     text = "\n".join([*sorted(told), str(os.cpu_count())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def onednn_is_on() -> bool:
-    """Return True where XLA_FLAGS ask for the kernels of oneDNN in the products of CPUs."""
-    return f"{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "").split()

@@ -101,7 +101,8 @@ def tiled_loss(
     gradient of a sum, which the backward pass has only to scale. So scores are computed once.
     """
     if tile >= x_BLD.shape[1]:
-        return summed_loss(scores, z_loss, head, x_BLD, targets_BL, weights_BL)
+        loss, sums = summed_loss(scores, z_loss, head, x_BLD, targets_BL, weights_BL)
+        return loss, jax.lax.stop_gradient(sums)
 
     # The gradient of the head adds up over the tiles in float32.
     head = jax.tree.map(lambda w: w.astype(jnp.float32), head)

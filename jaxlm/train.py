@@ -37,11 +37,13 @@ def main(argv: Sequence[str]) -> int:
 
     cluster = runtime.detect_cluster(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
-    if not (directory / "checkpoints").is_dir():  # a run that is done needs no data
-        from jaxlm import data
-
-        data.check_files(run_config.data)
     if cluster.processes == 1:
+        # Before jax is imported. A run that is done needs no data; of several processes only the
+        # first one reads it.
+        if not (directory / "checkpoints").is_dir():
+            from jaxlm import data
+
+            data.check_files(run_config.data)
         run_config = runtime.settle_cpu(run_config)
     runtime.configure(run_config.runtime)
 

@@ -4,7 +4,6 @@ Times drift from machine to machine; this count doesn't. A step that computes so
 in a larger shape, fails here.
 """
 
-import math
 from dataclasses import replace
 
 import jax
@@ -13,25 +12,6 @@ from support import random_state, synthetic, tiny
 
 from jaxlm import flops
 from jaxlm.config import Config
-
-
-def product_flops(jaxpr) -> int:
-    """Return the FLOPs of the matrix products of a jaxpr; of branches the first is taken."""
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * inner * equation.outvars[0].aval.size
-        elif name == "cond":
-            total += product_flops(params["branches"][0].jaxpr)
-        else:
-            times = params["length"] if name == "scan" else 1
-            values = [v for p in params.values() for v in (p if isinstance(p, tuple) else [p])]
-            inside = [getattr(value, "jaxpr", value) for value in values]
-            total += times * sum(product_flops(j) for j in inside if hasattr(j, "eqns"))
-    return total
 
 
 def counted_and_exact(config: Config, **parallel) -> tuple[int, int]:
@@ -45,7 +25,7 @@ def counted_and_exact(config: Config, **parallel) -> tuple[int, int]:
     objective = synthetic.objective(config)
     sizes = objective.length, objective.source_length, objective.predictions
     rows = config.training.batch_size
-    return product_flops(jaxpr), rows * flops.forward_flops(config.model, *sizes)
+    return tiny.product_flops(jaxpr), rows * flops.forward_flops(config.model, *sizes)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -1,9 +1,8 @@
 """Time the step of a small decoder in one precision: a process of `runtime/cpu_choice.py`.
 
-python -m jaxlm.benchmark.cpu_step '["bfloat16", 2, true]'
+python -m jaxlm.benchmark.cpu_step '["bfloat16", 2]'
 """
 
-import itertools
 import json
 import statistics
 import sys
@@ -27,11 +26,11 @@ SMALL = config.Config(
 
 def main() -> None:
     """Print the median seconds of a step."""
-    compute, devices, onednn = CpuChoice(*json.loads(sys.argv[1]))
+    compute, devices = CpuChoice(*json.loads(sys.argv[1]))
     small = replace(
         SMALL,
         precision=config.PrecisionConfig(compute=compute),  # type: ignore[arg-type]
-        runtime=config.RuntimeConfig(platform="cpu", devices=devices, onednn=onednn),
+        runtime=config.RuntimeConfig(platform="cpu", devices=devices),
     )
     runtime.configure(small.runtime)
 
@@ -39,9 +38,8 @@ def main() -> None:
     from jaxlm.benchmark.start_up import StartUp
 
     program = measure.start(small, None, StartUp())
-    _, ends = measure.run_steps(program, program.state, WARM_UP + STEPS)
-    seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    print(statistics.median(seconds[WARM_UP:]))
+    steps = measure.run_steps(program, program.state, WARM_UP + STEPS)
+    print(statistics.median(steps.seconds[WARM_UP:]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Measure a config: run its training step as the training loop does, and take the figures."""
 
+import itertools
 import resource
 import statistics
 import sys
@@ -51,6 +52,15 @@ class Program(NamedTuple):
     state: TrainState
     batches: Iterator[Batch]
     objective: Objective
+    first_loss: float
+
+
+class Steps(NamedTuple):
+    """Steps that were run."""
+
+    state: TrainState  # after them
+    seconds: list[float]  # of each
+    losses: list[float]
 
 
 def measure(
@@ -69,12 +79,11 @@ def measure(
         targets.append(float(np.count_nonzero(np.asarray(batch.weights))))
 
     warm_up, timed = options.warm_up, options.steps
-    state, ends = run_steps(program, program.state, warm_up + timed, count_targets)
-    seconds = np.diff(ends)[warm_up:]
+    steps = run_steps(program, program.state, warm_up + timed, count_targets)
     memory = read_memory(program.run, program.step)
     parts: dict[str, float] = {}
     if options.profiled_steps:
-        state, parts = profile_steps(program, state, options)
+        parts = profile_steps(program, steps.state, options)
 
     run, objective = program.run, program.objective
     sizes = objective.length, objective.source_length, objective.predictions
@@ -90,7 +99,7 @@ def measure(
         tokens=config.training.batch_size * objective.tokens,
         targets=statistics.fmean(targets),
         synthetic=store is None,
-        step_seconds=tuple(seconds.tolist()),
+        step_seconds=tuple(steps.seconds[warm_up:]),
         flops=count_flops(run, sizes),
         peak_flops=None if peak is None else peak * len(run.devices),
         product_flops=time_product(run.devices, config.precision.compute) if peak is None else None,
@@ -142,7 +151,7 @@ def start(config: Config, store: data.Store | None, start_up: StartUp) -> Progra
     with start_up.measure(FIRST_STEP):
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
-    return Program(run, compiled, state, batches, objective)
+    return Program(run, compiled, state, batches, objective, float(metrics.loss))
 
 
 def synthetic_batches(config: Config) -> Iterator[Batch]:
@@ -168,12 +177,12 @@ def run_steps(
     state: TrainState,
     count: int,
     see_batch: Callable[[Batch], None] = lambda batch: None,
-) -> tuple[TrainState, list[float]]:
-    """Run steps as the training loop does; return the state, and when each step ended.
+) -> Steps:
+    """Run steps as the training loop does; `see_batch` is called with each batch, on the host.
 
-    The first time is when the first one began. `see_batch` is called with each batch, on the host.
+    A step lasts from the end of the one before it, the first from its beginning.
     """
-    run, unfinished = program.run, []
+    run, unfinished, losses = program.run, [], []
     ends = [time.perf_counter()]
 
     def wait_for_oldest() -> None:
@@ -189,26 +198,26 @@ def run_steps(
             metrics: StepMetrics
             state, metrics = program.step(state, placed)
             unfinished.append(metrics)
+            losses.append(metrics.loss)
             if len(unfinished) > run.steps_in_flight:
                 wait_for_oldest()
     while unfinished:
         wait_for_oldest()
-    return state, ends
+    seconds = [end - begin for begin, end in itertools.pairwise(ends)]
+    return Steps(state, seconds, [float(loss) for loss in losses])
 
 
-def profile_steps(
-    program: Program, state: TrainState, options: Options
-) -> tuple[TrainState, dict[str, float]]:
-    """Return the state after some recorded steps, and the seconds of a step by part."""
+def profile_steps(program: Program, state: TrainState, options: Options) -> dict[str, float]:
+    """Record some steps, and return the seconds of a step by part."""
     with tempfile.TemporaryDirectory(prefix="jaxlm-bench-") as temporary:
         directory = options.profile or Path(temporary)
         with record_profile(directory):
-            state, _ = run_steps(program, state, options.profiled_steps)
-            jax.block_until_ready(state)
+            steps = run_steps(program, state, options.profiled_steps)
+            jax.block_until_ready(steps.state)
 
         text = program.step.as_text()
         name = text.partition("\n")[0].removeprefix("HloModule ").partition(",")[0]
-        return state, read_parts(newest_trace(directory), name, assign_parts(text))
+        return read_parts(newest_trace(directory), name, assign_parts(text))
 
 
 def count_flops(run: Run, sizes: tuple[int, int, int]) -> FlopCounts:

@@ -19,11 +19,9 @@ class RuntimeConfig:
     # auto: cuDNN's flash kernel where it supports the case
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     deterministic: bool = False  # GPU: the same bits each time, slower. A CPU always is
-    # Folder of compiled programs. None: one of the user's; none: they are not kept
+    # Folder of compiled programs. None: jaxlm's in the user's cache folder
     compilation_cache: FilePath | None = None
-    # CPU: products of bfloat16 by the kernels of oneDNN, where XLA has them
-    onednn: bool = False
-    # CPU: precision.compute, devices and onednn as measured on this machine, not as they stand
+    # CPU: precision.compute and devices as measured on this machine, not as they stand
     measure_cpu: bool = False
 
     # None in these: as SLURM, Open MPI or Kubernetes say

@@ -1,7 +1,7 @@
 """Measure in which precision, and on how many emulated devices, this CPU trains fastest.
 
-A model trains up to four times as fast in one form as in another, by the processor, the version of
-jax and the number of cores. Importing this imports no jax.
+Which it is depends on the processor, the number of cores and the version of jax. Importing this
+imports no jax.
 """
 
 import contextlib
@@ -29,13 +29,11 @@ class CpuChoice(NamedTuple):
 
     compute: str  # precision.compute
     devices: int
-    onednn: bool = False
 
     def describe(self) -> str:
-        """Return 'bfloat16 by oneDNN on 2 devices'."""
-        library = " by oneDNN" if self.onednn else ""
+        """Return 'bfloat16 on 2 devices'."""
         plural = "" if self.devices == 1 else "s"
-        return f"{self.compute}{library} on {self.devices} device{plural}"
+        return f"{self.compute} on {self.devices} device{plural}"
 
 
 def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
@@ -63,7 +61,7 @@ def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
     return replace(
         config,
         precision=replace(config.precision, compute=choice.compute),  # type: ignore[arg-type]
-        runtime=replace(config.runtime, devices=choice.devices, onednn=choice.onednn),
+        runtime=replace(config.runtime, devices=choice.devices),
     )
 
 
@@ -77,11 +75,8 @@ def runs_on_cpu(config: Config) -> bool:
 def candidates() -> list[CpuChoice]:
     """Return the ways to train that are measured, the plainest first."""
     counts = range(1, hardware.cpu_devices() + 1)
-    ways = [CpuChoice("float32", count) for count in counts]
-    if hardware.cpu_has_bfloat16():
-        for onednn in (False, True):
-            ways += [CpuChoice("bfloat16", count, onednn) for count in counts]
-    return ways
+    dtypes = ("float32", "bfloat16") if hardware.cpu_has_bfloat16() else ("float32",)
+    return [CpuChoice(dtype, count) for dtype in dtypes for count in counts]
 
 
 def choose(seconds: dict[CpuChoice, float | None]) -> CpuChoice | None:
@@ -97,10 +92,7 @@ def choose(seconds: dict[CpuChoice, float | None]) -> CpuChoice | None:
 
 
 def measure(choice: CpuChoice) -> float | None:
-    """Return the seconds of a step in a process of its own; None if that failed.
-
-    XLA ends a process at a flag that it does not know.
-    """
+    """Return the seconds of a step in a process of its own; None if that failed."""
     package = str(Path(__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "jaxlm.benchmark.cpu_step", json.dumps(choice)]

@@ -29,7 +29,6 @@ PACKAGES = (
     "tokenizers",
     "numpy",
 )
-NOT_KEPT = "none"  # of runtime.compilation_cache
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
 # Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
@@ -57,10 +56,7 @@ def configure(runtime: RuntimeConfig) -> None:
     quiet_logs()
     if runtime.deterministic:
         add_xla_flag("--xla_gpu_deterministic_ops", "true")
-    if runtime.onednn:
-        add_xla_flag(hardware.ONEDNN, "true")
-    if not hardware.onednn_is_on():  # jax 0.12 can't write programs that call oneDNN
-        keep_compiled_programs(runtime.compilation_cache)
+    keep_compiled_programs(runtime.compilation_cache)
     if runtime.platform is not None:
         set_jax_option("jax_platforms", runtime.platform)
 
@@ -74,8 +70,6 @@ def keep_compiled_programs(folder: str | None) -> None:
 
     Raises ConfigError for a folder that was asked for and can't be used.
     """
-    if folder == NOT_KEPT:
-        return
     if folder is not None:
         set_jax_option("jax_compilation_cache_dir", str(private_directory(folder)))
         return

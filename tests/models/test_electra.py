@@ -292,13 +292,8 @@ def test_flops_are_those_of_the_products():
         filled, _ = detection.fill_tokens(batch, batch.targets)
         return model.generator.apply(params, batch), model.apply(params, filled)
 
-    counted = 0
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    for equation in tiny.equations(jax.make_jaxpr(forward)(shapes, batch()).jaxpr):
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            summed = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            counted += 2 * int(np.prod(equation.outvars[0].aval.shape) * np.prod(summed))
+    counted = tiny.product_flops(jax.make_jaxpr(forward)(shapes, batch()).jaxpr)
     assert counted == ROWS * flops.forward_flops(shape, LENGTH, predictions=PREDICTED)
 
 

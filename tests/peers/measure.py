@@ -68,7 +68,6 @@ def measure_jaxlm(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
     return speed(run_config, steps.seconds) | {
         "precision": run.config.precision.compute,
         "devices": len(run.devices),
-        "onednn": run.config.runtime.onednn,
         "parameters": run.model.parameter_count(),
         "compile_seconds": round(steps.compile_seconds, 1),
         "first_loss": steps.losses[0],

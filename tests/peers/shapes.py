@@ -22,7 +22,6 @@ class Arm(NamedTuple):
     library: Literal["jaxlm", "torch"]
     precision: str | None  # None: what jaxlm measures (runtime.measure_cpu), devices as well
     devices: int | None = None  # jaxlm on CPUs: emulated devices
-    onednn: bool = False  # jaxlm on CPUs: products of bfloat16 by oneDNN
     compiled: bool = False  # torch: by torch.compile
     cudnn: bool = False  # torch on GPUs: attention by cuDNN alone
 
@@ -43,8 +42,6 @@ CPU_ARMS = (
     Arm("torch bf16, compiled", "torch", BFLOAT16, compiled=True),
     Arm("jaxlm f32, 1 device", "jaxlm", FLOAT32, devices=1),
     Arm("jaxlm bf16, 1 device", "jaxlm", BFLOAT16, devices=1),
-    Arm("jaxlm bf16 oneDNN, 1 device", "jaxlm", BFLOAT16, devices=1, onednn=True),
-    Arm("jaxlm bf16 oneDNN, 2 devices", "jaxlm", BFLOAT16, devices=2, onednn=True),
     Arm("jaxlm, as measured", "jaxlm", None),
 )
 
@@ -146,5 +143,5 @@ def with_arm(run_config: config.Config, arm: Arm) -> config.Config:
     return replace(
         run_config,
         precision=replace(run_config.precision, compute=precision),
-        runtime=replace(run_config.runtime, devices=arm.devices, onednn=arm.onednn),
+        runtime=replace(run_config.runtime, devices=arm.devices),
     )

@@ -10,7 +10,7 @@ from jaxlm.runtime import cpu_choice
 from jaxlm.runtime.cpu_choice import CpuChoice, choose, measure, settle_cpu
 
 PLAIN, TWO = CpuChoice("float32", 1), CpuChoice("float32", 2)
-ONEDNN = CpuChoice("bfloat16", 1, onednn=True)
+ROUNDED = CpuChoice("bfloat16", 1)
 ASKING = Config(
     precision=PrecisionConfig(compute="float32"),
     runtime=RuntimeConfig(platform="cpu", devices=4, measure_cpu=True),
@@ -22,19 +22,19 @@ SETTLED = replace(ASKING, runtime=replace(ASKING.runtime, measure_cpu=False))
 def measured(tmp_path, monkeypatch):
     """Measurements by a table in place of processes; the list of what was measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cpu_choice, "candidates", lambda: [PLAIN, TWO, ONEDNN])
+    monkeypatch.setattr(cpu_choice, "candidates", lambda: [PLAIN, TWO, ROUNDED])
     calls = []
 
     def look_up(choice):
         calls.append(choice)
-        return {PLAIN: 0.2, TWO: 0.3, ONEDNN: 0.1}[choice]
+        return {PLAIN: 0.2, TWO: 0.3, ROUNDED: 0.1}[choice]
 
     monkeypatch.setattr(cpu_choice, "measure", look_up)
     return calls
 
 
 def test_the_fastest_way_is_chosen_and_of_equal_ones_the_first():
-    assert choose({PLAIN: 0.2, TWO: 0.3, ONEDNN: 0.1}) == ONEDNN
+    assert choose({PLAIN: 0.2, TWO: 0.3, ROUNDED: 0.1}) == ROUNDED
     assert choose({PLAIN: 0.2, TWO: 0.198}) == PLAIN  # 1% may be chance
     assert choose({PLAIN: None, TWO: 0.3}) == TWO  # the first failed
     assert choose({PLAIN: None}) is None
@@ -43,11 +43,11 @@ def test_the_fastest_way_is_chosen_and_of_equal_ones_the_first():
 def test_a_machine_is_measured_once(measured, tmp_path, capsys):
     settled = settle_cpu(ASKING)
     assert settled.precision.compute == "bfloat16"
-    expected = replace(SETTLED.runtime, devices=1, onednn=True)
+    expected = replace(SETTLED.runtime, devices=1)
     assert settled == replace(SETTLED, precision=settled.precision, runtime=expected)
-    assert measured == [PLAIN, TWO, ONEDNN]
+    assert measured == [PLAIN, TWO, ROUNDED]
     shown = capsys.readouterr().out
-    assert "CPU: bfloat16 by oneDNN on 1 device, the fastest of 3 ways to train here" in shown
+    assert "CPU: bfloat16 on 1 device, the fastest of 3 ways to train here" in shown
 
     assert settle_cpu(ASKING) == settled
     assert len(measured) == 3

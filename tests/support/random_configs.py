@@ -31,7 +31,6 @@ KEPT = (
     "runtime.platform",
     "runtime.compilation_cache",
     "runtime.measure_cpu",
-    "runtime.onednn",
     "runtime.processes",
     "runtime.process",
     "runtime.coordinator",

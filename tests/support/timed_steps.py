@@ -1,20 +1,14 @@
-"""Time the training step of a config on random text.
+"""Time the training step of a config on random text, as `jaxlm.bench` does.
 
-Both commands that measure speed do it by this: tests/gpu/step_speed.py and tests/peers/compare.py.
+tests/gpu/step_speed.py and tests/peers/compare.py measure speed by this.
 """
 
-import itertools
-import time
 from typing import Any, NamedTuple
 
-import jax
-
-from jaxlm import state, step
+from jaxlm.benchmark import measure
+from jaxlm.benchmark.start_up import COMPILE, StartUp
 from jaxlm.config import Config
-from jaxlm.run import Run, build_run
-from support import synthetic
-
-HOST_BATCHES = 4  # different ones, used in turn
+from jaxlm.run import Run
 
 
 class TimedSteps(NamedTuple):
@@ -32,37 +26,13 @@ def time_steps(run_config: Config, *, warm_up: int, timed: int) -> TimedSteps:
 
     The process must be configured for `run_config.runtime` before, as in jaxlm.train.
     """
-    run = build_run(run_config, first_step=0)
-    batches = [synthetic.batch(run_config, number) for number in range(HOST_BATCHES)]
-    current = state.create_state(run.model, run.optimizer, run.placement, run_config.seed)
-    jitted = step.train_step(
-        run.model,
-        run.optimizer,
-        run_config.training,
-        run.placement,
-        run_config.seed,
-        tile_bytes=run.tile_bytes,
-        compiler_options=run.compiler_options,
-    )
-    before_compiling = time.perf_counter()
-    compiled = jitted.lower(current, run.placement.put(batches[0])).compile()
-    compile_seconds = time.perf_counter() - before_compiling
-
-    # As many steps stay in flight while the host prepares the next as in the loop of jaxlm.train:
-    # one on a GPU, none on CPUs.
-    losses, ends = [], []
-    for number in range(warm_up + timed + 1):
-        current, metrics = compiled(current, run.placement.put(batches[number % HOST_BATCHES]))
-        losses.append(metrics.loss)
-        if number >= run.steps_in_flight:
-            jax.block_until_ready(losses[number - run.steps_in_flight])
-            ends.append(time.perf_counter())
-    jax.block_until_ready(current)
-
+    start_up = StartUp()
+    program = measure.start(run_config, None, start_up)
+    steps = measure.run_steps(program, program.state, warm_up + timed)
     return TimedSteps(
-        run=run,
-        compiled=compiled,
-        seconds=[end - start for start, end in itertools.pairwise(ends)][-timed:],
-        losses=[float(loss) for loss in losses],
-        compile_seconds=compile_seconds,
+        run=program.run,
+        compiled=program.step,
+        seconds=steps.seconds[warm_up:],
+        losses=[program.first_loss, *steps.losses],
+        compile_seconds=start_up.seconds[COMPILE],
     )

@@ -1,5 +1,6 @@
 """A model of each family, small enough to train in a test, and everything that trains it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -208,3 +209,22 @@ def equations(jaxpr) -> list:
                 if hasattr(inner, "eqns"):
                     collected += equations(inner)
     return collected
+
+
+def product_flops(jaxpr) -> int:
+    """Return the FLOPs of the matrix products of a jaxpr; of branches the first is taken."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * inner * equation.outvars[0].aval.size
+        elif name == "cond":
+            total += product_flops(params["branches"][0].jaxpr)
+        else:
+            times = params["length"] if name == "scan" else 1
+            values = [v for p in params.values() for v in (p if isinstance(p, tuple) else [p])]
+            inside = [getattr(value, "jaxpr", value) for value in values]
+            total += times * sum(product_flops(j) for j in inside if hasattr(j, "eqns"))
+    return total
