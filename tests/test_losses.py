@@ -133,6 +133,21 @@ def test_tiles_add_up_the_gradient_of_a_bfloat16_head_in_float32():
     np.testing.assert_array_equal(gradient.astype(jnp.float32), [[-320.0, 320.0]])
 
 
+@pytest.mark.parametrize("tile", [4, 12])
+def test_only_the_loss_has_a_gradient(tile):
+    """In one tile as in several: the sums are metrics."""
+    x, targets, weights = samples(12)
+
+    def slope(pick):
+        def run(x):
+            return pick(tiled_loss(scores, {"kernel": table()}, x, targets, weights, tile))
+
+        return float(jnp.abs(jax.grad(run)(x)).max())
+
+    assert slope(lambda result: result[0]) > 0
+    assert slope(lambda result: result[1].loss) == 0
+
+
 def test_scores_of_tiles_are_computed_once():
     """A tile has three products: scores, and the gradients of the head and of x."""
     x, targets, weights = samples(12)

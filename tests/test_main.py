@@ -53,6 +53,7 @@ MISTAKES = (
     "train --config configs/quickstart.py model.heads=3",
     "bench --config configs/quickstart.py model.layer=3",
     "bench --config configs/quickstart.py --data no/such.txt",
+    "train --config configs/quickstart.py --data no/such.txt run_directory=no/such",
     "convert export no/such out",
     "convert import no/such out",
 )
