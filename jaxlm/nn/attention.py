@@ -76,8 +76,6 @@ class MultiHeadAttention(nn.Module):
         mask: Mask,
         bias: jax.Array | None,
         dropout_key: jax.Array | None,
-        *,
-        cached: bool,
     ) -> jax.Array:
         """Return the heads' outputs [B, L, H, K]: softmax(q k^T) v with the model's options."""
         config = self.config
@@ -103,7 +101,6 @@ class MultiHeadAttention(nn.Module):
             softcap=config.attention_softcap,
             dropout=config.attention_dropout,
             dropout_key=dropout_key,
-            cached=cached,
         )
         return self.execution.constrain(y_BLHK, HEADS)
 
@@ -159,10 +156,7 @@ class SelfAttention(MultiHeadAttention):
             cache = cache.append(key_values)
             key_values = cache.own
 
-        cached = cache is not None
-        y_BLHK = self.attend(
-            q_BLHK, key_values, inputs.mask, inputs.bias, dropout_key, cached=cached
-        )
+        y_BLHK = self.attend(q_BLHK, key_values, inputs.mask, inputs.bias, dropout_key)
         return self.output(y_BLHK), cache
 
 
@@ -197,8 +191,7 @@ class CrossAttention(MultiHeadAttention):
             if cache is not None:
                 cache = cache._replace(cross=key_values)
 
-        cached = cache is not None
-        y_BLHK = self.attend(q_BLHK, key_values, encoder.mask, None, dropout_key, cached=cached)
+        y_BLHK = self.attend(q_BLHK, key_values, encoder.mask, None, dropout_key)
         return self.output(y_BLHK), cache
 
     def key_values(self, states_BSD: jax.Array) -> KeyValues:

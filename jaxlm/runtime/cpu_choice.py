@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxlm import hardware
 from jaxlm.config import Config, ConfigError
 from jaxlm.files import write_atomically
-from jaxlm.runtime.platform import private_directory, user_cache
+from jaxlm.runtime.platform import private_directory, runs_on_cpu, user_cache
 
 SECONDS = 120  # of one process, at most
 LEAST_GAIN = 0.03  # of the time of a step, for which a later choice is preferred to an earlier one
@@ -45,7 +45,7 @@ def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
     if not config.runtime.measure_cpu:
         return config
     config = replace(config, runtime=replace(config.runtime, measure_cpu=False))
-    if config.runtime.processes not in (None, 1) or not runs_on_cpu(config):
+    if config.runtime.processes not in (None, 1) or not runs_on_cpu(config.runtime):
         return config
 
     seconds = read_measurement()
@@ -63,13 +63,6 @@ def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
         precision=replace(config.precision, compute=choice.compute),  # type: ignore[arg-type]
         runtime=replace(config.runtime, devices=choice.devices),
     )
-
-
-def runs_on_cpu(config: Config) -> bool:
-    """Return True if jax will find no GPU, as far as that can be told before it starts."""
-    if config.runtime.platform is not None:
-        return config.runtime.platform == "cpu"
-    return os.environ.get("JAX_PLATFORMS") == "cpu" or not Path("/dev/nvidia0").exists()
 
 
 def candidates() -> list[CpuChoice]:

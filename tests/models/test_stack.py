@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
+from support import tiny
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
@@ -75,19 +75,6 @@ def test_same_loss_and_gradients(blocks, remat, plain):
     jax.tree_util.tree_map_with_path(compare, gradients, expected)
 
 
-def primitives(jaxpr: Any) -> Counter:
-    """How often each primitive stands in a traced program, its inner ones included."""
-    counts = Counter(equation.primitive.name for equation in jaxpr.eqns)
-    kinds = (core.Jaxpr, core.ClosedJaxpr)
-    for equation in jaxpr.eqns:
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, kinds)
-        ):
-            if isinstance(inner, kinds):
-                counts += primitives(getattr(inner, "jaxpr", inner))
-    return counts
-
-
 def marked_gather(weights: Tree, axes: Tree) -> Tree:
     """Stand in for gathering: like it, a function with a gradient of its own.
 
@@ -103,7 +90,8 @@ def work(blocks: str, remat: str, gathers: bool = False) -> tuple[float, float]:
     """(products, gathers) of one block, forward and backward."""
     execution = Execution(blocks=blocks, remat=remat, gather=marked_gather, gathers=gathers)
     loss, params = loss_of(execution)
-    counts = primitives(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+    counts = Counter(e.primitive.name for e in tiny.equations(program, one_branch=True))
     # A scanned block stands in the program once.
     copies = MODEL.layers if blocks == "unrolled" else 1
     # Outside the blocks: the head's product, three times; the token table, gathered twice, and the

@@ -222,7 +222,7 @@ def test_keys_and_values_of_a_cache_are_read_in_bfloat16(rows, queries, kv_heads
 
     def read(q, k, v):
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        return attend(q, k, v, Mask(), Execution(), scale=0.5, cached=True)
+        return attend(q, k, v, Mask(), Execution(), scale=0.5)
 
     found = jax.jit(read)(q, k, v).astype(jnp.float32)
     plain = read(*(x.astype(jnp.float32) for x in (q, k, v)))
@@ -357,3 +357,26 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
     if mask.key_segments is not None:
         read &= np.asarray(mask.segments) > 0  # its padding sees no key of the first row
     np.testing.assert_allclose(np.asarray(ours)[read], np.asarray(theirs)[read], atol=2e-6)
+
+
+def test_gradients_of_a_weighted_mean_are_those_of_softmax():
+    """Its own backward pass against autodiff through the definition; one row sees one key alone."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
+    scores[1, 2, 4, 1:] = dot_product.MASKED
+    v, of_mean = (rng.normal(size=(2, 3, n, 4)).astype(np.float32) for n in (7, 5))
+
+    def definition(scores, v):
+        return jnp.einsum("BGMS,BGSK->BGMK", jax.nn.softmax(scores), v)
+
+    def loss(function, scores, v):
+        return jnp.sum(jnp.square(function(scores, v)) * of_mean)
+
+    expected, found = (
+        jax.grad(loss, argnums=(1, 2))(function, scores, v)
+        for function in (definition, dot_product.weighted_mean)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.linalg.norm(theirs) > 0.1
+        # Sums of at most 7 products in float32 (6e-8 each), differently ordered.
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -37,6 +37,22 @@ def test_activations(name):
     )
 
 
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
+def test_activations_are_rounded_once(name):
+    """They and their gradients are computed in float32, whatever the dtype of x."""
+    points = jnp.linspace(-5, 5, 201).astype(jnp.bfloat16)
+    formula, step = FORMULAS[name], 1e-4
+    run = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))
+    values, slopes = (np.asarray(a, np.float64) for a in run(points))
+    assert values.any() and slopes.any()
+
+    for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
+        expected = formula(x), (formula(x + step) - formula(x - step)) / (2 * step)
+        # Half a unit of bfloat16's last of 8 bits, and float32's own near 0.
+        for found, exact in zip((value, slope), expected, strict=True):
+            assert abs(found - exact) <= 2**-8 * abs(exact) + 2e-6, (x, found, exact)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_mlp(gated):
     model = config.ModelConfig(

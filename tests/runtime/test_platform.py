@@ -1,6 +1,7 @@
 """Settings that jax needs before it starts, mostly in a process of their own."""
 
 import importlib.metadata
+import platform as platform_of_python
 import sys
 from types import SimpleNamespace
 
@@ -58,6 +59,32 @@ print(jax.config.jax_compilation_cache_dir)
     assert expected in found
     for folder in (cache / "jaxlm").glob("*"):
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(platform_of_python.libc_ver()[0] != "glibc", reason="it is glibc's")
+@pytest.mark.parametrize(
+    ("runtime", "environment", "kept"),
+    [
+        ("platform='cpu'", {}, True),
+        ("platform='cuda'", {}, False),
+        ("platform='cpu'", {"MALLOC_ARENA_MAX": "4"}, False),
+    ],
+)
+def test_freed_memory_is_kept_on_cpus(runtime, environment, kept):
+    """The second buffer gets the pages of the first: none is cleared again."""
+    program = f"""
+import numpy as np, resource
+runtime.configure(RuntimeConfig({runtime}))
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+pages = 64 * 2**20 // resource.getpagesize()
+np.ones(2**26, np.uint8)
+before = faults()
+np.ones(2**26, np.uint8)
+print((faults() - before) / pages)
+"""
+    (share,) = words(CONFIGURE + program, **environment)
+    # Where pages are huge, one fault clears many.
+    assert float(share) < 0.001 if kept else float(share) > 0.001
 
 
 def test_the_users_own_flags_win():

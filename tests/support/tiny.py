@@ -198,16 +198,21 @@ def batch(number: int, config: Config = CONFIG) -> Batch:
     )
 
 
-def equations(jaxpr) -> list:
-    """Return all equations of a jaxpr and of the jaxprs inside it."""
+def equations(jaxpr, *, one_branch: bool = False) -> list:
+    """Return all equations of a jaxpr and of the jaxprs inside it; of branches all, or the first.
+
+    A product has a branch for CPUs and one for other platforms.
+    """
     collected = []
     for equation in jaxpr.eqns:
         collected.append(equation)
-        for value in equation.params.values():
+        for name, value in equation.params.items():
+            if name == "branches" and one_branch:
+                value = value[0]
             for inner in value if isinstance(value, (list, tuple)) else [value]:
                 inner = getattr(inner, "jaxpr", inner)  # of a ClosedJaxpr
                 if hasattr(inner, "eqns"):
-                    collected += equations(inner)
+                    collected += equations(inner, one_branch=one_branch)
     return collected
 
 
