@@ -48,9 +48,9 @@ def test_activations_are_rounded_once(name):
 
     for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
         expected = formula(x), (formula(x + step) - formula(x - step)) / (2 * step)
-        # Half a unit of bfloat16's last of 8 bits, and float32's own near 0.
+        # Half a unit of bfloat16's last of 8 bits. Near -5 float32 itself leaves a few 1e-6 of 1 + tanh.
         for found, exact in zip((value, slope), expected, strict=True):
-            assert abs(found - exact) <= 2**-8 * abs(exact) + 2e-6, (x, found, exact)
+            assert abs(found - exact) <= 2**-8 * abs(exact) + 5e-6, (x, found, exact)
 
 
 @pytest.mark.parametrize("gated", [False, True])
