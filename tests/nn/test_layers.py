@@ -10,9 +10,9 @@ import pytest
 from jaxlm import config
 from jaxlm.nn.attention import AttentionInputs, SelfAttention
 from jaxlm.nn.block import Block
-from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.mlp import ACTIVATIONS, MLP
 from jaxlm.nn.norms import layer_norm, rms_norm
