@@ -8,7 +8,6 @@ Axes beside those of `types.py`: C blocks of a sequence, T blocks of a tile. Bes
 positions within a block.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.nn.mask import MASKED, Mask, visible_BLS
+from jaxlm.nn.tiles import Tiling, cut_tiles
 
 # The name for recomputation of what the backward pass reads beside q, k and v.
 ATTENTION_OUTPUT = "attention_output"
@@ -26,28 +26,7 @@ ATTENTION_OUTPUT = "attention_output"
 # exp(MASKED - largest) is 0 even where a query sees nothing.
 LOWEST = -1e20
 
-# Positions of a block, and bytes of the float32 scores of a tile: enough to keep a GPU busy, and
-# little beside the activations. Products of less than 128 positions waste tensor cores, and of
-# blocks above 1,024 too much lies beyond the diagonal of a causal mask.
-SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
-TILE_BYTES = 2**26
-
 Arrays = dict[str, jax.Array]
-
-
-class Tiling(NamedTuple):
-    """The tiles into which the pairs of queries and keys are cut.
-
-    A tile has `strip` blocks on a diagonal: its first block of queries meets its first block of
-    keys, the second the second, and so on.
-    """
-
-    block: int  # positions of a block
-    strip: int  # blocks of a tile
-    front: int  # blocks of padding before the first key
-    queries: int  # blocks, with padding
-    keys: int  # blocks, with padding
-    tiles: tuple[tuple[int, int], ...]  # (first block of queries, first block of keys)
 
 
 class Plan(NamedTuple):
@@ -97,69 +76,6 @@ def blockwise_attention(
     if bias is not None:
         operands["bias"] = bias
     return attention(plan, operands, arrays)
-
-
-# Tiles
-
-
-def cut_tiles(
-    mask: Mask, queries: int, keys: int, *, rows_and_heads: int, has_bias: bool = False
-) -> Tiling:
-    """Return the tiles that the mask may let through. `rows_and_heads` is their product B * H."""
-    before, after = reach(mask)
-    is_band = before is not None and after is not None
-    span = before + after if before is not None and after is not None else None
-    block = block_size(max(queries, keys), span, rows_and_heads)
-    query_blocks, key_blocks = -(-queries // block), -(-keys // block)
-    blocks_before = query_blocks if before is None else -(-before // block)
-    blocks_after = key_blocks if after is None else -(-after // block)
-
-    # A narrow window has small blocks. Several beside each other make a tile of full size. No slice
-    # of a bias would be such a tile.
-    strip = 1
-    if is_band and not has_bias:
-        fitting = max(1, TILE_BYTES // (4 * rows_and_heads * block * block))
-        strip = -(-query_blocks // -(-query_blocks // fitting))  # all strips are about the same
-    front = blocks_before if strip > 1 else 0
-
-    tiles = []
-    for first in range(0, query_blocks, strip):
-        lowest = max(first - blocks_before, 1 - strip)
-        highest = min(first + blocks_after, key_blocks - 1)
-        tiles += [(first, front + key) for key in range(lowest, highest + 1)]
-
-    return Tiling(
-        block=block,
-        strip=strip,
-        front=front,
-        queries=-(-query_blocks // strip) * strip,
-        keys=max(front + key_blocks, *(key + strip for _, key in tiles)),
-        tiles=tuple(tiles),
-    )
-
-
-def reach(mask: Mask) -> tuple[int | None, int | None]:
-    """Return how many positions a query may see before and after its own; None: all."""
-    window = None if mask.window is None else mask.window - 1
-    if not mask.causal:
-        return window, window
-    # Where a prefix ends is in the data.
-    return window, 0 if mask.prefix_lengths is None else None
-
-
-def block_size(positions: int, span: int | None, rows_and_heads: int) -> int:
-    """Return the positions of a block, a power of two.
-
-    Large blocks make few tiles with large products. But a block is computed as a whole if the mask
-    lets one pair through: it is small beside the sequence, and beside the `span` of a window.
-    """
-    limit = min(LARGEST_BLOCK, math.isqrt(TILE_BYTES // (4 * rows_and_heads)))
-    limit = min(limit, max(2 * SMALLEST_BLOCK, positions // 4))
-    if span is not None:
-        limit = min(limit, span // 4)
-
-    fitting = 2 ** (max(limit, SMALLEST_BLOCK).bit_length() - 1)
-    return min(fitting, 2 ** (positions - 1).bit_length())
 
 
 # Arrays in blocks
@@ -283,8 +199,8 @@ def backward(
 
         parts = {
             "q": (tile[0], einsum("TBGRLS,TBGSK->TBGRLK", dproducts, k_TBGSK)),
-            "k": (tile[1], einsum("TBGRLS,TBGRLK->TBGSK", dproducts, q_TBGRLK)),
-            "v": (tile[1], einsum("TBGRLS,TBGRLK->TBGSK", weights, dy_TBGRLK)),
+            "k": (tile[1], sum_over_queries(dproducts, q_TBGRLK)),
+            "v": (tile[1], sum_over_queries(weights, dy_TBGRLK)),
         }
         added = {
             name: write(grads[name], read(grads[name], first, strip) + part, first)
@@ -392,6 +308,15 @@ def tile_mask(plan: Plan, mask_blocks: Arrays, tile: tuple[jax.Array, jax.Array]
         return visible
 
     return jax.vmap(block_mask)(queries, keys, segments)
+
+
+def sum_over_queries(x_TBGRLS: jax.Array, y_TBGRLK: jax.Array) -> jax.Array:
+    """Return the sum over the queries of all heads of a group, float32 [T, B, G, S, K].
+
+    R and L are one axis: of two XLA makes a product per head, and adds these up in memory.
+    """
+    x, y = (a.reshape(*a.shape[:3], -1, a.shape[-1]) for a in (x_TBGRLS, y_TBGRLK))
+    return einsum("TBGMS,TBGMK->TBGSK", x, y)
 
 
 # Products of two factors of one dtype, summed and returned in float32.

@@ -12,11 +12,12 @@ from support.trees import random_params
 
 from jaxlm import config, models
 from jaxlm.models.stack import REMAT
-from jaxlm.nn import blockwise
-from jaxlm.nn.blockwise import blockwise_attention, cut_tiles
+from jaxlm.nn import tiles
+from jaxlm.nn.blockwise import blockwise_attention
 from jaxlm.nn.dot_product import Case, attend, choose_kernel, xla_attention
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask, visible_BLS
+from jaxlm.nn.tiles import cut_tiles
 from jaxlm.types import Batch
 
 B, H, G, K = 2, 4, 2, 8
@@ -98,9 +99,9 @@ def small_blocks(monkeypatch, request):
     """Take blocks of 4 or 8 positions, and up to 12 of them side by side."""
     if "full_size" in request.fixturenames:
         return
-    monkeypatch.setattr(blockwise, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(blockwise, "LARGEST_BLOCK", 8)
-    monkeypatch.setattr(blockwise, "TILE_BYTES", 3 * 4 * B * H * 8 * 8)
+    monkeypatch.setattr(tiles, "SMALLEST_BLOCK", 4)
+    monkeypatch.setattr(tiles, "LARGEST_BLOCK", 8)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 3 * 4 * B * H * 8 * 8)
 
 
 @pytest.fixture
