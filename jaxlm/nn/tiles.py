@@ -42,11 +42,13 @@ def cut_tiles(
     blocks_before = query_blocks if before is None else -(-before // block)
     blocks_after = key_blocks if after is None else -(-after // block)
 
-    # A narrow window has small blocks. Several beside each other make a tile of full size. No slice
-    # of a bias would be such a tile.
+    # A narrow window has small blocks. Several beside each other make a tile of full size: at most
+    # a quarter of all, as tiles reach beyond the ends of the keys. No slice of a bias is such a
+    # tile.
     strip = 1
     if span is not None and not has_bias:
-        fitting = max(1, TILE_BYTES // (4 * rows_and_heads * block * block))
+        fitting = TILE_BYTES // (4 * rows_and_heads * block * block)
+        fitting = max(1, min(fitting, query_blocks // 4))
         strip = -(-query_blocks // -(-query_blocks // fitting))  # all strips are about the same
     front = blocks_before if strip > 1 else 0
 

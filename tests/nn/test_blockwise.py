@@ -179,6 +179,8 @@ def test_hidden_blocks_are_not_computed(full_size):
         assert computed(Mask(causal=True), length) <= 0.57 * length
         assert computed(Mask(window=65), length) == 3 * 128  # ModernBERT: 64 to either side
         assert computed(Mask(causal=True, window=1024), length) <= 1.3 * 1024
+        # As wide as the sequence, which leaves a triangle of it.
+        assert computed(Mask(causal=True, window=length), length, heads=8) <= 0.75 * length
     # Where a prefix ends is in the data.
     assert computed(Mask(causal=True, prefix_lengths=lengths(9, 4)), 4096) == 4096
 
