@@ -132,7 +132,8 @@ def test_outputs_and_gradients_are_those_of_the_xla_path(name):
 def test_bfloat16_stays_close():
     example = EXAMPLES["causal, soft-cap"]
     dy = random(B, example.queries, H, K, seed=4)
-    ours = jax.jit(lambda: example.run(blockwise_attention, dy, jnp.bfloat16))()
+    run = partial(example.run, blockwise_attention, dy, jnp.bfloat16)
+    ours = jax.jit(run)()
     exact = example.run(xla_attention, dy)
     for key, expected in exact.items():
         assert ours[key].dtype == jnp.bfloat16
@@ -140,6 +141,10 @@ def test_bfloat16_stays_close():
         # statistics are float32.
         error = jnp.linalg.norm(ours[key].astype(jnp.float32) - expected)
         assert 0 < error < 4 * 2**-9 * jnp.linalg.norm(expected), key
+
+    # Two products forward, five backward. None is rounded before it is used.
+    products = re.findall(r"\w+:(\w+)\[[\d,]*\] = dot_general", str(jax.make_jaxpr(run)()))
+    assert products == 7 * ["f32"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
