@@ -16,8 +16,8 @@ class RuntimeConfig:
     platform: Literal["cpu", "cuda"] | None = None  # None: what jax finds
     # Of each process. CPU: devices to emulate; GPU: how many to use. None: all
     devices: Positive | None = None
-    # auto: cuDNN's flash kernel where it supports the case
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    # auto: cuDNN's flash kernel where it supports the case; blockwise: no L x L scores in memory
+    attention: Literal["auto", "xla", "cudnn", "blockwise"] = "auto"
     deterministic: bool = False  # GPU: the same bits each time, slower. A CPU always is
     # Folder of compiled programs. None: jaxlm's in the user's cache folder
     compilation_cache: FilePath | None = None

@@ -9,9 +9,9 @@ from jaxlm.models.model import Model
 from jaxlm.models.transformer import Transformer, build_transformer
 from jaxlm.nn.attention import EncoderOutput, attention_kernel
 from jaxlm.nn.cache import Cache
-from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 from jaxlm.types import Array, Batch, Tree
 
 

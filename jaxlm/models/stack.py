@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxlm.nn.attention import AttentionInputs
+from jaxlm.nn.blockwise import ATTENTION_OUTPUT
 from jaxlm.nn.dot_product import SCORES
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.execution import Execution
@@ -31,7 +32,7 @@ def save_attention(primitive: Any, *_: Any, **__: Any) -> bool:
 # pass computes again what lies between them (norms, activations, sums, casts), which costs little,
 # and gathers weights again. Autodiff by itself would keep all of these, the casts to float32 too.
 SAVE_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.save_only_these_names(PRODUCT, SCORES), save_attention
+    jax.checkpoint_policies.save_only_these_names(PRODUCT, SCORES, ATTENTION_OUTPUT), save_attention
 )
 
 # What the backward pass computes again, from next to nothing to everything but each block's input.

@@ -15,10 +15,10 @@ from jaxlm.models.stack import init_stack, layer_axes, run_stack, stack_axes, un
 from jaxlm.nn.attention import AttentionInputs, EncoderOutput, attention_kernel
 from jaxlm.nn.block import Block
 from jaxlm.nn.cache import Cache, empty_cache
-from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.embedding import Embedding, Head, padded_vocabulary
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import init_params, param_axes
 from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation_at

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
 from jaxlm.nn.cache import KeyValues, LayerCache
-from jaxlm.nn.dot_product import Case, Mask, attend, choose_kernel
+from jaxlm.nn.dot_product import Case, attend, choose_kernel
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
+from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import HeadNorm
 from jaxlm.nn.parameters import parameter

@@ -1,31 +1,40 @@
 """Scaled dot-product attention from a description of the mask.
 
-cuDNN's flash kernel where it supports the case, otherwise a readable XLA path. `choose_kernel`
-decides and says why, so that a run can print which kernel it uses.
+cuDNN's flash kernel where it supports the case, otherwise a readable XLA path, or attention by
+blocks where the scores would be large. `choose_kernel` decides and says why, so that a run can
+print which kernel it uses.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxlm.nn.blockwise import blockwise_attention
 from jaxlm.nn.dropout import kept, site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import MASKED, Mask, visible_BLS
 from jaxlm.nn.matmul import matmul, product, weight_gradient
-
-MASKED = -1e30  # finite: a row in which everything is masked stays a number
 
 # cuDNN: sequences are padded to a multiple of CUDNN_MULTIPLE. Below CUDNN_MIN_LENGTH most of that
 # would be padding.
 CUDNN_MULTIPLE = 128
 CUDNN_MIN_LENGTH = 64
 
+GPUS = ("cuda", "gpu")  # platforms
+
 # Compute capability of the oldest GPUs with flash kernels (Ampere; cuDNN 9 developer guide,
 # "fused flash attention"). 0.0 stands for a GPU that is not there.
 OLDEST_FLASH = 8.0
 
-# Logical axes of the kernel's operands.
-CUDNN_AXES = {
+# Blockwise attention is for scores that take at least so many bytes in float32, per row and head.
+# These are 1,024 x 1,024 positions: with 8 rows of 12 heads 0.4 GB in each layer.
+BLOCKWISE_MIN_BYTES = 4 * 2**20
+
+# Logical axes of the operands of kernels that are called on each device.
+KERNEL_AXES = {
     "q": ("batch", "length", "heads_act", "head_act"),
     "k": ("batch", "length", "kv_heads_act", "head_act"),
     "v": ("batch", "length", "kv_heads_act", "head_act"),
@@ -34,6 +43,7 @@ CUDNN_AXES = {
     "query_lengths": ("batch",),
     "segments": ("batch", "length"),
     "key_segments": ("batch", "length"),
+    "prefix_lengths": ("batch",),
 }
 
 # XLA: a sequence is cut into at most MAX_BLOCKS blocks of at least QUERY_BLOCK queries.
@@ -42,26 +52,6 @@ MAX_BLOCKS = 4
 
 # The products' name for recomputation: not `PRODUCT`, whose policy would keep L x S scores.
 SCORES = "scores"
-
-
-class Mask(NamedTuple):
-    """Which keys a query sees; without conditions all of them.
-
-    The conditions add up, except that a prefix widens a causal mask.
-    """
-
-    causal: bool = False
-    window: int | None = None  # only keys less than this many positions away
-    lengths: jax.Array | None = None  # int32 [B]: keys from there on are padding
-    # int32 [B]: queries from there on are padding, whose output is never read
-    query_lengths: jax.Array | None = None
-    segments: jax.Array | None = None  # int32 [B, L]: only keys of the query's own segment
-    # int32 [B, S]; None: keys and queries are the same positions
-    key_segments: jax.Array | None = None
-    # int32 [B]: keys before it are seen by all of the prefix, causal or not
-    prefix_lengths: jax.Array | None = None
-    # int32 [B, L] of queries and [B, S] of keys (-1: no key); None: 0, 1, 2, ...
-    positions: tuple[jax.Array, jax.Array] | None = None
 
 
 class Case(NamedTuple):
@@ -77,16 +67,40 @@ class Case(NamedTuple):
 
 
 def choose_kernel(execution: Execution, case: Case) -> tuple[str, str]:
-    """Return "cudnn" or "xla", and why.
+    """Return "cudnn", "blockwise" or "xla", and why.
 
-    Asking for cuDNN where it can't do the case is a ValueError with the reason.
+    Asking for a kernel that can't do the case is a ValueError with the reason.
     """
+    if execution.attention == "xla":
+        return "xla", "asked for"
+    if execution.attention == "blockwise":
+        return choose_blockwise(case)
+
     reason = cudnn_obstacle(execution, case)
     if execution.attention == "cudnn" and reason:
         raise ValueError(f"cuDNN attention can't be used: {reason}")
-    if execution.attention == "xla":
-        return "xla", "asked for"
-    return ("xla", reason) if reason else ("cudnn", "supported")
+    if not reason:
+        return "cudnn", "supported"
+
+    is_large = 4 * case.queries * case.keys >= BLOCKWISE_MIN_BYTES
+    on_gpu = execution.platform in GPUS
+    return "blockwise" if on_gpu and is_large and not blockwise_obstacle(case) else "xla", reason
+
+
+def choose_blockwise(case: Case) -> tuple[str, str]:
+    """Return the kernel where blockwise attention is asked for, and why."""
+    if case.mask.positions is not None:  # a few queries at a time: their scores are small
+        return "xla", "keys of a cache"
+    if blockwise_obstacle(case):
+        raise ValueError(f"blockwise attention can't be used: {blockwise_obstacle(case)}")
+    return "blockwise", "asked for"
+
+
+def blockwise_obstacle(case: Case) -> str:
+    """Return why blockwise attention can't do the case, or ''."""
+    if case.dropout:
+        return "attention dropout"
+    return "keys of a cache" if case.mask.positions is not None else ""
 
 
 def cudnn_obstacle(execution: Execution, case: Case) -> str:
@@ -96,7 +110,7 @@ def cudnn_obstacle(execution: Execution, case: Case) -> str:
     shortest = min(case.queries, case.keys)
 
     obstacles = {
-        f"the platform is {execution.platform}": execution.platform not in ("cuda", "gpu"),
+        f"the platform is {execution.platform}": execution.platform not in GPUS,
         f"the GPU's compute capability is {execution.compute_capability} (8.0 or newer)": 0.0
         < execution.compute_capability
         < OLDEST_FLASH,
@@ -144,7 +158,11 @@ def attend(
     kernel, _ = choose_kernel(execution, case)
 
     if kernel == "cudnn":
-        return cudnn_on_each_device(q_BLHK, k_BSGK, v_BSGK, mask, execution, scale=scale, bias=bias)
+        attention = partial(cudnn_attention, scale=scale)
+        return on_each_device(attention, q_BLHK, k_BSGK, v_BSGK, mask, execution, bias)
+    if kernel == "blockwise":
+        attention = partial(blockwise_attention, scale=scale, softcap=softcap)
+        return on_each_device(attention, q_BLHK, k_BSGK, v_BSGK, mask, execution, bias)
     return xla_attention(
         q_BLHK,
         k_BSGK,
@@ -158,31 +176,30 @@ def attend(
     )
 
 
-# cuDNN
+# Kernels
 
 
-def cudnn_on_each_device(
+def on_each_device(
+    attention: Callable[..., jax.Array],
     q_BLHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
     mask: Mask,
     execution: Execution,
-    *,
-    scale: float,
     bias: jax.Array | None,
 ) -> jax.Array:
-    """Call `cudnn_attention` on each device with its rows and heads of all operands alike."""
+    """Call `attention` on each device with its rows and heads of all operands alike."""
     operands = {"q": q_BLHK, "k": k_BSGK, "v": v_BSGK}
     optional = {"bias": bias}
-    optional |= {name: getattr(mask, name) for name in CUDNN_AXES if hasattr(mask, name)}
+    optional |= {name: getattr(mask, name) for name in KERNEL_AXES if hasattr(mask, name)}
     operands |= {name: array for name, array in optional.items() if array is not None}
 
     def kernel(
         q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, **of_mask
     ) -> jax.Array:
-        return cudnn_attention(q, k, v, mask._replace(**of_mask), scale=scale, bias=bias)
+        return attention(q, k, v, mask._replace(**of_mask), bias=bias)
 
-    return execution.per_device(kernel, operands, CUDNN_AXES, CUDNN_AXES["q"])
+    return execution.per_device(kernel, operands, KERNEL_AXES, KERNEL_AXES["q"])
 
 
 def cudnn_attention(
@@ -369,34 +386,3 @@ def weighted_mean_backward(
 
 
 weighted_mean.defvjp(weighted_mean_forward, weighted_mean_backward)
-
-
-def visible_BLS(mask: Mask, queries: range, keys: range) -> jax.Array | None:
-    """Return the mask of these queries and keys, bool [B or 1, L, S]; None: all are visible."""
-    query = jnp.arange(queries.start, queries.stop)[None, :, None]
-    key = jnp.arange(keys.start, keys.stop)[None, None, :]
-    conditions = []
-
-    if mask.positions is not None:
-        query, key = mask.positions[0][:, :, None], mask.positions[1][:, None, :]
-        conditions.append(key >= 0)
-    if mask.causal:
-        causal = key <= query
-        if mask.prefix_lengths is not None:
-            causal = causal | (key < mask.prefix_lengths[:, None, None])
-        conditions.append(causal)
-    if mask.window is not None:
-        distance = query - key if mask.causal else jnp.abs(query - key)
-        conditions.append(distance < mask.window)
-    if mask.lengths is not None:
-        conditions.append(key < mask.lengths[:, None, None])
-    if mask.segments is not None:
-        key_segments = mask.segments if mask.key_segments is None else mask.key_segments
-        of_query = mask.segments[:, queries.start : queries.stop, None]
-        of_key = key_segments[:, None, keys.start : keys.stop]
-        conditions.append(of_query == of_key)
-
-    visible = None
-    for condition in conditions:
-        visible = condition if visible is None else visible & condition
-    return visible

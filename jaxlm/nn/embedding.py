@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
 from jaxlm.nn.block import RESIDUAL
-from jaxlm.nn.dot_product import MASKED
 from jaxlm.nn.dropout import dropout
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
+from jaxlm.nn.mask import MASKED
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.mlp import ACTIVATIONS
 from jaxlm.nn.norms import Norm

@@ -48,7 +48,7 @@ class Execution(NamedTuple):
     head_shards: int = 1  # devices over which the heads are split
     blocks: str = "unrolled"  # or "scanned"
     remat: str = "none"  # a name in models.stack.REMAT
-    attention: str = "auto"  # "auto", "xla" or "cudnn"
+    attention: str = "auto"  # "auto", "xla", "cudnn" or "blockwise"
     platform: str = "cpu"  # of the devices that will run it
     compute_capability: float = 0.0  # of CUDA devices
     deterministic: bool = False  # the same bits in every run, on GPUs too

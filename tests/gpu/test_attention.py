@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from jaxlm.nn.dot_product import Case as KernelCase
-from jaxlm.nn.dot_product import Mask, attend, choose_kernel
+from jaxlm.nn.dot_product import attend, choose_kernel
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 
 pytestmark = pytest.mark.gpu
 

@@ -12,8 +12,9 @@ import pytest
 from jaxlm import config
 from jaxlm.nn import dot_product
 from jaxlm.nn.attention import attention_kernel
-from jaxlm.nn.dot_product import Case, Mask, attend, choose_kernel, visible_blocks
+from jaxlm.nn.dot_product import Case, attend, choose_kernel, visible_blocks
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 
 B, L, S, H, G, K = 2, 8, 11, 6, 2, 4
 LENGTHS: Any = np.array([8, 4])

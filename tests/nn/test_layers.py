@@ -10,9 +10,9 @@ import pytest
 from jaxlm import config
 from jaxlm.nn.attention import AttentionInputs, SelfAttention
 from jaxlm.nn.block import Block
-from jaxlm.nn.dot_product import Mask
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.mlp import ACTIVATIONS, MLP
 from jaxlm.nn.norms import layer_norm, rms_norm
@@ -48,7 +48,7 @@ def test_activations_are_rounded_once(name):
 
     for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
         expected = formula(x), (formula(x + step) - formula(x - step)) / (2 * step)
-        # Half a unit of bfloat16's last of 8 bits. Near -5 float32 itself leaves a few 1e-6 of 1 + tanh.
+        # Half a unit of bfloat16's last of 8 bits; float32 leaves a few 1e-6 of 1 + tanh near -5.
         for found, exact in zip((value, slope), expected, strict=True):
             assert abs(found - exact) <= 2**-8 * abs(exact) + 5e-6, (x, found, exact)
 
