@@ -334,24 +334,6 @@ def test_meshes_that_do_not_fit_are_refused(parallel, key):
     assert caught.value.path == key
 
 
-def test_model_and_batch_must_divide():
-    mesh = sharding.make_mesh(config.ParallelConfig(tensor=8), jax.devices())
-    with pytest.raises(ConfigError, match=r"parallel.tensor: 8 does not divide model.heads \(4\)"):
-        sharding.check_mesh(mesh, tiny.CONFIG.model, [16], 1, config.EvaluationConfig())
-    mesh = sharding.make_mesh(config.ParallelConfig(tensor=4), jax.devices())
-    with pytest.raises(ConfigError, match=r"4 does not divide model.encoder_heads \(2\)"):
-        sharding.check_mesh(mesh, tiny.ENCODER_DECODER.model, [16], 1, config.EvaluationConfig())
-    mesh = sharding.make_mesh(config.ParallelConfig(), jax.devices())
-    with pytest.raises(ConfigError, match=r"16 sequences .* 8 devices x 4 microbatches"):
-        sharding.check_mesh(mesh, tiny.CONFIG.model, [16], 4, config.EvaluationConfig())
-    with pytest.raises(ConfigError, match=r"training.batch_size: 12 sequences"):
-        sharding.check_mesh(mesh, tiny.CONFIG.model, [16, 12], 1, config.EvaluationConfig())
-    with pytest.raises(ConfigError, match=r"evaluation.batch_size: 12 sequences"):
-        sharding.check_mesh(
-            mesh, tiny.CONFIG.model, [16], 1, config.EvaluationConfig(batch_size=12)
-        )
-
-
 def test_unknown_axes_and_collisions_name_the_parameter():
     mesh = sharding.make_mesh(config.ParallelConfig(), jax.devices())
     with pytest.raises(ValueError, match=r"params\.x: unknown logical axis 'embeds'"):
