@@ -49,5 +49,5 @@ config = Config(
     evaluation=EvaluationConfig(every_steps=450, samples=2, sample_tokens=200),
     checkpoint=CheckpointConfig(every_steps=450),
     logging=LoggingConfig(every_steps=20),
-    runtime=RuntimeConfig(devices=hardware.cpu_devices(), measure_cpu=True),
+    runtime=RuntimeConfig(measure_cpu=True),
 )

@@ -16,12 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxlm import config, runtime
+from jaxlm import config, data, runtime
 from jaxlm.benchmark.start_up import IMPORT, StartUp
 from jaxlm.config import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from jaxlm import data
     from jaxlm.benchmark.figures import Figures
     from jaxlm.benchmark.measure import Options
 
@@ -76,8 +75,8 @@ def run(
     run_config: config.Config, args: argparse.Namespace, argv: Sequence[str], start_up: StartUp
 ) -> "Figures | None":
     """Return the figures; None in a process that measures its start alone."""
+    run_config = check_config(run_config, start_up, needs_data=not args.synthetic)
     store = None if args.synthetic else prepare_store(run_config, args.keep, start_up)
-    run_config = runtime.settle_cpu(run_config)
 
     with cold_start(args, argv) as (cache, cold_seconds):
         if cache is not None:
@@ -97,21 +96,42 @@ def run(
         return figures._replace(cold_start_up=cold_seconds)
 
 
+def check_config(
+    run_config: config.Config, start_up: StartUp, *, needs_data: bool
+) -> config.Config:
+    """Return the config with the precision and devices that suit this CPU, if it asks for them.
+
+    Raises ConfigError where it can't be trained, or its data is missing, before jax is imported.
+    """
+    with start_up.measure(IMPORT):
+        from jaxlm import run_checks
+
+    run_checks.check_trainable(run_config)
+    run_checks.check_sample(run_config)
+    if needs_data:
+        try:
+            data.check_files(run_config.data)
+        except ConfigError as error:
+            hint = "--synthetic measures on random text instead"
+            raise ConfigError(error.path, f"{error.reason} ({hint})") from error
+
+    run_config = runtime.settle_cpu(run_config)
+    devices = runtime.count_devices(run_config.runtime, processes=1)
+    if devices is not None:
+        # Where the batch size changes in training, the last one is measured.
+        last = max((step for step, _ in run_config.training.batch_schedule), default=0)
+        run_checks.check_mesh(run_config, devices, first_step=last)
+    return run_config
+
+
 def prepare_store(run_config: config.Config, keep: str | None, start_up: StartUp) -> "data.Store":
     """Return the token store of a config, prepared if it is not there yet.
 
     `keep` names the function that chooses documents. The time of a preparation is not counted.
-    Raises ConfigError where the data is missing.
     """
     with start_up.measure(IMPORT):
-        from jaxlm import data
         from jaxlm.data.rules import load_predicate
 
-    try:
-        data.check_files(run_config.data)
-    except ConfigError as error:
-        hint = "--synthetic measures on random text instead"
-        raise ConfigError(error.path, f"{error.reason} ({hint})") from error
     return data.prepare(
         run_config.data,
         run_config.tokenizer,

@@ -11,6 +11,7 @@ from pathlib import Path
 from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
+from jaxlm.directories import check_model_directory, check_run_directory
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -137,7 +138,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     check_command(argv)
     args = build_convert_parser().parse_args(argv)
-    runtime.check_directory(args.directory if args.command == "import" else args.run)
+    if args.command == "import":
+        check_model_directory(args.directory)
+    else:
+        check_run_directory(args.run)
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model

@@ -13,7 +13,8 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
-from jaxlm.config.urls import hide_credentials
+from jaxlm.config.urls import hide_credentials, is_url
+from jaxlm.directories import check_model_directory
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if not sources:
         refuse_without_data(args)
     runtime.check_output_file("--json", args.json)
+    check_model_directory(args.path)
+    check_files(sources)
     # Where the terminal lacks a character, show a question mark.
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     runtime.configure(RuntimeConfig(devices=args.devices))
@@ -232,6 +235,18 @@ def parse_sources(data: Sequence[str], text_key: str, text_format: Any) -> tuple
             ) from error
         sources[name] = source
     return tuple(sources.values())
+
+
+def check_files(sources: Sequence[SourceConfig]) -> None:
+    """Raise UserError for a source on this machine that names no files."""
+    if not sources:
+        return
+    from jaxlm.data.documents import COMMAND_OPTIONS
+    from jaxlm.data.listing import list_files
+
+    for source in sources:
+        if not is_url(str(source.path)):
+            list_files(source, COMMAND_OPTIONS)
 
 
 def refuse_without_data(args: argparse.Namespace) -> None:

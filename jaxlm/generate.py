@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxlm import config, runtime
 from jaxlm.config import UserError
+from jaxlm.directories import check_model_directory
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     args = build_generate_parser().parse_args(argv)
     check_arguments(args)
     prompts = read_prompts(args)
+    check_model_directory(args.model)
 
     # jax is imported after the platform is set up.
     runtime.configure(config.RuntimeConfig(devices=args.devices))

@@ -3,7 +3,8 @@
     python -m jaxlm.harness run --model_args path=RUN|HF_DIR --tasks TASK
 
 The harness (the package lm_eval) finds models in a registry that only code can add to. This command
-adds "jaxlm" and passes its arguments on to `lm_eval`. Neither lm_eval nor jax is imported before.
+adds "jaxlm" and passes its arguments on to `lm_eval`. lm_eval is not imported before, and jax only
+when lm_eval makes the model.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 from jaxlm import runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
+from jaxlm.directories import check_model_directory
 
 NAME = "jaxlm"
 MODEL_ARGUMENTS = ("step", "compute", "max_length", "devices")  # beside the path
@@ -54,9 +56,6 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
         return 0
-    register()
-    from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
-
     arguments = list(argv)
     if arguments[0].startswith("-"):  # `run` is the default of lm_eval too
         arguments.insert(0, "run")
@@ -66,7 +65,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"there is no command {arguments[0]!r}{hint} (see jaxlm.harness --help)")
     names = {argument.partition("=")[0] for argument in arguments}
     if arguments[0] == "run" and not names & {"--model", "-M"}:
+        check_model_arguments(arguments)
         arguments[1:1] = ["--model", NAME]
+
+    register()
+    from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
 
     original_argv, sys.argv = sys.argv, ["lm_eval", *arguments]
     try:
@@ -84,6 +87,34 @@ def main(argv: Sequence[str]) -> int:
     finally:
         sys.argv = original_argv
     return 0
+
+
+def check_model_arguments(arguments: Sequence[str]) -> None:
+    """Raise UserError for unknown keys of --model_args, and for a path of no model."""
+    values: list[str] = []
+    is_wanted = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, value = argument.partition("=")
+            is_wanted = option in ("--model_args", "-a")
+        else:
+            value = argument
+        values += value.split(",") if is_wanted else []
+
+    pairs = [value.partition("=") for value in values if "=" in value]
+    model_arguments = {name: value for name, _, value in pairs}
+    path = model_arguments.pop("path", "")
+    check_names(name for name in model_arguments if name not in LM_EVAL_ARGUMENTS)
+    if path:
+        check_model_directory(path)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise UserError for a model argument that there is not, `path` aside."""
+    for name in names:
+        if name not in MODEL_ARGUMENTS:
+            known = ", ".join(("path", *MODEL_ARGUMENTS))
+            raise UserError(f"--model_args: {name!r} is not known; known: {known}")
 
 
 @contextlib.contextmanager
@@ -118,7 +149,8 @@ def register() -> None:
     from lm_eval.api.registry import model_registry  # type: ignore[import-not-found]
 
     if NAME not in model_registry:
-        model_registry.register(NAME, target=model_class())
+        # A name, not the class: lm_eval looks for mistakes in tasks before it needs the model.
+        model_registry.register(NAME, target="jaxlm.harness:JaxLM")
 
 
 def __getattr__(name: str) -> Any:
@@ -145,10 +177,7 @@ def model_class() -> type:
             TemplateLM.__init__(self)
             for name in LM_EVAL_ARGUMENTS:
                 arguments.pop(name, None)
-            for name in arguments:
-                if name not in MODEL_ARGUMENTS:
-                    known = ", ".join(("path", *MODEL_ARGUMENTS))
-                    raise UserError(f"--model_args: {name!r} is not known; known: {known}")
+            check_names(arguments)
             self.load(path, batch_size, **arguments)
 
     return JaxLM

@@ -15,7 +15,9 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.config.mesh import check_tensor
 from jaxlm.data.vocabulary import special_tokens
+from jaxlm.directories import check_directory, is_run
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
@@ -57,14 +59,6 @@ class LoadedModel(NamedTuple):
         return self.model.generator
 
 
-def is_run(path: Path) -> bool:
-    """Return whether a directory holds a run, even one without a config or a sound checkpoint."""
-    try:
-        return (path / "checkpoints").is_dir()
-    except OSError:  # it can't be looked at, which reading its config.json will say
-        return False
-
-
 def load_model(
     path: str | Path, *, step: int | None = None, compute: str | None = "float32", devices: int = 1
 ) -> LoadedModel:
@@ -78,12 +72,7 @@ def load_model(
     checkpoint.
     """
     path = Path(path)
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long
-        raise UserError(f"{path}: {error.strerror}") from error
-    if not is_folder:
-        raise UserError(f"{path}: there is no such directory")
+    check_directory(path)
     if is_run(path):
         return load_run_model(path, step, compute, devices)
     if step is not None:
@@ -172,7 +161,7 @@ def place_model(
     mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, mesh_devices)
-    sharding.check_mesh(mesh, model_config, [], 1, config.EvaluationConfig())
+    check_tensor(devices, model_config)
 
     execution = build_execution(
         mesh,

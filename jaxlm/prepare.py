@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm import config, runtime
+from jaxlm import config, data, runtime
 from jaxlm.config import UserError
 from jaxlm.files import expand_home, write_output
 
@@ -66,13 +66,13 @@ def prepare(argv: Sequence[str]) -> int:
     if not 0 < args.sample_megabytes <= LARGEST_SAMPLE_MEGABYTES:
         raise UserError(f"--sample-megabytes: {args.sample_megabytes:g}: must be above 0")
     run_config = config.load(args.config, args.edits, args.data)
+    data.check_files(run_config.data)
     if args.dry_run:
         return estimate(run_config, args)
 
     if args.stage is not None or args.part is not None:
         return prepare_part(run_config, args)
 
-    from jaxlm import data
     from jaxlm.data.run_mixture import format_run_mixture
 
     store = prepare_store(run_config, args.workers, load_predicate(args.keep))
@@ -149,8 +149,6 @@ def prepare_store(
     run_config: config.Config, workers: int | None = None, predicate: "Predicate | None" = None
 ) -> "Store":
     """Return the store of a config, built if it is not there yet."""
-    from jaxlm import data
-
     return data.prepare(
         run_config.data,
         run_config.tokenizer,
@@ -182,8 +180,6 @@ def write_report(report: dict[str, Any], store: Path, requested: str | None) -> 
 
     Without one they go to the store; where that can't be written, a line says so.
     """
-    from jaxlm import data
-
     folder = store if requested is None else expand_home(requested)
     pages = {"report.md": data.build_markdown(report), "report.html": data.build_page(report)}
     try:
@@ -251,17 +247,23 @@ def show(argv: Sequence[str]) -> int:
     # Where the terminal lacks a character, show a question mark.
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
 
-    from jaxlm import data
+    run_config = None
+    if args.config is not None:
+        from jaxlm import run_checks
+
+        run_config = config.load(args.config, args.items, args.data)
+        data.check_files(run_config.data)
+        run_checks.check_sample(run_config)
+
     from jaxlm.data import show as samples
 
-    if args.config is None:
+    if run_config is None:
         store = data.open_store(expand_home(args.items[0]))
         array, place = samples.locate_document(store, args.split, args.sample)
         names = samples.TokenNames(store.tokenizer)
         texts = samples.read_document(store, args.split, array, place)
         sides = {name: samples.describe_tokens(names, ids) for name, ids in texts.items()}
     else:
-        run_config = config.load(args.config, args.items, args.data)
         store = prepare_store(run_config)
         batch, place = read_sample(run_config, store, args.split, args.sample)
         sides = samples.describe_batch(samples.TokenNames(store.tokenizer), batch)

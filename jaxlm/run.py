@@ -7,12 +7,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxlm import losses, models, objectives, optim, runtime, sharding
+from jaxlm import losses, models, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
+from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import state_shapes, state_shardings
 from jaxlm.types import Batch
@@ -40,57 +41,17 @@ class Run(NamedTuple):
         return list(self.placement.mesh.devices.flat)
 
 
-def check_trainable(config: Config) -> None:
-    """Raise ConfigError for what can be loaded but not trained. Needs no device."""
-    if config.precision.compute == "float16":
-        raise ConfigError(
-            "precision.compute",
-            "'float16' can't be trained in: without scaling of the loss most of its gradients are "
-            "0; use 'bfloat16' or 'float32'",
-        )
-    if config.parallel.tensor > 0:
-        sharding.check_tensor(config.parallel.tensor, config.model)
-
-
-def check_lengths(config: Config, example: Batch) -> None:
-    """Raise ConfigError if a sample is longer than the table of learned positions."""
-    model = config.model
-    if model.positions != "learned":
-        return
-    for name, tokens in (("source", example.source), ("target", example.tokens)):
-        if tokens is not None and tokens.shape[1] > model.context_length:
-            raise ConfigError(
-                "model.context_length",
-                f"{model.context_length} rows of learned positions, but a {name} of "
-                f"objective.kind={config.objective.kind!r} has {tokens.shape[1]} tokens",
-            )
-
-
 def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
     """Build mesh, model and optimizer. `hosts` are the hosts of the processes.
 
     Raises ConfigError where they don't fit each other, or the batches from `first_step` on.
     """
-    example = objectives.example(
-        config.objective,
-        config.data.sequence_length,
-        config.tokenizer.sentinels,
-        config.data.sequences,
-    )
-    check_lengths(config, example)
+    example = check_sample(config)
     schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
 
     devices = runtime.select_devices(config.runtime, hosts)
+    check_mesh(config, len(devices), first_step)
     mesh = sharding.make_mesh(config.parallel, devices)
-    sharding.check_mesh(
-        mesh,
-        config.model,
-        schedule.sizes(first_step),
-        config.training.microbatches,
-        config.evaluation,
-    )
-
-    sharding.check_widths(mesh, config.model, config.parallel.zero)
 
     execution = build_execution(
         mesh,

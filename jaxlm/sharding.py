@@ -18,10 +18,10 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.config import ConfigError, EvaluationConfig, ModelConfig, ParallelConfig
+from jaxlm.config import ParallelConfig
+from jaxlm.config.mesh import MESH_AXES, mesh_sizes
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
-MESH_AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 # Which of the three trees carry the fsdp axis (ZeRO, arXiv 1910.02054).
@@ -73,87 +73,9 @@ def make_mesh(parallel: ParallelConfig, devices: Sequence[Any]) -> Mesh:
 
     ConfigError if the sizes don't multiply to the number of devices.
     """
-    sizes = {name: getattr(parallel, name) for name in MESH_AXES}
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
-        shape = " x ".join(f"{name} {size}" for name, size in sizes.items() if size != -1)
-        raise ConfigError(
-            "parallel", f"{shape} does not fit {len(devices)} devices (runtime.devices)"
-        )
-
-    sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
-    if parallel.zero > 0 and sizes["fsdp"] == 1 and len(devices) > 1:
-        raise ConfigError(
-            "parallel.zero",
-            f"stage {parallel.zero} splits the state over parallel.fsdp, "
-            f"which is 1 on {len(devices)} devices",
-        )
-
+    sizes = mesh_sizes(parallel, len(devices))
     grid = np.array(devices).reshape(tuple(sizes.values()))
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-
-
-def check_tensor(tensor: int, model_config: ModelConfig) -> None:
-    """Raise a ConfigError if `tensor` devices can't split the heads and the MLP of the model."""
-    for prefix, stack in model_config.stacks.items():
-        for name, size in (("heads", stack.heads), ("mlp_width", stack.hidden_width)):
-            if size % tensor:
-                raise ConfigError(
-                    "parallel.tensor", f"{tensor} does not divide model.{prefix}{name} ({size})"
-                )
-    generator = model_config.generator
-    if generator is not None and (generator.heads % tensor or generator.hidden_width % tensor):
-        sizes = f"heads ({generator.heads}) or mlp_width ({generator.hidden_width})"
-        raise ConfigError("parallel.tensor", f"{tensor} does not divide the generator's {sizes}")
-
-
-def check_widths(mesh: Mesh, model_config: ModelConfig, zero: int) -> None:
-    """Raise a ConfigError if ZeRO 3 would split some of ELECTRA's widths and others not.
-
-    A device tells by the logical axis alone whether it has a part of a weight or all of it.
-    """
-    if zero != 3 or model_config.generator is None:
-        return
-    fsdp, generator = mesh.shape["fsdp"], model_config.generator
-    widths = (model_config.width, generator.width, model_config.token_width)
-    if len({width % fsdp == 0 for width in widths}) > 1:
-        shown = ", ".join(map(str, widths))
-        raise ConfigError(
-            "parallel.fsdp",
-            f"{fsdp} divides some of the widths of model, generator and embeddings ({shown}), "
-            "which parallel.zero=3 can't split: use another mesh or parallel.zero=2",
-        )
-
-
-def check_mesh(
-    mesh: Mesh,
-    model_config: ModelConfig,
-    batch_sizes: Sequence[int],
-    microbatches: int,
-    evaluation: EvaluationConfig,
-) -> None:
-    """Raise a ConfigError if the mesh does not divide the model or the batches.
-
-    `batch_sizes` are those of the steps still to come.
-    """
-    check_tensor(mesh.shape["tensor"], model_config)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    for size in batch_sizes:
-        if size % (rows * microbatches):
-            parts = f"{rows} devices"
-            if microbatches > 1:
-                parts += f" x {microbatches} microbatches"
-            raise ConfigError(
-                "training.batch_size",
-                f"{size} sequences can't be split evenly over {parts} "
-                "(parallel.data x parallel.fsdp)",
-            )
-
-    if evaluation.batch_size is not None and evaluation.batch_size % rows:
-        raise ConfigError(
-            "evaluation.batch_size",
-            f"{evaluation.batch_size} sequences can't be split evenly over {rows} devices",
-        )
 
 
 # The arrays of a run

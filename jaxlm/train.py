@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config, runtime
+from jaxlm import config, data, runtime
+from jaxlm.directories import CONFIG_FILE, is_run
 
 EXAMPLE = """examples:
   python -m jaxlm.train --config configs/quickstart.py
@@ -37,14 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     cluster = runtime.detect_cluster(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
-    if cluster.processes == 1:
-        # Before jax is imported. A run that is done needs no data; of several processes only the
-        # first one reads it.
-        if not (directory / "checkpoints").is_dir():
-            from jaxlm import data
-
-            data.check_files(run_config.data)
-        run_config = runtime.settle_cpu(run_config)
+    run_config = check_config(run_config, cluster, is_new=not is_run(directory))
     runtime.configure(run_config.runtime)
 
     with runtime.ProcessGroup(cluster, run_config.runtime, directory) as group:
@@ -60,6 +54,31 @@ def main(argv: Sequence[str]) -> int:
             return trainer.train(run_config, group, resume_command(argv), predicate)
 
 
+def check_config(
+    run_config: config.Config, cluster: runtime.Cluster, *, is_new: bool
+) -> config.Config:
+    """Return the config with the precision and devices that suit this CPU, if it asks for them.
+
+    Raises ConfigError for what can be known before jax is imported: a new run that can't be
+    trained, and its missing data. A run with checkpoints may be done, and compares its config with
+    the saved one first.
+    """
+    from jaxlm import run_checks
+
+    run_checks.check_trainable(run_config)
+    if is_new:
+        run_checks.check_sample(run_config)
+    if cluster.processes == 1:  # of several only the first one reads the data
+        if is_new:
+            data.check_files(run_config.data)
+        run_config = runtime.settle_cpu(run_config)
+
+    devices = runtime.count_devices(run_config.runtime, cluster.processes)
+    if is_new and devices is not None:
+        run_checks.check_mesh(run_config, devices, first_step=0)
+    return run_config
+
+
 def adopt_folder(run_config: config.Config, path: Path) -> config.Config:
     """Return the config of the run in whose folder the config.json at `path` lies.
 
@@ -68,7 +87,7 @@ def adopt_folder(run_config: config.Config, path: Path) -> config.Config:
     started. Any other config is returned as it is.
     """
     folder, saved = path.parent, Path(run_config.run_directory or "runs/run")
-    if path.name != "config.json" or not (folder / "checkpoints").is_dir():
+    if path.name != CONFIG_FILE or not is_run(folder):
         return run_config
 
     if saved.resolve() != folder.resolve():

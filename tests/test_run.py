@@ -9,11 +9,9 @@ from jaxlm import runtime
 from jaxlm.config import (
     ConfigError,
     ObjectiveConfig,
-    ParallelConfig,
-    PrecisionConfig,
     RuntimeConfig,
 )
-from jaxlm.run import build_run, check_memory, check_trainable, describe_loss
+from jaxlm.run import build_run, check_memory, describe_loss
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -71,16 +69,6 @@ def test_devices_that_tell_their_memory_are_asked(monkeypatch):
     monkeypatch.setattr(runtime, "device_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match="but each device has 1,000"):
         check_memory(run)
-
-
-def test_what_can_be_loaded_but_not_trained_is_refused_without_a_device():
-    check_trainable(tiny.CONFIG)
-    half = replace(tiny.CONFIG, precision=PrecisionConfig(compute="float16"))
-    with pytest.raises(ConfigError, match=r"precision.compute: 'float16' can't be trained in"):
-        check_trainable(half)
-    odd = replace(tiny.CONFIG, parallel=ParallelConfig(tensor=3))
-    with pytest.raises(ConfigError, match=r"parallel.tensor: 3 does not divide model.heads"):
-        check_trainable(odd)
 
 
 def test_the_log_says_whether_scores_are_computed_in_tiles():

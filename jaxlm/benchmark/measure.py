@@ -24,7 +24,8 @@ from jaxlm.benchmark.start_up import COMPILE, FIRST_STEP, SET_UP, StartUp
 from jaxlm.config import Config
 from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.objectives import Objective
-from jaxlm.run import Run, build_run, check_memory, check_trainable, state_bytes
+from jaxlm.run import Run, build_run, check_memory, state_bytes
+from jaxlm.run_checks import check_trainable
 from jaxlm.state import TrainState, create_state
 from jaxlm.step import StepMetrics, train_step
 from jaxlm.types import Batch

@@ -10,9 +10,9 @@ from typing import Any
 from jaxlm.config import Config, ConfigError, TokenizerConfig, UserError, load, to_dict
 from jaxlm.config.urls import hide_credentials
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.directories import CONFIG_FILE as FILE
+from jaxlm.directories import check_run_directory
 from jaxlm.files import read_utf8, write_atomically
-
-FILE = "config.json"
 
 # Keys and sections that the numbers of a checkpoint depend on, and the exceptions.
 FIXED = (
@@ -61,16 +61,11 @@ def read_run_config(run_directory: Path) -> tuple[Config, str | None]:
 
     Raises UserError naming the file if it is missing, damaged, or not that of a run.
     """
+    check_run_directory(run_directory)
     path = run_directory / FILE
-    if not run_directory.is_dir():
-        problem = "is not a directory" if run_directory.exists() else "there is no such directory"
-        raise UserError(f"{run_directory}: {problem}")
-
     try:
         document = json.loads(read_utf8(path))
     except FileNotFoundError:
-        if not (run_directory / "checkpoints").is_dir():
-            raise UserError(f"{run_directory}: is not a run directory: it has no {FILE}") from None
         reason = "is missing, and it says which run the checkpoints belong to"
         advice = "put it back, or choose another run_directory"
         raise ConfigError(str(path), f"{reason}: {advice}") from None

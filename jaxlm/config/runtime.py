@@ -21,7 +21,7 @@ class RuntimeConfig:
     deterministic: bool = False  # GPU: the same bits each time, slower. A CPU always is
     # Folder of compiled programs. None: jaxlm's in the user's cache folder
     compilation_cache: FilePath | None = None
-    # CPU: precision.compute and devices as measured on this machine, not as they stand
+    # CPU: precision.compute as measured on this machine, not as it stands, and devices if None
     measure_cpu: bool = False
 
     # None in these: as SLURM, Open MPI or Kubernetes say

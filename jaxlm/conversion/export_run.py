@@ -11,6 +11,7 @@ from jaxlm import card, checkpoint, interop
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, NoCheckpointError, UserError
 from jaxlm.conversion.import_model import check_is_empty, nonfinite_warnings
+from jaxlm.directories import is_run
 from jaxlm.interop.archive import write_archive
 from jaxlm.interop.generation_config import (
     CLASS_TOKEN_IDS,
@@ -27,7 +28,7 @@ from jaxlm.interop.tokenizer import (
     run_tokenizer_frame,
 )
 from jaxlm.interop.write_tokenizer import write_tokenizer
-from jaxlm.load_model import is_run, load_model
+from jaxlm.load_model import load_model
 
 
 class ExportedModel(NamedTuple):

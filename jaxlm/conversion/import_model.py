@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxlm import card, checkpoint, config, data, interop, objectives, runtime
 from jaxlm.config import Config, ModelConfig, ObjectiveConfig, TokenizerConfig, UserError
 from jaxlm.data.vocabulary import special_tokens
+from jaxlm.directories import is_run
 from jaxlm.interop.generation_config import read_generation_config
 from jaxlm.interop.hf_config import read_hf_config
 from jaxlm.interop.kept_files import keep_files
@@ -21,7 +22,6 @@ from jaxlm.interop.tokenizer import (
     load_tokenizer_json,
     read_tokenizer,
 )
-from jaxlm.load_model import is_run
 
 # Tokens of a sample, where the model leaves a choice.
 MAX_SAMPLE_LENGTH, MIN_SAMPLE_LENGTH = 1024, 16

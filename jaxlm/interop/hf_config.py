@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from jaxlm.config import UserError
+from jaxlm.directories import CONFIG_FILE, check_directory
 
 MAX_CONFIG_BYTES = 10 << 20  # real files have a few thousand
 MAX_INTEGER = 1 << 28  # a size of 4 times as much still fits JAX's int32
@@ -114,11 +115,8 @@ class HFConfig:
 
 def read_hf_config(directory: Path) -> HFConfig:
     """Return the directory's config.json."""
-    if not directory.is_dir():
-        problem = "is not a directory" if directory.exists() else "there is no such directory"
-        raise UserError(f"{directory}: {problem}")
-
-    path = directory / "config.json"
+    check_directory(directory)
+    path = directory / CONFIG_FILE
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object")

@@ -162,21 +162,6 @@ def check_output_file(option: str, path: str | None) -> None:
         raise UserError(f"{option}: {path}: Permission denied")
 
 
-def check_directory(path: str | Path) -> None:
-    """Raise UserError unless there is a directory at `path`, before jax is imported.
-
-    Whoever reads the directory checks again.
-    """
-    directory = Path(path)
-    try:
-        if directory.is_dir():
-            return
-        problem = "is not a directory" if directory.exists() else "there is no such directory"
-    except OSError as error:  # a name that is too long
-        problem = error.strerror
-    raise UserError(f"{path}: {problem}")
-
-
 def write_json(path: str, document: dict[str, Any]) -> None:
     """Write what `--json` asks for to `path`. Raises UserError where that is not possible."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

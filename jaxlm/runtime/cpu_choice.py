@@ -39,8 +39,9 @@ class CpuChoice(NamedTuple):
 def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
     """Return the config with what is fastest on this CPU, if it asks for that and runs on one.
 
-    The first time that takes half a minute; the result is kept in the user's cache folder. One of
-    several processes, or a run on a GPU, keeps what the config says.
+    A number of devices that the config has stays as it is. The first time that takes half a minute;
+    the result is kept in the user's cache folder. One of several processes, or a run on a GPU,
+    keeps what the config says.
     """
     if not config.runtime.measure_cpu:
         return config
@@ -52,12 +53,18 @@ def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
     if seconds is None:
         report("measuring in which precision this CPU trains fastest: once, about half a minute")
         seconds = {choice: measure(choice) for choice in candidates()}
-        write_measurement(seconds)
-    choice = choose(seconds)
+        if None not in seconds.values():  # a machine may be too busy for once
+            write_measurement(seconds)
+
+    devices = config.runtime.devices
+    ways = {way: time for way, time in seconds.items() if devices in (None, way.devices)}
+    choice = choose(ways) or choose(seconds)
     if choice is None:
         report("warning: the CPU could not be measured; runtime.measure_cpu has no effect")
         return config
-    report(f"CPU: {choice.describe()}, the fastest of {len(seconds)} ways to train here")
+    choice = choice._replace(devices=devices or choice.devices)
+    count = len(ways or seconds)
+    report(f"CPU: {choice.describe()}, the fastest of {count} ways to train here")
     return replace(
         config,
         precision=replace(config.precision, compute=choice.compute),  # type: ignore[arg-type]

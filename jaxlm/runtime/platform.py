@@ -256,6 +256,14 @@ def select_devices(runtime: RuntimeConfig, hosts: Sequence[str] = ()) -> list[An
     return order_devices(devices, runtime.devices, hosts)
 
 
+def count_devices(runtime: RuntimeConfig, processes: int) -> int | None:
+    """Return the devices that the run asks for; None if it takes all that jax finds.
+
+    Imports no jax. Where there are fewer `select_devices` says so.
+    """
+    return None if runtime.devices is None else runtime.devices * processes
+
+
 def order_devices(devices: Sequence[Any], count: int | None, hosts: Sequence[str]) -> list[Any]:
     """Return the first `count` devices of each process, by host, process and number.
 

@@ -136,7 +136,10 @@ LATER = [  # found with jax (on the 8 devices of these tests) or in the data
         ["parallel.zero=1", "parallel.data=8", "parallel.fsdp=1"],
         "parallel.zero: stage 1 splits the state over parallel.fsdp, which is 1",
     ),
-    (["--devices", "1000"], "runtime.devices: 1000 devices requested, "),
+    (
+        ["--devices", "1000", "training.batch_size=1000"],
+        "runtime.devices: 1000 devices requested, ",
+    ),
     (["run_directory=file"], "run_directory: "),
     (["data.store=file"], "data.store: file"),
     (

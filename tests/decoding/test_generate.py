@@ -559,6 +559,7 @@ def test_scores_that_are_not_finite_end_with_exit_4(use, monkeypatch, capsys, tm
     broken = jax.tree_util.tree_map_with_path(break_scale, params)
     result = LoadedModel(tmp_path, model, broken, TOKENIZER, SPECIAL[family], None, None)
     monkeypatch.setattr("jaxlm.load_model.load_model", lambda *_, **__: result)
+    monkeypatch.setattr(generate, "check_model_directory", lambda _: None)
     arguments = {
         "greedy": [],
         "infinite": [],

@@ -602,8 +602,9 @@ def test_an_encoder_run_on_other_texts(folder, capsys):
     assert again["loss"] != found["loss"] and "pseudo_loss" not in again
 
 
-def test_an_encoder_decoder_run_on_other_texts(folder):
-    found = scored(run_of(folder, "encoder_decoder"), "--data", "text.txt", "--limit", "5")
+def test_an_encoder_decoder_run_on_other_texts(folder, finished_run):
+    run = str(finished_run("encoder_decoder") / "runs/tiny")
+    found = scored(run, "--data", "text.txt", "--limit", "5")
     objective = objectives.build(config.ObjectiveConfig(kind="span"), 32, BYTES.vocabulary)
     assert found["objective"] == "span" and found["total"]["targets"] == 5 * objective.length
 

@@ -12,8 +12,9 @@ import pytest
 from support import tiny
 from support.tiny_models import lively_params
 
-from jaxlm import config, detection, flops, models, objectives, optim, sharding, step
+from jaxlm import config, detection, flops, models, objectives, optim, step
 from jaxlm.config import ConfigError, ModelConfig, ObjectiveConfig, PrecisionConfig, TrainingConfig
+from jaxlm.config import mesh as mesh_rules
 from jaxlm.types import Batch
 
 ROWS, LENGTH, PREDICTED, VOCABULARY = 8, 12, 4, 300
@@ -327,8 +328,8 @@ def test_a_wrong_config_is_one_line(change, message):
 
 
 def test_a_mesh_that_splits_some_widths_alone_is_refused():
-    mesh = sharding.make_mesh(config.ParallelConfig(fsdp=4, zero=3), jax.devices()[:4])
-    sharding.check_widths(mesh, MODEL, zero=3)
+    sizes = mesh_rules.mesh_sizes(config.ParallelConfig(fsdp=4, zero=3), 4)
+    mesh_rules.check_widths(sizes, MODEL, zero=3)
     odd = replace(MODEL, width=36, generator_share=0.5)  # 18 is no multiple of 4
     with pytest.raises(ConfigError, match=r"^parallel.fsdp: 4 divides some of the widths"):
-        sharding.check_widths(mesh, odd, zero=3)
+        mesh_rules.check_widths(sizes, odd, zero=3)

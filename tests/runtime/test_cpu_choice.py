@@ -13,7 +13,7 @@ PLAIN, TWO = CpuChoice("float32", 1), CpuChoice("float32", 2)
 ROUNDED = CpuChoice("bfloat16", 1)
 ASKING = Config(
     precision=PrecisionConfig(compute="float32"),
-    runtime=RuntimeConfig(platform="cpu", devices=4, measure_cpu=True),
+    runtime=RuntimeConfig(platform="cpu", measure_cpu=True),
 )
 SETTLED = replace(ASKING, runtime=replace(ASKING.runtime, measure_cpu=False))
 
@@ -58,6 +58,17 @@ def test_a_machine_is_measured_once(measured, tmp_path, capsys):
     assert len(measured) == 6
 
 
+@pytest.mark.parametrize(
+    ("devices", "compute", "described"),
+    [(2, "float32", "the fastest of 1 ways"), (8, "bfloat16", "the fastest of 3 ways")],
+)
+def test_devices_that_were_asked_for_stay(measured, devices, compute, described, capsys):
+    """With as many that were not measured, the precision is that of the fastest way."""
+    settled = settle_cpu(replace(ASKING, runtime=replace(ASKING.runtime, devices=devices)))
+    assert (settled.runtime.devices, settled.precision.compute) == (devices, compute)
+    assert described in capsys.readouterr().out
+
+
 def test_other_runs_keep_what_their_config_says(measured, monkeypatch):
     assert settle_cpu(SETTLED) == SETTLED
     for runtime in (
@@ -73,6 +84,7 @@ def test_where_nothing_can_be_measured_a_warning_says_so(measured, monkeypatch, 
     monkeypatch.setattr(cpu_choice, "measure", lambda choice: None)
     assert settle_cpu(ASKING) == SETTLED
     assert "warning: the CPU could not be measured" in capsys.readouterr().out
+    assert cpu_choice.read_measurement() is None  # next time it may work
 
 
 def test_a_flag_that_xla_does_not_know_is_no_way_to_train(monkeypatch):

@@ -1,0 +1,59 @@
+"""Refuse configs that can't be trained: what needs no text and no device. Imports no jax.
+
+The commands call these before jax is imported, and `run.build_run` with the devices that are there.
+"""
+
+from jaxlm import objectives
+from jaxlm.config import Config, ConfigError
+from jaxlm.config.mesh import check_batches, check_tensor, check_widths, mesh_sizes
+from jaxlm.data.schedule import BatchSchedule
+from jaxlm.types import Batch
+
+
+def check_trainable(config: Config) -> None:
+    """Raise ConfigError for what can be loaded but not trained."""
+    if config.precision.compute == "float16":
+        raise ConfigError(
+            "precision.compute",
+            "'float16' can't be trained in: without scaling of the loss most of its gradients are "
+            "0; use 'bfloat16' or 'float32'",
+        )
+    if config.parallel.tensor > 0:
+        check_tensor(config.parallel.tensor, config.model)
+
+
+def check_sample(config: Config) -> Batch:
+    """Return the batch of one sample of meaningless text, as the objective makes it.
+
+    Raises ConfigError if there is no such sample, or if it is longer than the table of learned
+    positions.
+    """
+    example = objectives.example(
+        config.objective,
+        config.data.sequence_length,
+        config.tokenizer.sentinels,
+        config.data.sequences,
+    )
+
+    model = config.model
+    if model.positions != "learned":
+        return example
+    for name, tokens in (("source", example.source), ("target", example.tokens)):
+        if tokens is not None and tokens.shape[1] > model.context_length:
+            raise ConfigError(
+                "model.context_length",
+                f"{model.context_length} rows of learned positions, but a {name} of "
+                f"objective.kind={config.objective.kind!r} has {tokens.shape[1]} tokens",
+            )
+    return example
+
+
+def check_mesh(config: Config, device_count: int, first_step: int) -> None:
+    """Raise ConfigError if so many devices don't fit the config, from `first_step` on."""
+    sizes = mesh_sizes(config.parallel, device_count)
+    schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
+
+    check_tensor(sizes["tensor"], config.model)
+    batch_sizes = schedule.sizes(first_step)
+    check_batches(sizes, batch_sizes, config.training.microbatches, config.evaluation)
+    check_widths(sizes, config.model, config.parallel.zero)
