@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxlm import losses, models, optim, runtime, sharding
+from jaxlm import communication, losses, models, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
@@ -77,10 +77,18 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
         model=model,
         optimizer=optimizer,
         tile_bytes=losses.tile_bytes(runtime.device_memory(mesh.local_devices[0])),
-        compiler_options=runtime.compiler_options(devices),
+        compiler_options=compiler_options(config, mesh),
         steps_in_flight=steps_in_flight,
         example=example,
     )
+
+
+def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """Return the options with which XLA compiles the steps."""
+    layer_bytes = None
+    if config.parallel.zero == 3:
+        layer_bytes = communication.layer_bytes(config.model, config.precision, mesh.shape["fsdp"])
+    return runtime.compiler_options(list(mesh.devices.flat), layer_bytes)
 
 
 def check_memory(run: Run) -> None:

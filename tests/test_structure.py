@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxlm"
 LEVELS = {
     "config": 0,
     "types": 0,
+    "communication": 2,
     "flops": 1,
     "hardware": 1,
     "nn": 1,
@@ -138,6 +139,7 @@ ONLY_IN = {
 
 WITHOUT_JAX = {
     "card",
+    "communication",
     "config",
     "data",
     "flops",

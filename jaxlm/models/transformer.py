@@ -66,7 +66,8 @@ class Transformer(NamedTuple):
 
     def token_table(self, params: Tree) -> Array:
         """Return the token table [padded V, D], whole."""
-        return self.weights(params, "embedding")["tokens"]
+        table = {"tokens": params["embedding"]["tokens"]}
+        return self.execution.gather(table, {"tokens": self.axes["embedding"]["tokens"]})["tokens"]
 
     def apply(self, params: Tree, name: str, *inputs) -> Array:
         """Apply a component with its weights."""

@@ -40,6 +40,9 @@ KEEP_FREED_MEMORY = (
 
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
+ALL_GATHER_LIMIT = "xla_gpu_all_gather_combine_threshold_bytes"
+REDUCE_SCATTER_LIMIT = "xla_gpu_reduce_scatter_combine_threshold_bytes"
+
 # Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
 # the programs and not XLA_FLAGS: a flag that another version lacks would end the process.
 SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
@@ -47,11 +50,19 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
         True,
         "start collectives early and compute in the meantime; XLA's default is one after another",
     ),
+    # A layer can't start before its weights are there, so nothing of it can hide the gather. Peak
+    # memory is that of two gathered layers.
+    "xla_gpu_enable_pipelined_all_gather": (
+        True,
+        "in a scan, gather the weights of the next layer while one is computed",
+    ),
     # By default XLA combines up to 30 MB, a fraction of a layer. Small collectives take most of
     # their time to start, and the weights and gradients of a layer travel at the same moment. The
     # limits are those of what comes out: of a reduce-scatter that is a part of the gradients.
-    "xla_gpu_all_gather_combine_threshold_bytes": (2**28, "the weights of a layer together"),
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": (2**25, "the gradients of a layer together"),
+    # Under ZeRO 3 they are set to the size of a layer: combined with more, gathered weights would
+    # stay in memory, and gradients wait.
+    ALL_GATHER_LIMIT: (2**28, "the weights of a layer together"),
+    REDUCE_SCATTER_LIMIT: (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
 }
 
@@ -152,16 +163,23 @@ def add_xla_flag(name: str, value: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".strip()
 
 
-def compiler_options(devices: Sequence[Any]) -> dict[str, Any]:
+def compiler_options(
+    devices: Sequence[Any], layer_bytes: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Return the options with which the steps of a run on these jax devices are compiled.
 
-    An option that the user has set in XLA_FLAGS is left to that.
+    `layer_bytes` are those of a layer's gathered weights and of a device's part of its gradients,
+    where each layer's travel by themselves (ZeRO 3). An option that the user has set in XLA_FLAGS
+    is left to that.
     """
     if devices[0].platform not in ("gpu", "cuda") or len(devices) == 1:
         return {}
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
-    return {name: value for name, (value, _) in SEVERAL_GPUS.items() if name not in set_by_user}
+    options = {name: value for name, (value, _) in SEVERAL_GPUS.items()}
+    if layer_bytes is not None:
+        options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
+    return {name: value for name, value in options.items() if name not in set_by_user}
 
 
 def device_memory(device: Any) -> int | None:

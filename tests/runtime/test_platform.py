@@ -225,6 +225,10 @@ def test_steps_on_several_gpus_have_compiler_options_and_the_users_flags_win(mon
     options = platform.compiler_options([gpu, gpu])
     assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
     assert set(options) == set(platform.SEVERAL_GPUS)
+    limited = platform.compiler_options([gpu, gpu], layer_bytes=(4096, 1024))
+    changed = {name: value for name, value in limited.items() if options[name] != value}
+    assert changed == {platform.ALL_GATHER_LIMIT: 4096, platform.REDUCE_SCATTER_LIMIT: 1024}
+
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false")
     options.pop("xla_gpu_enable_latency_hiding_scheduler")
     assert platform.compiler_options([gpu, gpu]) == options

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax.extend import core
 from support import tiny
 
-from jaxlm import state
+from jaxlm import communication, state
 from jaxlm.config import PrecisionConfig
 
 MICROBATCHES, LAYERS, DEVICES = 2, 3, 8
@@ -46,13 +47,16 @@ def collectives(jaxpr: Any, loops: tuple[int, ...] = ()) -> list[Collective]:
     return found
 
 
+@cache
 def traced(family: str, zero: int, **parallel: Any) -> tuple[tiny.Parts, list[Collective]]:
     """Return the parts of a run in bfloat16 and the large collectives of its step."""
     config = tiny.FAMILIES[family]
     encoder_layers = LAYERS if family == "encoder_decoder" else None
     config = replace(
         config,
-        model=replace(config.model, layers=LAYERS, encoder_layers=encoder_layers),
+        model=replace(
+            config.model, layers=LAYERS, encoder_layers=encoder_layers, vocabulary_size=384
+        ),
         precision=PrecisionConfig(compute="bfloat16"),
         training=replace(config.training, microbatches=MICROBATCHES),
     )
@@ -158,3 +162,42 @@ def test_gradients_travel_in_the_dtype_that_the_config_says():
         # Norms and biases along the width, which every device has whole, are summed in float32.
         matrices = [c.dtype for c in found if c.kind != "psum" or c.elements >= 64 * 64]
         assert set(matrices) == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("family", "zero", "parallel"),
+    [
+        ("encoder", 0, {}),
+        ("decoder", 1, {"data": 2}),
+        ("encoder_decoder", 2, {}),
+        ("decoder", 3, {"remat": "full"}),
+        ("encoder", 3, {"remat": "weights"}),
+        ("encoder_decoder", 3, {"remat": "none"}),
+    ],
+)
+def test_the_formula_counts_what_a_step_sends(family, zero, parallel):
+    """The partitioner gathers the updated parameters of stages 1 and 2: not in a traced program."""
+    parts, found = traced(family, zero, **parallel)
+    mesh = parts.placement.mesh.shape
+    formula = communication.step_transfers(
+        parts.config.model,
+        parts.config.precision,
+        zero=zero,
+        fsdp=mesh["fsdp"],
+        data=mesh["data"],
+        microbatches=MICROBATCHES,
+    )
+
+    def elements(kind: str) -> int:
+        large = [t for t in formula if t.kind == kind and t.elements >= LARGE]
+        return sum(t.elements * t.times for t in large)
+
+    assert total_of(found, "reduce_scatter") == elements("reduce-scatter")
+    assert total_of(found, "psum") == elements("all-reduce") + sizes(parts).whole
+    gathered = total_of(found, "all_gather") * mesh["fsdp"]
+    assert gathered == (elements("all-gather") if zero == 3 else 0)
+
+
+def total_of(found: list[Collective], kind: str) -> int:
+    """Return the elements of all collectives of a kind, in and outside loops."""
+    return sum(c.elements for c in found if c.kind == kind)
