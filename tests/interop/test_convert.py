@@ -120,9 +120,13 @@ def test_transformers_load_what_is_exported(name, imported, tmp_path, caplog, mo
     source = {"source": tokens} if decoder else {}
     with torch.no_grad():
         logits = theirs.eval()(**encoded, **decoder).logits.numpy()
+        exact = theirs.double()(**encoded, **decoder).logits.numpy()
     found, params = interop.load(folder)
     ours = jax.jit(models.build(found).apply)(params, Batch(tokens=tokens, **source))
-    np.testing.assert_allclose(np.asarray(ours), logits, atol=5e-5)  # float32, in other orders
+    # What float32 costs depends on the model: random T5s, whose scores are not scaled, lose 1e-3 in
+    # transformers too. So its own distance from float64 is the measure; ours was 0.3 to 2.7 of it
+    # in 16 cases, as sums in another order are.
+    assert np.abs(np.asarray(ours) - exact).max() <= 5 * np.abs(logits - exact).max()
     if kind == "masked":  # by the call with which those containers fill masks
         filled = transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder))(
             f"It was the {read.mask_token} of times."
