@@ -83,7 +83,7 @@ def run(
             run_config = dataclasses.replace(
                 run_config, runtime=dataclasses.replace(run_config.runtime, compilation_cache=cache)
             )
-        runtime.configure(run_config.runtime)
+        runtime.configure(run_config.runtime, trains=True)
         with start_up.measure(IMPORT):
             from jaxlm.benchmark import measure
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = runtime.detect_cluster(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
     run_config = check_config(run_config, cluster, is_new=not is_run(directory))
-    runtime.configure(run_config.runtime)
+    runtime.configure(run_config.runtime, trains=True)
 
     with runtime.ProcessGroup(cluster, run_config.runtime, directory) as group:
         from jaxlm import trainer

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import flops, optim
+from jaxlm import flops, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import DivergedError
 from jaxlm.data.loader import LocalBatches, prefetch_batches
@@ -182,6 +182,7 @@ class TrainingLoop:
         row = metrics_row(step, host_metrics, self.learning_rate, self.throughput)
         self.monitor.scalars(step, row)
         self.monitor.progress(step, row)
+        runtime.limit_kept_memory(self.run.config.runtime)
 
     def check(self, step: int, params: Tree, metrics: StepMetrics) -> None:
         """Raise DivergedError unless the state after `step` is worth saving.

@@ -105,6 +105,7 @@ SIDEWAYS = {
     ("trainer", "state"): "as above",
     ("trainer", "training_loop"): "as above",
     ("training_loop", "data"): "the batches of the steps",
+    ("training_loop", "runtime"): "the memory that this process may keep",
     ("training_loop", "step"): "the loop calls the step",
     ("training_loop", "throughput"): "metrics are checked before they are recorded",
 }

@@ -32,7 +32,7 @@ def main() -> None:
         precision=config.PrecisionConfig(compute=compute),  # type: ignore[arg-type]
         runtime=config.RuntimeConfig(platform="cpu", devices=devices),
     )
-    runtime.configure(small.runtime)
+    runtime.configure(small.runtime, trains=True)
 
     from jaxlm.benchmark import measure
     from jaxlm.benchmark.start_up import StartUp

@@ -37,6 +37,11 @@ KEEP_FREED_MEMORY = (
     (-4, 0),  # M_MMAP_MAX
     (-1, -1),  # M_TRIM_THRESHOLD
 )
+# glibc's own values of the latter two, and the share of the machine's memory from which on a
+# process has them again.
+RETURN_FREED_MEMORY = ((-4, 65536), (-1, 128 * 1024))
+KEPT_SHARE = 0.5
+NO_GLIBC = (AttributeError, OSError, TypeError)  # what ctypes raises with another C library
 
 EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 
@@ -67,15 +72,16 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
 }
 
 
-def configure(runtime: RuntimeConfig) -> None:
+def configure(runtime: RuntimeConfig, *, trains: bool = False) -> None:
     """Set platform, device count, XLA flags, compilation cache and log levels, before jax is used.
 
-    XLA_FLAGS that the user set win over ours. On CPUs, freed memory is kept. Raises ConfigError for
-    what this process can't have any more, since jax already runs.
+    XLA_FLAGS that the user set win over ours. A process that `trains` keeps the memory that it
+    frees on CPUs. Raises ConfigError for what this process can't have any more, since jax already
+    runs.
     """
     quiet_logs()
-    if runs_on_cpu(runtime):
-        keep_freed_memory()
+    if trains and keeps_freed_memory(runtime):
+        set_malloc(KEEP_FREED_MEMORY)
     if runtime.deterministic:
         add_xla_flag("--xla_gpu_deterministic_ops", "true")
     keep_compiled_programs(runtime.compilation_cache)
@@ -94,21 +100,44 @@ def runs_on_cpu(runtime: RuntimeConfig) -> bool:
     return os.environ.get("JAX_PLATFORMS") == "cpu" or not Path("/dev/nvidia0").exists()
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc.
+def keeps_freed_memory(runtime: RuntimeConfig) -> bool:
+    """Return True if a process that trains keeps the memory that it frees.
 
     A step on CPUs allocates its buffers anew, often gigabytes. glibc gives them back to the system
-    after the step, which then clears every page again: 10 to 25% of the time of a step. What is
-    kept holds the buffers of two steps or three. Call it before other threads start: a thread with
-    a heap of its own takes large buffers from the system.
-
-    A user who has set glibc's own variables is left to them.
+    after the step, which then clears every page again: 10 to 25% of the time of a step. A user who
+    has set glibc's own variables is left to them.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    return runs_on_cpu(runtime) and not is_set and "GLIBC_TUNABLES" not in os.environ
+
+
+def limit_kept_memory(runtime: RuntimeConfig) -> None:
+    """Give freed memory back from now on, if this process has half of the machine's memory.
+
+    What is kept grows to several times the buffers of a step, as these don't fit into each other's
+    places.
+    """
+    if not keeps_freed_memory(runtime):
         return
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # no Linux
+        return
+    if pages * os.sysconf("SC_PAGE_SIZE") > KEPT_SHARE * host_memory():
+        set_malloc(RETURN_FREED_MEMORY)
+        with contextlib.suppress(*NO_GLIBC):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def set_malloc(options: Sequence[tuple[int, int]]) -> None:
+    """Set options of glibc's mallopt; with another C library nothing happens.
+
+    The number of heaps counts for threads that start later: a thread with a heap of its own takes
+    large buffers from the system.
+    """
+    with contextlib.suppress(*NO_GLIBC):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in KEEP_FREED_MEMORY:
+        for option, value in options:
             mallopt(option, value)
 
 

@@ -60,7 +60,7 @@ def measure_jaxlm(run_config: Config, arm: Arm, task: Task) -> dict[str, Any]:
 
     # What the config says of the process comes before jax, as in jaxlm.train.
     run_config = runtime.settle_cpu(run_config, lambda line: print(line, file=sys.stderr))
-    runtime.configure(run_config.runtime)
+    runtime.configure(run_config.runtime, trains=True)
     from support.timed_steps import time_steps
 
     steps = time_steps(run_config, warm_up=task.warm_up, timed=task.steps)

@@ -63,28 +63,42 @@ print(jax.config.jax_compilation_cache_dir)
 
 @pytest.mark.skipif(platform_of_python.libc_ver()[0] != "glibc", reason="it is glibc's")
 @pytest.mark.parametrize(
-    ("runtime", "environment", "kept"),
+    ("runtime", "trains", "environment", "kept"),
     [
-        ("platform='cpu'", {}, True),
-        ("platform='cuda'", {}, False),
-        ("platform='cpu'", {"MALLOC_ARENA_MAX": "4"}, False),
+        ("platform='cpu'", True, {}, True),
+        ("platform='cpu'", False, {}, False),
+        ("platform='cuda'", True, {}, False),
+        ("platform='cpu'", True, {"MALLOC_ARENA_MAX": "4"}, False),
     ],
 )
-def test_freed_memory_is_kept_on_cpus(runtime, environment, kept):
-    """The second buffer gets the pages of the first: none is cleared again."""
+def test_freed_memory_is_kept_on_cpus(runtime, trains, environment, kept):
+    """The second buffer gets the pages of the first: none is cleared again.
+
+    But not in a process that has too much of the machine's memory.
+    """
     program = f"""
 import numpy as np, resource
-runtime.configure(RuntimeConfig({runtime}))
+from jaxlm.runtime import platform
+config = RuntimeConfig({runtime})
+runtime.configure(config, trains={trains})
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 pages = 64 * 2**20 // resource.getpagesize()
-np.ones(2**26, np.uint8)
-before = faults()
-np.ones(2**26, np.uint8)
-print((faults() - before) / pages)
+def cleared():
+    before = faults()
+    np.ones(2**26, np.uint8)
+    return (faults() - before) / pages
+first, second = cleared(), cleared()
+runtime.limit_kept_memory(config)
+third = cleared()
+platform.KEPT_SHARE = 0
+runtime.limit_kept_memory(config)
+print(second, third, cleared())
 """
-    (share,) = words(CONFIGURE + program, **environment)
+    second, third, last = map(float, words(CONFIGURE + program, **environment))
     # Where pages are huge, one fault clears many.
-    assert float(share) < 0.001 if kept else float(share) > 0.001
+    for share in (second, third):
+        assert share < 0.001 if kept else share > 0.001
+    assert last > 0.001
 
 
 def test_the_users_own_flags_win():
