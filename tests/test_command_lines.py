@@ -433,10 +433,13 @@ def test_a_random_command_line_ends_as_documented(name, entered, capsys):
 
 def test_every_key_takes_or_refuses_any_value(finished_run, tmp_path, monkeypatch, capsys):
     """Up to the work itself: the config, the folder of the run, and the place of the process."""
-    shutil.copy(finished_run("decoder") / "runs/tiny/config.json", tmp_path / "c.json")
+    finished = finished_run("decoder")
+    shutil.copy(finished / "runs/tiny/config.json", tmp_path / "c.json")
+    shutil.copy(finished / "text.txt", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainer, "train", lambda *_: 0)
-    monkeypatch.setattr(runtime, "configure", lambda *_: None)
+    trains = []
+    monkeypatch.setattr(runtime, "configure", lambda _, **options: trains.append(options["trains"]))
     monkeypatch.setattr(runtime, "ProcessGroup", lambda *_: contextlib.nullcontext())
 
     rng = random.Random(SEED)
@@ -446,3 +449,4 @@ def test_every_key_takes_or_refuses_any_value(finished_run, tmp_path, monkeypatc
             output = capsys.readouterr()
             fault = find_fault(code, output.out + output.err)
             assert not fault, (fault, key, value, output.err[-2000:])
+    assert trains and all(trains)  # the process keeps the memory of its steps

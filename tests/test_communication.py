@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,20 +12,9 @@ from support import tiny
 
 from jaxlm import communication, models
 from jaxlm.communication import Transfer
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import ModelConfig, PrecisionConfig, load
 
-LLAMA_7B = ModelConfig(
-    vocabulary_size=32000,
-    layers=32,
-    width=4096,
-    heads=32,
-    mlp_width=11008,
-    context_length=4096,
-    norm="rmsnorm",
-    positions="rotary",
-    gated=True,
-    tied_head=False,
-)
+LLAMA_7B = load(Path(__file__).parent.parent / "configs" / "llama2_7b.py").model
 LAYER, TABLE = 4 * 4096**2 + 3 * 4096 * 11008, 32000 * 4096
 BFLOAT16 = PrecisionConfig(compute="bfloat16", gradients="bfloat16")
 

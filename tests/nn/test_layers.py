@@ -45,6 +45,8 @@ def test_activations_are_rounded_once(name):
     run = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))
     values, slopes = (np.asarray(a, np.float64) for a in run(points))
     assert values.any() and slopes.any()
+    (saved,) = jax.tree.leaves(jax.vjp(ACTIVATIONS[name], points)[1])
+    assert (saved.shape, saved.dtype) == (points.shape, points.dtype)  # x alone
 
     for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
         expected = formula(x), (formula(x + step) - formula(x - step)) / (2 * step)
