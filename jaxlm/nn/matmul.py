@@ -83,9 +83,8 @@ def cpu_weight_gradient(
     """Return `weight_gradient`, in the form that is fastest on CPUs.
 
     A CPU transposes the first operand. So that is the narrower one, at the cost of a transpose of
-    the result, and it is copied as it is: XLA would compute it anew in the order of the transpose,
-    x from the activation that made it, a gradient as the sum of those of all later blocks, which
-    takes several times as long as the copy.
+    the result. The barrier asks for the operands as they are; XLA may still compute one anew, in
+    the order of the transpose.
     """
     einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
     x, gradient = jax.lax.optimization_barrier((x, gradient))
