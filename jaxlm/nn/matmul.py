@@ -122,29 +122,25 @@ matmul = jax.custom_vjp(product, nondiff_argnums=(0, 3, 4))
 matmul.defvjp(forward, backward)
 
 
-@jax.custom_vjp
-def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None.
-
-    The sum and the bias's gradient are computed in float32.
-    """
+def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None."""
     if bias is None:
         return y
     bias = bias.astype(jnp.float32).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
-def add_bias_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+def add_vector_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
     """Return the sum, and the bias for its shape and dtype."""
-    return add_bias(y, bias), bias
+    return add_vector(y, bias), bias
 
 
-def add_bias_backward(
+def bias_gradient(
     bias: jax.Array | None, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return the gradients of y and of the bias.
+    """Return the gradient of y + bias, and that of the bias.
 
-    The bias's is the sum of y's as it is in memory. Without the barrier XLA writes that in float32
+    This is the sum of the other as it is in memory. Without the barrier XLA writes that in float32
     too, on GPUs, for the sum alone.
     """
     if bias is None:
@@ -154,4 +150,6 @@ def add_bias_backward(
     return gradient, jnp.sum(gradient.astype(jnp.float32), axes).astype(bias.dtype)
 
 
-add_bias.defvjp(add_bias_forward, add_bias_backward)
+# The sum, whose bias has a gradient that is summed in float32.
+add_bias = jax.custom_vjp(add_vector)
+add_bias.defvjp(add_vector_forward, bias_gradient)
