@@ -51,9 +51,11 @@ def zero_sums(*, detects: bool = False) -> LossSums:
 @jax.custom_vjp
 def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:
     """Return (negative log-likelihood, log-sum-exp) of each target, float32 [B, L]."""
-    lse = jax.lax.platform_dependent(scores_BLV, cpu=logsumexp, default=logsumexp_at_once)
     # A masked sum instead of a gather: it fuses, and it stays local if the vocabulary is sharded.
-    score = jnp.sum(jnp.where(is_target(scores_BLV, targets_BL), scores_BLV, 0.0), axis=-1)
+    targets_BLV = jnp.where(is_target(scores_BLV, targets_BL), scores_BLV, 0.0)
+    lse, score = jax.lax.platform_dependent(
+        scores_BLV, targets_BLV, cpu=summed_scores, default=summed_scores_at_once
+    )
     return lse - score, lse
 
 
@@ -62,30 +64,34 @@ def is_target(scores_BLV: Array, targets_BL: Array) -> Array:
     return jnp.arange(scores_BLV.shape[-1])[None, None, :] == targets_BL[:, :, None]
 
 
-def logsumexp(scores_BLV: Array) -> Array:
-    """Return the log-sum-exp of the last axis."""
-    return jax.nn.logsumexp(scores_BLV, axis=-1)
+def summed_scores(scores_BLV: Array, targets_BLV: Array) -> tuple[Array, Array]:
+    """Return the log-sum-exp of the scores of each position, and the sum of `targets_BLV`."""
+    return jax.nn.logsumexp(scores_BLV, axis=-1), jnp.sum(targets_BLV, axis=-1)
 
 
-def logsumexp_at_once(scores_BLV: Array) -> Array:
-    """Return `logsumexp`, reading the scores once: sums are rescaled as the maximum grows.
+def summed_scores_at_once(scores_BLV: Array, targets_BLV: Array) -> tuple[Array, Array]:
+    """Return `summed_scores`, reading the scores once.
 
-    Milakov and Gimelshein (arXiv 1805.02867), algorithm 3.
+    The sum of exponentials is scaled anew as the maximum grows (arXiv 1805.02867, algorithm 3).
     """
 
-    def combine(first: Sequence[Array], second: Sequence[Array]) -> tuple[Array, Array]:
-        (largest, total), (other, others_total) = first, second
-        difference = largest - other
-        shrink = jnp.exp(-jnp.abs(difference))
-        added = jnp.where(
-            difference >= 0, total + others_total * shrink, total * shrink + others_total
+    def combine(first: Sequence[Array], second: Sequence[Array]) -> tuple[Array, ...]:
+        (largest, total, score), (other_largest, other_total, other_score) = first, second
+        difference = largest - other_largest
+        scale = jnp.exp(-jnp.abs(difference))  # of the sum with the smaller maximum
+        is_larger = difference >= 0
+        larger_total = jnp.where(is_larger, total, other_total)
+        smaller_total = jnp.where(is_larger, other_total, total)
+        return (
+            jnp.maximum(largest, other_largest),
+            larger_total + scale * smaller_total,
+            score + other_score,
         )
-        return jnp.maximum(largest, other), added
 
-    ones = jnp.ones_like(scores_BLV)
-    start = jnp.float32(LOWEST), jnp.float32(0)
-    largest, total = jax.lax.reduce((scores_BLV, ones), start, combine, (2,))
-    return largest + jnp.log(total)
+    operands = scores_BLV, jnp.ones_like(scores_BLV), targets_BLV
+    start = jnp.float32(LOWEST), jnp.float32(0), jnp.float32(0)
+    largest, total, score = jax.lax.reduce(operands, start, combine, (2,))
+    return largest + jnp.log(total), score
 
 
 def token_losses_forward(

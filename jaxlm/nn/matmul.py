@@ -4,6 +4,7 @@ The weight's gradient has the weight's own dtype.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,34 +23,35 @@ def product(
 
     Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
     """
-    return checkpoint_name(multiply(spec, x, weight.astype(x.dtype), dtype or x.dtype), name)
+    weight, dtype = weight.astype(x.dtype), dtype or x.dtype
+    y = jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
+    if dtype != jnp.float32:
+        y = jax.lax.platform_dependent(x, weight, **rounded(spec, y, dtype))
+    return checkpoint_name(y, name)
 
 
-def multiply(spec: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """Return `einsum(spec, x, y)` of two factors of one dtype, summed in float32, in `dtype`.
+def rounded(spec: str, y: jax.Array, dtype: Any) -> dict[str, Callable[..., jax.Array]]:
+    """Return functions of the factors by platform: their product in `dtype`, of which y is float32.
 
-    On CPUs a product is asked for in float32 and rounded: only this form reaches the bfloat16
-    instructions, several times faster than a product whose result is bfloat16 itself. On GPUs the
-    kernels sum in float32 anyway, and round themselves: XLA has no choice but Triton for a product
-    with a conversion, and takes cuBLAS, where that is faster, for a product alone.
+    On CPUs y is rounded: only products in float32 reach the bfloat16 instructions, and are several
+    times faster than those whose result is bfloat16 itself. GPUs sum in float32 anyway, and round
+    in the same kernel. cuBLAS has one for a product alone; one with a conversion is left to Triton.
+    There nobody reads y, and it is never computed.
     """
-
-    def in_float32(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(dtype)
-
-    def at_once(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.einsum(spec, x, y, preferred_element_type=dtype)
-
-    if dtype == jnp.float32:
-        return at_once(x, y)
-    return jax.lax.platform_dependent(x, y, cpu=in_float32, default=at_once)
+    at_once = partial(jnp.einsum, spec, preferred_element_type=dtype)
+    return {"cpu": lambda *_: y.astype(dtype), "default": at_once}
 
 
 def forward(
     spec: str, x: jax.Array, weight: jax.Array, dtype: Any, name: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return the product and what its gradients need."""
-    return product(spec, x, weight, dtype, name), (x, weight)
+    w, dtype = weight.astype(x.dtype), dtype or x.dtype
+    # As in `product`, which is not called: every traceback through a model ends here.
+    y = jnp.einsum(spec, x, w, preferred_element_type=jnp.float32)
+    if dtype != jnp.float32:
+        y = jax.lax.platform_dependent(x, w, **rounded(spec, y, dtype))
+    return checkpoint_name(y, name), (x, weight)
 
 
 def backward(
@@ -62,7 +64,7 @@ def backward(
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
 
-    dx = multiply(f"{out},{right}->{left}", gradient, weight.astype(x.dtype), x.dtype)
+    dx = product(f"{out},{right}->{left}", gradient, weight)
     dw = weight_gradient(left, out, right, x, gradient)
     return dx, dw.astype(weight.dtype)
 
@@ -131,8 +133,16 @@ def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def add_vector_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Return the sum, and the bias for its shape and dtype."""
-    return add_vector(y, bias), bias
+    """Return the sum, and an empty array [0, ...] with the bias's shape and dtype."""
+    like = None if bias is None else jnp.zeros((0, *bias.shape), bias.dtype)
+    return add_vector(y, bias), like
+
+
+def add_vector_backward(
+    like: jax.Array | None, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return the gradients of y and of the bias."""
+    return bias_gradient(None if like is None else like.sum(axis=0), gradient)
 
 
 def bias_gradient(
@@ -152,4 +162,4 @@ def bias_gradient(
 
 # The sum, whose bias has a gradient that is summed in float32.
 add_bias = jax.custom_vjp(add_vector)
-add_bias.defvjp(add_vector_forward, bias_gradient)
+add_bias.defvjp(add_vector_forward, add_vector_backward)

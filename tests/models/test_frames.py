@@ -54,7 +54,7 @@ def test_few_frames_from_features_to_a_projection(family, blocks, remat, monkeyp
     assert len(stacks) >= 3
     for stack in stacks:
         assert "features" in stack[0] and "matmul.py" in stack[-1]
-        assert len(stack) <= MOST_FRAMES, stack
+        assert len(stack) <= MOST_FRAMES, " ".join(stack)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
