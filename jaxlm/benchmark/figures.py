@@ -42,7 +42,8 @@ class Figures(NamedTuple):
     peak_flops: float | None  # of all devices together. None: unknown
     product_flops: float | None  # per second that a matrix product reached. None: not measured
     memory: Memory
-    parts: dict[str, float]  # seconds of a profiled step, by part. Empty: not profiled
+    parts: dict[str, float]  # seconds of a profiled step, by part. Empty: unknown or not profiled
+    parts_unknown: str  # why the parts are unknown. "": they aren't, or the step wasn't profiled
     start_up: dict[str, float]  # seconds of this process, by part
     cold_start_up: dict[str, float]  # of one without a compilation cache. Empty: not measured
 
@@ -99,6 +100,7 @@ def build_document(figures: Figures) -> dict[str, Any]:
         "parameter_bytes": figures.memory.parameters,
         "optimizer_bytes": figures.memory.optimizer,
         "parts": {part: seconds / profiled for part, seconds in figures.parts.items()},
+        "parts_unknown": figures.parts_unknown or None,
         "profiled_step_seconds": profiled or None,
         "first_step_seconds": sum(figures.start_up.values()),
         "first_step_seconds_cold": cold or None,

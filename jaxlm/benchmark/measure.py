@@ -19,7 +19,15 @@ from jaxlm import data, flops, hardware, runtime, trainer
 from jaxlm.benchmark import synthetic
 from jaxlm.benchmark.figures import Figures, FlopCounts, Memory
 from jaxlm.benchmark.parts import assign_parts
-from jaxlm.benchmark.profile import FETCH, STEP, newest_trace, read_parts, record_profile
+from jaxlm.benchmark.profile import (
+    FETCH,
+    RECORDING_OPTIONS,
+    STEP,
+    StepParts,
+    newest_trace,
+    read_parts,
+    record_profile,
+)
 from jaxlm.benchmark.start_up import COMPILE, FIRST_STEP, SET_UP, StartUp
 from jaxlm.config import Config
 from jaxlm.data.loader import LocalBatches, prefetch_batches
@@ -49,6 +57,7 @@ class Program(NamedTuple):
     """A compiled training step with its state and its batches."""
 
     run: Run
+    lowered: Any  # jax.stages.Lowered, the step before it is compiled
     step: Any  # compiled: (state, batch) -> (state, metrics)
     state: TrainState
     batches: Iterator[Batch]
@@ -82,7 +91,7 @@ def measure(
     warm_up, timed = options.warm_up, options.steps
     steps = run_steps(program, program.state, warm_up + timed, count_targets)
     memory = read_memory(program.run, program.step)
-    parts: dict[str, float] = {}
+    parts = StepParts({})
     if options.profiled_steps:
         parts = profile_steps(program, steps.state, options)
 
@@ -105,7 +114,8 @@ def measure(
         peak_flops=None if peak is None else peak * len(run.devices),
         product_flops=time_product(run.devices, config.precision.compute) if peak is None else None,
         memory=memory,
-        parts=parts,
+        parts=parts.seconds,
+        parts_unknown=parts.unknown,
         start_up=dict(start_up.seconds),
         cold_start_up={},
     )
@@ -147,12 +157,13 @@ def start(config: Config, store: data.Store | None, start_up: StartUp) -> Progra
             tile_bytes=run.tile_bytes,
             compiler_options=run.compiler_options,
         )
-        compiled = step.lower(state, batch).compile()  # type: ignore[attr-defined]
+        lowered = step.lower(state, batch)  # type: ignore[attr-defined]
+        compiled = lowered.compile()
 
     with start_up.measure(FIRST_STEP):
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
-    return Program(run, compiled, state, batches, objective, float(metrics.loss))
+    return Program(run, lowered, compiled, state, batches, objective, float(metrics.loss))
 
 
 def synthetic_batches(config: Config) -> Iterator[Batch]:
@@ -208,17 +219,33 @@ def run_steps(
     return Steps(state, seconds, [float(loss) for loss in losses])
 
 
-def profile_steps(program: Program, state: TrainState, options: Options) -> dict[str, float]:
+def profile_steps(program: Program, state: TrainState, options: Options) -> StepParts:
     """Record some steps, and return the seconds of a step by part."""
+    recorded = compile_to_record(program)
+    if recorded is not program:
+        # The first step of a program also loads its kernels.
+        state = run_steps(recorded, state, 1).state
+
     with tempfile.TemporaryDirectory(prefix="jaxlm-bench-") as temporary:
         directory = options.profile or Path(temporary)
         with record_profile(directory):
-            steps = run_steps(program, state, options.profiled_steps)
+            steps = run_steps(recorded, state, options.profiled_steps)
             jax.block_until_ready(steps.state)
 
-        text = program.step.as_text()
+        text = recorded.step.as_text()
         name = text.partition("\n")[0].removeprefix("HloModule ").partition(",")[0]
         return read_parts(newest_trace(directory), name, assign_parts(text))
+
+
+def compile_to_record(program: Program) -> Program:
+    """Return a program of the same step whose trace names each kernel's instruction.
+
+    On GPUs it is compiled once more. XLA reads the results of its autotuning from this process or
+    from the cache of compiled programs.
+    """
+    if program.run.devices[0].platform not in ("gpu", "cuda"):
+        return program
+    return program._replace(step=program.lowered.compile(compiler_options=RECORDING_OPTIONS))
 
 
 def count_flops(run: Run, sizes: tuple[int, int, int]) -> FlopCounts:

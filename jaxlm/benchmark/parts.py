@@ -66,6 +66,17 @@ class Operation(NamedTuple):
     is_container: bool = False
 
 
+def find_operation(operations: dict[str, Operation], name: str) -> Operation | None:
+    """Return the operation of an instruction by its name, None where the program has none so named.
+
+    An instruction within an asynchronous one has a name of its own in a trace of a GPU, which the
+    text of the program leaves out; that of a collective is still known by it.
+    """
+    if name not in operations and name.replace("_", "-").startswith(COLLECTIVES):
+        return Operation(COMMUNICATION)
+    return operations.get(name)
+
+
 def read_program(text: str) -> tuple[dict[str, Instruction], dict[str, list[str]]]:
     """Return the instructions of a program by name, and their names by computation.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxlm.benchmark.parts import COMMUNICATION, OTHER, PARTS, Operation
+from jaxlm.benchmark.parts import COMMUNICATION, OTHER, PARTS, Operation, find_operation
 from jaxlm.config import UserError
 
 INPUT_WAIT, IDLE = "input_wait", "idle"
@@ -18,6 +18,19 @@ STEP, FETCH = "training step", "fetch batch"  # annotations of the host, in the 
 # Of events that overlap on a device, those of the lowest number count: communication as far as
 # nothing is computed meanwhile, waiting for a batch as far as the device does nothing at all.
 COMPUTES, COMMUNICATES, CONTAINS, WAITS = range(4)
+
+# XLA puts the kernels of a GPU into command buffers (CUDA graphs), and a trace names the buffer in
+# place of each kernel's instruction (openxla/xprof#3070). So the steps to record are compiled
+# without them.
+RECORDING_OPTIONS = {"xla_gpu_enable_command_buffer": ""}
+MOST_UNKNOWN = 0.5  # share of the device time that may belong to no instruction of the program
+
+
+class StepParts(NamedTuple):
+    """The time of each part of a recorded step, or why it is unknown."""
+
+    seconds: dict[str, float]  # they add up to the duration of the step. Empty: unknown
+    unknown: str = ""  # the reason
 
 
 class Event(NamedTuple):
@@ -55,15 +68,21 @@ def newest_trace(directory: Path) -> Path:
     return max(directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
 
 
-def read_parts(trace: Path, program: str, operations: dict[str, Operation]) -> dict[str, float]:
+def read_parts(trace: Path, program: str, operations: dict[str, Operation]) -> StepParts:
     """Return the seconds of each part of a recorded step, the mean over steps and devices.
 
-    They add up to the duration of the step. `program` is the name of the step's HLO module, and
-    `operations` its instructions. Empty where the trace has no events of devices.
+    `program` is the name of the step's HLO module, and `operations` its instructions. The parts are
+    unknown where the trace has no events of devices, or most of their time belongs to no
+    instruction of the program.
     """
     devices: dict[Any, list[Event]] = {}
+    durations: Counter[str] = Counter()  # of the devices' events by instruction
     steps: list[Event] = []
     fetches: list[Event] = []
+
+    def add_event(device: Any, event: Any, name: str) -> None:
+        durations[name] += event.duration_ns
+        devices.setdefault(device, []).append(device_event(event, operations, name))
 
     for plane, line, event, stats in read_events(trace):
         is_gpu = plane.startswith("/device:")
@@ -72,20 +91,36 @@ def read_parts(trace: Path, program: str, operations: dict[str, Operation]) -> d
         elif event.name == FETCH:
             fetches.append(make_event(event, WAITS, INPUT_WAIT))
         elif is_gpu and line.startswith("Stream"):
-            devices.setdefault(plane, []).append(device_event(event, operations, stats))
+            add_event(plane, event, stats.get("hlo_op", ""))
         elif not is_gpu and stats.get("hlo_module") == program and "hlo_op" in stats:
-            device = stats.get("device_ordinal", 0)
-            devices.setdefault(device, []).append(device_event(event, operations, stats))
+            add_event(stats.get("device_ordinal", 0), event, stats["hlo_op"])
 
     if not devices or not steps:
-        return {}
+        return StepParts({}, "the trace has no events of the devices")
+    if reason := unknown_time(durations, operations):
+        return StepParts({}, reason)
     start = min(event.start for event in steps)
     end = max(event.end for events in (steps, *devices.values()) for event in events)
     total: Counter[str] = Counter()
     for events in devices.values():
         total.update(sum_parts([*events, *fetches], start, end))
     share = 1e-9 / len(devices) / len(steps)
-    return {part: share * total[part] for part in (*PARTS, INPUT_WAIT, IDLE)}
+    return StepParts({part: share * total[part] for part in (*PARTS, INPUT_WAIT, IDLE)})
+
+
+def unknown_time(durations: Counter[str], operations: dict[str, Operation]) -> str:
+    """Return why most of the devices' time can't be told by part, "" where it can.
+
+    `durations` are those of the devices' events, by the name of their instruction ("": none).
+    """
+    names = [name for name in durations if find_operation(operations, name) is None]
+    unknown = Counter({name: durations[name] for name in names})
+    if unknown.total() <= MOST_UNKNOWN * durations.total():
+        return ""
+    name = unknown.most_common(1)[0][0]
+    where = f"most of it to {name}" if name else "most of it names none"
+    share = unknown.total() / durations.total()
+    return f"{share:.0%} of the device time belongs to no instruction of the program ({where})"
 
 
 def read_events(trace: Path) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
@@ -107,12 +142,12 @@ def make_event(event: Any, priority: int, part: str) -> Event:
     return Event(event.start_ns, event.start_ns + event.duration_ns, priority, part)
 
 
-def device_event(event: Any, operations: dict[str, Operation], stats: dict[str, Any]) -> Event:
-    """Return an event of a device with the part of its instruction.
+def device_event(event: Any, operations: dict[str, Operation], name: str) -> Event:
+    """Return an event of a device with the part of its instruction, which is called `name`.
 
     Kernels without an instruction of the program (copies of a batch) are `other`.
     """
-    operation = operations.get(stats.get("hlo_op", ""), Operation(OTHER))
+    operation = find_operation(operations, name) or Operation(OTHER)
     if operation.is_container:
         return make_event(event, CONTAINS, operation.part)
     priority = COMMUNICATES if operation.part == COMMUNICATION else COMPUTES

@@ -98,6 +98,8 @@ def format_memory(figures: Figures) -> str:
 
 def format_parts(figures: Figures) -> str:
     """Return the share of the step of each part; the largest first, what is left over last."""
+    if figures.parts_unknown:
+        return f"parts of the step: unknown, since {figures.parts_unknown}"
     if not figures.parts:
         return ""
     whole = sum(figures.parts.values())

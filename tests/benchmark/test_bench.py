@@ -67,6 +67,7 @@ def test_the_command_measures_and_leaves_the_trace_alone(folder, capsys):
     assert document["mfu"] is None and document["product_flops"] > 0  # a CPU
     assert document["peak_bytes"] > document["parameter_bytes"] + document["optimizer_bytes"]
     assert_is_split(document)
+    assert document["parts_unknown"] is None
     assert document["profiled_step_seconds"] < 100 * document["step_seconds"]["median"]
 
     # No run directory and no store; the trace can be read.
@@ -166,6 +167,7 @@ FIGURES = Figures(
     product_flops=None,
     memory=Memory(3, "measured", 1, 2, 4),
     parts={"attention": 0.3, "mlp": 0.15, "other": 0.05},
+    parts_unknown="",
     start_up={"import": 1.0, "set_up": 2.0, "compile": 3.0, "first_step": 0.5},
     cold_start_up={"import": 1.0, "set_up": 2.0, "compile": 30.0, "first_step": 0.5},
 )
@@ -187,3 +189,12 @@ def test_the_table_shows_formula_and_peak():
     assert "step: 500.0 ms, the median of 5 (p10 350.0, p90 800.0)" in text
     shares = [line.split()[-1] for line in text.splitlines() if line.endswith("%")]
     assert shares == ["50.0%", "25.0%", "75.0%", "60.0%", "30.0%", "10.0%", "100.0%"]
+
+
+def test_unknown_parts_are_a_line_that_says_why():
+    unknown = FIGURES._replace(parts={}, parts_unknown="the trace has no events of the devices")
+    text = format_figures(unknown)
+    assert "parts of the step: unknown, since the trace has no events of the devices\n" in text
+    assert "part of a profiled step" not in text
+    document = build_document(unknown)
+    assert (document["parts"], document["parts_unknown"]) == ({}, unknown.parts_unknown)

@@ -1,11 +1,12 @@
 """Which part of a step an instruction belongs to, and how the time of parts adds up."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from jaxlm.benchmark import parts, profile
+from jaxlm.benchmark import measure, parts, profile
 from jaxlm.benchmark.profile import COMMUNICATES, COMPUTES, CONTAINS, WAITS, Event
 
 # A path in <> stands for XLA's metadata.
@@ -116,11 +117,24 @@ planes {
 """
 
 
-def test_the_trace_of_a_gpu_is_read_by_its_streams(tmp_path):
-    trace = tmp_path / "gpu.xplane.pb"
-    trace.write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(GPU_TRACE))
-    seconds = profile.read_parts(trace, "jit_step", parts.assign_parts(PROGRAM))
-    microseconds = {part: round(1e6 * value, 3) for part, value in seconds.items() if value}
+@pytest.fixture
+def read(tmp_path):
+    """Return the parts of a trace: microseconds of a step, and why they are unknown."""
+
+    def read_trace(text):
+        trace = tmp_path / "gpu.xplane.pb"
+        trace.write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(text))
+        step = profile.read_parts(trace, "jit_step", parts.assign_parts(PROGRAM))
+        return {part: round(1e6 * s, 3) for part, s in step.seconds.items() if s}, step.unknown
+
+    return read_trace
+
+
+# An instruction within an asynchronous one stands in the trace, but not in the program's text.
+@pytest.mark.parametrize("collective", ["psum.1", "all-reduce.7", "reduce_scatter.72.1"])
+def test_the_trace_of_a_gpu_is_read_by_its_streams(read, collective):
+    microseconds, unknown = read(GPU_TRACE.replace("psum.1", collective))
+    assert not unknown
     assert microseconds == {  # of one of two steps
         "attention": 15,
         "communication": 5,  # the half that no product hides
@@ -129,3 +143,47 @@ def test_the_trace_of_a_gpu_is_read_by_its_streams(tmp_path):
         "other": 2,
         "idle": 15.5,
     }
+
+
+def test_kernels_in_command_buffers_have_no_part(read):
+    """A table would say that the step is "other"."""
+    hidden = GPU_TRACE.replace("dot.1", "command_buffer_1").replace("head.1", "command_buffer_2")
+    microseconds, unknown = read(hidden)
+    assert microseconds == {}
+    # 30, 20 and a copy of 4, which names no instruction, of 74 microseconds.
+    assert unknown == (
+        "73% of the device time belongs to no instruction of the program "
+        "(most of it to command_buffer_1)"
+    )
+    # 20 and 4 of 74: less than half, which is "other".
+    microseconds, unknown = read(GPU_TRACE.replace("head.1", "command_buffer_2"))
+    assert (microseconds["other"], unknown) == (12, "")
+
+
+def test_a_trace_without_devices_has_no_parts(read):
+    host = GPU_TRACE[GPU_TRACE.rindex("planes {") :]
+    assert read(host) == ({}, "the trace has no events of the devices")
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("gpu", [profile.RECORDING_OPTIONS]), ("cpu", [])]
+)
+def test_recorded_steps_of_a_gpu_are_compiled_without_command_buffers(platform, expected):
+    compiled = []
+
+    def compile_step(compiler_options):
+        compiled.append(compiler_options)
+        return "recorded"
+
+    program = measure.Program(
+        run=SimpleNamespace(devices=[SimpleNamespace(platform=platform)]),
+        lowered=SimpleNamespace(compile=compile_step),
+        step="timed",
+        state=None,
+        batches=iter(()),
+        objective=None,
+        first_loss=0.0,
+    )
+    recorded = measure.compile_to_record(program)
+    assert compiled == expected
+    assert recorded.step == ("recorded" if expected else "timed")

@@ -141,7 +141,11 @@ def build_parts(
 
 
 def compile_program(function: Any, *arguments: Any) -> Program:
-    program = function.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
+    return compile_lowered(function.trace(*arguments).lower(lowering_platforms=("cuda",)))
+
+
+def compile_lowered(lowered: Any) -> Program:
+    program = lowered.compile()
     memory = program.memory_analysis()
     return Program(program.as_text(), memory.peak_memory_in_bytes, memory.temp_size_in_bytes)
 
@@ -150,6 +154,13 @@ def compiled(
     run_config: config.Config, devices: int, machines: int = 1, attention: str = "cudnn"
 ) -> Program:
     """The train step of `run_config` on machines with `devices` H100 each."""
+    return compile_lowered(lowered_step(run_config, devices, machines, attention))
+
+
+def lowered_step(
+    run_config: config.Config, devices: int, machines: int = 1, attention: str = "cudnn"
+) -> Any:
+    """The same step before it is compiled, a jax.stages.Lowered."""
     parts = build_parts(run_config, devices, machines, attention)
     optimizer = optim.build_optimizer(run_config.optimizer, 100, parts.model.axes)
     run = step.train_step(
@@ -162,7 +173,8 @@ def compiled(
         compiler_options=parts.options,
     )
     state_shapes = state.abstract_state(parts.model, optimizer, parts.placement)
-    return compile_program(run, state_shapes, parts.batch(run_config.training.batch_size))
+    batch = parts.batch(run_config.training.batch_size)
+    return run.trace(state_shapes, batch).lower(lowering_platforms=("cuda",))
 
 
 def compiled_evaluation(
