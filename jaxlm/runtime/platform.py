@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -48,6 +49,11 @@ EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 ALL_GATHER_LIMIT = "xla_gpu_all_gather_combine_threshold_bytes"
 REDUCE_SCATTER_LIMIT = "xla_gpu_reduce_scatter_combine_threshold_bytes"
 
+# Gathering ahead of a loop's next iteration: the option of the newest XLA, and from which jax on it
+# has that in place of the older one.
+PIPELINED_ALL_GATHER = ("xla_gpu_pipeline_all_gather", "COLLECTIVE_PIPELINING_MODE_ON")
+PIPELINED_SINCE, PIPELINED_BEFORE = (0, 11, 1), ("xla_gpu_enable_pipelined_all_gather", True)
+
 # Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
 # the programs and not XLA_FLAGS: a flag that another version lacks would end the process.
 SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
@@ -57,8 +63,8 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     ),
     # A layer can't start before its weights are there, so nothing of it can hide the gather. Peak
     # memory is that of two gathered layers.
-    "xla_gpu_enable_pipelined_all_gather": (
-        True,
+    PIPELINED_ALL_GATHER[0]: (
+        PIPELINED_ALL_GATHER[1],
         "in a scan, gather the weights of the next layer while one is computed",
     ),
     # By default XLA combines up to 30 MB, a fraction of a layer. Small collectives take most of
@@ -206,9 +212,19 @@ def compiler_options(
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
     options = {name: value for name, (value, _) in SEVERAL_GPUS.items()}
+    # An option that a version lacks ends the compilation.
+    if jax_version() < PIPELINED_SINCE:
+        name, value = PIPELINED_BEFORE
+        del options[PIPELINED_ALL_GATHER[0]]
+        options[name] = value
     if layer_bytes is not None:
         options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
     return {name: value for name, value in options.items() if name not in set_by_user}
+
+
+def jax_version() -> tuple[int, ...]:
+    """Return the first three numbers of the version of jax."""
+    return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version("jax"))[:3])
 
 
 def device_memory(device: Any) -> int | None:
