@@ -86,6 +86,48 @@ def test_packed_rows_keep_the_flash_kernel(name):
     assert program.counts()["all-to-all"] == 0
 
 
+MASKED_RECIPES = {
+    "prefix LM": ("gpt2_124m", ("objective.kind=prefix",)),
+    "prefix LM, learned bias": ("gpt2_124m", ("objective.kind=prefix", "model.positions=relative")),
+    "ModernBERT": (
+        "bert_base",
+        (
+            "model.positions=rotary",
+            "model.sliding_window=65",
+            'model.attention_pattern=["full","sliding"]',
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("split", [("parallel.zero=3",), ("parallel.zero=1", "parallel.tensor=2")])
+@pytest.mark.parametrize("name", MASKED_RECIPES)
+def test_prefixes_and_windows_to_both_sides_use_the_flash_kernel(name, split):
+    """Their masks are biases of all heads, a window's even of all rows; nothing is gathered."""
+    base, edits = MASKED_RECIPES[name]
+    sizes = ("training.batch_size=32", "training.microbatches=1", "model.layers=2")
+    run_config = recipe(base, *sizes, *split, *edits)
+    program = compiled(run_config, 8, attention="auto")
+
+    with_mask = {"__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"}
+    without = (
+        {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"} if name == "ModernBERT" else set()
+    )
+    assert attention_kernels(program).keys() == with_mask | without
+    assert program.counts()["all-to-all"] == 0
+
+    tensor = run_config.parallel.tensor
+    rows, heads, length = 4 * tensor, 12 // tensor, run_config.data.sequence_length
+    biases = {tuple(bias) for _, _, _, *biases in program.kernel_operands() for bias in biases}
+    of_mask = {
+        "prefix LM": (rows, 1, length, length),
+        "prefix LM, learned bias": (rows, heads, length, length),
+        "ModernBERT": (1, 1, length, length),
+    }
+    assert biases == {of_mask[name]}
+    assert f"f32[{rows},{heads},{length},{length}]" not in program.text
+
+
 # Gemma 2 2B with two of its 26 layers, one with a window: soft-caps, which cuDNN can't do.
 GEMMA2 = (
     "model.width=2304",

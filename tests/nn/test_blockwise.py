@@ -1,4 +1,4 @@
-"""Attention by blocks against the XLA path: outputs, gradients, tiles, memory, and its choice."""
+"""Attention by blocks against the XLA path: outputs, gradients, tiles and memory."""
 
 import re
 from functools import partial
@@ -14,7 +14,7 @@ from jaxlm import config, models
 from jaxlm.models.stack import REMAT
 from jaxlm.nn import tiles
 from jaxlm.nn.blockwise import blockwise_attention
-from jaxlm.nn.dot_product import Case, attend, choose_kernel, xla_attention
+from jaxlm.nn.dot_product import attend, xla_attention
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask, visible_BLS
 from jaxlm.nn.tiles import cut_tiles
@@ -278,49 +278,11 @@ def test_recomputation_keeps_the_output():
     assert (loops("weights"), loops("full")) == (2, 3)
 
 
-# The choice
-
-H100 = Execution(platform="cuda", compute_capability=9.0)
-LONG = Case(dtype="bfloat16", queries=2048, keys=2048, head_width=64, mask=Mask(causal=True))
-PREFIX = Mask(causal=True, prefix_lengths=lengths(3, 0))
-
-
-@pytest.mark.parametrize(
-    ("case", "reason"),
-    [
-        (LONG._replace(softcap=True), "attention soft-cap"),
-        (LONG._replace(mask=PREFIX), "a prefix mask"),
-        (LONG._replace(mask=Mask(window=65)), "a window that is not causal"),
-        (LONG._replace(dtype="float32"), "the dtype is float32"),
-        (LONG._replace(softcap=True, queries=512, keys=2048), "attention soft-cap"),
-    ],
-)
-def test_long_sequences_that_cudnn_cant_do_are_computed_by_blocks(case, reason):
-    assert choose_kernel(H100, case) == ("blockwise", reason)
-    assert choose_kernel(Execution(), case)[0] == "xla"
-    assert choose_kernel(H100._replace(attention="xla"), case) == ("xla", "asked for")
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        LONG._replace(softcap=True, dropout=True),
-        LONG._replace(softcap=True, mask=Mask(positions=(jnp.zeros((1, 1)), jnp.zeros((1, 1))))),
-        LONG._replace(softcap=True, queries=511, keys=2048),
-    ],
-)
-def test_dropout_caches_and_short_sequences_take_the_xla_path(case):
-    assert choose_kernel(H100, case)[0] == "xla"
+# Asked for
 
 
 def test_blockwise_attention_can_be_asked_for():
     asked = Execution(attention="blockwise")
-    assert choose_kernel(asked, LONG) == ("blockwise", "asked for")
-    cache = Mask(positions=(jnp.zeros((1, 1)), jnp.zeros((1, 1))))
-    assert choose_kernel(asked, LONG._replace(mask=cache)) == ("xla", "keys of a cache")
-    with pytest.raises(ValueError, match="can't be used: attention dropout"):
-        choose_kernel(asked, LONG._replace(dropout=True))
-
     example = EXAMPLES["causal, soft-cap"]
     call = partial(attend, **example.operands, mask=example.mask, scale=0.4, softcap=1.5)
     text = str(jax.make_jaxpr(lambda: call(execution=asked))())
