@@ -8,6 +8,7 @@ Axes beside those of `types.py`: C blocks of a sequence, T blocks of a tile. Bes
 positions within a block.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ ATTENTION_OUTPUT = "attention_output"
 # Where the largest score of a query starts: below all real scores, and far above MASKED, so that
 # exp(MASKED - largest) is 0 even where a query sees nothing.
 LOWEST = -1e20
+
+# Room for sums of weights, and of weights times values, above exp of the largest score.
+ROOM = 1e12
 
 Arrays = dict[str, jax.Array]
 
@@ -140,15 +144,17 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
     """Return the output [B, L, H, K], and the log-sum-exp of the scores [C, B, G, R, L]."""
     blocks, mask_blocks = cut_operands(plan, operands, arrays)
     q_CBGRLK, strip = blocks["q"], plan.tiling.strip
+    is_bounded = exponentials_fit(plan, operands)
 
     def step(carry: tuple[jax.Array, ...], tile: tuple[jax.Array, jax.Array]):
         y_CBGRLK, largest_CBGRL, total_CBGRL = carry
         y, largest, total = (read(x, tile[0], strip) for x in carry)
         scores, _ = tile_scores(plan, blocks, mask_blocks, tile)
 
-        new_largest = jnp.maximum(largest, scores.max(axis=-1))
+        # To look for the largest score is one more pass over all of them.
+        new_largest = largest if is_bounded else jnp.maximum(largest, scores.max(axis=-1))
+        shrink = jnp.ones_like(largest) if is_bounded else jnp.exp(largest - new_largest)
         weights = jnp.exp(scores - new_largest[..., None])
-        shrink = jnp.exp(largest - new_largest)
         v_TBGSK = read(blocks["v"], tile[1], strip)
         values = einsum("TBGRLS,TBGSK->TBGRLK", weights.astype(v_TBGSK.dtype), v_TBGSK)
 
@@ -159,7 +165,8 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
         ), None
 
     rows = jnp.zeros(q_CBGRLK.shape[:-1], jnp.float32)
-    start = jnp.zeros(q_CBGRLK.shape, jnp.float32), rows + LOWEST, rows
+    largest = rows if is_bounded else rows + LOWEST
+    start = jnp.zeros(q_CBGRLK.shape, jnp.float32), largest, rows
     (y_CBGRLK, largest_CBGRL, total_CBGRL), _ = lax.scan(step, start, tiles_of(plan))
 
     # A query that sees nothing has a total of 0.
@@ -168,6 +175,18 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
     q_BLHK = operands["q"]
     y_BLHK = join(y_CBGRLK, 0, q_BLHK.shape[1]).reshape(q_BLHK.shape)
     return y_BLHK, largest_CBGRL + jnp.log(total_CBGRL)
+
+
+def exponentials_fit(plan: Plan, operands: Arrays) -> bool:
+    """Return whether exp(score) fits the dtype of the weights for every score: soft-caps do that.
+
+    Then the softmax is exact without the largest score of a query: exp(50), of Gemma 2's soft-cap,
+    is 5e21, and exp(-50) no subnormal number in float32 and bfloat16.
+    """
+    if plan.softcap is None or "bias" in operands:
+        return False
+    largest = float(jnp.finfo(operands["v"].dtype).max)
+    return plan.softcap <= math.log(largest / ROOM)
 
 
 def backward(

@@ -13,7 +13,7 @@ from jaxlm.nn.mask import Mask
 # little beside the activations. Products of less than 128 positions waste tensor cores, and of
 # blocks above 1,024 too much lies beyond the diagonal of a causal mask.
 SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
-TILE_BYTES = 2**26
+TILE_BYTES = 2**28
 
 
 class Tiling(NamedTuple):
@@ -42,13 +42,15 @@ def cut_tiles(
     blocks_before = query_blocks if before is None else -(-before // block)
     blocks_after = key_blocks if after is None else -(-after // block)
 
-    # A narrow window has small blocks. Several beside each other make a tile of full size: at most
-    # a quarter of all, as tiles reach beyond the ends of the keys. No slice of a bias is such a
-    # tile.
+    # A narrow window has small blocks. Several beside each other make a tile of full size. Tiles
+    # reach beyond the ends of the keys, by a triangle of the window's width: where that is wide, a
+    # strip is at most a quarter of all blocks. No slice of a bias is such a tile.
     strip = 1
     if span is not None and not has_bias:
+        is_narrow = 4 * max(blocks_before, blocks_after) <= query_blocks
+        longest = query_blocks if is_narrow else query_blocks // 4
         fitting = TILE_BYTES // (4 * rows_and_heads * block * block)
-        fitting = max(1, min(fitting, query_blocks // 4))
+        fitting = max(1, min(fitting, longest))
         strip = -(-query_blocks // -(-query_blocks // fitting))  # all strips are about the same
     front = blocks_before if strip > 1 else 0
 
