@@ -94,8 +94,7 @@ def blockwise_gain(case: Case, over: str) -> str:
         tiling = cut_tiles(
             mask, case.queries, case.keys, rows_and_heads=rows_and_heads, has_bias=case.bias
         )
-        computed = len(tiling.tiles) * tiling.strip * tiling.block**2
-        if PAIR_COST[over] * computed < pairs:
+        if PAIR_COST[over] * tiling.pairs < pairs:
             return f"a narrow window, {mask.window - 1} to either side"
 
     if over == "cudnn":

@@ -195,11 +195,14 @@ def test_each_visible_pair_is_in_one_tile(name):
     times = np.zeros((tiling.queries * block, tiling.keys * block), int)
     for query, key in tiling.tiles:
         for part in range(tiling.strip):
-            rows, columns = (
-                slice((x + part) * block, (x + part + 1) * block) for x in (query, key)
-            )
-            assert times[rows, columns].shape == (block, block)
+            rows = slice((query + part) * block, (query + part + 1) * block)
+            columns = slice((key + part) * block, (key + part + tiling.width) * block)
+            assert times[rows, columns].shape == (block, tiling.width * block)
             times[rows, columns] += 1
+    assert times.sum() == tiling.pairs
+    # The keys of a narrow window are met at once.
+    is_narrow = name in ("causal window", "two-sided window", "cross, fewer keys")
+    assert (tiling.width > 1) == is_narrow
 
     assert times.max() == 1
     pairs = times[: example.queries, front * block : front * block + example.keys]
@@ -209,7 +212,7 @@ def test_each_visible_pair_is_in_one_tile(name):
 def computed(mask: Mask, length: int, heads: int = 64) -> float:
     """Return the pairs of positions that are computed, per query."""
     tiling = cut_tiles(mask, length, length, rows_and_heads=heads)
-    return len(tiling.tiles) * tiling.strip * tiling.block**2 / length
+    return tiling.pairs / length
 
 
 def test_hidden_blocks_are_not_computed(full_size):

@@ -157,8 +157,7 @@ def test_a_narrow_window_is_computed_by_blocks(over, softcap):
         case = GOOD._replace(queries=length, keys=length, mask=mask, softcap=softcap)
         chosen.append(choose_kernel(H100, case)[0])
         tiling = cut_tiles(mask, length, length, rows_and_heads=1)
-        computed = len(tiling.tiles) * tiling.strip * tiling.block**2
-        assert (chosen[-1] == "blockwise") == (PAIR_COST[over] * computed < length**2)
+        assert (chosen[-1] == "blockwise") == (PAIR_COST[over] * tiling.pairs < length**2)
     assert chosen == sorted(chosen, key=over.__ne__) and set(chosen) == {over, "blockwise"}
 
     # A wide one leaves nearly all, and cuDNN knows a causal one.
