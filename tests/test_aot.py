@@ -159,7 +159,7 @@ def test_attention_by_blocks_holds_no_scores_of_all_positions():
     blocks, whole = (compiled(run_config, 1, attention=name) for name in ("auto", "xla"))
     assert scores_of_a_group(blocks) == 2 * 1024**2
     assert scores_of_a_group(whole) >= 2 * 8192**2 // 4
-    # 6.9 and 11.0 GiB.
+    # 6.9 and 10.5 GiB.
     assert blocks.peak_bytes <= 7.2 * 2**30 < 10 * 2**30 <= whole.peak_bytes
 
 
