@@ -14,6 +14,8 @@ from jaxlm.types import Array, Tree
 TILE_SHARE = 1 / 16
 TILE_BYTES = 512 * 2**20
 
+LOWEST = -1e38  # below all scores, those of MASKED columns too
+
 
 def tile_bytes(device_memory: int | None) -> int:
     """Return the bytes of scores that a device with this memory (None: unknown) has at a time."""
@@ -46,12 +48,65 @@ def zero_sums(*, detects: bool = False) -> LossSums:
     return LossSums(loss=zero, z=zero, correct=zero, count=zero, detection=detection)
 
 
+@jax.custom_vjp
 def token_losses(scores_BLV: Array, targets_BL: Array) -> tuple[Array, Array]:
     """Return (negative log-likelihood, log-sum-exp) of each target, float32 [B, L]."""
-    lse = jax.nn.logsumexp(scores_BLV, axis=-1)
+    lse = jax.lax.platform_dependent(scores_BLV, cpu=logsumexp, default=logsumexp_at_once)
     # A masked sum instead of a gather: it fuses, and it stays local if the vocabulary is sharded.
-    is_target = jnp.arange(scores_BLV.shape[-1])[None, None, :] == targets_BL[:, :, None]
-    return lse - jnp.sum(jnp.where(is_target, scores_BLV, 0.0), axis=-1), lse
+    score = jnp.sum(jnp.where(is_target(scores_BLV, targets_BL), scores_BLV, 0.0), axis=-1)
+    return lse - score, lse
+
+
+def is_target(scores_BLV: Array, targets_BL: Array) -> Array:
+    """Return True for the target of each position, bool [B, L, V]."""
+    return jnp.arange(scores_BLV.shape[-1])[None, None, :] == targets_BL[:, :, None]
+
+
+def logsumexp(scores_BLV: Array) -> Array:
+    """Return the log-sum-exp of the last axis."""
+    return jax.nn.logsumexp(scores_BLV, axis=-1)
+
+
+def logsumexp_at_once(scores_BLV: Array) -> Array:
+    """Return `logsumexp`, reading the scores once: sums are rescaled as the maximum grows.
+
+    Milakov and Gimelshein (arXiv 1805.02867), algorithm 3.
+    """
+
+    def combine(first: Sequence[Array], second: Sequence[Array]) -> tuple[Array, Array]:
+        (largest, total), (other, others_total) = first, second
+        difference = largest - other
+        shrink = jnp.exp(-jnp.abs(difference))
+        added = jnp.where(
+            difference >= 0, total + others_total * shrink, total * shrink + others_total
+        )
+        return jnp.maximum(largest, other), added
+
+    ones = jnp.ones_like(scores_BLV)
+    start = jnp.float32(LOWEST), jnp.float32(0)
+    largest, total = jax.lax.reduce((scores_BLV, ones), start, combine, (2,))
+    return largest + jnp.log(total)
+
+
+def token_losses_forward(
+    scores_BLV: Array, targets_BL: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    """Return `token_losses`, and what the gradient needs."""
+    nll, lse = token_losses(scores_BLV, targets_BL)
+    return (nll, lse), (scores_BLV, targets_BL, lse)
+
+
+def token_losses_backward(
+    saved: tuple[Array, Array, Array], gradients: tuple[Array, Array]
+) -> tuple[Array, None]:
+    """Return the gradient of the scores: the probabilities, of the target's less 1."""
+    scores_BLV, targets_BL, lse = saved
+    of_nll, of_lse = gradients
+    shares = jnp.exp(scores_BLV - lse[..., None]) * (of_nll + of_lse)[..., None]
+    return shares - jnp.where(is_target(scores_BLV, targets_BL), of_nll[..., None], 0.0), None
+
+
+token_losses.defvjp(token_losses_forward, token_losses_backward)
 
 
 def loss_sums(scores_BLV: Array, targets_BL: Array, weights_BL: Array) -> LossSums:

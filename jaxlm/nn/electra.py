@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
+from jaxlm.nn.activations import activate
 from jaxlm.nn.embedding import Head
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.matmul import add_bias, matmul
-from jaxlm.nn.mlp import ACTIVATIONS
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 
@@ -55,10 +55,10 @@ class GeneratorHead(nn.Module):
         kernel_DE = parameter(self, "transform_kernel", init, shape, ("embed", None), self.dtype)
         y = matmul(f"{leading}D,DE->{leading}E", x, kernel_DE)
 
+        bias_E = None
         if config.head_transform_bias:
             bias_E = parameter(self, "transform_bias", ZEROS, shape[1:], ("norm",), self.dtype)
-            y = add_bias(y, bias_E)
-        y = ACTIVATIONS[config.head_activation or config.activation](y)
+        y = activate(config.head_activation or config.activation, (y, bias_E))
         y = Norm(config, self.dtype, name="transform_norm")(y)
         return Head(self.vocabulary, self.execution, self.dtype, name="vocabulary")(y, tied_VE)
 
@@ -78,8 +78,8 @@ class DetectionHead(nn.Module):
             self, "dense_kernel", init, (width, width), ("embed", None), self.dtype
         )
         bias_O = parameter(self, "dense_bias", ZEROS, (width,), ("norm",), self.dtype)
-        y = add_bias(matmul(f"{leading}D,DO->{leading}O", x, kernel_DO), bias_O)
-        y = ACTIVATIONS[self.config.activation](y)
+        y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
+        y = activate(self.config.activation, (y, bias_O))
 
         kernel_DN = parameter(self, "kernel", init, (width, 1), ("embed", None), self.dtype)
         bias_N = parameter(self, "bias", ZEROS, (1,), ("norm",), self.dtype)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
+from jaxlm.nn.activations import activate
 from jaxlm.nn.block import RESIDUAL
 from jaxlm.nn.dropout import dropout
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.mask import MASKED
-from jaxlm.nn.matmul import add_bias, matmul
-from jaxlm.nn.mlp import ACTIVATIONS
+from jaxlm.nn.matmul import matmul
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import sinusoids
@@ -144,8 +144,9 @@ class Head(nn.Module):
         kernel_DO = parameter(self, "transform_kernel", init, (D, D), ("embed", None), dtype)
         y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
 
+        bias_D = None
         if config.head_transform_bias:
             zeros = nn.initializers.zeros
-            y = add_bias(y, parameter(self, "transform_bias", zeros, (D,), ("norm",), dtype))
-        y = ACTIVATIONS[config.head_activation or config.activation](y)
+            bias_D = parameter(self, "transform_bias", zeros, (D,), ("norm",), dtype)
+        y = activate(config.head_activation or config.activation, (y, bias_D))
         return Norm(config, dtype, name="transform_norm")(y)

@@ -21,22 +21,35 @@ def product(
     """Return `einsum(spec, x, weight)`, summed in float32, in `dtype` (x's unless given).
 
     Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
-
-    Kernels sum in float32 anyway. The products ask for it by `preferred_element_type` because on
-    CPUs only this form reaches the bfloat16 instructions: a product whose result is bfloat16 itself
-    is done in float32, several times slower.
     """
-    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
-    return checkpoint_name(y.astype(dtype or x.dtype), name)
+    return checkpoint_name(multiply(spec, x, weight.astype(x.dtype), dtype or x.dtype), name)
+
+
+def multiply(spec: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """Return `einsum(spec, x, y)` of two factors of one dtype, summed in float32, in `dtype`.
+
+    On CPUs a product is asked for in float32 and rounded: only this form reaches the bfloat16
+    instructions, several times faster than a product whose result is bfloat16 itself. On GPUs the
+    kernels sum in float32 anyway, and round themselves: XLA has no choice but Triton for a product
+    with a conversion, and takes cuBLAS, where that is faster, for a product alone.
+    """
+
+    def in_float32(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(dtype)
+
+    def at_once(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, x, y, preferred_element_type=dtype)
+
+    if dtype == jnp.float32:
+        return at_once(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=in_float32, default=at_once)
 
 
 def forward(
     spec: str, x: jax.Array, weight: jax.Array, dtype: Any, name: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return the product and what its gradients need."""
-    # As in `product`, which is not called: every traceback through a model ends here.
-    y = jnp.einsum(spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
-    return checkpoint_name(y.astype(dtype or x.dtype), name), (x, weight)
+    return product(spec, x, weight, dtype, name), (x, weight)
 
 
 def backward(
@@ -48,11 +61,10 @@ def backward(
     gradient = gradient.astype(x.dtype)
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
-    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dx = einsum(f"{out},{right}->{left}", gradient, weight.astype(x.dtype))
 
+    dx = multiply(f"{out},{right}->{left}", gradient, weight.astype(x.dtype), x.dtype)
     dw = weight_gradient(left, out, right, x, gradient)
-    return dx.astype(x.dtype), dw.astype(weight.dtype)
+    return dx, dw.astype(weight.dtype)
 
 
 def weight_gradient(
@@ -110,12 +122,34 @@ matmul = jax.custom_vjp(product, nondiff_argnums=(0, 3, 4))
 matmul.defvjp(forward, backward)
 
 
-def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None.
-
-    The sum and the bias's gradient are computed in float32.
-    """
+def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None."""
     if bias is None:
         return y
     bias = bias.astype(jnp.float32).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
+
+
+def add_vector_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Return the sum, and the bias for its shape and dtype."""
+    return add_vector(y, bias), bias
+
+
+def bias_gradient(
+    bias: jax.Array | None, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return the gradient of y + bias, and that of the bias.
+
+    This is the sum of the other as it is in memory. Without the barrier XLA writes that in float32
+    too, on GPUs, for the sum alone.
+    """
+    if bias is None:
+        return gradient, None
+    gradient = jax.lax.optimization_barrier(gradient)
+    axes = tuple(range(gradient.ndim - bias.ndim))
+    return gradient, jnp.sum(gradient.astype(jnp.float32), axes).astype(bias.dtype)
+
+
+# The sum, whose bias has a gradient that is summed in float32.
+add_bias = jax.custom_vjp(add_vector)
+add_bias.defvjp(add_vector_forward, bias_gradient)

@@ -1,7 +1,5 @@
 """The feed-forward sublayer, plain or gated (arXiv 2002.05202)."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,45 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
+from jaxlm.nn.activations import Biased, activate
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.parameters import parameter
-
-
-def in_float32(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Return the elementwise function, computed in float32 and rounded once to x's dtype.
-
-    So is its gradient, from x, which alone is kept for it.
-    """
-
-    @jax.custom_vjp
-    def activation(x: jax.Array) -> jax.Array:
-        return function(x.astype(jnp.float32)).astype(x.dtype)
-
-    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return activation(x), x
-
-    def backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-        _, transposed = jax.vjp(function, x.astype(jnp.float32))
-        return (transposed(gradient.astype(jnp.float32))[0].astype(x.dtype),)
-
-    activation.defvjp(forward, backward)
-    return activation
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Return x Phi(x) (arXiv 1606.08415), by erf: jax's own takes erfc, several times slower."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": in_float32(gelu),
-    "gelu_tanh": in_float32(partial(jax.nn.gelu, approximate=True)),
-    "relu": jax.nn.relu,
-    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668
-    "silu": in_float32(jax.nn.silu),
-}
 
 
 class MLP(nn.Module):
@@ -59,30 +23,26 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        config, activation = self.config, ACTIVATIONS[self.config.activation]
-        D, F = config.width, config.hidden_width
+        config, D, F = self.config, self.config.width, self.config.hidden_width
 
-        if config.gated:
-            gate_BLF = activation(self.dense("gate", x_BLD, (D, F), ("embed", "mlp")))
-            h_BLF = gate_BLF * self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
-        else:
-            h_BLF = activation(self.dense("up", x_BLD, (D, F), ("embed", "mlp")))
-
+        gate = self.dense("gate", x_BLD, (D, F), ("embed", "mlp")) if config.gated else None
+        up = self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
+        h_BLF = activate(config.activation, up, gate)
         h_BLF = self.execution.constrain(h_BLF, ("batch", "length", "mlp_act"))
-        return self.dense("down", h_BLF, (F, D), ("mlp", "embed"))
+        return add_bias(*self.dense("down", h_BLF, (F, D), ("mlp", "embed")))
 
     def dense(
         self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]
-    ) -> jax.Array:
-        """Return x [B, L, in] times the weight `name` of this shape [in, out], plus its bias."""
+    ) -> Biased:
+        """Return x [B, L, in] times the weight `name` of this shape [in, out], and its bias."""
         role = "residual" if name == "down" else "input"
         init = normal(self.config, role, shape[0])
         kernel = parameter(self, f"{name}_kernel", init, shape, axes, self.dtype)
         y = matmul("BLI,IO->BLO", x, kernel)
         if not self.config.mlp_bias:
-            return y
+            return y, None
 
         # A bias along the width is a vector: it stays whole, like a norm's.
         axis = "norm" if name == "down" else "mlp"
         zeros = nn.initializers.zeros
-        return add_bias(y, parameter(self, f"{name}_bias", zeros, shape[1:], (axis,), self.dtype))
+        return y, parameter(self, f"{name}_bias", zeros, shape[1:], (axis,), self.dtype)

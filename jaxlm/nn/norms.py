@@ -1,5 +1,6 @@
 """LayerNorm (arXiv 1607.06450) and RMSNorm (arXiv 1910.07467), in float32 whatever the input."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -64,13 +65,57 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (y * over_last_axis(scale, y)).astype(x.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
     """Return the standardised x times scale plus bias, over the last axis, in x's dtype."""
+    return layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def layer_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Return `layer_norm`, and what its gradient needs: beside x two numbers of each vector."""
     x32 = x.astype(jnp.float32)
-    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
-    y = y * over_last_axis(scale, y)
-    return (y if bias is None else y + over_last_axis(bias, y)).astype(x.dtype)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    centred = x32 - mean
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    y = centred * factor * over_last_axis(scale, x)
+    y = y if bias is None else y + over_last_axis(bias, y)
+    return y.astype(x.dtype), (x, scale, bias, mean, factor)
+
+
+def layer_norm_backward(
+    epsilon: float, saved: tuple[Any, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return the gradients of x, of the scale and of the bias, each in the dtype of its operand.
+
+    Three steps, each from x and the gradient as they are in memory. Without the barriers XLA writes
+    what they have in common in float32, on GPUs, and reads it again.
+    """
+    del epsilon
+    x, scale, bias, mean, factor = saved
+
+    def operands(*before: Any) -> tuple[Any, ...]:
+        """Return `before`, and in float32 the standardised x and the gradient."""
+        *done, x_again, gradient_again = jax.lax.optimization_barrier((*before, x, gradient))
+        standard = (x_again.astype(jnp.float32) - mean) * factor
+        return *done, standard, gradient_again.astype(jnp.float32)
+
+    standard, dy = operands()
+    axes = tuple(range(x.ndim - 1))
+    sums = jnp.sum(dy * standard, axes), None if bias is None else jnp.sum(dy, axes)
+
+    (dscale, dbias), standard, dy = operands(sums)
+    dstandard = dy * over_last_axis(scale, dy)
+    means = (jnp.mean(a, axis=-1, keepdims=True) for a in (dstandard, dstandard * standard))
+
+    shift, share, standard, dy = operands(*means)
+    dx = factor * (dy * over_last_axis(scale, dy) - shift - standard * share)
+    dbias = None if bias is None else dbias.astype(bias.dtype)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias
+
+
+layer_norm.defvjp(layer_norm_forward, layer_norm_backward)
 
 
 def over_last_axis(vector: jax.Array, like: jax.Array) -> jax.Array:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from jaxlm import config
+from jaxlm.nn.activations import ACTIVATIONS, activate
 from jaxlm.nn.attention import AttentionInputs, SelfAttention
 from jaxlm.nn.block import Block
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
-from jaxlm.nn.mlp import ACTIVATIONS, MLP
+from jaxlm.nn.mlp import MLP
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.parameters import init_params
 
@@ -37,22 +38,50 @@ def test_activations(name):
     )
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_rounded_once(name):
     """They and their gradients are computed in float32, whatever the dtype of x."""
-    points = jnp.linspace(-5, 5, 201).astype(jnp.bfloat16)
+    points = jnp.linspace(-5, 5, 202).astype(jnp.bfloat16)  # without 0, where relu has no slope
     formula, step = FORMULAS[name], 1e-4
-    run = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))
+    run = jax.vmap(jax.value_and_grad(lambda x: activate(name, (x, None))))
     values, slopes = (np.asarray(a, np.float64) for a in run(points))
     assert values.any() and slopes.any()
-    (saved,) = jax.tree.leaves(jax.vjp(ACTIVATIONS[name], points)[1])
-    assert (saved.shape, saved.dtype) == (points.shape, points.dtype)  # x alone
-
     for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
         expected = formula(x), (formula(x + step) - formula(x - step)) / (2 * step)
-        # Half a unit of bfloat16's last of 8 bits; float32 leaves a few 1e-6 of 1 + tanh near -5.
+        # Half a unit of bfloat16's last of 8 bits; float32 leaves a few 1e-6 of 1 + tanh near -5,
+        # and 1e-4 is left of the difference of two squares.
         for found, exact in zip((value, slope), expected, strict=True):
             assert abs(found - exact) <= 2**-8 * abs(exact) + 5e-6, (x, found, exact)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_only_the_products_before_an_activation_are_kept(gated):
+    """The biased values, the exponentials and the gate's result are computed again."""
+    rng = np.random.default_rng(3)
+    products = [jnp.asarray(rng.normal(size=(4, 6)), jnp.bfloat16) for _ in range(1 + gated)]
+    biases = [jnp.asarray(rng.normal(size=6), jnp.float32) for _ in products]
+
+    def run(products: list[jax.Array], biases: list[jax.Array]) -> jax.Array:
+        return activate("silu", *zip(products, biases, strict=True))
+
+    def plain(products: list[jax.Array], biases: list[jax.Array]) -> jax.Array:
+        up, *gate = (y + bias[None] for y, bias in zip(products, biases, strict=True))
+        return jax.nn.silu(gate[0]) * up if gated else jax.nn.silu(up)
+
+    output, backward = jax.vjp(run, products, biases)
+    kept = sorted((x.dtype.name, x.shape) for x in jax.tree.leaves(backward))
+    assert kept == [("bfloat16", (4, 6))] * len(products) + [("float32", (6,))] * len(biases)
+
+    exact, exact_backward = jax.vjp(plain, [y.astype(jnp.float32) for y in products], biases)
+    dy = jnp.asarray(rng.normal(size=(4, 6)), jnp.bfloat16)
+    found, expected = (
+        jax.tree.leaves((y, gradients(dy.astype(y.dtype))))
+        for y, gradients in ((output, backward), (exact, exact_backward))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        # Half a unit of bfloat16's last bit; a bias's gradient is the sum of four such values.
+        bound = 2**-8 * (jnp.abs(theirs) + (4 if ours.ndim == 1 else 0))
+        assert (jnp.abs(ours.astype(jnp.float32) - theirs) <= bound).all()
 
 
 @pytest.mark.parametrize("gated", [False, True])
