@@ -68,6 +68,7 @@ def build_execution(
     return execution._replace(
         constrain=partial(constrain, mesh),
         per_device=partial(per_device, mesh),
+        local_shape=partial(local_shape, mesh),
         gathers=parallel.zero == 3,
         head_shards=mesh.shape["tensor"],
     )
@@ -111,6 +112,12 @@ def constrain(mesh: Mesh, x: Array, axes: Axes) -> Array:
     if manual >= set(MESH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def local_shape(mesh: Mesh, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """Return the shape of a device's part of an activation with these logical axes."""
+    spec = activation_spec(mesh, axes, shape)
+    return NamedSharding(mesh, spec).shard_shape(shape)
 
 
 def per_device(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -39,6 +40,15 @@ class Run(NamedTuple):
     def devices(self) -> list[Any]:
         """Return the jax devices of the mesh."""
         return list(self.placement.mesh.devices.flat)
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        """Return the kernel of each kind of attention in a microbatch, and why."""
+        rows = self.config.training.batch_size // self.config.training.microbatches
+
+        def repeat(array: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(array[:1], (rows, *array.shape[1:]))
+
+        return self.model.kernels(jax.tree.map(repeat, self.example))
 
 
 def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run:
@@ -135,7 +145,7 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     lines.append(f"bytes per device: parameters {params:,}, optimizer state {optimizer:,}")
 
     try:
-        kernels = run.model.kernels(run.example)
+        kernels = run.kernels()
     except ValueError as error:
         raise ConfigError("runtime.attention", str(error)) from error
     lines += [f"{name}: {kernel} ({reason})" for name, (kernel, reason) in kernels.items()]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
 from support.compiled_text import COLLECTIVES, groups_of
-from support.gpu_programs import Program, compiled, compiled_evaluation, recipe
+from support.gpu_programs import compiled, compiled_evaluation, recipe
 
 
 def test_llama_1b_under_zero_3():
@@ -71,7 +71,7 @@ def test_packed_rows_keep_the_flash_kernel(name):
     edits = ["training.batch_size=32", "training.microbatches=1", "model.layers=2"]
     run_config = recipe(name, *edits, "data.sequences=packed")
     program = compiled(run_config, 8)
-    kernels = attention_kernels(program)
+    kernels = program.attention_kernels()
     assert kernels.keys() == {
         "__cudnn$fmhaScaleBiasSoftmax",
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
@@ -84,51 +84,6 @@ def test_packed_rows_keep_the_flash_kernel(name):
     assert bool(scores) == (name == "t5_base")
     assert f"f32{of_heads}" not in program.text
     assert program.counts()["all-to-all"] == 0
-
-
-# Gemma 2 2B with two of its 26 layers, one with a window: soft-caps, which cuDNN can't do.
-GEMMA2 = (
-    "model.width=2304",
-    "model.layers=2",
-    "model.heads=8",
-    "model.kv_heads=4",
-    "model.head_width=256",
-    "model.mlp_width=9216",
-    "model.norm_placement=both",
-    "model.sliding_window=4096",
-    'model.attention_pattern=["sliding","full"]',
-    "model.attention_softcap=50",
-    "model.context_length=8192",
-    "data.sequence_length=8192",
-    "training.microbatches=1",
-)
-
-
-def scores_of_a_group(program: Program) -> int:
-    """Return the elements of the largest matrix of each group of heads, of which there are 4."""
-    matrices = re.findall(r"(?:f32|bf16|pred)\[(?:\d+,)*4,(?:2,)?(\d+),(\d+)\]", program.text)
-    return max(int(rows) * int(columns) for rows, columns in matrices)
-
-
-def test_attention_by_blocks_holds_no_scores_of_all_positions():
-    """A tile has 1,024 x 1,024 of the 8,192 x 8,192 positions, of both heads of a group."""
-    edits = ("training.batch_size=1", "parallel.zero=0", "parallel.remat=none")
-    run_config = recipe("llama_1b", *GEMMA2, *edits)
-    blocks, whole = (compiled(run_config, 1, attention=name) for name in ("auto", "xla"))
-    assert scores_of_a_group(blocks) == 2 * 1024**2
-    assert scores_of_a_group(whole) >= 2 * 8192**2 // 4
-    # 6.9 and 11.0 GiB.
-    assert blocks.peak_bytes <= 7.2 * 2**30 < 10 * 2**30 <= whole.peak_bytes
-
-
-@pytest.mark.parametrize("edits", [("parallel.zero=3",), ("parallel.zero=1", "parallel.tensor=2")])
-def test_attention_by_blocks_adds_no_collective(edits):
-    run_config = recipe("llama_1b", *GEMMA2, "training.batch_size=8", *edits)
-    blocks, whole = (compiled(run_config, 8, attention=name) for name in ("auto", "xla"))
-    assert scores_of_a_group(blocks) < scores_of_a_group(whole)
-    assert blocks.counts() == whole.counts() and blocks.counts()["all-to-all"] == 0
-    looped = [line for line in blocks.loop_lines() if re.search(r"attend/\S*while/body", line)]
-    assert looped and not [line for line in looped if re.search("|".join(COLLECTIVES), line)]
 
 
 # The kernel's operands on each GPU, in all combinations that a config accepts.
@@ -292,12 +247,6 @@ def test_gradients_are_not_summed_in_every_microbatch(zero):
     assert counts["all-reduce"] <= 12
 
 
-def attention_kernels(program: Program) -> dict[str, int]:
-    """Calls of cuDNN's flash kernels by their names."""
-    found = re.findall(r"__cudnn\$fmha\w+", program.text)
-    return {name: found.count(name) for name in set(found)}
-
-
 @pytest.mark.parametrize("name", ["bert_base", "roberta_base", "t5_base", "bart_base"])
 def test_encoders_and_encoder_decoders_under_zero_3(name):
     """Attention runs in flash kernels, both ways, and nothing of the batch moves between GPUs."""
@@ -312,7 +261,7 @@ def test_encoders_and_encoder_decoders_under_zero_3(name):
     kinds = (
         3 if run_config.model.family == "encoder_decoder" else 1
     )  # encoder, decoder and cross attention
-    kernels = attention_kernels(program)
+    kernels = program.attention_kernels()
     backward = sum(count for kernel, count in kernels.items() if "Backward" in kernel)
     assert backward >= kinds and sum(kernels.values()) >= 3 * kinds, (
         kernels
@@ -335,7 +284,7 @@ def test_the_gradient_of_relative_positions_comes_from_the_flash_kernel():
     assert {
         "__cudnn$fmhaScaleBiasSoftmax",
         "__cudnn$fmhaScaleBiasSoftmaxBackward",
-    } <= attention_kernels(program).keys()
+    } <= program.attention_kernels().keys()
 
 
 def test_llama_1b_on_two_machines():

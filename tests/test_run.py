@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support import tiny
 
-from jaxlm import runtime
+from jaxlm import models, runtime
 from jaxlm.config import (
     ConfigError,
     ObjectiveConfig,
@@ -44,6 +44,25 @@ def test_attention_and_remat_reach_the_layers():
     )
     execution = build_run(config, first_step=0).execution
     assert (execution.attention, execution.remat) == ("xla", "dots")
+
+
+def test_kernels_are_chosen_by_the_rows_of_a_microbatch():
+    """A row has 2 MiB of scores in each of 8 heads: 64 rows have no more than 1 GiB."""
+    config = replace(
+        tiny.CONFIG,
+        model=replace(tiny.CONFIG.model, heads=8, width=64, attention_softcap=50.0),
+        data=replace(tiny.CONFIG.data, sequence_length=724),
+        runtime=RuntimeConfig(devices=2),
+    )
+
+    def chosen(rows: int, microbatches: int) -> set[str]:
+        sizes = {"batch_size": rows, "microbatches": microbatches}
+        run = build_run(replace(config, training=replace(config.training, **sizes)), 0)
+        execution = run.execution._replace(platform="cuda", compute_capability=9.0)
+        model = models.build(run.config.model, run.config.precision, execution)
+        return {kernel for kernel, _ in run._replace(model=model).kernels().values()}
+
+    assert (chosen(128, 1), chosen(256, 2), chosen(256, 1)) == ({"xla"}, {"xla"}, {"blockwise"})
 
 
 HUGE = {

@@ -110,6 +110,7 @@ class EncoderDecoder(NamedTuple):
         cross = attention_kernel(
             self.config,
             self.decoder.compute,
+            rows=batch.tokens.shape[0],
             queries=batch.tokens.shape[1],
             keys=batch.source.shape[1],  # type: ignore[union-attr]
             mask=Mask(segments=batch.segments),

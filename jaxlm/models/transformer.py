@@ -264,9 +264,12 @@ class Transformer(NamedTuple):
     # What runs where
 
     def kernels(self, batch: Batch, name: str = "attention") -> dict[str, tuple[str, str]]:
-        """Return the kernel of each kind of self attention of this stack, and why."""
+        """Return the kernel of each kind of self attention of this stack, and why.
+
+        `batch` has the rows of a microbatch on all devices.
+        """
         windows = dict.fromkeys(self.config.windows)  # each once, in order
-        length, mask = batch.tokens.shape[1], self.mask(batch)
+        (rows, length), mask = batch.tokens.shape, self.mask(batch)
 
         kernels = {}
         for window in windows:
@@ -274,10 +277,12 @@ class Transformer(NamedTuple):
             kernels[name + suffix if len(windows) > 1 else name] = attention_kernel(
                 self.config,
                 self.compute,
+                rows=rows,
                 queries=length,
                 keys=length,
                 mask=mask._replace(window=window),
                 execution=self.execution,
+                has_bias=self.config.positions in ("relative", "alibi"),
             )
         return kernels
 

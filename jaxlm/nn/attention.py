@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
 from jaxlm.nn.cache import KeyValues, LayerCache
-from jaxlm.nn.dot_product import Case, attend, choose_kernel
+from jaxlm.nn.dot_product import attend
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
+from jaxlm.nn.kernel_choice import Case, choose_kernel
 from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import HeadNorm
@@ -212,22 +213,31 @@ class CrossAttention(MultiHeadAttention):
 def attention_kernel(
     config: ModelConfig,
     compute: str,
+    rows: int,
     queries: int,
     keys: int,
     mask: Mask,
     execution: Execution,
+    *,
+    has_bias: bool = False,
 ) -> tuple[str, str]:
     """Return the kernel that training uses for `queries` by `keys` positions, and why.
 
-    ValueError if the configuration asks for one that can't do it.
+    `rows` are those of a microbatch on all devices. ValueError if the configuration asks for a
+    kernel that can't do it.
     """
+    shape = rows, queries, config.heads, config.width_per_head
+    rows, queries, heads, head_width = execution.local_shape(shape, HEADS)
     case = Case(
         dtype=compute,
         queries=queries,
         keys=keys,
-        head_width=config.width_per_head,
+        head_width=head_width,
         mask=mask,
         softcap=config.attention_softcap is not None,
         dropout=config.attention_dropout > 0,
+        bias=has_bias,
+        rows=rows,
+        heads=heads,
     )
     return choose_kernel(execution, case)

@@ -8,6 +8,7 @@ Axes beside those of `types.py`: C blocks of a sequence, T blocks of a tile. Bes
 positions within a block.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ ATTENTION_OUTPUT = "attention_output"
 # Where the largest score of a query starts: below all real scores, and far above MASKED, so that
 # exp(MASKED - largest) is 0 even where a query sees nothing.
 LOWEST = -1e20
+
+# Room for sums of weights, and of weights times values, above exp of the largest score.
+ROOM = 1e12
 
 Arrays = dict[str, jax.Array]
 
@@ -109,7 +113,8 @@ def cut_queries(plan: Plan, x_BLHK: jax.Array, groups: int) -> jax.Array:
 
 def cut_operands(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
     """Return operands and mask arrays in blocks; the bias is padded, [1 or B, G, R, L, S]."""
-    block, _, front, queries, keys, _ = plan.tiling
+    block, front = plan.tiling.block, plan.tiling.front
+    queries, keys = plan.tiling.queries, plan.tiling.keys
     H, G = operands["q"].shape[2], operands["k"].shape[2]
 
     blocks = {"q": cut_queries(plan, operands["q"], G)}
@@ -140,16 +145,18 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
     """Return the output [B, L, H, K], and the log-sum-exp of the scores [C, B, G, R, L]."""
     blocks, mask_blocks = cut_operands(plan, operands, arrays)
     q_CBGRLK, strip = blocks["q"], plan.tiling.strip
+    is_bounded = exponentials_fit(plan, operands)
 
     def step(carry: tuple[jax.Array, ...], tile: tuple[jax.Array, jax.Array]):
         y_CBGRLK, largest_CBGRL, total_CBGRL = carry
         y, largest, total = (read(x, tile[0], strip) for x in carry)
         scores, _ = tile_scores(plan, blocks, mask_blocks, tile)
 
-        new_largest = jnp.maximum(largest, scores.max(axis=-1))
+        # To look for the largest score is one more pass over all of them.
+        new_largest = largest if is_bounded else jnp.maximum(largest, scores.max(axis=-1))
+        shrink = jnp.ones_like(largest) if is_bounded else jnp.exp(largest - new_largest)
         weights = jnp.exp(scores - new_largest[..., None])
-        shrink = jnp.exp(largest - new_largest)
-        v_TBGSK = read(blocks["v"], tile[1], strip)
+        v_TBGSK = read_keys(plan, blocks["v"], tile[1])
         values = einsum("TBGRLS,TBGSK->TBGRLK", weights.astype(v_TBGSK.dtype), v_TBGSK)
 
         return (
@@ -159,7 +166,8 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
         ), None
 
     rows = jnp.zeros(q_CBGRLK.shape[:-1], jnp.float32)
-    start = jnp.zeros(q_CBGRLK.shape, jnp.float32), rows + LOWEST, rows
+    largest = rows if is_bounded else rows + LOWEST
+    start = jnp.zeros(q_CBGRLK.shape, jnp.float32), largest, rows
     (y_CBGRLK, largest_CBGRL, total_CBGRL), _ = lax.scan(step, start, tiles_of(plan))
 
     # A query that sees nothing has a total of 0.
@@ -168,6 +176,18 @@ def forward(plan: Plan, operands: Arrays, arrays: Arrays) -> tuple[jax.Array, ja
     q_BLHK = operands["q"]
     y_BLHK = join(y_CBGRLK, 0, q_BLHK.shape[1]).reshape(q_BLHK.shape)
     return y_BLHK, largest_CBGRL + jnp.log(total_CBGRL)
+
+
+def exponentials_fit(plan: Plan, operands: Arrays) -> bool:
+    """Return whether exp(score) fits the dtype of the weights for every score: soft-caps do that.
+
+    Then the softmax is exact without the largest score of a query: exp(50), of Gemma 2's soft-cap,
+    is 5e21, and exp(-50) no subnormal number in float32 and bfloat16.
+    """
+    if plan.softcap is None or "bias" in operands:
+        return False
+    largest = float(jnp.finfo(operands["v"].dtype).max)
+    return plan.softcap <= math.log(largest / ROOM)
 
 
 def backward(
@@ -187,7 +207,7 @@ def backward(
         q_TBGRLK, dy_TBGRLK, logsumexp, shared = (
             read(x, tile[0], strip) for x in (blocks["q"], dy_CBGRLK, logsumexp_CBGRL, shared_CBGRL)
         )
-        k_TBGSK, v_TBGSK = (read(blocks[name], tile[1], strip) for name in "kv")
+        k_TBGSK, v_TBGSK = (read_keys(plan, blocks[name], tile[1]) for name in "kv")
         scores, slope = tile_scores(plan, blocks, mask_blocks, tile)
         weights = jnp.exp(scores - logsumexp[..., None])
 
@@ -199,11 +219,11 @@ def backward(
 
         parts = {
             "q": (tile[0], einsum("TBGRLS,TBGSK->TBGRLK", dproducts, k_TBGSK)),
-            "k": (tile[1], sum_over_queries(dproducts, q_TBGRLK)),
-            "v": (tile[1], sum_over_queries(weights, dy_TBGRLK)),
+            "k": (tile[1], sum_keys(plan, sum_over_queries(dproducts, q_TBGRLK))),
+            "v": (tile[1], sum_keys(plan, sum_over_queries(weights, dy_TBGRLK))),
         }
         added = {
-            name: write(grads[name], read(grads[name], first, strip) + part, first)
+            name: write(grads[name], read(grads[name], first, len(part)) + part, first)
             for name, (first, part) in parts.items()
         }
         if "bias" in grads:
@@ -257,6 +277,24 @@ def read(x: jax.Array, first: jax.Array, count: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, first, count, axis=0)
 
 
+def read_keys(plan: Plan, x: jax.Array, first: jax.Array) -> jax.Array:
+    """Return the keys of a tile: [T, B, G, S, K] of blocks [C, B, G, S, K], or [T, B, S]."""
+    strip, width = plan.tiling.strip, plan.tiling.width
+    shifted = [read(x, first + shift, strip) for shift in range(width)]
+    return shifted[0] if width == 1 else jnp.concatenate(shifted, axis=min(3, x.ndim - 1))
+
+
+def sum_keys(plan: Plan, x_TBGSK: jax.Array) -> jax.Array:
+    """Return what a tile has for its keys, added up in blocks from its first one on."""
+    width = plan.tiling.width
+    if width == 1:
+        return x_TBGSK
+    total = jnp.zeros((), x_TBGSK.dtype)
+    for shift, part in enumerate(jnp.split(x_TBGSK, width, axis=3)):
+        total = total + jnp.pad(part, [(shift, width - 1 - shift), *[(0, 0)] * 4])
+    return total
+
+
 def write(x: jax.Array, blocks: jax.Array, first: jax.Array) -> jax.Array:
     """Return x with these blocks in place of its own from the block `first` on."""
     return lax.dynamic_update_slice_in_dim(x, blocks, first, axis=0)
@@ -270,7 +308,7 @@ def tile_scores(
     That is the derivative of the scores by the products of queries and keys.
     """
     strip, block = plan.tiling.strip, plan.tiling.block
-    q_TBGRLK, k_TBGSK = read(blocks["q"], tile[0], strip), read(blocks["k"], tile[1], strip)
+    q_TBGRLK, k_TBGSK = read(blocks["q"], tile[0], strip), read_keys(plan, blocks["k"], tile[1])
     scores = einsum("TBGRLK,TBGSK->TBGRLS", q_TBGRLK, k_TBGSK) * plan.scale
 
     slope = plan.scale
@@ -287,10 +325,10 @@ def tile_scores(
 
 def tile_mask(plan: Plan, mask_blocks: Arrays, tile: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Return the mask of a tile, bool [T, B or 1, L, S]."""
-    block, strip, front, *_ = plan.tiling
-    within = jnp.arange(strip * block, dtype=jnp.int32).reshape(strip, 1, block)
-    queries = tile[0] * block + within
-    keys = (tile[1] - front) * block + within
+    block, strip, width = plan.tiling.block, plan.tiling.strip, plan.tiling.width
+    starts = block * jnp.arange(strip, dtype=jnp.int32)[:, None, None]
+    queries = tile[0] * block + starts + jnp.arange(block)[None, None]
+    keys = (tile[1] - plan.tiling.front) * block + starts + jnp.arange(width * block)[None, None]
     keys = jnp.where(keys < plan.keys, keys, -1)  # like those before the first, no keys
 
     of_rows = {name: x for name, x in mask_blocks.items() if "segments" not in name}
@@ -299,11 +337,11 @@ def tile_mask(plan: Plan, mask_blocks: Arrays, tile: tuple[jax.Array, jax.Array]
     segments = {}
     if "segments" in mask_blocks:
         segments["segments"] = read(mask_blocks["segments"], tile[0], strip)
-        segments["key_segments"] = read(mask_blocks["key_segments"], tile[1], strip)
+        segments["key_segments"] = read_keys(plan, mask_blocks["key_segments"], tile[1])
 
     def block_mask(queries: jax.Array, keys: jax.Array, segments: Arrays) -> jax.Array:
         local = mask._replace(positions=(queries, keys), **segments)
-        visible = visible_BLS(local, range(block), range(block))
+        visible = visible_BLS(local, range(block), range(width * block))
         assert visible is not None
         return visible
 

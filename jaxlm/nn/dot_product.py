@@ -1,13 +1,11 @@
 """Scaled dot-product attention from a description of the mask.
 
 cuDNN's flash kernel where it supports the case, otherwise a readable XLA path, or attention by
-blocks where the scores would be large. `choose_kernel` decides and says why, so that a run can
-print which kernel it uses.
+blocks where the scores would be large. `kernel_choice` decides.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +13,12 @@ import jax.numpy as jnp
 from jaxlm.nn.blockwise import blockwise_attention
 from jaxlm.nn.dropout import kept, site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.kernel_choice import Case, choose_kernel, is_read_as_bias
 from jaxlm.nn.mask import MASKED, Mask, visible_BLS
 from jaxlm.nn.matmul import matmul, product, weight_gradient
 
-# cuDNN: sequences are padded to a multiple of CUDNN_MULTIPLE. Below CUDNN_MIN_LENGTH most of that
-# would be padding.
+# cuDNN: sequences are padded to a multiple of CUDNN_MULTIPLE.
 CUDNN_MULTIPLE = 128
-CUDNN_MIN_LENGTH = 64
-
-GPUS = ("cuda", "gpu")  # platforms
-
-# Compute capability of the oldest GPUs with flash kernels (Ampere; cuDNN 9 developer guide,
-# "fused flash attention"). 0.0 stands for a GPU that is not there.
-OLDEST_FLASH = 8.0
-
-# Blockwise attention is for scores that take at least so many bytes in float32, per row and head.
-# These are 1,024 x 1,024 positions: with 8 rows of 12 heads 0.4 GB in each layer.
-BLOCKWISE_MIN_BYTES = 4 * 2**20
 
 # Logical axes of the operands of kernels that are called on each device.
 KERNEL_AXES = {
@@ -54,81 +41,6 @@ MAX_BLOCKS = 4
 SCORES = "scores"
 
 
-class Case(NamedTuple):
-    """The properties of an attention call that decide which kernels support it."""
-
-    dtype: str
-    queries: int
-    keys: int
-    head_width: int
-    mask: Mask
-    softcap: bool = False
-    dropout: bool = False
-
-
-def choose_kernel(execution: Execution, case: Case) -> tuple[str, str]:
-    """Return "cudnn", "blockwise" or "xla", and why.
-
-    Asking for a kernel that can't do the case is a ValueError with the reason.
-    """
-    if execution.attention == "xla":
-        return "xla", "asked for"
-    if execution.attention == "blockwise":
-        return choose_blockwise(case)
-
-    reason = cudnn_obstacle(execution, case)
-    if execution.attention == "cudnn" and reason:
-        raise ValueError(f"cuDNN attention can't be used: {reason}")
-    if not reason:
-        return "cudnn", "supported"
-
-    is_large = 4 * case.queries * case.keys >= BLOCKWISE_MIN_BYTES
-    on_gpu = execution.platform in GPUS
-    return "blockwise" if on_gpu and is_large and not blockwise_obstacle(case) else "xla", reason
-
-
-def choose_blockwise(case: Case) -> tuple[str, str]:
-    """Return the kernel where blockwise attention is asked for, and why."""
-    if case.mask.positions is not None:  # a few queries at a time: their scores are small
-        return "xla", "keys of a cache"
-    if blockwise_obstacle(case):
-        raise ValueError(f"blockwise attention can't be used: {blockwise_obstacle(case)}")
-    return "blockwise", "asked for"
-
-
-def blockwise_obstacle(case: Case) -> str:
-    """Return why blockwise attention can't do the case, or ''."""
-    if case.dropout:
-        return "attention dropout"
-    return "keys of a cache" if case.mask.positions is not None else ""
-
-
-def cudnn_obstacle(execution: Execution, case: Case) -> str:
-    """Return why cuDNN can't do the case, or ''."""
-    mask, width = case.mask, case.head_width
-    widest = 256 if execution.compute_capability >= 9.0 else 128
-    shortest = min(case.queries, case.keys)
-
-    obstacles = {
-        f"the platform is {execution.platform}": execution.platform not in GPUS,
-        f"the GPU's compute capability is {execution.compute_capability} (8.0 or newer)": 0.0
-        < execution.compute_capability
-        < OLDEST_FLASH,
-        f"the dtype is {case.dtype}": case.dtype not in ("bfloat16", "float16"),
-        f"heads of {width} channels (multiples of 8 up to {widest})": width % 8 or width > widest,
-        f"{case.queries} queries, {case.keys} keys (at least {CUDNN_MIN_LENGTH})": shortest
-        < CUDNN_MIN_LENGTH,
-        # XLA loses the kernel it built for a deterministic backward pass (openxla/xla#46500).
-        "runtime.deterministic is on": execution.deterministic,
-        "attention soft-cap": case.softcap,
-        "attention dropout": case.dropout,
-        "a prefix mask": mask.prefix_lengths is not None,
-        "keys of a cache": mask.positions is not None,
-        "a window that is not causal": mask.window is not None and not mask.causal,
-    }
-    return next((reason for reason, holds in obstacles.items() if holds), "")
-
-
 def attend(
     q_BLHK: jax.Array,
     k_BSGK: jax.Array,
@@ -146,14 +58,18 @@ def attend(
 
     `bias` is float32 [1 or B, H, L, S], added to the scaled scores.
     """
+    rows, queries, heads, head_width = execution.local_shape(q_BLHK.shape, KERNEL_AXES["q"])
     case = Case(
         dtype=q_BLHK.dtype.name,
-        queries=q_BLHK.shape[1],
+        queries=queries,
         keys=k_BSGK.shape[1],
-        head_width=q_BLHK.shape[3],
+        head_width=head_width,
         mask=mask,
         softcap=softcap is not None,
         dropout=dropout > 0 and dropout_key is not None,
+        bias=bias is not None,
+        rows=rows,
+        heads=heads,
     )
     kernel, _ = choose_kernel(execution, case)
 
@@ -213,10 +129,13 @@ def cudnn_attention(
 ) -> jax.Array:
     """Apply cuDNN's flash kernel to sequences padded to the multiple that it is made for.
 
-    It reads segments as a bias that is the same for all heads: 2 bytes per query and key of a row,
-    once for all layers. Its layout for packed sequences would keep a statistic per segment, head
-    and position (with 64 segments twice the bytes of the queries, in each layer), needs Hopper, and
-    jax (0.10.2) places grouped keys in it by the heads of the queries.
+    It reads segments, prefixes and windows to both sides as a bias that is the same for all heads:
+    2 bytes per query and key of a row, once for all layers, and for such a window alone once for
+    all rows. jax up to 0.10 has the kernel write that bias's gradient too, which nothing reads.
+
+    Its layout for packed sequences would keep a statistic per segment, head and position (with 64
+    segments twice the bytes of the queries, in each layer), needs Hopper, and jax (0.10.2) places
+    grouped keys in it by the heads of the queries.
     """
     rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
 
@@ -232,7 +151,7 @@ def cudnn_attention(
         return lengths
 
     visible, window = None, mask.window
-    if mask.segments is not None:
+    if is_read_as_bias(mask):
         visible = visible_BLS(mask._replace(lengths=None), range(queries), range(keys))
         assert visible is not None
         visible, window = pad(visible, 1, 2)[:, None], None
@@ -245,7 +164,7 @@ def cudnn_attention(
         bias=None if bias is None else pad(bias.astype(q_BLHK.dtype), 2, 3),
         mask=visible,
         scale=scale,
-        is_causal=mask.causal,
+        is_causal=mask.causal and mask.prefix_lengths is None,
         query_seq_lengths=real_lengths(mask.query_lengths, queries),
         key_value_seq_lengths=real_lengths(mask.lengths, keys),
         local_window_size=None if window is None else (window - 1, 0),

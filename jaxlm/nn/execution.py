@@ -34,6 +34,12 @@ def whole_call(
     return function(**operands)
 
 
+def whole_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """Return the shape as it is: the only device has all of the array."""
+    del axes
+    return shape
+
+
 class Execution(NamedTuple):
     """Execution choices; none of them changes the maths."""
 
@@ -44,6 +50,8 @@ class Execution(NamedTuple):
     # (kernel, its operands, their logical axes, those of the result) -> the result, from a call of
     # the kernel on each device
     per_device: Callable[..., Array] = whole_call
+    # (shape of an activation, its logical axes) -> the shape of a device's part of it
+    local_shape: Callable[[tuple[int, ...], Axes], tuple[int, ...]] = whole_shape
     gathers: bool = False  # `gather` brings weights from other devices (ZeRO 3)
     head_shards: int = 1  # devices over which the heads are split
     blocks: str = "unrolled"  # or "scanned"

@@ -13,22 +13,29 @@ from jaxlm.nn.mask import Mask
 # little beside the activations. Products of less than 128 positions waste tensor cores, and of
 # blocks above 1,024 too much lies beyond the diagonal of a causal mask.
 SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
-TILE_BYTES = 2**26
+TILE_BYTES = 2**28
 
 
 class Tiling(NamedTuple):
     """The tiles into which the pairs of queries and keys are cut.
 
-    A tile has `strip` blocks on a diagonal: its first block of queries meets its first block of
-    keys, the second the second, and so on.
+    A tile has `strip` blocks of queries, and `width` blocks of keys for each of them: the first
+    meets those from the tile's first block of keys on, the second those from the next one on, and
+    so on along the diagonal.
     """
 
     block: int  # positions of a block
-    strip: int  # blocks of a tile
+    strip: int  # blocks of queries of a tile
+    width: int  # blocks of keys that each of these meets
     front: int  # blocks of padding before the first key
     queries: int  # blocks, with padding
     keys: int  # blocks, with padding
     tiles: tuple[tuple[int, int], ...]  # (first block of queries, first block of keys)
+
+    @property
+    def pairs(self) -> int:
+        """Return the pairs of positions that all tiles have."""
+        return len(self.tiles) * self.strip * self.width * self.block**2
 
 
 def cut_tiles(
@@ -42,28 +49,33 @@ def cut_tiles(
     blocks_before = query_blocks if before is None else -(-before // block)
     blocks_after = key_blocks if after is None else -(-after // block)
 
-    # A narrow window has small blocks. Several beside each other make a tile of full size: at most
-    # a quarter of all, as tiles reach beyond the ends of the keys. No slice of a bias is such a
-    # tile.
-    strip = 1
+    # A window has small blocks. Several beside each other make a tile of full size, and in a narrow
+    # window each meets all of its keys at once. Such tiles reach beyond the ends of the keys by a
+    # triangle of the window's width: in a wide one at most a quarter of all blocks is a strip. No
+    # slice of a bias is such a tile.
+    strip = width = 1
     if span is not None and not has_bias:
         fitting = TILE_BYTES // (4 * rows_and_heads * block * block)
-        fitting = max(1, min(fitting, query_blocks // 4))
+        longest, all_keys = query_blocks // 4, blocks_before + 1 + blocks_after
+        if max(blocks_before, blocks_after) <= longest and all_keys <= fitting:
+            longest, width = query_blocks, all_keys
+        fitting = max(1, min(fitting // width, longest))
         strip = -(-query_blocks // -(-query_blocks // fitting))  # all strips are about the same
-    front = blocks_before if strip > 1 else 0
+    front = blocks_before if strip * width > 1 else 0
 
     tiles = []
     for first in range(0, query_blocks, strip):
-        lowest = max(first - blocks_before, 1 - strip)
-        highest = min(first + blocks_after, key_blocks - 1)
+        lowest = max(first - blocks_before, 2 - strip - width)
+        highest = min(first + blocks_after - width + 1, key_blocks - 1)
         tiles += [(first, front + key) for key in range(lowest, highest + 1)]
 
     return Tiling(
         block=block,
         strip=strip,
+        width=width,
         front=front,
         queries=-(-query_blocks // strip) * strip,
-        keys=max(front + key_blocks, *(key + strip for _, key in tiles)),
+        keys=max(front + key_blocks, *(key + strip + width - 1 for _, key in tiles)),
         tiles=tuple(tiles),
     )
 

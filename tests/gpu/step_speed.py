@@ -91,7 +91,7 @@ def measure(name: str, edits: Sequence[str]) -> dict[str, Any]:
         "peak_memory_bytes": memory.get("peak_bytes_in_use"),
         "memory_limit_bytes": memory.get("bytes_limit"),
         "compiled_peak_bytes": steps.compiled.memory_analysis().peak_memory_in_bytes,
-        "attention": {key: list(chosen) for key, chosen in run.model.kernels(run.example).items()},
+        "attention": {key: list(chosen) for key, chosen in run.kernels().items()},
         "flash_kernel_calls": text.count('custom_call_target="__cudnn$fmha'),
         "compile_seconds": round(steps.compile_seconds, 1),
         "process_seconds": round(time.perf_counter() - started, 1),

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.nn.dot_product import Case as KernelCase
-from jaxlm.nn.dot_product import attend, choose_kernel
+from jaxlm.nn.dot_product import attend
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.kernel_choice import Case as KernelCase
+from jaxlm.nn.kernel_choice import choose_kernel, is_read_as_bias
 from jaxlm.nn.mask import Mask
 
 pytestmark = pytest.mark.gpu
@@ -47,12 +48,21 @@ class Case(NamedTuple):
     bias: bool = False
     scale: float | None = None
     packed: bool = False  # rows of three documents and padding; in cross attention of the keys too
+    prefixes: tuple[int, ...] | None = None
 
     def mask(self) -> Mask:
         """Return the mask as the layers describe it."""
-        lengths = None if self.lengths is None else jnp.asarray(self.lengths, jnp.int32)
-        queries = None if self.query_lengths is None else jnp.asarray(self.query_lengths, jnp.int32)
-        mask = Mask(self.causal, self.window, lengths, queries)
+
+        def per_row(numbers: tuple[int, ...] | None) -> jax.Array | None:
+            return None if numbers is None else jnp.asarray(numbers, jnp.int32)
+
+        mask = Mask(
+            self.causal,
+            self.window,
+            lengths=per_row(self.lengths),
+            query_lengths=per_row(self.query_lengths),
+            prefix_lengths=per_row(self.prefixes),
+        )
         if not self.packed:
             return mask
         segments = document_numbers(self.queries)
@@ -99,6 +109,27 @@ CASES = {
     "packed, cross": Case(114, 256, packed=True),
     "packed, T5 bias": Case(256, 256, bias=True, scale=1.0, packed=True),
     "packed, T5 bias, causal": Case(114, 114, causal=True, bias=True, scale=1.0, packed=True),
+    "packed, two-sided window": Case(384, 384, window=65, packed=True),
+    "two-sided window": Case(384, 384, window=65),
+    "two-sided window, odd length": Case(203, 203, heads=8, groups=2, window=20),
+    "two-sided window with lengths": Case(
+        384, 384, window=65, lengths=(384, 131, 64), query_lengths=(384, 131, 64)
+    ),
+    "prefix": Case(256, 256, causal=True, prefixes=(200, 3, 0)),
+    "prefix, odd length": Case(203, 203, heads=8, groups=2, causal=True, prefixes=(203, 70, 1)),
+    "prefix with lengths": Case(
+        256,
+        256,
+        causal=True,
+        lengths=(256, 131, 64),
+        query_lengths=(256, 131, 64),
+        prefixes=(200, 100, 0),
+    ),
+    "prefix, sliding window": Case(384, 384, causal=True, window=100, prefixes=(300, 50, 0)),
+    "prefix, heads of 256": Case(
+        256, 256, heads=2, groups=1, channels=256, causal=True, prefixes=(200, 3, 0)
+    ),
+    "prefix, T5 bias": Case(256, 256, causal=True, bias=True, scale=1.0, prefixes=(200, 3, 0)),
 }
 
 
@@ -199,7 +230,9 @@ def result(name: str, device: Any) -> Result:
 
 
 @pytest.fixture(params=CASES)
-def name(request) -> str:
+def name(request, gpu) -> str:
+    if CASES[request.param].channels > 128 and float(gpu.compute_capability) < 9.0:
+        pytest.skip("older GPUs have no flash kernel for heads of more than 128 channels")
     return request.param
 
 
@@ -211,7 +244,8 @@ def test_the_flash_kernels_are_chosen(gpu, name):
     kernels = flash_kernels(result(name, gpu).text)
     backward = {kernel for kernel in kernels if "Backward" in kernel}
     assert backward and kernels - backward
-    assert all(("Bias" in kernel) == (case.bias or case.packed) for kernel in kernels)
+    has_bias = case.bias or is_read_as_bias(case.mask())
+    assert all(("Bias" in kernel) == has_bias for kernel in kernels)
 
 
 def test_output_and_gradients_are_those_of_the_xla_path(gpu, name, record):

@@ -1,4 +1,4 @@
-"""Attention by blocks on a GPU: outputs and gradients of the cases that have no flash kernel.
+"""Attention by blocks on a GPU: outputs and gradients.
 
 Each case is one program that computes the blocks in its dtype, and the XLA path in float32 on the
 same values, which is the reference. Its blocks have their full size, and there are several.
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.nn.dot_product import Case as KernelCase
-from jaxlm.nn.dot_product import attend, choose_kernel
+from jaxlm.nn.dot_product import attend
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
 
@@ -91,12 +90,11 @@ def forward_and_backward(case: Case, execution: Execution, dtype: Any, values: d
 @pytest.mark.parametrize("name", CASES)
 def test_output_and_gradients_are_those_of_the_xla_path(gpu, name, record):
     case = CASES[name]
-    execution = Execution(platform="cuda", compute_capability=float(gpu.compute_capability))
-    lengths = case.length, case.length
-    kernel_case = KernelCase(
-        case.dtype, *lengths, case.channels, case.mask, softcap=bool(case.softcap)
+    execution = Execution(
+        platform="cuda",
+        compute_capability=float(gpu.compute_capability),
+        attention="blockwise",
     )
-    assert choose_kernel(execution, kernel_case)[0] == "blockwise"
 
     @jax.jit
     def both(values: dict[str, jax.Array]):

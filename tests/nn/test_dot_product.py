@@ -1,4 +1,4 @@
-"""Self and cross attention against a float64 loop over queries and keys; the choice of a kernel."""
+"""Self and cross attention against a float64 loop over queries and keys; padding for cuDNN."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import config
 from jaxlm.nn import dot_product
-from jaxlm.nn.attention import attention_kernel
-from jaxlm.nn.dot_product import Case, attend, choose_kernel, visible_blocks
+from jaxlm.nn.dot_product import attend, visible_blocks
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
 
@@ -209,10 +207,6 @@ def test_dropout_on_the_weights():
     np.testing.assert_allclose(dropped[kept], whole[kept] / 0.75, rtol=1e-6)
 
 
-H100 = Execution(platform="cuda", compute_capability=9.0)
-A100 = H100._replace(compute_capability=8.0)
-
-
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("rows", [1, 3])
@@ -230,93 +224,6 @@ def test_keys_and_values_of_a_cache_are_read_in_bfloat16(rows, queries, kv_heads
     np.testing.assert_allclose(found, plain, atol=0.05)  # bfloat16 has 8 bits
 
 
-@pytest.mark.parametrize("capability", [7.0, 7.5])
-def test_gpus_older_than_ampere_take_the_xla_path(capability):
-    """cuDNN's flash kernels need compute capability 8.0: V100 and T4 have less."""
-    older = H100._replace(compute_capability=capability)
-    kernel, reason = choose_kernel(older, GOOD)
-    assert kernel == "xla" and f"compute capability is {capability}" in reason
-    with pytest.raises(ValueError, match=r"compute capability"):
-        choose_kernel(older._replace(attention="cudnn"), GOOD)
-    assert choose_kernel(A100, GOOD) == ("cudnn", "supported")
-
-
-GOOD = Case(dtype="bfloat16", queries=256, keys=256, head_width=64, mask=Mask(causal=True))
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        GOOD,
-        GOOD._replace(dtype="float16"),
-        GOOD._replace(queries=64, keys=200),
-        GOOD._replace(mask=Mask(causal=True, window=100, lengths=LENGTHS)),
-        GOOD._replace(mask=Mask()),
-        GOOD._replace(mask=Mask(lengths=LENGTHS, query_lengths=LENGTHS)),
-    ],
-)
-def test_cudnn_where_supported(case):
-    assert choose_kernel(H100, case) == ("cudnn", "supported")
-    assert choose_kernel(H100._replace(attention="cudnn"), case) == ("cudnn", "supported")
-    assert choose_kernel(H100._replace(attention="xla"), case) == ("xla", "asked for")
-
-
-@pytest.mark.parametrize(
-    ("execution", "case", "reason"),
-    [
-        (Execution(), GOOD, "platform is cpu"),
-        (H100._replace(deterministic=True), GOOD, "runtime.deterministic is on"),
-        (H100, GOOD._replace(dtype="float32"), "dtype is float32"),
-        (H100, GOOD._replace(head_width=60), "heads of 60 channels"),
-        (H100, GOOD._replace(head_width=264), "heads of 264 channels"),
-        (A100, GOOD._replace(head_width=192), "up to 128"),
-        (H100, GOOD._replace(queries=63), "63 queries"),
-        (H100, GOOD._replace(keys=48), "48 keys"),
-        (H100, GOOD._replace(softcap=True), "soft-cap"),
-        (H100, GOOD._replace(dropout=True), "dropout"),
-        (H100, GOOD._replace(mask=Mask(causal=True, prefix_lengths=PREFIXES)), "prefix"),
-        (H100, GOOD._replace(mask=Mask(window=100)), "window"),
-    ],
-)
-def test_xla_where_cudnn_is_not_supported(execution, case, reason):
-    chosen, why = choose_kernel(execution, case)
-    assert chosen == "xla" and reason in why
-    with pytest.raises(ValueError, match="cuDNN attention can't be used") as error:
-        choose_kernel(execution._replace(attention="cudnn"), case)
-    assert reason in str(error.value)
-
-
-def test_wide_heads_on_hopper():
-    assert choose_kernel(H100, GOOD._replace(head_width=256))[0] == "cudnn"
-    assert choose_kernel(A100, GOOD._replace(head_width=128))[0] == "cudnn"
-
-
-def test_asked_for_but_unsupported_raises_in_a_model_too(qkv: Qkv):
-    with pytest.raises(ValueError, match="platform is cpu"):
-        attend(*qkv, Mask(causal=True), Execution(attention="cudnn"), scale=0.5)
-
-
-def test_kernel_of_a_model():
-    def chosen(
-        fields: dict, compute: str = "bfloat16", keys: int = 1000, mask: Mask = GOOD.mask
-    ) -> tuple[str, str]:
-        return attention_kernel(
-            config.ModelConfig(width=256, heads=4, **fields), compute, 1000, keys, mask, H100
-        )
-
-    assert (
-        chosen({})
-        == chosen({}, keys=64)
-        == chosen({"sliding_window": 64})
-        == ("cudnn", "supported")
-    )
-    assert chosen({"attention_softcap": 30.0}) == ("xla", "attention soft-cap")
-    assert chosen({"attention_dropout": 0.1}) == ("xla", "attention dropout")
-    assert chosen({}, mask=Mask(segments=SEGMENTS)) == ("cudnn", "supported")
-    assert chosen({}, "float32") == ("xla", "the dtype is float32")
-    assert chosen({}, keys=50)[0] == chosen({"head_width": 12})[0] == "xla"
-
-
 PADDED: Any = np.array([70, 41])
 PACKED: Any = np.array([30 * [1] + 39 * [2] + [0], 5 * [1] + 50 * [2] + 15 * [3]])
 PACKED_SOURCE: Any = np.array([60 * [1] + 80 * [2], 10 * [1] + 9 * [2] + 81 * [3] + 40 * [0]])
@@ -327,6 +234,16 @@ CUDNN_CASES: dict[str, tuple[int, Mask]] = {
     "lengths": (70, Mask(lengths=PADDED, query_lengths=PADDED)),
     "cross": (140, Mask()),
     "cross, lengths": (140, Mask(lengths=2 * PADDED - 11, query_lengths=PADDED)),
+    "prefix": (70, Mask(causal=True, prefix_lengths=PADDED - 30)),
+    "prefix, no padding": (128, Mask(causal=True, prefix_lengths=PADDED - 30)),
+    "prefix, lengths": (
+        70,
+        Mask(causal=True, prefix_lengths=PADDED - 30, lengths=PADDED, query_lengths=PADDED),
+    ),
+    "prefix, window": (70, Mask(causal=True, window=9, prefix_lengths=PADDED - 30)),
+    "two-sided window": (70, Mask(window=9)),
+    "two-sided window, lengths": (70, Mask(window=9, lengths=PADDED, query_lengths=PADDED)),
+    "two-sided window, packed": (70, Mask(window=9, segments=PACKED)),
     "packed": (70, Mask(segments=PACKED)),
     "packed, causal": (70, Mask(causal=True, segments=PACKED)),
     "packed, window": (70, Mask(causal=True, window=9, segments=PACKED)),

@@ -60,6 +60,11 @@ class Program(NamedTuple):
                 kernels.append([tuple(map(int, dims.split(","))) for dims in shapes])
         return kernels
 
+    def attention_kernels(self) -> dict[str, int]:
+        """Return the calls of cuDNN's flash kernels by their names."""
+        found = re.findall(r"__cudnn\$fmha\w+", self.text)
+        return {name: found.count(name) for name in set(found)}
+
     def loop_lines(self) -> list[str]:
         """Return the instructions in bodies of loops, and in what these call."""
         computations, name = {}, ""
