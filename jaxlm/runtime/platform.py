@@ -224,7 +224,8 @@ def compiler_options(
 
 def jax_version() -> tuple[int, ...]:
     """Return the first three numbers of the version of jax."""
-    return tuple(int(number) for number in re.findall(r"\d+", importlib.metadata.version("jax"))[:3])
+    numbers = re.findall(r"\d+", importlib.metadata.version("jax"))
+    return tuple(int(number) for number in numbers[:3])
 
 
 def device_memory(device: Any) -> int | None:

@@ -1,6 +1,7 @@
 """Activations, norms, products with weights, dropout: against formulas."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,34 @@ def test_norms():
     np.testing.assert_allclose(
         rms_norm(jnp.asarray(x), jnp.asarray(scale), 0.1), expected, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_gradients_of_layer_norm_are_those_of_autodiff(has_bias):
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.normal(3, 2, (4, 5, 8)), jnp.float32) for _ in range(2))
+    scale, bias = (jnp.asarray(rng.normal(size=8), jnp.float32) for _ in range(2))
+
+    def plain(x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        y = (x - mean) / jnp.sqrt(variance + 0.1) * scale[None, None]
+        return y if bias is None else y + bias[None, None]
+
+    operands = (x, scale, bias if has_bias else None)
+    _, backward = jax.vjp(lambda *xs: layer_norm(*xs, 0.1), *operands)
+    found, expected = jax.jit(backward)(dy), jax.jit(jax.vjp(plain, *operands)[1])(dy)
+    assert len(jax.tree.leaves(found)) == 2 + has_bias
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), found, expected)
+
+    rounded = jax.vjp(lambda *xs: layer_norm(*xs, 0.1), x.astype(jnp.bfloat16), *operands[1:])[1]
+    gradients = rounded(dy.astype(jnp.bfloat16))
+    assert [g.dtype for g in jax.tree.leaves(gradients)] == ["bfloat16"] + ["float32"] * (
+        1 + has_bias
+    )
+    for ours, exact in zip(jax.tree.leaves(gradients), jax.tree.leaves(found), strict=True):
+        # x, dy and the result are rounded to 8 bits: 2**-9 each, by the norm.
+        error = np.linalg.norm(np.asarray(ours, np.float32) - exact)
+        assert error <= 0.01 * np.linalg.norm(exact)
 
 
 def test_norms_of_bfloat16_are_computed_in_float32():

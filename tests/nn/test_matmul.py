@@ -1,5 +1,6 @@
 """Products with weights: values and gradients in every form, and the forms that CPUs need."""
 
+import re
 from functools import partial
 
 import jax
@@ -66,3 +67,18 @@ def test_a_cpu_transposes_the_narrower_operand(inside, outside):
     text = jax.jit(jax.grad(loss, argnums=1)).lower(x, weight).compile().as_text()
     assert f"f32[{max(inside, outside)},{rows}]" not in text
     assert f"f32[{min(inside, outside)},{rows}]" in text
+
+
+def test_a_gpu_rounds_a_product_in_its_own_kernel():
+    """No float32 result with a conversion after it, which cuBLAS could not compute at once."""
+    x, weight = operands((2, 24, 8), (8, 20))
+    x = jnp.asarray(x, jnp.bfloat16)
+
+    def lowered(platform: str) -> list[str]:
+        run = jax.jit(jax.value_and_grad(partial(squares, partial(matmul, "BLI,IO->BLO")), (0, 1)))
+        text = run.trace(x, weight).lower(lowering_platforms=(platform,)).as_text()
+        return re.findall(r"dot_general.*-> tensor<[\dx]*x(\w+)>", text)
+
+    # The product, x's gradient, and the weight's, which is float32.
+    assert sorted(lowered("cuda")).count("bf16") == 2
+    assert set(lowered("cpu")) == {"f32"}
