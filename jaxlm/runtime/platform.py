@@ -49,23 +49,12 @@ EMULATED_DEVICES = "--xla_force_host_platform_device_count"
 ALL_GATHER_LIMIT = "xla_gpu_all_gather_combine_threshold_bytes"
 REDUCE_SCATTER_LIMIT = "xla_gpu_reduce_scatter_combine_threshold_bytes"
 
-# Gathering ahead of a loop's next iteration: the option of the newest XLA, and from which jax on it
-# has that in place of the older one.
-PIPELINED_ALL_GATHER = ("xla_gpu_pipeline_all_gather", "COLLECTIVE_PIPELINING_MODE_ON")
-PIPELINED_SINCE, PIPELINED_BEFORE = (0, 11, 1), ("xla_gpu_enable_pipelined_all_gather", True)
-
 # Options with which XLA compiles the steps of a run on several GPUs, and why. They are options of
 # the programs and not XLA_FLAGS: a flag that another version lacks would end the process.
 SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     "xla_gpu_enable_latency_hiding_scheduler": (
         True,
         "start collectives early and compute in the meantime; XLA's default is one after another",
-    ),
-    # A layer can't start before its weights are there, so nothing of it can hide the gather. Peak
-    # memory is that of two gathered layers.
-    PIPELINED_ALL_GATHER[0]: (
-        PIPELINED_ALL_GATHER[1],
-        "in a scan, gather the weights of the next layer while one is computed",
     ),
     # By default XLA combines up to 30 MB, a fraction of a layer. Small collectives take most of
     # their time to start, and the weights and gradients of a layer travel at the same moment. The
@@ -75,6 +64,18 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     ALL_GATHER_LIMIT: (2**28, "the weights of a layer together"),
     REDUCE_SCATTER_LIMIT: (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
+}
+# A layer can't start before its weights are there, so nothing of it can hide the gather: in a scan
+# those of the next layer are gathered while one is computed. Peak memory is that of two gathered
+# layers. The option has another name since this version of jax, and one that a version lacks ends
+# the compilation.
+GATHER_AHEAD_RENAMED = (0, 11, 1)
+GATHER_AHEAD_BEFORE = {"xla_gpu_enable_pipelined_all_gather": True}
+GATHER_AHEAD = {
+    "xla_gpu_pipeline_all_gather": "COLLECTIVE_PIPELINING_MODE_ON",
+    # By this estimate of latencies a step waits for the gather before it computes the layer
+    # (llama_1b for 8 H100).
+    "xla_gpu_enable_analytical_sol_latency_estimator": False,
 }
 
 
@@ -212,11 +213,8 @@ def compiler_options(
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
     options = {name: value for name, (value, _) in SEVERAL_GPUS.items()}
-    # An option that a version lacks ends the compilation.
-    if jax_version() < PIPELINED_SINCE:
-        name, value = PIPELINED_BEFORE
-        del options[PIPELINED_ALL_GATHER[0]]
-        options[name] = value
+    is_renamed = jax_version() >= GATHER_AHEAD_RENAMED
+    options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
     if layer_bytes is not None:
         options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
     return {name: value for name, value in options.items() if name not in set_by_user}

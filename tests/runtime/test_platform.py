@@ -245,7 +245,6 @@ def test_the_gathering_ahead_has_the_name_of_the_version(jax, name, value, monke
     gpu = SimpleNamespace(platform="gpu")
     options = platform.compiler_options([gpu, gpu])
     assert {key: options[key] for key in options if "pipeline" in key} == {name: value}
-    assert len(options) == len(platform.SEVERAL_GPUS)
 
 
 def test_steps_on_several_gpus_have_compiler_options_and_the_users_flags_win(monkeypatch):
@@ -255,7 +254,7 @@ def test_steps_on_several_gpus_have_compiler_options_and_the_users_flags_win(mon
 
     options = platform.compiler_options([gpu, gpu])
     assert options["xla_gpu_enable_latency_hiding_scheduler"] is True
-    assert len(options) == len(platform.SEVERAL_GPUS)
+    assert set(options) > set(platform.SEVERAL_GPUS)
     limited = platform.compiler_options([gpu, gpu], layer_bytes=(4096, 1024))
     changed = {name: value for name, value in limited.items() if options[name] != value}
     assert changed == {platform.ALL_GATHER_LIMIT: 4096, platform.REDUCE_SCATTER_LIMIT: 1024}
