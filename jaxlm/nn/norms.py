@@ -1,6 +1,5 @@
 """LayerNorm (arXiv 1607.06450) and RMSNorm (arXiv 1910.07467), in float32 whatever the input."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -65,8 +64,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (y * over_last_axis(scale, y)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
+def standardise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float
+) -> jax.Array:
     """Return the standardised x times scale plus bias, over the last axis, in x's dtype."""
     return layer_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -74,7 +74,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: 
 def layer_norm_forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Return `layer_norm`, and what its gradient needs: beside x two numbers of each vector."""
+    """Return `standardise`, and what its gradient needs: beside x two numbers of each vector."""
     x32 = x.astype(jnp.float32)
     mean = jnp.mean(x32, axis=-1, keepdims=True)
     centred = x32 - mean
@@ -115,6 +115,8 @@ def layer_norm_backward(
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias
 
 
+# LayerNorm is the standardised x, with a gradient of its own.
+layer_norm = jax.custom_vjp(standardise, nondiff_argnums=(3,))
 layer_norm.defvjp(layer_norm_forward, layer_norm_backward)
 
 
