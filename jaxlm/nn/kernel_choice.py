@@ -23,8 +23,10 @@ CUDNN_MIN_LENGTH = 64
 # rows and heads of a call. Without recomputation every layer keeps such an array.
 SCORES_BYTES = 2**30
 
-# A mask that cuDNN reads as a bias may take this much. It is there once for all layers.
-MASK_BYTES = 2**30
+# A mask that cuDNN reads as a bias may take this much. It is there once for all layers, and up to
+# some ten thousand positions smaller than what one layer keeps of a row; blocks take four times as
+# long (a prefix of 4,096 or 8,192 positions on an H200).
+MASK_BYTES = 2**32
 
 # The time that blocks take for a pair of positions, in that of the other kernel. Where a window to
 # both sides leaves them fewer pairs by more than this, they are faster: on an H200, with 64

@@ -136,7 +136,7 @@ def test_a_mask_too_large_for_cudnn_is_computed_by_blocks():
     rows = MASK_BYTES // (2 * 4096**2)
     fits = GOOD._replace(queries=4096, keys=4096, rows=rows, heads=12, mask=PREFIX)
     assert choose_kernel(H100, fits) == ("cudnn", "supported")
-    assert choose_kernel(H100, fits._replace(rows=rows + 1)) == ("blockwise", "a mask of 1,056 MiB")
+    assert choose_kernel(H100, fits._replace(rows=rows + 1)) == ("blockwise", "a mask of 4,128 MiB")
     assert choose_kernel(H100, fits._replace(bias=True))[0] == "blockwise"
     packed = fits._replace(rows=2 * rows, mask=Mask(causal=True, segments=SEGMENTS))
     assert choose_kernel(H100, packed)[0] == "blockwise"
