@@ -243,7 +243,7 @@ def compile_to_record(program: Program) -> Program:
     On GPUs it is compiled once more. XLA reads the results of its autotuning from this process or
     from the cache of compiled programs.
     """
-    if program.run.devices[0].platform not in ("gpu", "cuda"):
+    if not runtime.are_gpus(program.run.devices):
         return program
     return program._replace(step=program.lowered.compile(compiler_options=RECORDING_OPTIONS))
 

@@ -133,33 +133,26 @@ def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 
 def add_vector_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Return the sum, and an empty array [0, ...] with the bias's shape and dtype."""
-    like = None if bias is None else jnp.zeros((0, *bias.shape), bias.dtype)
+    """Return the sum, and an empty array of the bias's rank and dtype: its values aren't kept."""
+    like = None if bias is None else jnp.zeros((0,) * bias.ndim, bias.dtype)
     return add_vector(y, bias), like
 
 
-def add_vector_backward(
+def bias_gradient(
     like: jax.Array | None, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return the gradients of y and of the bias."""
-    return bias_gradient(None if like is None else like.sum(axis=0), gradient)
+    """Return the gradients of y and of a bias whose rank and dtype are those of `like`.
 
-
-def bias_gradient(
-    bias: jax.Array | None, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return the gradient of y + bias, and that of the bias.
-
-    This is the sum of the other as it is in memory. Without the barrier XLA writes that in float32
-    too, on GPUs, for the sum alone.
+    That of the bias is the sum of the other as it is in memory. Without the barrier XLA writes the
+    other in float32 too, on GPUs, for the sum alone.
     """
-    if bias is None:
+    if like is None:
         return gradient, None
     gradient = jax.lax.optimization_barrier(gradient)
-    axes = tuple(range(gradient.ndim - bias.ndim))
-    return gradient, jnp.sum(gradient.astype(jnp.float32), axes).astype(bias.dtype)
+    axes = tuple(range(gradient.ndim - like.ndim))
+    return gradient, jnp.sum(gradient.astype(jnp.float32), axes).astype(like.dtype)
 
 
 # The sum, whose bias has a gradient that is summed in float32.
 add_bias = jax.custom_vjp(add_vector)
-add_bias.defvjp(add_vector_forward, add_vector_backward)
+add_bias.defvjp(add_vector_forward, bias_gradient)

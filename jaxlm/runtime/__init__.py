@@ -17,6 +17,7 @@ from jaxlm.runtime.command import (
 )
 from jaxlm.runtime.cpu_choice import settle_cpu
 from jaxlm.runtime.platform import (
+    are_gpus,
     code_version,
     compiler_options,
     configure,
@@ -40,6 +41,7 @@ __all__ = [
     "StopSignal",
     "add_config_arguments",
     "add_keep_argument",
+    "are_gpus",
     "check_output_file",
     "code_version",
     "command",

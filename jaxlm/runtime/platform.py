@@ -208,7 +208,7 @@ def compiler_options(
     where each layer's travel by themselves (ZeRO 3). An option that the user has set in XLA_FLAGS
     is left to that.
     """
-    if devices[0].platform not in ("gpu", "cuda") or len(devices) == 1:
+    if not are_gpus(devices) or len(devices) == 1:
         return {}
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
@@ -218,6 +218,11 @@ def compiler_options(
     if layer_bytes is not None:
         options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
     return {name: value for name, value in options.items() if name not in set_by_user}
+
+
+def are_gpus(devices: Sequence[Any]) -> bool:
+    """Return True for CUDA devices of jax; those of a mesh are all of one kind."""
+    return devices[0].platform in ("gpu", "cuda")
 
 
 def jax_version() -> tuple[int, ...]:

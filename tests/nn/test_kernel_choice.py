@@ -131,6 +131,15 @@ def test_dropout_caches_and_small_scores_take_the_xla_path(case):
     assert choose_kernel(H100, case)[0] == "xla"
 
 
+@pytest.mark.parametrize(
+    ("length", "kernel"), [(1024, "cudnn"), (2048, "blockwise"), (8192, "blockwise")]
+)
+def test_a_window_to_both_sides_takes_the_kernel_that_was_faster(length, kernel):
+    """64 positions to either side, 4 rows of 12 heads, on an H200 (docs/performance.md)."""
+    case = GOOD._replace(queries=length, keys=length, rows=4, heads=12, mask=Mask(window=65))
+    assert choose_kernel(H100, case)[0] == kernel
+
+
 def test_a_mask_too_large_for_cudnn_is_computed_by_blocks():
     """It is one for all heads, unless it becomes a part of a bias."""
     rows = MASK_BYTES // (2 * 4096**2)
