@@ -1,0 +1,1 @@
+"""Plans before money is spent: budgets, memory, a step compiled for GPUs that are not there."""
