@@ -1,7 +1,8 @@
 """Cross-entropy as sums over target tokens, dense or tiled over positions."""
 
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxlm.types import Array, Tree
 TILE_SHARE = 1 / 16
 TILE_BYTES = 512 * 2**20
 
+LARGEST_GROUP = 8  # neighbouring scores whose exponentials have one scale
 LOWEST = -1e38  # below all scores, those of MASKED columns too
 
 
@@ -72,7 +74,9 @@ def summed_scores(scores_BLV: Array, targets_BLV: Array) -> tuple[Array, Array]:
 def summed_scores_at_once(scores_BLV: Array, targets_BLV: Array) -> tuple[Array, Array]:
     """Return `summed_scores`, reading the scores once.
 
-    The sum of exponentials is scaled anew as the maximum grows (arXiv 1805.02867, algorithm 3).
+    The sum of exponentials is scaled anew as the maximum grows (arXiv 1805.02867, algorithm 3), for
+    each group of neighbouring scores. A GPU reads a group at a time, and its exponentials don't
+    wait for each other.
     """
 
     def combine(first: Sequence[Array], second: Sequence[Array]) -> tuple[Array, ...]:
@@ -88,7 +92,13 @@ def summed_scores_at_once(scores_BLV: Array, targets_BLV: Array) -> tuple[Array,
             score + other_score,
         )
 
-    operands = scores_BLV, jnp.ones_like(scores_BLV), targets_BLV
+    # Slices, which XLA makes a part of the reduction's kernel. It does not do so with a reshape.
+    size = math.gcd(scores_BLV.shape[-1], LARGEST_GROUP)
+    groups = [slice(index, None, size) for index in range(size)]
+    scores = [scores_BLV[..., group] for group in groups]
+    highest = reduce(jnp.maximum, scores)
+    totals = reduce(jnp.add, [jnp.exp(score - highest) for score in scores])
+    operands = highest, totals, reduce(jnp.add, [targets_BLV[..., group] for group in groups])
     start = jnp.float32(LOWEST), jnp.float32(0), jnp.float32(0)
     largest, total, score = jax.lax.reduce(operands, start, combine, (2,))
     return largest + jnp.log(total), score

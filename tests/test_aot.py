@@ -5,6 +5,7 @@ Needs the CUDA plugin of jax (extra `cuda`), no GPU. Run with: pytest -m "aot an
 
 import itertools
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,27 @@ def test_one_gpu_has_no_collectives():
     )
     program = compiled(run_config, 1)
     assert sum(program.counts().values()) == 0 and "__cudnn$fmhaSoftmax" in program.text
+
+
+def test_kernels_of_products_add_biases_and_compute_gelu():
+    """GPT-2 has four biases per layer in attention, and two in the MLP, one of them before GELU.
+
+    With fewer rows XLA makes one product of query, key and value, and adds biases behind it.
+    """
+    layers = 2
+    run_config = recipe(
+        "gpt2_124m",
+        f"model.layers={layers}",
+        "training.batch_size=64",
+        "training.microbatches=1",
+        "parallel.zero=0",
+    )
+    text = compiled(run_config, 1).text
+    epilogues = Counter(re.findall(r'"epilogue":"(\w+)"', text))
+    assert epilogues["BIAS"] == 5 * layers and epilogues["BIAS_GELU_AUX"] == layers
+    assert not re.search(r"__triton_(nested_)?gemm", text)
+    # No kernel writes over a copy of the residual stream.
+    assert not re.search(r"= bf16\[(64,1024|65536),768\]\S* copy\(", text)
 
 
 def test_sliding_windows_use_the_flash_kernel():

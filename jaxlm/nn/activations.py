@@ -1,16 +1,13 @@
-"""Activation functions, plain or gated, with the biases before them."""
+"""Activation functions, plain or gated."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.nn.matmul import add_vector, bias_gradient
-
 Function = Callable[[jax.Array], jax.Array]
-Biased = tuple[jax.Array, jax.Array | None]  # what a product gives, and the bias that it gets
-Biases = Sequence[jax.Array | None]
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -36,45 +33,50 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-def activate(name: str, up: Biased, gate: Biased | None = None) -> jax.Array:
-    """Return act(up), or act(gate) * up (arXiv 2002.05202), each with its bias.
+def activate(name: str, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    """Return act(up), or act(gate) * up (arXiv 2002.05202), in the dtype of `up`.
 
-    It is computed in float32, and rounded once to the dtype of `up`. So is its gradient, for which
-    only the products are kept.
+    It is computed in float32 and rounded once. So is its gradient, for which `up` and `gate` alone
+    are kept.
     """
-    pairs = (up,) if gate is None else (up, gate)
-    return elementwise(name, *zip(*pairs, strict=True))
+    return elementwise(name, (up,) if gate is None else (up, gate))
 
 
-def compute(name: str, products: Sequence[jax.Array], biases: Biases) -> jax.Array:
-    """Return `activate` of the products of `up` and, where there is one, `gate`."""
-    up, *gate = (
-        add_vector(y.astype(jnp.float32), bias) for y, bias in zip(products, biases, strict=True)
-    )
+def compute(name: str, inputs: Sequence[jax.Array]) -> jax.Array:
+    """Return `activate` of `up` and, where there is one, `gate`."""
+    if name == "gelu_tanh" and len(inputs) == 1 and inputs[0].dtype != jnp.float32:
+        # In this form XLA makes it a part of cuBLAS's kernel of the product and its bias.
+        in_kernel = partial(jax.nn.gelu, approximate=True)
+        in_float32 = partial(compute_in_float32, name)
+        return jax.lax.platform_dependent(*inputs, cpu=in_float32, default=in_kernel)
+    return compute_in_float32(name, *inputs)
+
+
+def compute_in_float32(name: str, *inputs: jax.Array) -> jax.Array:
+    """Return `compute`, rounded once."""
+    up, *gate = (x.astype(jnp.float32) for x in inputs)
     y = ACTIVATIONS[name](gate[0]) * up if gate else ACTIVATIONS[name](up)
-    return y.astype(products[0].dtype)
+    return y.astype(inputs[0].dtype)
 
 
 def forward(
-    name: str, products: Sequence[jax.Array], biases: Biases
-) -> tuple[jax.Array, tuple[Sequence[jax.Array], Biases]]:
+    name: str, inputs: Sequence[jax.Array]
+) -> tuple[jax.Array, tuple[Sequence[jax.Array]]]:
     """Return `compute`, and what its gradient needs."""
-    return compute(name, products, biases), (products, biases)
+    return compute(name, inputs), (inputs,)
 
 
 def backward(
-    name: str, saved: tuple[Sequence[jax.Array], Biases], gradient: jax.Array
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array | None, ...]]:
-    """Return the gradients of the products and of the biases.
+    name: str, saved: tuple[Sequence[jax.Array]], gradient: jax.Array
+) -> tuple[tuple[jax.Array, ...]]:
+    """Return the gradients of the inputs.
 
     Without the barrier XLA computes no exponential again: it finds those of the forward pass, and
     keeps them in memory until then, in float32.
     """
-    products, biases = jax.lax.optimization_barrier(saved)
-    _, transposed = jax.vjp(lambda ys: compute(name, ys, biases), products)
-    pairs = map(bias_gradient, biases, transposed(gradient)[0])
-    of_products, of_biases = zip(*pairs, strict=True)
-    return of_products, of_biases
+    (inputs,) = jax.lax.optimization_barrier(saved)
+    _, transposed = jax.vjp(lambda xs: compute_in_float32(name, *xs), inputs)
+    return transposed(gradient)
 
 
 elementwise = jax.custom_vjp(compute, nondiff_argnums=(0,))

@@ -93,6 +93,11 @@ class Block(nn.Module):
             y_BLD = Norm(config, self.dtype, name=f"{name}_post_norm")(y_BLD)
 
         stream_BLD = normed_BLD if config.residual == "normed" else x_BLD
+        # On GPUs XLA would have cuBLAS add the stream in the kernel of the product, which writes over
+        # a copy of it: the backward pass needs the stream.
+        y_BLD = jax.lax.platform_dependent(
+            y_BLD, cpu=lambda y: y, default=jax.lax.optimization_barrier
+        )
         x_BLD = stream_BLD + dropout(y_BLD, config.dropout, dropout_key)
         x_BLD = self.execution.constrain(x_BLD, RESIDUAL)
         if config.norm_placement != "post":

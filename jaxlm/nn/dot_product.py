@@ -17,8 +17,9 @@ from jaxlm.nn.kernel_choice import Case, choose_kernel, is_read_as_bias
 from jaxlm.nn.mask import MASKED, Mask, visible_BLS
 from jaxlm.nn.matmul import matmul, product, weight_gradient
 
-# cuDNN: sequences are padded to a multiple of CUDNN_MULTIPLE.
-CUDNN_MULTIPLE = 128
+# cuDNN: sequences are padded to a multiple of CUDNN_MULTIPLE. A shorter one has only to be even: by
+# its padding a T5 decoder of 114 positions would take 20% longer (H200).
+CUDNN_MULTIPLE, SHORT_CUDNN_MULTIPLE = 128, 2
 
 # Logical axes of the operands of kernels that are called on each device.
 KERNEL_AXES = {
@@ -139,14 +140,17 @@ def cudnn_attention(
     """
     rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
 
+    def missing_positions(size: int) -> int:
+        return -size % (CUDNN_MULTIPLE if size > CUDNN_MULTIPLE else SHORT_CUDNN_MULTIPLE)
+
     def pad(x: jax.Array, *axes: int) -> jax.Array:
-        missing = {axis: -x.shape[axis] % CUDNN_MULTIPLE for axis in axes}
+        missing = {axis: missing_positions(x.shape[axis]) for axis in axes}
         if not any(missing.values()):
             return x
         return jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)])
 
     def real_lengths(lengths: jax.Array | None, size: int) -> jax.Array | None:
-        if lengths is None and size % CUDNN_MULTIPLE:
+        if lengths is None and missing_positions(size):
             return jnp.full(rows, size, jnp.int32)
         return lengths
 

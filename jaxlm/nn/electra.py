@@ -58,7 +58,7 @@ class GeneratorHead(nn.Module):
         bias_E = None
         if config.head_transform_bias:
             bias_E = parameter(self, "transform_bias", ZEROS, shape[1:], ("norm",), self.dtype)
-        y = activate(config.head_activation or config.activation, (y, bias_E))
+        y = activate(config.head_activation or config.activation, add_bias(y, bias_E))
         y = Norm(config, self.dtype, name="transform_norm")(y)
         return Head(self.vocabulary, self.execution, self.dtype, name="vocabulary")(y, tied_VE)
 
@@ -79,7 +79,7 @@ class DetectionHead(nn.Module):
         )
         bias_O = parameter(self, "dense_bias", ZEROS, (width,), ("norm",), self.dtype)
         y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
-        y = activate(self.config.activation, (y, bias_O))
+        y = activate(self.config.activation, add_bias(y, bias_O))
 
         kernel_DN = parameter(self, "kernel", init, (width, 1), ("embed", None), self.dtype)
         bias_N = parameter(self, "bias", ZEROS, (1,), ("norm",), self.dtype)

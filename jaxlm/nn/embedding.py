@@ -13,7 +13,7 @@ from jaxlm.nn.dropout import dropout
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.mask import MASKED
-from jaxlm.nn.matmul import matmul
+from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.positions import sinusoids
@@ -148,5 +148,5 @@ class Head(nn.Module):
         if config.head_transform_bias:
             zeros = nn.initializers.zeros
             bias_D = parameter(self, "transform_bias", zeros, (D,), ("norm",), dtype)
-        y = activate(config.head_activation or config.activation, (y, bias_D))
+        y = activate(config.head_activation or config.activation, add_bias(y, bias_D))
         return Norm(config, dtype, name="transform_norm")(y)

@@ -125,11 +125,32 @@ matmul.defvjp(forward, backward)
 
 
 def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None."""
+    """Return y plus a bias over its last axes, in y's dtype; y itself where the bias is None.
+
+    The sum has the name of a product for recomputation policies, which so keep one of the two.
+    """
     if bias is None:
         return y
+    if y.dtype == jnp.float32:
+        return checkpoint_name(add_in_float32(y, bias), PRODUCT)
+    total = jax.lax.platform_dependent(y, bias, cpu=add_in_float32, default=add_in_kernel)
+    return checkpoint_name(total, PRODUCT)
+
+
+def add_in_float32(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return `add_vector`, summed in float32 and rounded."""
     bias = bias.astype(jnp.float32).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
+
+
+def add_in_kernel(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return `add_vector` in the form that XLA makes a part of cuBLAS's kernel of the product y.
+
+    Both have one axis of channels and y's dtype.
+    """
+    leading = y.shape[: y.ndim - bias.ndim]
+    channels = bias.astype(y.dtype).reshape((1,) * len(leading) + (bias.size,))
+    return (y.reshape(*leading, bias.size) + channels).reshape(y.shape)
 
 
 def add_vector_forward(y: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:

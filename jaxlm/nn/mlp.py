@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ModelConfig
-from jaxlm.nn.activations import Biased, activate
+from jaxlm.nn.activations import activate
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.initializers import normal
 from jaxlm.nn.matmul import add_bias, matmul
@@ -29,20 +29,21 @@ class MLP(nn.Module):
         up = self.dense("up", x_BLD, (D, F), ("embed", "mlp"))
         h_BLF = activate(config.activation, up, gate)
         h_BLF = self.execution.constrain(h_BLF, ("batch", "length", "mlp_act"))
-        return add_bias(*self.dense("down", h_BLF, (F, D), ("mlp", "embed")))
+        return self.dense("down", h_BLF, (F, D), ("mlp", "embed"))
 
     def dense(
         self, name: str, x: jax.Array, shape: tuple[int, int], axes: tuple[str, str]
-    ) -> Biased:
-        """Return x [B, L, in] times the weight `name` of this shape [in, out], and its bias."""
+    ) -> jax.Array:
+        """Return x [B, L, in] times the weight `name` of this shape [in, out], plus its bias."""
         role = "residual" if name == "down" else "input"
         init = normal(self.config, role, shape[0])
         kernel = parameter(self, f"{name}_kernel", init, shape, axes, self.dtype)
         y = matmul("BLI,IO->BLO", x, kernel)
         if not self.config.mlp_bias:
-            return y, None
+            return y
 
         # A bias along the width is a vector: it stays whole, like a norm's.
         axis = "norm" if name == "down" else "mlp"
         zeros = nn.initializers.zeros
-        return y, parameter(self, f"{name}_bias", zeros, shape[1:], (axis,), self.dtype)
+        bias = parameter(self, f"{name}_bias", zeros, shape[1:], (axis,), self.dtype)
+        return add_bias(y, bias)

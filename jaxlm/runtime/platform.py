@@ -65,6 +65,10 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     REDUCE_SCATTER_LIMIT: (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
 }
+# For any number of GPUs. Triton's products could have the sums of biases and the activation in their
+# kernels too, but are slower than cuBLAS's (GPT-2 124M on an H200, docs/performance.md), and where
+# XLA may choose, it splits off what follows a product before it knows which of the two is faster.
+ANY_GPUS = {"xla_gpu_enable_triton_gemm": False}
 # A layer can't start before its weights are there, so nothing of it can hide the gather: in a scan
 # those of the next layer are gathered while one is computed. Peak memory is that of two gathered
 # layers. The option has another name since this version of jax, and one that a version lacks ends
@@ -208,15 +212,17 @@ def compiler_options(
     where each layer's travel by themselves (ZeRO 3). An option that the user has set in XLA_FLAGS
     is left to that.
     """
-    if not are_gpus(devices) or len(devices) == 1:
+    if not are_gpus(devices):
         return {}
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
-    options = {name: value for name, (value, _) in SEVERAL_GPUS.items()}
-    is_renamed = jax_version() >= GATHER_AHEAD_RENAMED
-    options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
-    if layer_bytes is not None:
-        options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
+    options: dict[str, Any] = dict(ANY_GPUS)
+    if len(devices) > 1:
+        options |= {name: value for name, (value, _) in SEVERAL_GPUS.items()}
+        is_renamed = jax_version() >= GATHER_AHEAD_RENAMED
+        options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
+        if layer_bytes is not None:
+            options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
     return {name: value for name, value in options.items() if name not in set_by_user}
 
 

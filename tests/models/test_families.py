@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support.trees import random_params
 
@@ -198,3 +200,34 @@ def test_encoder_sizes_of_its_own():
         decoder["cross_attention"]["key_kernel"].shape == (3, 24, 4, 6)
         and "cross_attention" not in encoder
     )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_forms_of_gpus_compute_the_same(name, monkeypatch):
+    """Products, sums, activations and losses that `platform_dependent` chooses off CPUs."""
+    model = models.build(
+        replace(FAMILIES[name], activation="gelu_tanh"), config.PrecisionConfig(compute="bfloat16")
+    )
+    params, batch = random_params(model), random_batch(FAMILIES[name])
+    targets = np.random.default_rng(2).integers(0, VOCABULARY, (2, LENGTH), np.int32)
+
+    def loss(params: Tree) -> Any:
+        sums = loss_sums(model.apply(params, batch), targets, np.ones_like(targets, np.float32))
+        return sums.loss / targets.size
+
+    here = jax.jit(jax.value_and_grad(loss))(params)
+    chosen = []
+
+    def on_gpus(*operands: Any, default: Any, **_: Any) -> Any:
+        chosen.append(default)
+        return default(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_gpus)
+    there = jax.jit(jax.value_and_grad(lambda p: loss(p)))(params)
+    assert len(chosen) > 20
+
+    # GELU is rounded after each operation there on CPUs, which GPUs leave out.
+    np.testing.assert_allclose(here[0], there[0], rtol=2**-8)
+    norms = [optax.tree_utils.tree_norm(gradients) for gradients in (here[1], there[1])]
+    difference = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, here[1], there[1]))
+    assert difference < 2**-5 * norms[0] and 0 < norms[0]

@@ -229,7 +229,9 @@ PACKED: Any = np.array([30 * [1] + 39 * [2] + [0], 5 * [1] + 50 * [2] + 15 * [3]
 PACKED_SOURCE: Any = np.array([60 * [1] + 80 * [2], 10 * [1] + 9 * [2] + 81 * [3] + 40 * [0]])
 CUDNN_CASES: dict[str, tuple[int, Mask]] = {
     "causal": (70, Mask(causal=True)),
+    "causal, odd": (69, Mask(causal=True)),
     "causal, no padding": (128, Mask(causal=True)),
+    "causal, longer": (130, Mask(causal=True)),
     "window": (70, Mask(causal=True, window=9)),
     "lengths": (70, Mask(lengths=PADDED, query_lengths=PADDED)),
     "cross": (140, Mask()),
@@ -264,11 +266,12 @@ def test_padding_for_cudnn_changes_nothing(name, monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     keys, mask = CUDNN_CASES[name]
-    queries = 128 if keys == 128 else 70
+    queries = 70 if keys == 140 else keys
     q, k, v = random((B, queries, H, K), 0), random((B, keys, G, K), 1), random((B, keys, G, K), 2)
     bias = random((1, H, queries, keys), 3)
     ours = dot_product.cudnn_attention(q, k, v, mask, scale=0.5, bias=jnp.asarray(bias))
-    assert shapes == [(128, 256 if keys == 140 else 128)]
+    # Sequences of up to 128 positions are made even, longer ones a multiple of 128.
+    assert shapes == [tuple({69: 70, 130: 256, 140: 256}.get(n, n) for n in (queries, keys))]
     theirs = dot_product.xla_attention(q, k, v, mask, scale=0.5, bias=bias)
     lengths = np.full(B, queries) if mask.query_lengths is None else mask.query_lengths
     read = np.arange(queries) < lengths[:, None]

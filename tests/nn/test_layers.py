@@ -1,6 +1,7 @@
 """Activations, norms, products with weights, dropout: against formulas."""
 
 import math
+import re
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jaxlm.nn.block import Block
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
-from jaxlm.nn.matmul import add_bias, matmul
+from jaxlm.nn.matmul import add_bias, add_in_float32, add_in_kernel, matmul
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.norms import layer_norm, rms_norm
 from jaxlm.nn.parameters import init_params
@@ -44,7 +45,7 @@ def test_activations_are_rounded_once(name):
     """They and their gradients are computed in float32, whatever the dtype of x."""
     points = jnp.linspace(-5, 5, 202).astype(jnp.bfloat16)  # without 0, where relu has no slope
     formula, step = FORMULAS[name], 1e-4
-    run = jax.vmap(jax.value_and_grad(lambda x: activate(name, (x, None))))
+    run = jax.vmap(jax.value_and_grad(lambda x: activate(name, x)))
     values, slopes = (np.asarray(a, np.float64) for a in run(points))
     assert values.any() and slopes.any()
     for x, value, slope in zip(np.asarray(points, np.float64), values, slopes, strict=True):
@@ -56,33 +57,27 @@ def test_activations_are_rounded_once(name):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_only_the_products_before_an_activation_are_kept(gated):
-    """The biased values, the exponentials and the gate's result are computed again."""
+def test_only_the_inputs_of_an_activation_are_kept(gated):
+    """The exponentials and the gate's result are computed again."""
     rng = np.random.default_rng(3)
-    products = [jnp.asarray(rng.normal(size=(4, 6)), jnp.bfloat16) for _ in range(1 + gated)]
-    biases = [jnp.asarray(rng.normal(size=6), jnp.float32) for _ in products]
+    inputs = [jnp.asarray(rng.normal(size=(4, 6)), jnp.bfloat16) for _ in range(1 + gated)]
 
-    def run(products: list[jax.Array], biases: list[jax.Array]) -> jax.Array:
-        return activate("silu", *zip(products, biases, strict=True))
-
-    def plain(products: list[jax.Array], biases: list[jax.Array]) -> jax.Array:
-        up, *gate = (y + bias[None] for y, bias in zip(products, biases, strict=True))
+    def plain(up: jax.Array, *gate: jax.Array) -> jax.Array:
         return jax.nn.silu(gate[0]) * up if gated else jax.nn.silu(up)
 
-    output, backward = jax.vjp(run, products, biases)
-    kept = sorted((x.dtype.name, x.shape) for x in jax.tree.leaves(backward))
-    assert kept == [("bfloat16", (4, 6))] * len(products) + [("float32", (6,))] * len(biases)
+    output, backward = jax.vjp(partial(activate, "silu"), *inputs)
+    kept = [(x.dtype.name, x.shape) for x in jax.tree.leaves(backward)]
+    assert kept == [("bfloat16", (4, 6))] * len(inputs)
 
-    exact, exact_backward = jax.vjp(plain, [y.astype(jnp.float32) for y in products], biases)
+    exact, exact_backward = jax.vjp(plain, *(x.astype(jnp.float32) for x in inputs))
     dy = jnp.asarray(rng.normal(size=(4, 6)), jnp.bfloat16)
     found, expected = (
         jax.tree.leaves((y, gradients(dy.astype(y.dtype))))
         for y, gradients in ((output, backward), (exact, exact_backward))
     )
     for ours, theirs in zip(found, expected, strict=True):
-        # Half a unit of bfloat16's last bit; a bias's gradient is the sum of four such values.
-        bound = 2**-8 * (jnp.abs(theirs) + (4 if ours.ndim == 1 else 0))
-        assert (jnp.abs(ours.astype(jnp.float32) - theirs) <= bound).all()
+        # Half a unit of bfloat16's last of 8 bits.
+        assert (jnp.abs(ours.astype(jnp.float32) - theirs) <= 2**-8 * jnp.abs(theirs)).all()
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -204,6 +199,19 @@ def test_weight_gradient_is_not_rounded(spec):
     x = jnp.asarray([1.0, 2.0**-10], jnp.bfloat16).reshape(1, 2, 1)
     gradient = jax.grad(lambda w: jnp.sum(matmul(spec, x, w).astype(jnp.float32)))(jnp.ones((1, 1)))
     assert float(gradient[0, 0]) == 1.0 + 2.0**-10
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_sum_with_a_bias_is_the_same_on_gpus(axes):
+    rng = np.random.default_rng(5)
+    y = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.bfloat16)
+    bias = jnp.asarray(rng.normal(size=y.shape[-axes:]), jnp.bfloat16)
+    np.testing.assert_array_equal(add_in_kernel(y, bias), add_in_float32(y, bias))
+
+    # There it has the form that XLA makes a part of the product's kernel: in bfloat16.
+    lowered = jax.jit(add_bias).trace(y, bias).lower(lowering_platforms=("cuda",)).as_text()
+    (line,) = re.findall(r"stablehlo\.add.*", lowered)
+    assert line.endswith(f"tensor<{'2x3x20' if axes == 2 else '2x3x4x5'}xbf16>")
 
 
 def test_bias_gradient_is_not_rounded():
