@@ -23,7 +23,7 @@ from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
-from jaxlm.training_loop import TrainingLoop, is_due
+from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
 
 STOPPED = 75  # exit code: stopped by a signal, saved
 
@@ -87,8 +87,9 @@ def train(
         check_memory(run)
         log(*describe_run(run, group.hosts))
 
-        # 3. Data: the store of tokens, and the stream of batches by step number.
-        store = store or prepare_store(config, predicate)
+        # 3. Data: the store, while the step is compiled, and the stream of batches by step number.
+        with compiled_meanwhile(run, start.step) as update:
+            store = store or prepare_store(config, predicate)
         background.enter_context(build_meanwhile(store, config, group, predicate))
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
@@ -132,7 +133,7 @@ def train(
                 monitor.line(note)
 
             loop = TrainingLoop(
-                run, stream, start.step, checkpoints, evaluator, monitor, record_save, group
+                run, stream, start.step, checkpoints, evaluator, monitor, record_save, group, update
             )
             state, stopped = loop(state, evaluate_first=evaluate_first)
             if stopped:

@@ -1,8 +1,10 @@
 """The steps of a run: after each, log, save and evaluate when that is due, until the end."""
 
+import contextlib
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,10 @@ from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
-from jaxlm.state import TrainState
+from jaxlm.state import TrainState, abstract_state
 from jaxlm.step import StepMetrics, train_step
 from jaxlm.throughput import Throughput, fetch_metrics
-from jaxlm.types import Array, Tree
+from jaxlm.types import Array, Batch, Tree
 
 # Saves of a better model that are not due otherwise: all of them where they take less than this,
 # else as many as fit into this share of the time.
@@ -29,6 +31,44 @@ BEST_SECONDS, BEST_SHARE = 60.0, 0.05
 # The tokens that a store has while it is built: none for the next step, enough for it, or all.
 NONE, ENOUGH, ALL = "none", "enough", "all"
 WAIT_SECONDS = 0.5  # between two looks at it
+
+
+Update = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]  # jitted
+
+
+@contextlib.contextmanager
+def compiled_meanwhile(run: Run, first_step: int) -> Iterator[Update]:
+    """Yield the jitted step of a run, and compile it in a thread while the block runs.
+
+    `first_step` steps are done. jax keeps the program: the first call finds it. What goes wrong in
+    the thread shows in that call, which compiles again.
+    """
+    update = train_step(
+        run.model,
+        run.optimizer,
+        run.config.training,
+        run.placement,
+        run.config.seed,
+        tile_bytes=run.tile_bytes,
+        compiler_options=run.compiler_options,
+    )
+    state = abstract_state(run.model, run.optimizer, run.placement)
+    rows = run.schedule.size(first_step)
+
+    def abstract_rows(example: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = rows, *example.shape[1:]
+        return jax.ShapeDtypeStruct(shape, example.dtype, sharding=run.placement.batch())
+
+    def compile_step() -> None:
+        with contextlib.suppress(Exception):
+            batch = jax.tree.map(abstract_rows, run.example)
+            update.lower(state, batch).compile()  # type: ignore[attr-defined]
+
+    # No daemon: Python would end while XLA is compiling, and XLA would abort.
+    thread = threading.Thread(target=compile_step, name="compile the step")
+    thread.start()
+    yield update
+    thread.join()  # not after an error, which is shown at once
 
 
 class TrainingLoop:
@@ -47,7 +87,9 @@ class TrainingLoop:
         monitor: Monitor | NullMonitor,
         record_save: Callable[[int, float], None],
         group: ProcessGroup,
+        update: Update,
     ):
+        self.update = update
         self.run, self.stream, self.first_step = run, stream, first_step
         self.checkpoints, self.evaluator, self.monitor = checkpoints, evaluator, monitor
         self.record_save, self.group = record_save, group
@@ -71,15 +113,6 @@ class TrainingLoop:
         """
         placement, every = self.run.placement, self.config.evaluation.every_steps
         config = self.config
-        update = train_step(
-            self.run.model,
-            self.run.optimizer,
-            config.training,
-            placement,
-            config.seed,
-            tile_bytes=self.run.tile_bytes,
-            compiler_options=self.run.compiler_options,
-        )
 
         # Threads prepare the batches ahead of the steps, each process its own rows of them.
         process_batches = prefetch_batches(
@@ -106,7 +139,7 @@ class TrainingLoop:
                     return self.stop(step - 1, state, stop)
 
                 batch = next(process_batches)
-                state, metrics = update(state, placement.put(batch))
+                state, metrics = self.update(state, placement.put(batch))
                 self.throughput.wait(step, metrics)
 
                 last = step == self.steps

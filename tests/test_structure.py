@@ -108,6 +108,7 @@ SIDEWAYS = {
     ("trainer", "training_loop"): "as above",
     ("training_loop", "data"): "the batches of the steps",
     ("training_loop", "runtime"): "the memory that this process may keep",
+    ("training_loop", "state"): "the step is compiled for the shapes of the state",
     ("training_loop", "step"): "the loop calls the step",
     ("training_loop", "throughput"): "metrics are checked before they are recorded",
 }

@@ -59,9 +59,7 @@ def compute_in_float32(name: str, *inputs: jax.Array) -> jax.Array:
     return y.astype(inputs[0].dtype)
 
 
-def forward(
-    name: str, inputs: Sequence[jax.Array]
-) -> tuple[jax.Array, tuple[Sequence[jax.Array]]]:
+def forward(name: str, inputs: Sequence[jax.Array]) -> tuple[jax.Array, tuple[Sequence[jax.Array]]]:
     """Return `compute`, and what its gradient needs."""
     return compute(name, inputs), (inputs,)
 

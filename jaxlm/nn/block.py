@@ -93,8 +93,8 @@ class Block(nn.Module):
             y_BLD = Norm(config, self.dtype, name=f"{name}_post_norm")(y_BLD)
 
         stream_BLD = normed_BLD if config.residual == "normed" else x_BLD
-        # On GPUs XLA would have cuBLAS add the stream in the kernel of the product, which writes over
-        # a copy of it: the backward pass needs the stream.
+        # On GPUs XLA would have cuBLAS add the stream in the kernel of the product. That writes
+        # over a copy of the stream, which the backward pass needs.
         y_BLD = jax.lax.platform_dependent(
             y_BLD, cpu=lambda y: y, default=jax.lax.optimization_barrier
         )

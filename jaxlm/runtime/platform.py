@@ -65,9 +65,9 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     REDUCE_SCATTER_LIMIT: (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
 }
-# For any number of GPUs. Triton's products could have the sums of biases and the activation in their
-# kernels too, but are slower than cuBLAS's (GPT-2 124M on an H200, docs/performance.md), and where
-# XLA may choose, it splits off what follows a product before it knows which of the two is faster.
+# For any number of GPUs: products are cuBLAS's, whose kernels also add biases and compute GELU.
+# Where Triton may have a product, XLA gives it all that follows, and if cuBLAS is faster takes the
+# product alone (docs/performance.md has the times).
 ANY_GPUS = {"xla_gpu_enable_triton_gemm": False}
 # A layer can't start before its weights are there, so nothing of it can hide the gather: in a scan
 # those of the next layer are gathered while one is computed. Peak memory is that of two gathered

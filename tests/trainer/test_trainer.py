@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -198,10 +199,24 @@ def test_other_objectives_train_and_show_what_they_learned(folder, capsys, famil
     check_learning(rows(), masked=False)
 
 
-def test_the_same_config_gives_the_same_bits(folder):
+def test_the_same_config_gives_the_same_bits(folder, monkeypatch, caplog):
+    """And the step is compiled while the data is prepared, once."""
+    prepare_store, compiling = trainer.prepare_store, []
+
+    def prepare_and_look(*arguments):
+        compiling.append([thread.name for thread in threading.enumerate()])
+        return prepare_store(*arguments)
+
+    monkeypatch.setattr(trainer, "prepare_store", prepare_and_look)
+    jax.config.update("jax_log_compiles", True)
     edits = ("training.steps=3", "runtime.devices=2", "parallel.zero=2", "evaluation.steps=1")
-    for directory in ("runs/a", "runs/b"):
-        assert run(*edits, directory=directory) == 0
+    try:
+        for directory in ("runs/a", "runs/b"):
+            assert run(*edits, directory=directory) == 0
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    assert all("compile the step" in names for names in compiling)
+    assert caplog.text.count("Finished XLA compilation of jit(step)") == len(compiling) == 2
     assert same_bits(saved_arrays("runs/a", 3), saved_arrays("runs/b", 3))
     assert rows("runs/a") == rows("runs/b")
 
