@@ -15,7 +15,7 @@ SEQUENCE_LENGTHS: dict[str, int] = {"decoder": 2048, "encoder": 512, "encoder_de
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a budget: the numbers that are known. None: asked for, or not of interest."""
+    """The numbers of a question that are known. None: asked for, or not of interest."""
 
     # A budget, as all FLOPs that are computed; with none, the others decide what it takes.
     flops: float | None = None
