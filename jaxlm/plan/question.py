@@ -27,6 +27,7 @@ class Question:
     family: Family = "decoder"
     vocabulary_size: int = 32_768
     sequence_length: int | None = None  # None: the usual one of the family
+    shape: Shape | None = None  # of the model, where it is known; None: one is found
     recompute: bool = False  # the backward pass computes the forward pass again
     approach: str = "refit"  # whose optimum gets a shape
 
