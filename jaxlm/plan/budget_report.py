@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxlm import hardware
 from jaxlm.columns import align_columns
-from jaxlm.plan.budget import PETAFLOP_DAY, count_flops, peak_flops
+from jaxlm.plan.budget import DEFAULT_MFU, PETAFLOP_DAY, count_flops, peak_flops
 from jaxlm.plan.question import Plan
 from jaxlm.plan.scaling_laws import REPEATED_DATA, Allocation
 
@@ -15,8 +15,8 @@ APPROACHES = {
     "3": "3 (parametric fit)",
     "refit": "refit (3, corrected)",
 }
-UNIT_GPUS = ("v100", "a100")  # what a petaFLOP/s-day is shown in
-UNIT_SHARES = (1.0, 0.4)  # of their peak
+A100_SPARSE = 2  # times its peak, where half of the weights are zeros: a figure that some plan with
+OFFERED = ("h100", "h200", "b200", "a100", "l40s", "rtx4090")  # GPUs of a plan that names none
 MEASURED_FLOPS = (6e18, 3e21)  # Hoffmann et al. 2022, section 3.2
 MOST_EPOCHS = 40  # beyond which Muennighoff et al. found no use in repeating (section 5)
 
@@ -64,15 +64,13 @@ def format_budget(plan: Plan) -> str:
 
 
 def unit_in_gpus() -> str:
-    """Return how many GPUs compute a petaFLOP/s-day in a day, at the shares of their peak."""
-    parts = []
-    for share in UNIT_SHARES:
-        counts = []
-        for name in UNIT_GPUS:
-            peak = peak_flops(hardware.find_accelerator(name))
-            counts.append(f"{1e15 / (share * peak):.2g} {name.upper()}")
-        parts.append(f"{' or '.join(counts)} at {share:.0%} of their peak")
-    return ", ".join(parts)
+    """Return how many GPUs compute a petaFLOP/s-day in a day, at stated shares of their peak."""
+    v100, a100 = (1e15 / peak_flops(hardware.find_accelerator(name)) for name in ("v100", "a100"))
+    return (
+        f"{v100:.2g} V100 or {a100:.2g} A100 at 100% MFU ({a100 / A100_SPARSE:.2g} by the A100's "
+        f"peak with sparsity), of {v100 / DEFAULT_MFU:.2g} V100 or {a100 / DEFAULT_MFU:.2g} A100 "
+        f"at {DEFAULT_MFU:.0%}"
+    )
 
 
 def format_approaches(plan: Plan) -> str:
@@ -222,7 +220,13 @@ def format_machines(plan: Plan) -> str:
     """Return GPUs, time and money."""
     machines = plan.machines
     if machines is None:
-        return ""
+        flops = plan.flops if plan.question.is_budget else plan.exact_flops or plan.flops
+        hours = []
+        for name in OFFERED:
+            peak = peak_flops(hardware.find_accelerator(name))
+            hours.append(f"{flops / (DEFAULT_MFU * peak) / 3600:,.0f} {name}")
+        return f"GPU-hours at {DEFAULT_MFU:.0%} MFU: {', '.join(hours)} (--gpus plans with one)"
+
     achieved = machines.mfu * peak_flops(machines.accelerator) / 1e12
     name = machines.accelerator.name
     gpus = "" if machines.gpus is None else f"{machines.gpus:,} {name}, "

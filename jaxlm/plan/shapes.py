@@ -24,6 +24,7 @@ WIDE = 1024  # from here on heads have 128 channels instead of 64
 WIDTH_STEPS = ((8192, 1024), (4096, 512), (2048, 256), (WIDE, 128), (0, 64))  # from a width on
 SMALLEST_WIDTH = 64
 MOST_LAYERS = 512
+MOST_PARAMETERS = 1e15
 TIED_FROM = 0.1  # share of the parameters from which a head of its own is left out
 
 
@@ -66,8 +67,11 @@ def find_shape(
 
     Decoders are built as Llama, encoders as ModernBERT without windows, encoder-decoders as T5 1.1
     with as many layers in both stacks. The source of an encoder-decoder has `sequence_length`
-    tokens. Raises UserError where the vocabulary alone has more parameters.
+    tokens. Raises UserError where the vocabulary alone has more parameters, and for
+    sizes out of all proportion.
     """
+    if parameters > MOST_PARAMETERS:
+        raise UserError(f"no shape has {parameters:.3g} parameters: at most {MOST_PARAMETERS:g}")
     aspect = ASPECT * (parameters / ASPECT_PARAMETERS) ** ASPECT_POWER
     aspect = min(max(aspect, LEAST_ASPECT), MOST_ASPECT)
     best, least = None, math.inf

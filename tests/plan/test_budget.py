@@ -35,11 +35,12 @@ def run(tmp_path, capsys):
 
 
 def test_a_petaflop_day_in_gpus(run):
-    """8.64e19 FLOPs are 8 V100 of 125 TFLOP/s at their peak, or 3.2 A100 of 312."""
+    """8.64e19 FLOPs take a day on 8 V100 at 125 TFLOP/s, their peak, or 3.2 A100 at 312."""
     document, text = run("--pf-days 1")
     assert document["flops"] == 8.64e19
-    assert "1 petaFLOP/s-day is 8.64e+19 FLOPs: a day of 8 V100 or 3.2 A100 at 100%" in text
+    assert "1 petaFLOP/s-day is 8.64e+19 FLOPs: a day of 8 V100 or 3.2 A100 at 100% MFU" in text
     assert "20 V100 or 8 A100 at 40%" in text
+    assert "GPU-hours at 40% MFU: 61 h100" in text  # 8.64e19 / (0.4 x 989.4e12) / 3600
 
 
 def test_gophers_budget(run):

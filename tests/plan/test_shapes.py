@@ -59,6 +59,8 @@ def test_the_vocabulary_counts():
 def test_a_vocabulary_that_leaves_nothing():
     with pytest.raises(UserError, match="a vocabulary of 250,000 takes 16,000,000"):
         shape(1e7, vocabulary_size=250_000)
+    with pytest.raises(UserError, match=r"at most 1e\+15"):
+        shape(1e30)
 
 
 def test_flops_of_a_decoder_are_the_closed_form():
