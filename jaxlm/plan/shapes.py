@@ -18,8 +18,8 @@ from jaxlm.objectives.span import fit_sizes
 # over 69 at 1.1B and 90 at 6.8B to 102 at 70B.
 ASPECT, ASPECT_PARAMETERS, ASPECT_POWER = 64.0, 1e8, 0.08
 LEAST_ASPECT, MOST_ASPECT = 32.0, 128.0
-ASPECT_TOLERANCE = 0.35  # of the logarithm of width / layers; as bad as
-SIZE_TOLERANCE = 0.01  # of the logarithm of the parameters
+ASPECT_TOLERANCE = 0.2  # of the logarithm of width / layers; as bad as
+SIZE_TOLERANCE = 0.02  # of the logarithm of the parameters
 WIDE = 1024  # from here on heads have 128 channels instead of 64
 WIDTH_STEPS = ((8192, 1024), (4096, 512), (2048, 256), (WIDE, 128), (0, 64))  # from a width on
 SMALLEST_WIDTH = 64

