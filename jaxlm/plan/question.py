@@ -1,9 +1,11 @@
 """A question about a compute budget, and the plan that answers it, as data."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxlm.accelerators import Accelerator
+from jaxlm.config import UserError
 from jaxlm.config.model import Family
 from jaxlm.plan.scaling_laws import LAWS, REFIT, Allocation, ParametricLaw, PowerLaw
 from jaxlm.plan.shapes import Shape
@@ -37,6 +39,20 @@ class Question:
     # Share of the accelerator's 16-bit peak that all FLOPs reach, recomputed ones included
     mfu: float | None = None
     price: float | None = None  # of a GPU-hour
+
+    def __post_init__(self):
+        numbers = ("flops", "parameters", "tokens", "loss", "data_tokens", "vocabulary_size")
+        for name in (*numbers, "sequence_length", "gpus", "days", "mfu", "price"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: must be a number above 0, got {value!r}")
+        if self.mfu is not None and self.mfu > 1:
+            raise UserError(f"mfu: must be at most 1, got {self.mfu!r}")
+
+        for name, known in (("family", SEQUENCE_LENGTHS), ("approach", LAWS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"{name}: there is no {value!r} (there are: {', '.join(known)})")
 
     @property
     def law(self) -> PowerLaw | ParametricLaw:

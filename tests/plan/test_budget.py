@@ -255,6 +255,31 @@ def test_plans_are_functions():
     assert math.isclose(answer.machines.days or 0, answer.machines.hours / 24 / 8)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"flops": -1e20}, "flops: must be a number above 0, got -1e+20"),
+        ({"flops": math.nan}, "flops: must be a number above 0, got nan"),
+        ({"flops": 1e20, "mfu": 40}, "mfu: must be at most 1, got 40"),
+        ({"flops": 1e20, "family": "decodr"}, "family: there is no 'decodr'"),
+        ({"flops": 1e20, "approach": "4"}, "approach: there is no '4' (there are: 1, 2, 3, refit)"),
+    ],
+)
+def test_mistakes_of_a_notebook(numbers, message):
+    with pytest.raises(UserError) as error:
+        plan_budget(Question(**numbers))
+    assert message in str(error.value)
+
+
+def test_a_fixed_size_with_too_little_data(run):
+    """The size stays, and its loss is that of repeated text."""
+    document, _ = run("--flops 1e21 --parameters 1B --data-tokens 10B")
+    assert document["parameters"] == 1e9
+    assert document["data"]["epochs"] == pytest.approx(1e21 / 6 / 1e9 / 1e10)
+    assert document["data"]["loss"] > document["data"]["unlimited"]["loss"]
+    assert document["data"]["unlimited"]["parameters"] == 1e9
+
+
 def test_every_public_name_is_there():
     assert {name for name in plan_room.__all__ if not hasattr(plan_room, name)} == set()
     with pytest.raises(AttributeError, match="has no attribute 'plan_lunch'"):
