@@ -11,7 +11,12 @@ from jaxlm import config, flops
 from jaxlm.config import Config
 from jaxlm.plan.traced_flops import traced_training_flops
 
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+# Recipes whose model, objective and optimizer are those of another but for their sizes.
+SIMILAR = ("bloom_560m", "llama_1b", "quickstart_encoder_decoder", "roberta_base")
+RECIPES = [
+    pytest.param(path.stem, marks=pytest.mark.slow if path.stem in SIMILAR else ())
+    for path in sorted((ROOT / "configs").glob("*.py"))
+]
 
 
 def trace(recipe: Config) -> tuple[int, tuple[int, int, int]]:
