@@ -18,6 +18,7 @@ LEVELS = {
     "config": 0,
     "types": 0,
     "communication": 2,
+    "accelerators": 0,
     "flops": 1,
     "hardware": 1,
     "nn": 1,
@@ -141,6 +142,7 @@ ONLY_IN = {
 }
 
 WITHOUT_JAX = {
+    "accelerators",
     "card",
     "communication",
     "config",
