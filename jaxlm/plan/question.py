@@ -136,7 +136,8 @@ class Plan(NamedTuple):
     def exact_flops(self) -> float | None:
         """Return the FLOPs of the shape on the chosen tokens, counted product by product.
 
-        Recomputed ones are included. None where there is no shape.
+        Recomputed ones are included. The count is scaled to the planned parameters, which a shape
+        meets within a few percent. None where there is no shape.
         """
         if self.shape is None:
             return None

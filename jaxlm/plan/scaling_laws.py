@@ -192,8 +192,8 @@ def minimize(function: Callable[[float], float], low: float, high: float) -> flo
 # 1 and 2. They are least-squares lines through the logarithms of its tables, as BloombergGPT (arXiv
 # 2303.17564, section 3.2) drew them; it found the same slopes, 0.498 and 0.490, and intercepts,
 # -1.004 and -0.839.
-APPROACH_1 = PowerLaw(0.498099, -1.003668, "Hoffmann et al. 2022, approach 1 (table 3)")
-APPROACH_2 = PowerLaw(0.489942, -0.839000, "Hoffmann et al. 2022, approach 2 (table A3)")
+APPROACH_1 = PowerLaw(0.498099, -1.003668, "Hoffmann et al. 2022, approach 1, table 3")
+APPROACH_2 = PowerLaw(0.489942, -0.839000, "Hoffmann et al. 2022, approach 2, table A3")
 # Printed as 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28. Rounded so far, the optimum of Gopher's budget
 # is 32B parameters instead of the paper's 40B. These are the digits of the paper's TeX source, as
 # Besiroglu et al. quote them.
@@ -203,7 +203,7 @@ APPROACH_3 = ParametricLaw(
     B=math.exp(6.0179186),
     alpha=0.33917084,
     beta=0.2849083,
-    source="Hoffmann et al. 2022, approach 3 (equation 10, unrounded)",
+    source="Hoffmann et al. 2022, approach 3, equation 10 unrounded",
 )
 REFIT = ParametricLaw(
     E=1.8172,
@@ -211,7 +211,7 @@ REFIT = ParametricLaw(
     B=2085.43,
     alpha=0.3478,
     beta=0.3658,
-    source="Besiroglu et al. 2024 (arXiv 2404.10102)",
+    source="Besiroglu et al. 2024, arXiv 2404.10102",
 )
 LAWS: dict[str, PowerLaw | ParametricLaw] = {
     "1": APPROACH_1,
@@ -228,7 +228,7 @@ REPEATED_DATA = DataLaw(
         B=math.exp(7.3049974),
         alpha=0.3526596,
         beta=0.3526596,
-        source="Muennighoff et al. 2023 (arXiv 2305.16264), appendix A",
+        source="Muennighoff et al. 2023, arXiv 2305.16264, appendix A",
     ),
     tokens_decay=15.387756,
     parameters_decay=5.309743,
