@@ -81,7 +81,7 @@ def settle_flops(question: Question) -> Question:
     if not known:
         raise UserError(
             "nothing to plan from: give --flops, --pf-days, --gpus with --days, --parameters, "
-            "--tokens or --loss"
+            "--tokens, --loss or --config"
         )
     return question
 
