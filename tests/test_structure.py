@@ -18,6 +18,7 @@ LEVELS = {
     "config": 0,
     "types": 0,
     "communication": 2,
+    "accelerators": 0,
     "flops": 1,
     "hardware": 1,
     "nn": 1,
@@ -92,6 +93,7 @@ SIDEWAYS = {
     ("load_model", "interop"): "as above",
     ("load_model", "runtime"): "as above",
     ("mesh_execution", "sharding"): "it runs on the mesh and by the tables that stand there",
+    ("plan", "benchmark"): "the samples of a config, as its objective cuts them",
     ("plan", "runtime"): "the life of a command",
     ("run", "run_checks"): "what a command checks before jax holds with the devices that are there",
     ("run", "runtime"): "the devices of a run",
@@ -142,6 +144,7 @@ ONLY_IN = {
 }
 
 WITHOUT_JAX = {
+    "accelerators",
     "card",
     "communication",
     "config",
@@ -414,8 +417,9 @@ def test_a_name_means_one_thing():
         for name in top_level_names(path):
             modules.setdefault(name, []).append(place(path))
     often = {name: found for name, found in modules.items() if len(found) > 3}
-    # `main` is what a command starts with; `build` is completed by the name of its module.
-    assert set(often) <= {"__all__", "main", "build"}, often
+    # `main` is what a command starts with; `build` is completed by the name of its module;
+    # `__getattr__` loads a package's names when they are asked for.
+    assert set(often) <= {"__all__", "__getattr__", "main", "build"}, often
 
 
 def test_config_values_are_not_called_settings():

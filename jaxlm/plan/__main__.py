@@ -8,7 +8,9 @@ from jaxlm import runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "budget": "what a compute budget buys, and what a model costs",
+}
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
 commands (each has --help):
