@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import COLLECTIVES, groups_of
+from jaxlm.plan.compiled_text import COLLECTIVES, groups_of
 from support.gpu_programs import compiled, compiled_evaluation, recipe
 
 

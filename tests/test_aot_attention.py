@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import COLLECTIVES
+from jaxlm.plan.compiled_text import COLLECTIVES
 from support.gpu_programs import Program, compiled, recipe
 
 MASKED_RECIPES = {

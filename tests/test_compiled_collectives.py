@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import Collective, CompiledText
+from jaxlm.plan.compiled_text import Collective, CompiledText
 from support.gpu_programs import H100_BYTES, Program, compiled, recipe
 
 from jaxlm import communication

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
 import jax
-from support.compiled_text import COLLECTIVES, CompiledText
+from jaxlm.plan.compiled_text import COLLECTIVES, CompiledText
 from support.gpu_programs import compiled, recipe
 
 COUNTS = Path(__file__).parent / "compiled_counts.json"
