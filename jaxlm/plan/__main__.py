@@ -8,7 +8,9 @@ from jaxlm import runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "compile": "compile the training step for GPUs that are not there",
+}
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
 commands (each has --help):

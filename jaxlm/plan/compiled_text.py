@@ -34,7 +34,7 @@ class Instruction(NamedTuple):
     name: str
     arrays: tuple[ArrayType, ...]  # of the result, tuples flattened
     opcode: str
-    operands: tuple[str, ...]  # names; the value of a constant
+    operands: tuple[str, ...]  # names; the value of a constant, the number of a parameter
     attributes: str  # the rest of the line
 
 
@@ -90,8 +90,8 @@ def parse_instruction(line: str) -> Instruction | None:
     start = end + opcode.end() - 1
     stop = closing(rest, start)
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:stop]))
-    if opcode.group(1) == "constant":
-        operands = (rest[start + 1 : stop],)  # its value
+    if opcode.group(1) in ("constant", "parameter"):
+        operands = (rest[start + 1 : stop],)
     result = array_types(rest[:end])
     return Instruction(match.group(1), result, opcode.group(1), operands, rest[stop + 1 :])
 
@@ -169,21 +169,11 @@ class CompiledText:
         ]
 
     def collectives(self) -> list[Collective]:
+        """Return the collectives that run, once for each place that runs them."""
         found = []
         for name, instruction, around in self.instructions():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            group = len(groups_of(instruction.attributes)[0]) if kind != COLLECTIVES[4] else 2
-            arrays = [
-                array
-                for operand in instruction.operands
-                for array in self.computations[name][operand].arrays
-            ]
-            if kind == "all-gather":
-                # A part has 1/group of the elements; along which dimension doesn't matter here.
-                arrays = [ArrayType(a.dtype, (group, *a.shape)) for a in arrays]
-            found.append(Collective(kind, tuple(arrays), group, around, instruction.attributes))
+            if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+                found.append(collective_of(self.computations[name], instruction, around))
         return found
 
     def products(self) -> int:
@@ -208,6 +198,19 @@ class CompiledText:
             elif target is not None:
                 counts[target.group(1)] += math.prod(around)
         return counts
+
+
+def collective_of(
+    computation: dict[str, Instruction], instruction: Instruction, loops: tuple[int, ...]
+) -> Collective:
+    """Return the collective of an instruction of a computation with these loops around it."""
+    kind = instruction.opcode.removesuffix("-start")
+    group = len(groups_of(instruction.attributes)[0]) if kind != COLLECTIVES[4] else 2
+    arrays = [array for name in instruction.operands for array in computation[name].arrays]
+    if kind == "all-gather":
+        # A part has 1/group of the elements; along which dimension doesn't matter here.
+        arrays = [ArrayType(a.dtype, (group, *a.shape)) for a in arrays]
+    return Collective(kind, tuple(arrays), group, loops, instruction.attributes)
 
 
 def called_computations(attributes: str) -> list[tuple[str, str]]:

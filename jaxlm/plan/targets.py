@@ -1,7 +1,8 @@
 """Describe a GPU of the table to XLA, so that it compiles for one that is not there.
 
-XLA reads a `GpuTargetConfigProto` as text (openxla/xla, xla/stream_executor/device_description.proto;
-its own descriptions are in xla/backends/gpu/target_config/specs). Imports no jax.
+XLA reads the text of a `GpuTargetConfigProto` (openxla/xla,
+xla/stream_executor/device_description.proto); its own descriptions are in
+xla/backends/gpu/target_config/specs. Imports no jax.
 """
 
 from typing import NamedTuple
