@@ -7,7 +7,6 @@ and its end; the rest of its time is exposed. Imports no jax.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxlm.accelerators import Accelerator
@@ -22,6 +21,7 @@ from jaxlm.plan.compiled_text import (
     groups_of,
 )
 from jaxlm.plan.kernel_costs import (
+    Computation,
     attention_flops,
     attention_shape,
     has_bias,
@@ -52,6 +52,8 @@ LAUNCHES, EXPOSED = "between kernels", "exposed communication"
 PARTS = (PRODUCTS, ATTENTION, OTHER, LAUNCHES, EXPOSED)
 # Counted beside them.
 COMMUNICATION, FLOPS = "communication", "FLOPs"
+
+Costs = dict[str, float]
 
 
 class Efficiency(NamedTuple):
@@ -103,41 +105,42 @@ def estimate_step(
 
 
 class Roofline:
-    """The seconds of the computations of a program, each by the names in PARTS."""
+    """The costs of the computations of a program: seconds by the names in PARTS, and two more."""
 
     def __init__(self, text: CompiledText, cluster: Cluster, efficiency: Efficiency):
         self.text, self.cluster, self.efficiency = text, cluster, efficiency
-        self.costs: dict[str, Counter[str]] = {}  # of the computations so far
+        self.costs: dict[str, Costs] = {}  # of the computations so far
 
-    def computation_costs(self, name: str) -> Counter[str]:
-        """Return the seconds of one run of a computation.
+    def computation_costs(self, name: str) -> Costs:
+        """Return the costs of one run of a computation.
 
         Kernels run one after another, and so do collectives, beside the kernels. What waits for a
         collective waits for its end.
         """
         if name in self.costs:
             return self.costs[name]
-        costs: Counter[str] = Counter()
+        costs = no_costs()
         now, links_free = 0.0, 0.0
         ends: dict[str, float] = {}  # of the collectives that were started
 
         for instruction in self.text.computations[name].values():
-            found = self.find_collective(name, instruction)
-            if found is not None:
-                seconds = collective_seconds(found, self.cluster, self.efficiency)
+            collective = self.find_collective(name, instruction)
+            if collective is not None:
+                seconds = collective_seconds(collective, self.cluster, self.efficiency)
                 costs[COMMUNICATION] += seconds
                 links_free = max(now, links_free) + seconds
                 ends[instruction.name] = links_free
             elif instruction.opcode not in FREE:
                 added = self.instruction_costs(name, instruction)
-                costs.update(added)
-                now += sum(added[part] for part in PARTS)
+                add_costs(costs, added)
+                now += step_seconds(added)
 
-            is_start = instruction.opcode.endswith("-start")
-            waits_for = instruction.name if found is not None and not is_start else ""
+            awaited = ""
             if instruction.opcode.endswith("-done"):
-                waits_for = instruction.operands[0]
-            exposed = max(0.0, ends.get(waits_for, 0.0) - now)
+                awaited = instruction.operands[0]
+            elif collective is not None and not instruction.opcode.endswith("-start"):
+                awaited = instruction.name
+            exposed = max(0.0, ends.get(awaited, 0.0) - now)
             costs[EXPOSED] += exposed
             now += exposed
 
@@ -148,64 +151,80 @@ class Roofline:
         """Return the collective that an instruction starts, itself or in what it calls."""
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:
             return collective_of(self.text.computations[name], instruction, ())
-        if instruction.opcode == "async-start":
-            for _, called in called_computations(instruction.attributes):
-                for inner in self.text.computations.get(called, {}).values():
-                    if inner.opcode in COLLECTIVES:
-                        return collective_of(self.text.computations[called], inner, ())
+        if instruction.opcode != "async-start":
+            return None
+
+        for _, called in called_computations(instruction.attributes):
+            for inner in self.text.computations.get(called, {}).values():
+                if inner.opcode in COLLECTIVES:
+                    return collective_of(self.text.computations[called], inner, ())
         return None
 
-    def instruction_costs(self, name: str, instruction: Instruction) -> Counter[str]:
-        """Return the seconds of an instruction that is no collective."""
+    def instruction_costs(self, name: str, instruction: Instruction) -> Costs:
+        """Return the costs of an instruction that is no collective."""
         called = called_computations(instruction.attributes)
         if instruction.opcode == "while":
             (body,) = [computation for key, computation in called if key == "body"]
-            trips = self.text.trips(name, instruction)
-            costs = self.computation_costs(body)
-            return Counter({part: trips * value for part, value in costs.items()})
+            costs = no_costs()
+            add_costs(costs, self.computation_costs(body), self.text.trips(name, instruction))
+            return costs
         if instruction.opcode == "conditional":
             branches = [self.computation_costs(branch) for key, branch in called if key == "branch"]
-            return max(branches, key=lambda costs: sum(costs[part] for part in PARTS))
+            return max(branches, key=step_seconds)
         if instruction.opcode in ("call", "async-start"):
             return self.computation_costs(called[0][1])
         if instruction.opcode.endswith(("-done", "-update")):
-            return Counter()
+            return no_costs()
         return self.kernel_costs(name, instruction)
 
-    def kernel_costs(self, name: str, instruction: Instruction) -> Counter[str]:
-        """Return the seconds of a kernel, and its FLOPs."""
-        gpu, efficiency = self.cluster.accelerator, self.efficiency
-        costs = Counter({LAUNCHES: efficiency.launch_seconds})
+    def kernel_costs(self, name: str, instruction: Instruction) -> Costs:
+        """Return the costs of a kernel."""
+        gpu, efficiency, costs = self.cluster.accelerator, self.efficiency, no_costs()
+        costs[LAUNCHES] = efficiency.launch_seconds
         traffic = traffic_bytes(self.text, name, instruction)
         memory_seconds = traffic / (efficiency.memory * gpu.memory_bandwidth)
 
         if is_attention(instruction):
             computation = self.text.computations[name]
-            flops = attention_flops(computation, instruction)
-            share = attention_share(efficiency, computation, instruction)
             dtype = computation[instruction.operands[0]].arrays[0].dtype
-            seconds = flops / (share * peak_of_dtype(gpu, dtype))
-            costs.update({ATTENTION: max(seconds, memory_seconds), FLOPS: flops})
+            share = attention_share(efficiency, computation, instruction)
+            costs[FLOPS] = attention_flops(computation, instruction)
+            seconds = costs[FLOPS] / (share * peak_of_dtype(gpu, dtype))
+            costs[ATTENTION] = max(seconds, memory_seconds)
             return costs
 
         by_dtype = product_flops(self.text, name, instruction)
-        if not by_dtype:
-            costs[OTHER] = memory_seconds
-            return costs
         seconds = 0.0
         for dtype, flops in by_dtype.items():
             seconds += flops / (efficiency.products * peak_of_dtype(gpu, dtype))
-        costs.update({PRODUCTS: max(seconds, memory_seconds), FLOPS: by_dtype.total()})
+        costs[FLOPS] = by_dtype.total()
+        costs[PRODUCTS if by_dtype else OTHER] = max(seconds, memory_seconds)
         return costs
 
 
+def no_costs() -> Costs:
+    """Return costs of nothing."""
+    return dict.fromkeys((*PARTS, COMMUNICATION, FLOPS), 0.0)
+
+
+def add_costs(costs: Costs, added: Costs, times: int = 1) -> None:
+    """Add other costs to `costs`, so many times."""
+    for name, value in added.items():
+        costs[name] += times * value
+
+
+def step_seconds(costs: Costs) -> float:
+    """Return the seconds that the step takes longer by these costs."""
+    return sum(costs[part] for part in PARTS)
+
+
 def attention_share(
-    efficiency: Efficiency, computation: Mapping[str, Instruction], instruction: Instruction
+    efficiency: Efficiency, computation: Computation, instruction: Instruction
 ) -> float:
     """Return the share of the peak that a flash kernel reaches."""
     if has_bias(instruction):
         return efficiency.biased_attention
-    *_, width = attention_shape(dict(computation), instruction)
+    *_, width = attention_shape(computation, instruction)
     return efficiency.wide_attention if width >= 128 else efficiency.attention
 
 

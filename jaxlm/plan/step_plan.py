@@ -1,7 +1,7 @@
 """The figures of a step that was compiled for a cluster: memory, collectives, time, money."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from jaxlm import communication, flops, hardware
@@ -9,7 +9,14 @@ from jaxlm.config import Config
 from jaxlm.hardware import Cluster
 from jaxlm.plan.compile_step import CompiledStep
 from jaxlm.plan.compiled_text import COLLECTIVES, CompiledText
-from jaxlm.plan.roofline import MEASURED, Efficiency, Estimate, collective_seconds, estimate_step
+from jaxlm.plan.roofline import (
+    EXPOSED,
+    MEASURED,
+    Efficiency,
+    Estimate,
+    collective_seconds,
+    estimate_step,
+)
 from jaxlm.plan.targets import OLDEST_COMPILED
 from jaxlm.types import Batch
 
@@ -109,7 +116,7 @@ class StepPlan(NamedTuple):
     @property
     def hidden_seconds(self) -> float:
         """Return the seconds of collectives that run beside kernels."""
-        return self.estimate.communication_seconds - self.estimate.parts["exposed communication"]
+        return self.estimate.communication_seconds - self.estimate.parts[EXPOSED]
 
 
 def plan_step(
@@ -163,7 +170,7 @@ def total_collectives(
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for collective in text.collectives():
         counts[collective.kind] += collective.times
         sizes[collective.kind] += collective.times * collective.bytes
