@@ -57,30 +57,25 @@ def parse_values(name: str, text: str) -> tuple:
 def list_variants(config: Config, cluster: Cluster, values: SweepValues) -> list[Config]:
     """Return the variants of a config that fit a cluster.
 
-    Raises the last refusal as ConfigError if none fits.
+    Raises ConfigError, the first refusal, if none fits.
     """
     values = choose_values(config, cluster, values)
-    combinations = list(itertools.product(values.zero, values.tensor, values.remat))
-    variants, refusal = [], None
-    for zero, tensor, remat in combinations:
-        parallel = replace(config.parallel, zero=zero, tensor=tensor, remat=remat)
+    variants, refusals = [], []
+    for zero, tensor, remat in itertools.product(values.zero, values.tensor, values.remat):
         counts = values.microbatches or choose_microbatches(config, cluster, tensor)
         for microbatches in counts:
-            variant = replace(
-                config,
-                parallel=parallel,
-                training=replace(config.training, microbatches=microbatches),
-            )
             try:
+                parallel = replace(config.parallel, zero=zero, tensor=tensor, remat=remat)
+                training = replace(config.training, microbatches=microbatches)
+                variant = replace(config, parallel=parallel, training=training)
                 run_checks.check_sample(variant)
                 run_checks.check_mesh(variant, cluster.gpus, first_step=0)
                 variants.append(variant)
             except ConfigError as error:
-                refusal = error
+                refusals.append(error)
 
     if not variants:
-        assert refusal is not None
-        raise refusal
+        raise refusals[0]
     if len(variants) > MOST_VARIANTS:
         raise UserError(f"--sweep: {len(variants):,} variants are more than {MOST_VARIANTS:,}")
     return variants
