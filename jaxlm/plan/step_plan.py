@@ -36,7 +36,7 @@ class CollectiveTotal(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """What a config does on a cluster. Bytes are those of each GPU."""
+    """The figures of a config on a cluster. Bytes are those of each GPU."""
 
     config: Config
     cluster: Cluster
