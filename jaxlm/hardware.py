@@ -27,6 +27,9 @@ TEXTS = ("device_kind", "source")
 BASE = "based_on"  # the entry that has what a user's entry leaves out
 MOST_GPUS = 1_000_000
 
+MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+DEFAULT_FRACTION = 0.75  # jax's ("GPU memory allocation" in its documentation)
+
 
 class Cluster(NamedTuple):
     """GPUs of one kind in equal servers."""
@@ -94,6 +97,22 @@ def parse_cluster(text: str, file: str | Path | None = None) -> Cluster:
             f"GPUs of each, as in {name}:{nodes}x{full}"
         )
     return Cluster(accelerator, gpus, nodes)
+
+
+def usable_memory(accelerator: Accelerator) -> int:
+    """Return the bytes that jax takes of a GPU's memory for a program: three quarters of it.
+
+    XLA_PYTHON_CLIENT_MEM_FRACTION says another share, here as in a run. Raises UserError where it
+    is no share.
+    """
+    text = os.environ.get(MEMORY_FRACTION)
+    try:
+        share = DEFAULT_FRACTION if text is None else float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UserError(f"{MEMORY_FRACTION}: must be above 0 and at most 1, got {text!r}")
+    return int(share * accelerator.memory_bytes)
 
 
 def read_accelerators(path: Path, known: dict[str, Accelerator]) -> dict[str, Accelerator]:

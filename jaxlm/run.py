@@ -56,12 +56,23 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
 
     Raises ConfigError where they don't fit each other, or the batches from `first_step` on.
     """
-    example = check_sample(config)
-    schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)
-
     devices = runtime.select_devices(config.runtime, hosts)
+    return assemble_run(config, first_step, devices)
+
+
+def assemble_run(
+    config: Config, first_step: int, devices: Sequence[Any], device_memory: int | None = None
+) -> Run:
+    """Build mesh, model and optimizer on these jax devices, in this order.
+
+    `device_memory` are the bytes that a run may use of each; None: as the devices say. Those of
+    GPUs that are only described don't. Raises ConfigError as `build_run` does.
+    """
+    example = check_sample(config)
     check_mesh(config, len(devices), first_step)
     mesh = sharding.make_mesh(config.parallel, devices)
+    if device_memory is None:
+        device_memory = runtime.device_memory(mesh.local_devices[0])
 
     execution = build_execution(
         mesh,
@@ -81,12 +92,12 @@ def build_run(config: Config, first_step: int, hosts: Sequence[str] = ()) -> Run
     steps_in_flight = 0 if devices[0].platform == "cpu" else 1
     return Run(
         config=config,
-        schedule=schedule,
+        schedule=BatchSchedule(config.training.batch_size, config.training.batch_schedule),
         placement=placement,
         execution=execution,
         model=model,
         optimizer=optimizer,
-        tile_bytes=losses.tile_bytes(runtime.device_memory(mesh.local_devices[0])),
+        tile_bytes=losses.tile_bytes(device_memory),
         compiler_options=compiler_options(config, mesh),
         steps_in_flight=steps_in_flight,
         example=example,

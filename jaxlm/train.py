@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config, data, runtime
+from jaxlm import config, data, hardware, runtime
 from jaxlm.directories import CONFIG_FILE, is_run
 
 EXAMPLE = """examples:
@@ -18,6 +18,7 @@ EXAMPLE = """examples:
   python -m jaxlm.train --config configs/quickstart.py --devices 8 parallel.zero=3 \\
       run_directory=runs/sharded
   launch/local.sh 2 --config configs/quickstart.py --devices 4 parallel.zero=3
+  python -m jaxlm.train --config configs/llama2_7b.py --rehearse h100:64
 
 The same command resumes the run in run_directory where it stopped.
 jaxlm/config/schema.py lists the keys."""
@@ -33,6 +34,10 @@ def main(argv: Sequence[str]) -> int:
     args = build_train_parser().parse_intermixed_args(argv)
     edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
     run_config = config.load(args.config, edits, args.data)
+    if args.rehearse is not None:
+        from jaxlm.plan import compile_command
+
+        return compile_command.rehearse(run_config, hardware.parse_cluster(args.rehearse))
     if not any(edit.startswith("run_directory=") for edit in edits):
         run_config = adopt_folder(run_config, Path(args.config))
 
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             run_config, runtime=runtime.without_process_fields(run_config.runtime)
         )
         predicate = None if args.keep is None else load_predicate(args.keep)
-        with runtime.memory_errors(MEMORY_ADVICE):
+        with runtime.memory_errors(f"{MEMORY_ADVICE}; {memory_command(args.config, edits)}"):
             return trainer.train(run_config, group, resume_command(argv), predicate)
 
 
@@ -113,7 +118,18 @@ def build_train_parser() -> runtime.Parser:
     parser.add_argument(
         "--devices", metavar="N", help="the same as runtime.devices=N: of each process"
     )
+    parser.add_argument(
+        "--rehearse",
+        metavar="GPUS",
+        help="compile the step for GPUs that are not there, such as h100:64, and train nothing",
+    )
     return parser
+
+
+def memory_command(config_file: str, edits: Sequence[str]) -> str:
+    """Return the command that says what would make a run of this config smaller."""
+    command = ["python", "-m", "jaxlm.plan", "memory", "--config", config_file, *edits]
+    return f"`{shlex.join(command)}` says what each change saves"
 
 
 def resume_command(argv: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import COLLECTIVES, groups_of
 from support.gpu_programs import compiled, compiled_evaluation, recipe
+
+from jaxlm.plan.compiled_text import COLLECTIVES, groups_of
 
 
 def test_llama_1b_under_zero_3():

@@ -10,8 +10,9 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import COLLECTIVES
 from support.gpu_programs import Program, compiled, recipe
+
+from jaxlm.plan.compiled_text import COLLECTIVES
 
 MASKED_RECIPES = {
     "prefix LM": ("gpt2_124m", ("objective.kind=prefix",)),

@@ -14,11 +14,11 @@ import pytest
 pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
-from support.compiled_text import Collective, CompiledText
 from support.gpu_programs import H100_BYTES, Program, compiled, recipe
 
 from jaxlm import communication
 from jaxlm.config import Config
+from jaxlm.plan.compiled_text import Collective, CompiledText
 
 # Sequences on each GPU and microbatch.
 ROWS = {"llama_1b": 4, "llama2_7b": 1}

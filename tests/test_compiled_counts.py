@@ -19,8 +19,9 @@ pytestmark = pytest.mark.aot
 pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
 import jax
-from support.compiled_text import COLLECTIVES, CompiledText
 from support.gpu_programs import compiled, recipe
+
+from jaxlm.plan.compiled_text import COLLECTIVES, CompiledText
 
 COUNTS = Path(__file__).parent / "compiled_counts.json"
 RENEW = f"if that is meant: PYTHONPATH=.:tests python tests/{Path(__file__).name}"

@@ -10,6 +10,7 @@ from jaxlm.config.fields import suggestion
 
 COMMANDS: dict[str, str] = {
     "budget": "what a compute budget buys, and what a model costs",
+    "compile": "compile the training step for GPUs that are not there",
 }
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 

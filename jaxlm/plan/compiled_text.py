@@ -1,6 +1,6 @@
-"""Collectives, products and kernels of a program that XLA compiled for GPUs, read from its text.
+"""Read collectives, products and kernels from the text of a program that XLA compiled for GPUs.
 
-Instructions in loops count as often as the loops run them.
+Instructions in loops count as often as the loops run them. Imports no jax.
 """
 
 import json
@@ -25,6 +25,7 @@ class ArrayType(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Return the bytes of the array."""
         return math.prod(self.shape) * BYTES[self.dtype]
 
 
@@ -34,7 +35,7 @@ class Instruction(NamedTuple):
     name: str
     arrays: tuple[ArrayType, ...]  # of the result, tuples flattened
     opcode: str
-    operands: tuple[str, ...]  # names; the value of a constant
+    operands: tuple[str, ...]  # names; the value of a constant, the number of a parameter
     attributes: str  # the rest of the line
 
 
@@ -49,10 +50,12 @@ class Collective(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Return the bytes of all arrays, of one time."""
         return sum(array.bytes for array in self.arrays)
 
     @property
     def times(self) -> int:
+        """Return how often the loops run it."""
         return math.prod(self.loops)
 
 
@@ -90,8 +93,8 @@ def parse_instruction(line: str) -> Instruction | None:
     start = end + opcode.end() - 1
     stop = closing(rest, start)
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:stop]))
-    if opcode.group(1) == "constant":
-        operands = (rest[start + 1 : stop],)  # its value
+    if opcode.group(1) in ("constant", "parameter"):
+        operands = (rest[start + 1 : stop],)
     result = array_types(rest[:end])
     return Instruction(match.group(1), result, opcode.group(1), operands, rest[stop + 1 :])
 
@@ -113,22 +116,22 @@ class CompiledText:
     @cached_property
     def loops(self) -> dict[str, list[tuple[int, ...]]]:
         """The trips of the loops around each computation, once for each place that calls it."""
-        found = defaultdict(list)
+        places: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
 
         def visit(name: str, around: tuple[int, ...]) -> None:
-            found[name].append(around)
+            places[name].append(around)
             for instruction in self.computations[name].values():
                 for attribute, called in called_computations(instruction.attributes):
                     # The functions of sums and sorts, and what a fusion does, are part of an
                     # instruction.
-                    if called in self.computations and attribute != "to_apply":
-                        is_body = instruction.opcode == "while" and attribute == "body"
-                        visit(
-                            called, (*around, self.trips(name, instruction)) if is_body else around
-                        )
+                    if called not in self.computations or attribute == "to_apply":
+                        continue
+                    is_body = instruction.opcode == "while" and attribute == "body"
+                    trips = (self.trips(name, instruction),) if is_body else ()
+                    visit(called, (*around, *trips))
 
         visit(self.entry, ())
-        return found
+        return places
 
     def trips(self, name: str, loop: Instruction) -> int:
         """Return how often the body of a loop of the computation `name` runs."""
@@ -142,20 +145,17 @@ class CompiledText:
         first = self.computations[name][self.computations[name][state].operands[0]]
         while first.opcode in ("copy", "bitcast"):
             first = self.computations[name][first.operands[0]]
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes).group(1)
-        parts = [
-            condition,
-            *(
-                called
-                for i in self.computations[condition].values()
-                for _, called in called_computations(i.attributes)
-            ),
-        ]
+
+        called = called_computations(loop.attributes)
+        (condition,) = [part for attribute, part in called if attribute == "condition"]
+        parts = [condition]
+        for instruction in self.computations[condition].values():
+            parts += [part for _, part in called_computations(instruction.attributes)]
         (limit,) = [
-            int(i.operands[0])
+            int(instruction.operands[0])
             for part in parts
-            for i in self.computations[part].values()
-            if i.opcode == "constant"
+            for instruction in self.computations[part].values()
+            if instruction.opcode == "constant"
         ]
         return limit - int(first.operands[0])
 
@@ -169,22 +169,12 @@ class CompiledText:
         ]
 
     def collectives(self) -> list[Collective]:
-        found = []
-        for name, instruction, around in self.instructions():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            group = len(groups_of(instruction.attributes)[0]) if kind != COLLECTIVES[4] else 2
-            arrays = [
-                array
-                for operand in instruction.operands
-                for array in self.computations[name][operand].arrays
-            ]
-            if kind == "all-gather":
-                # A part has 1/group of the elements; along which dimension doesn't matter here.
-                arrays = [ArrayType(a.dtype, (group, *a.shape)) for a in arrays]
-            found.append(Collective(kind, tuple(arrays), group, around, instruction.attributes))
-        return found
+        """Return the collectives that run, once for each place that runs them."""
+        return [
+            collective_of(self.computations[name], instruction, around)
+            for name, instruction, around in self.instructions()
+            if instruction.opcode.removesuffix("-start") in COLLECTIVES
+        ]
 
     def products(self) -> int:
         """Return the FLOPs of matrix products, those of attention kernels left out."""
@@ -210,12 +200,30 @@ class CompiledText:
         return counts
 
 
+def collective_of(
+    computation: dict[str, Instruction], instruction: Instruction, loops: tuple[int, ...]
+) -> Collective:
+    """Return the collective of an instruction of a computation with these loops around it."""
+    kind = instruction.opcode.removesuffix("-start")
+    group = len(groups_of(instruction.attributes)[0]) if kind != COLLECTIVES[4] else 2
+    arrays = [array for name in instruction.operands for array in computation[name].arrays]
+    if kind == "all-gather":
+        # A part has 1/group of the elements; along which dimension doesn't matter here.
+        arrays = [ArrayType(a.dtype, (group, *a.shape)) for a in arrays]
+    return Collective(kind, tuple(arrays), group, loops, instruction.attributes)
+
+
 def called_computations(attributes: str) -> list[tuple[str, str]]:
-    """Return (attribute, name) of the computations that an instruction calls."""
-    found = re.findall(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)", attributes)
+    """Return (attribute, name) of the computations that an instruction calls.
+
+    Those of a condition have the attribute "branch".
+    """
+    called = re.findall(r"\b(body|condition|calls|to_apply)=%?([\w.\-]+)", attributes)
+    names = re.findall(r"\b(?:true|false)_computation=%?([\w.\-]+)", attributes)
     branches = re.search(r"branch_computations=\{([^}]*)\}", attributes)
-    names = re.findall(r"%?([\w.\-]+)", branches.group(1)) if branches else []
-    return found + [("branch", name) for name in names]
+    if branches is not None:
+        names += re.findall(r"%?([\w.\-]+)", branches.group(1))
+    return called + [("branch", name) for name in names]
 
 
 def contracted_dimensions(instruction: Instruction) -> list[int] | None:
@@ -235,40 +243,40 @@ def groups_of(instruction: str) -> list[list[int]]:
 
     They are written {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2], device_ids=([4]) {'b'}.
     """
-    text = re.search(r"replica_groups=(.*)", instruction).group(1)
+    text = instruction.partition("replica_groups=")[2]
     if text.startswith("{{"):
-        return [
-            [int(n) for n in group.split(",")]
-            for group in re.findall(r"\{([\d,]+)\}", text.partition("}}")[0] + "}")
-        ]
-    order = re.search(
-        r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
-        if text.startswith("[")
-        else r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)",
-        text,
-    )
+        listed = text.partition("}}")[0] + "}"
+        groups = re.findall(r"\{([\d,]+)\}", listed)
+        return [[int(number) for number in group.split(",")] for group in groups]
     if text.startswith("mesh"):
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
-        names = re.search(r"\{(.*?)\}", text).group(1)
-        grouped = re.findall(r"'(\w+)'", names)
-        sizes = [int(size) for size in axes.values()]
-        ids = np.arange(math.prod(sizes)) if order is None else iota(order)
-        last = [n for n, axis in enumerate(axes) if axis in grouped]
-        rest = [n for n in range(len(axes)) if n not in last]
-        return (
-            ids.reshape(sizes)
-            .transpose(rest + last)
-            .reshape(-1, math.prod(sizes[n] for n in last))
-            .tolist()
-        )
+        return groups_of_mesh(text)
+
+    order = re.search(r"<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if order is None:
+        raise ValueError(f"unknown groups of devices: {text[:80]}")
     sizes = [int(size) for size in text[1:].partition("]")[0].split(",")]
     return iota(order).reshape(sizes).tolist()
 
 
-def iota(order: re.Match) -> np.ndarray:
+def groups_of_mesh(text: str) -> list[list[int]]:
+    """Return the groups of mesh['a'=2,'b'=2], device_ids=([4]) {'b'}: devices along the axes b."""
+    axes = dict(re.findall(r"'(\w+)'=(\d+)", text.partition("]")[0]))
+    braces = re.search(r"\{(.*?)\}", text)
+    grouped = re.findall(r"'(\w+)'", braces.group(1)) if braces else []
+    order = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", text)
+
+    sizes = [int(size) for size in axes.values()]
+    ids = np.arange(math.prod(sizes)) if order is None else iota(order)
+    last = [number for number, axis in enumerate(axes) if axis in grouped]
+    rest = [number for number in range(len(axes)) if number not in last]
+    size = math.prod(sizes[number] for number in last)
+    return ids.reshape(sizes).transpose(rest + last).reshape(-1, size).tolist()
+
+
+def iota(order: re.Match[str]) -> np.ndarray:
     """Return 0, 1, ... in the shape of [4,2]T(1,0), its axes in that order."""
     sizes = [int(size) for size in order.group(1).split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return (
-        ids.transpose([int(axis) for axis in order.group(2).split(",")]) if order.group(2) else ids
-    )
+    if order.group(2) is None:
+        return ids
+    return ids.transpose([int(axis) for axis in order.group(2).split(",")])
