@@ -59,18 +59,19 @@ Costs = dict[str, float]
 class Efficiency(NamedTuple):
     """Shares of the peaks that kernels reach, and times that no peak explains.
 
-    Measured on one H200 with the steps of docs/performance.md: products of GPT-2's blocks and head
-    at 764 TFLOP/s; its attention, with 64 channels a head, at 246; T5's, with a bias, at 137. Flash
-    kernels of 128 channels as cuDNN's in FlashAttention-3 (arXiv 2407.08608, figures 5 and 6). The
-    links as NCCL's tests report: 230 of 300 GB/s in a server of A100, 340 of 400 between servers of
+    Measured on one H200 with the steps of docs/performance.md: GPT-2's products reach 71% with
+    their biases and GELU, and 77% would explain Llama's step; attention with 64 channels a head
+    runs at 246 TFLOP/s, with T5's bias at 137; GPT-2's other kernels use 65% of the bandwidth.
+    Flash kernels of 128 channels as cuDNN's in FlashAttention-3 (arXiv 2407.08608, figures 5 and
+    6). The links as NCCL's tests report: 230 of 300 GB/s in a server of A100, 340 of 400 between servers of
     H100 (NVIDIA/nccl issue 1218).
     """
 
-    products: float = 0.77
+    products: float = 0.74
     attention: float = 0.25  # heads of less than 128 channels
     wide_attention: float = 0.45
     biased_attention: float = 0.14
-    memory: float = 0.75
+    memory: float = 0.7
     links: float = 0.8
     launch_seconds: float = 4e-6  # from the end of a kernel to the start of the next
     collective_seconds: float = 2e-5  # of a collective in a node without its bytes; twice between

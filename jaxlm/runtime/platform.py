@@ -65,10 +65,11 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
     REDUCE_SCATTER_LIMIT: (2**25, "the gradients of a layer together"),
     "xla_gpu_all_reduce_combine_threshold_bytes": (2**28, "the gradients of a step in few parts"),
 }
-# For any number of GPUs: products are cuBLAS's, whose kernels also add biases and compute GELU.
-# Where Triton may have a product, XLA gives it all that follows, and if cuBLAS is faster takes the
-# product alone (docs/performance.md has the times).
-ANY_GPUS = {"xla_gpu_enable_triton_gemm": False}
+# On one GPU products are cuBLAS's, whose kernels also add biases and compute GELU. Where Triton may
+# have a product, XLA gives it all that follows, and if cuBLAS is faster takes the product alone
+# (docs/performance.md has the times). On several GPUs it would have the gather of the next layer
+# wait in the forward pass (tests/test_compiled_collectives.py).
+ONE_GPU = {"xla_gpu_enable_triton_gemm": False}
 # A layer can't start before its weights are there, so nothing of it can hide the gather: in a scan
 # those of the next layer are gathered while one is computed. Peak memory is that of two gathered
 # layers. The option has another name since this version of jax, and one that a version lacks ends
@@ -216,9 +217,9 @@ def compiler_options(
         return {}
     flags = os.environ.get("XLA_FLAGS", "").split()
     set_by_user = {flag.partition("=")[0].removeprefix("--") for flag in flags}
-    options: dict[str, Any] = dict(ANY_GPUS)
+    options: dict[str, Any] = dict(ONE_GPU)
     if len(devices) > 1:
-        options |= {name: value for name, (value, _) in SEVERAL_GPUS.items()}
+        options = {name: value for name, (value, _) in SEVERAL_GPUS.items()}
         is_renamed = jax_version() >= GATHER_AHEAD_RENAMED
         options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
         if layer_bytes is not None:
