@@ -63,8 +63,8 @@ class Efficiency(NamedTuple):
     their biases and GELU, and 77% would explain Llama's step; attention with 64 channels a head
     runs at 246 TFLOP/s, with T5's bias at 137; GPT-2's other kernels use 65% of the bandwidth.
     Flash kernels of 128 channels as cuDNN's in FlashAttention-3 (arXiv 2407.08608, figures 5 and
-    6). The links as NCCL's tests report: 230 of 300 GB/s in a server of A100, 340 of 400 between servers of
-    H100 (NVIDIA/nccl issue 1218).
+    6). The links as NCCL's tests report: 230 of 300 GB/s in a server of A100, 340 of 400 between
+    servers of H100 (NVIDIA/nccl issue 1218).
     """
 
     products: float = 0.74
