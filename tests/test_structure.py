@@ -18,6 +18,7 @@ LEVELS = {
     "config": 0,
     "types": 0,
     "communication": 2,
+    "accelerators": 0,
     "flops": 1,
     "hardware": 1,
     "nn": 1,
@@ -92,7 +93,10 @@ SIDEWAYS = {
     ("load_model", "interop"): "as above",
     ("load_model", "runtime"): "as above",
     ("mesh_execution", "sharding"): "it runs on the mesh and by the tables that stand there",
+    ("plan", "run_checks"): "a step is planned as it is trained, by these",
     ("plan", "runtime"): "the life of a command",
+    ("plan", "state"): "as above: the arguments of a step",
+    ("plan", "step"): "as above",
     ("run", "run_checks"): "what a command checks before jax holds with the devices that are there",
     ("run", "runtime"): "the devices of a run",
     ("run", "state"): "bytes of the state on each device",
@@ -141,6 +145,7 @@ ONLY_IN = {
 }
 
 WITHOUT_JAX = {
+    "accelerators",
     "card",
     "communication",
     "config",

@@ -77,7 +77,7 @@ def format_flops(figures: Figures) -> str:
 
     if figures.peak_flops is not None:
         note = f"MFU = FLOPs of a step / seconds / peak, {figures.peak_flops / 1e12:,.1f} TFLOP/s "
-        note += "of all devices in bfloat16 (data sheets, jaxlm/hardware.py)"
+        note += "of all devices in bfloat16 (data sheets, jaxlm/accelerators.py)"
     elif figures.product_flops is not None:
         note = f"the peak is unknown; a product [4096,384] x [384,1536] in {figures.compute} "
         note += f"on all devices at once reached {figures.product_flops / 1e9:,.0f} GFLOP/s"

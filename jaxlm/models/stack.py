@@ -92,7 +92,7 @@ unstack.defvjp(
 
 @jax.custom_vjp
 def in_turn(weights: Tree, x: jax.Array) -> tuple[Tree, jax.Array]:
-    """Return both as they are. The backward pass computes all of their gradients before any is used.
+    """Return both as they are. The backward pass computes their gradients before it uses any.
 
     Left alone XLA puts off the gradients of the weights of all layers to the end of the backward
     pass, and keeps what they are computed from until then: of BERT-base, recomputed in full, 4 GB.

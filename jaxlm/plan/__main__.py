@@ -8,7 +8,9 @@ from jaxlm import runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import suggestion
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "memory": "bytes on each GPU by what they are for, and what fits",
+}
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
 commands (each has --help):
