@@ -105,12 +105,17 @@ def suggest_changes(
     """Return the changes of a config that does not fit, from the cheapest on.
 
     Of each kind it is the smallest change that fits, or the largest if none does. If no single
-    change fits, all kinds together follow.
+    change fits, several together follow.
     """
     limit = usable_memory(accelerator)
+    kinds = list(kinds_of_changes(config, gpus))
+    apply_edit = {edit: apply for steps, _ in kinds for edit, apply in steps}
 
-    def measure(edited: Config, edits: tuple[str, ...], why: str) -> Change | None:
+    def measure(edits: tuple[str, ...], why: str) -> Change | None:
+        edited = config
         try:
+            for edit in edits:
+                edited = apply_edit[edit](edited)
             check_mesh(edited, gpus, 0)
             check_sample(edited)
             total = estimate_memory(edited, gpus, accelerator).total
@@ -119,25 +124,31 @@ def suggest_changes(
         return Change(edits, why, total, total <= limit)
 
     changes: list[Change] = []
-    best = config
-    edits: tuple[str, ...] = ()
-    for steps, why in kinds_of_changes(config, gpus):
+    for steps, why in kinds:
         found = None
-        for edit, apply in steps:
-            found_next = measure(apply(config), (edit,), why)
-            found = found_next or found
+        for edit, _ in steps:
+            found = measure((edit,), why) or found
             if found is not None and found.fits:
                 break
-        if found is None or found.total >= known.total:
-            continue
-        changes.append(found)
-        best = dict(steps)[found.edits[0]](best)
-        edits += found.edits
+        if found is not None and found.total < known.total:
+            changes.append(found)
 
     if len(changes) > 1 and not any(change.fits for change in changes):
-        together = measure(best, edits, "all of them together")
-        changes += [together] if together else []
+        together = combine(changes, measure)
+        changes += [together] if len(together.edits) > 1 else []
     return changes
+
+
+def combine(
+    changes: list[Change], measure: Callable[[tuple[str, ...], str], Change | None]
+) -> Change:
+    """Return several of the changes together: the best one, and all that lower it further."""
+    best, *others = sorted(changes, key=lambda change: change.total)
+    for change in others:
+        together = measure(best.edits + change.edits, "several of them together")
+        if together is not None and together.total < best.total:
+            best = together
+    return best
 
 
 Steps = list[tuple[str, Callable[[Config], Config]]]

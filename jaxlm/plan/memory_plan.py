@@ -106,7 +106,7 @@ def format_plan(plan: MemoryPlan) -> str:
         describe_largest(plan),
     ]
     if plan.changes:
-        sections.append(f"What would change that:\n\n{format_table(change_rows(plan))}")
+        sections.append(describe_changes(plan))
     if plan.lengths:
         sections.append(format_table(length_rows(plan)))
     sections.append(format_stages(plan.cluster, bytes_of(config)))
@@ -148,6 +148,17 @@ def describe_largest(plan: MemoryPlan) -> str:
         return "Not even one sequence at a time fits on a GPU."
     rows, total = plan.largest
     return f"The largest microbatch that fits has {rows} sequences on a GPU: {gigabytes(total)} GB."
+
+
+def describe_changes(plan: MemoryPlan) -> str:
+    """Return the changes that would help, and the cheapest that is enough."""
+    table = f"What would change that:\n\n{format_table(change_rows(plan))}"
+    fitting = [change for change in plan.changes if change.fits]
+    if not fitting:
+        advice = "None is enough: take more GPUs or larger ones, or a smaller model."
+    else:
+        advice = f"The cheapest that is enough: {' '.join(fitting[0].edits)}"
+    return f"{table}\n\n{advice}"
 
 
 def change_rows(plan: MemoryPlan) -> list[tuple[str, ...]]:
