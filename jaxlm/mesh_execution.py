@@ -36,12 +36,14 @@ def build_execution(
     width: int,
     token_width: int | None = None,
     deterministic: bool = False,
+    device: Any = None,
 ) -> Execution:
     """Build the description of how the layers of a model of this `width` run on `mesh`.
 
-    `token_width` is that of its token table (None: the same).
+    `token_width` is that of its token table (None: the same). `device` stands for those of a mesh
+    that has none (jax.sharding.AbstractMesh).
     """
-    device = mesh.devices.flat[0]
+    device = mesh.devices.flat[0] if device is None else device
     # Unrolled blocks are faster. Under ZeRO-3 their gathered weights would all be alive at once.
     scanned = parallel.blocks == "scanned" or (
         parallel.blocks == "auto" and parallel.zero == 3 and mesh.size > 1

@@ -11,6 +11,7 @@ from jaxlm.config.fields import suggestion
 COMMANDS: dict[str, str] = {
     "budget": "what a compute budget buys, and what a model costs",
     "compile": "compile the training step for GPUs that are not there",
+    "memory": "bytes on each GPU by what they are for, and what fits",
 }
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
