@@ -86,10 +86,10 @@ def format_collectives(plan: StepPlan) -> str:
                 f"{1e3 * total.seconds:,.1f}",
             )
         )
-    note = "GB of whole arrays, all times together; the formula leaves out norms, biases and sums"
+    note = "the formula leaves out norms, biases and sums"
     if plan.mesh["tensor"] > 1:
-        note = "GB of whole arrays, all times together; no formula counts parallel.tensor"
-    return f"{align_columns(lines)}\n{note}"
+        note = "no formula counts parallel.tensor"
+    return f"{align_columns(lines)}\nGB of whole arrays, all times together; {note}"
 
 
 def format_time(plan: StepPlan) -> str:
