@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxlm.columns import align_columns
 from jaxlm.plan.roofline import EXPOSED, PARTS
-from jaxlm.plan.step_plan import DAY, StepPlan, list_notes
+from jaxlm.plan.step_plan import DAY, HOUR, StepPlan, list_notes
 
 
 def format_plan(plan: StepPlan) -> str:
@@ -86,10 +86,10 @@ def format_collectives(plan: StepPlan) -> str:
                 f"{1e3 * total.seconds:,.1f}",
             )
         )
-    note = "GB of whole arrays, all times together; the formula leaves out norms, biases and sums"
+    note = "the formula leaves out norms, biases and sums"
     if plan.mesh["tensor"] > 1:
-        note = "GB of whole arrays, all times together; no formula counts parallel.tensor"
-    return f"{align_columns(lines)}\n{note}"
+        note = "no formula counts parallel.tensor"
+    return f"{align_columns(lines)}\nGB of whole arrays, all times together; {note}"
 
 
 def format_time(plan: StepPlan) -> str:
@@ -120,14 +120,21 @@ def format_time(plan: StepPlan) -> str:
 
 def format_run(plan: StepPlan) -> str:
     """Return the time and the price of the whole run."""
-    samples = plan.tokens // plan.batch_size * plan.samples
+    tokens = plan.tokens // plan.batch_size * plan.samples
     text = (
-        f"whole run: {plan.steps:,} steps, {samples:,} tokens: {plan.run_seconds / DAY:,.2f} days, "
-        f"{plan.gpu_hours:,.0f} GPU-hours"
+        f"whole run: {plan.steps:,} steps, {tokens:,} tokens: {duration(plan.run_seconds)}, "
+        f"{plan.gpu_hours:,.1f} GPU-hours"
     )
     if plan.cost is not None:
-        text += f", {plan.cost:,.0f} at {plan.price:g} a GPU-hour"
+        text += f", {plan.cost:,.2f} at {plan.price:g} a GPU-hour"
     return f"{text}\ncompiled in {plan.compile_seconds:.1f} s"
+
+
+def duration(seconds: float) -> str:
+    """Return '33.9 days', '5.2 hours' or '48 seconds'."""
+    if seconds >= DAY:
+        return f"{seconds / DAY:,.1f} days"
+    return f"{seconds / HOUR:.1f} hours" if seconds >= HOUR else f"{seconds:.0f} seconds"
 
 
 def gigabytes(size: int) -> str:

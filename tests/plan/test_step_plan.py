@@ -52,6 +52,18 @@ def test_mfu_tokens_and_cost_follow_from_the_time_of_a_step():
     assert plan.hidden_seconds == pytest.approx(0.15 - SECONDS[EXPOSED])
 
 
+@pytest.mark.parametrize(
+    ("samples", "text"),
+    [
+        (1600, ": 100 seconds, 0.2 GPU-hours, 0.56 at 2.5"),
+        (160_000, ": 2.8 hours, 22.2"),
+        (16_000_000, ": 11.6 days, 2,222.2"),
+    ],
+)
+def test_the_time_of_a_run_is_told_in_a_fitting_unit(samples, text):
+    assert text in format_plan(plan_of(samples=samples, price=2.5))
+
+
 def test_smaller_batches_of_a_schedule_take_their_share_of_a_step():
     assert plan_of(samples=800).run_seconds == pytest.approx(50)
 
