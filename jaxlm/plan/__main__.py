@@ -10,6 +10,8 @@ from jaxlm.config.fields import suggestion
 
 COMMANDS: dict[str, str] = {
     "budget": "what a compute budget buys, and what a model costs",
+    "fit": "fit scaling laws to trained runs, and predict larger ones",
+    "sweep": "write and train a ladder of runs for them",
 }
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
