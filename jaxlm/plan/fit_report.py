@@ -14,6 +14,7 @@ from jaxlm.plan.parametric_fit import (
     RESAMPLES,
     SEED,
     ParametricFit,
+    check_runs,
     find_outliers,
     fit_parametric,
     percentile_interval,
@@ -60,6 +61,10 @@ def fit_runs(
     observed, notes = read_observations(paths)
     held = hold_out_mask(observed, hold_out)
     runs, held_runs = observed.select(~held), observed.select(held)
+    try:
+        check_runs(runs)
+    except UserError as error:
+        raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
 
     fit = fit_parametric(runs, resamples=resamples, seed=seed)
     mask = find_outliers(fit)

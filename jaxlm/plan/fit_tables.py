@@ -10,7 +10,7 @@ from jaxlm.plan.fit_report import Results, optimal_exponents
 from jaxlm.plan.isoflop import IsoflopFit
 from jaxlm.plan.prediction import HeldOut, Interval, Prediction
 
-SHOWN_RUNS = 12  # names of a list
+SHOWN_RUNS, SHOWN_BUDGETS = 12, 12  # names of a list, rows of a table
 
 
 def format_results(results: Results) -> str:
@@ -84,7 +84,7 @@ def format_isoflop(isoflop: IsoflopFit | None, results: Results) -> str:
             best = ["at the edge: try " + ("smaller" if smaller else "larger"), "", ""]
         rows.append([f"{curve.flops:.3g}", str(curve.runs.count), *best])
 
-    lines = ["minima of the isoFLOP parabolas", align_columns(rows)]
+    lines = ["minima of the isoFLOP parabolas", align_columns(shorten_rows(rows))]
     if isoflop.parameters is None or isoflop.tokens is None:
         return "\n".join([*lines, "power laws: they need the minima of two budgets"])
     for name, law in (("parameters", isoflop.parameters), ("tokens", isoflop.tokens)):
@@ -97,10 +97,20 @@ def format_isoflop(isoflop: IsoflopFit | None, results: Results) -> str:
         if point.parameters_interval is not None:
             sizes = [law.predict(point.flops) for law in (isoflop.parameters, isoflop.tokens)]
             lines.append(
-                f"at {point.flops:.3g} FLOPs: {short_number(sizes[0])} parameters, "
-                f"{short_number(sizes[1])} tokens"
+                f"at {point.flops:.3g} FLOPs by these power laws: {short_number(sizes[0])} "
+                f"parameters, {short_number(sizes[1])} tokens"
             )
     return "\n".join(lines)
+
+
+def shorten_rows(rows: list[list[str]]) -> list[list[str]]:
+    """Return the header and the first and last rows of a long table."""
+    left_out = len(rows) - 1 - SHOWN_BUDGETS
+    if left_out <= 0:
+        return rows
+    half = SHOWN_BUDGETS // 2
+    note = [f"... {left_out} more", *[""] * (len(rows[0]) - 1)]
+    return [*rows[: half + 1], note, *rows[-half:]]
 
 
 def format_predictions(predictions: Sequence[Prediction]) -> str:

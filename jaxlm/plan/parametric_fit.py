@@ -19,9 +19,9 @@ LEAST_RUNS = 6  # the law has five parameters
 START_EXPONENTS = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)  # of alpha and of beta: 36 starts
 POLISHED = 8  # starts that L-BFGS continues, the best ones
 COARSE_DELTAS = (0.03, 0.005)  # smoother problems that the search goes through first
+LEAST_GAIN, STUCK = 1e-11, 1e3  # share of the objective, and damping, at which a search ends
 RESAMPLES, SEED, CONFIDENCE = 500, 0, 0.95
 OUTLIER_SCALES = 4.5  # robust standard deviations of the residuals
-FLOPS_PER_PARAMETER = 6
 
 
 class ParametricFit(NamedTuple):
@@ -70,7 +70,7 @@ def fit_parametric(
         beta=beta,
         source=f"fitted to {runs.count} runs",
     )
-    residuals = problem.log_loss - problem.predict(point[None])[0][0]
+    residuals = -problem.linearize(point[None])[0][0]
     return ParametricFit(law, objective, residuals, problem.uncentre(draws))
 
 
@@ -114,28 +114,23 @@ class Problem(NamedTuple):
         a = a + alpha * self.mean_parameters
         return np.stack([e, a, b + beta * self.mean_tokens, alpha, beta], axis=1)
 
-    def predict(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log losses [k, n] of [k, 5] points, and the shares [k, n, 3] of the terms.
+    def linearize(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the residuals [k, n] of [k, 5] points and their derivatives [k, 5, n].
 
-        The shares, of E, A / N^alpha and B / D^beta, are the derivatives by their logs.
+        A residual is the log of the law's loss less that of the run. The derivatives by the logs of
+        E, A / N^alpha and B / D^beta are the shares of these terms in the loss.
         """
-        terms = np.stack(
-            [
-                np.broadcast_to(points[:, :1], (len(points), len(self.log_loss))),
-                points[:, 1:2] - points[:, 3:4] * self.log_parameters,
-                points[:, 2:3] - points[:, 4:5] * self.log_tokens,
-            ],
-            axis=2,
-        )
-        largest = terms.max(axis=2, keepdims=True)
-        weights = np.exp(terms - largest)
-        total = weights.sum(axis=2, keepdims=True)
-        return (largest + np.log(total))[:, :, 0], weights / total
+        e, a, b, alpha, beta = (column[:, None] for column in points.T)
+        size_term = a - alpha * self.log_parameters
+        data_term = b - beta * self.log_tokens
+        largest = np.maximum(np.maximum(size_term, data_term), e)
 
-    def jacobian(self, shares: np.ndarray) -> np.ndarray:
-        """Return the derivatives [k, n, 5] of the log losses by the point, from the shares."""
-        slopes = -shares[:, :, 1] * self.log_parameters, -shares[:, :, 2] * self.log_tokens
-        return np.concatenate([shares, np.stack(slopes, axis=2)], axis=2)
+        weights = [np.exp(term - largest) for term in (e, size_term, data_term)]
+        total = weights[0] + weights[1] + weights[2]
+        e_share, size_share, data_share = (weight / total for weight in weights)
+        slopes = -size_share * self.log_parameters, -data_share * self.log_tokens
+        jacobian = np.stack([e_share, size_share, data_share, *slopes], axis=1)
+        return largest + np.log(total) - self.log_loss, jacobian
 
 
 def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
@@ -202,10 +197,8 @@ def objective_and_gradient(
     point: np.ndarray, problem: Problem, scale: float
 ) -> tuple[float, np.ndarray]:
     """Return the sum of the Huber losses at a point [5] and its gradient, both over `scale`."""
-    predicted, shares = problem.predict(point[None])
-    residuals = predicted[0] - problem.log_loss
-    pull = np.clip(residuals, -DELTA, DELTA)
-    gradient = pull @ problem.jacobian(shares)[0]
+    residuals, jacobian = problem.linearize(point[None])
+    gradient = jacobian[0] @ np.clip(residuals[0], -DELTA, DELTA)
     return float(huber(residuals, DELTA).sum()) / scale, gradient / scale
 
 
@@ -218,34 +211,39 @@ def descend(
     delta weighs delta / |r|: a bound of the Huber loss from above that touches it. A step that does
     not improve its point is not taken; all points go on together, and those that are done drop out.
     """
-    points, final = points.copy(), np.zeros(len(points))
-    going = np.arange(len(points))
+    found, values = points.copy(), np.zeros(len(points))
+    going = np.arange(len(points))  # places of the points that still move
     damping = np.full(len(points), 1e-2)
+    residuals, jacobian = problem.linearize(points)
+    objective = (weights * huber(residuals, delta)).sum(axis=1)
 
     for iteration in range(iterations):
-        p, w = points[going], weights[going]
-        predicted, shares = problem.predict(p)
-        residuals = predicted - problem.log_loss
-        values = (w * huber(residuals, delta)).sum(axis=1)
+        moved = points + damped_step(jacobian, residuals, weights, damping, delta)
+        moved_residuals, moved_jacobian = problem.linearize(moved)
+        after = (weights * huber(moved_residuals, delta)).sum(axis=1)
 
-        step = damped_step(problem.jacobian(shares), residuals, w, damping[going], delta)
-        moved = problem.predict(p + step)[0] - problem.log_loss
-        after = (w * huber(moved, delta)).sum(axis=1)
+        better = after < objective
+        gain = np.where(better, objective - after, 0.0) / np.maximum(objective, 1e-300)
+        damping = np.clip(damping * np.where(better, 0.3, 5.0), 1e-12, 1e8)
+        points = np.where(better[:, None], moved, points)
+        objective = np.where(better, after, objective)
+        residuals = np.where(better[:, None], moved_residuals, residuals)
+        jacobian = np.where(better[:, None, None], moved_jacobian, jacobian)
 
-        better = after < values
-        points[going[better]] += step[better]
-        damping[going] *= np.where(better, 0.3, 5.0)
-        np.clip(damping, 1e-12, 1e8, out=damping)
-        final[going] = np.where(better, after, values)
-
-        gain = np.where(better, values - after, 0.0) / np.maximum(values, 1e-300)
-        stuck = ~better & (damping[going] > 1e3)
-        if iteration > 5:
-            going = going[~(stuck | (better & (gain < 1e-11)))]
+        done = np.where(better, gain < LEAST_GAIN, damping > STUCK)
+        if (iteration > 5 and done.any()) or iteration == iterations - 1:
+            found[going], values[going] = points, objective
+            left = ~done
+            going, points, weights, damping = (
+                array[left] for array in (going, points, weights, damping)
+            )
+            residuals, jacobian, objective = (
+                array[left] for array in (residuals, jacobian, objective)
+            )
         if not len(going):
             break
 
-    return points, final
+    return found, values
 
 
 def damped_step(
@@ -257,14 +255,14 @@ def damped_step(
 ) -> np.ndarray:
     """Return the Levenberg-Marquardt steps [k, 5], no component larger than 3."""
     bound = weights * np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
-    weighted = jacobian * bound[:, :, None]
-    normal = np.einsum("kni,knj->kij", weighted, jacobian)
-    gradient = np.einsum("kni,kn->ki", weighted, residuals)
+    weighted = jacobian * bound[:, None, :]
+    normal = weighted @ jacobian.transpose(0, 2, 1)
+    gradient = weighted @ residuals[:, :, None]
 
     diagonal = np.einsum("kii->ki", normal)
     floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-30
     damped = normal + (damping[:, None] * diagonal + floor)[:, :, None] * np.eye(5)
-    step = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+    step = -np.linalg.solve(damped, gradient)[:, :, 0]
     return step * np.minimum(1.0, 3.0 / np.maximum(np.abs(step).max(axis=1), 1e-30))[:, None]
 
 

@@ -33,7 +33,8 @@ SAVES, LOGGED_ROWS = 4, 50  # of a run
 RULES = {
     "layers": "in proportion to the width",
     "heads": "as wide as the recipe's",
-    "learning_rate": "adamw: in proportion to 1 / width (arXiv 2203.03466); adafactor: unchanged",
+    "learning_rate": "adamw: in proportion to the roots of the batch size (arXiv 2205.10287) and of "
+    "1 / width (arXiv 1706.03762); adafactor: unchanged",
     "batch_size": f"in proportion to budget^{BATCH_EXPONENT} (arXiv 2401.02954), by powers of two",
     "warmup_steps": "the recipe's share of the steps",
     "schedule": "ends with the last step",
@@ -120,7 +121,7 @@ def scale_run(config: Config, width: int, flops: float, *, evaluation_tokens: in
     return replace(
         scaled,
         training=training,
-        optimizer=scale_optimizer(config, width, steps),
+        optimizer=scale_optimizer(config, training, width),
         data=scale_data(config, share, steps * batch_size),
         evaluation=replace(
             config.evaluation,
@@ -183,12 +184,14 @@ def scale_training(training: TrainingConfig, batch_size: int, steps: int) -> Tra
     )
 
 
-def scale_optimizer(config: Config, width: int, steps: int) -> OptimizerConfig:
-    """Return the optimizer with the learning rate for a width and its schedule within `steps`."""
-    optimizer, share = config.optimizer, steps / config.training.steps
+def scale_optimizer(config: Config, training: TrainingConfig, width: int) -> OptimizerConfig:
+    """Return the optimizer with the learning rate for a width and the `training` of a run."""
+    optimizer, steps = config.optimizer, training.steps
+    share = steps / config.training.steps
     rate = optimizer.learning_rate
     if optimizer.kind == "adamw":
-        rate *= config.model.width / width
+        batch_ratio = training.batch_size / last_batch_size(config.training)
+        rate *= math.sqrt(batch_ratio * config.model.width / width)
 
     warmup = optimizer.warmup_steps and max(
         round(share * optimizer.warmup_steps), min(LEAST_WARMUP, steps // 10)

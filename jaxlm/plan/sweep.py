@@ -24,7 +24,8 @@ SWEEP_FILE = "sweep.json"
 TOKENS_PER_PARAMETER = 20.0  # about the optimum of Hoffmann et al. 2022 (arXiv 2203.15556)
 EVALUATION_TOKENS = 2**17
 SPAN = 3.0  # sizes reach from the smallest budget's optimum over it to the largest one's times it
-LEAST_WIDTH, MOST_WIDTH = 16, 2**16
+LEAST_WIDTH, MOST_WIDTH = 32, 2**16  # of those that are chosen
+HEAD_FACTOR = 1.5  # by which heads of a chosen width may be wider or narrower than the recipe's
 FINENESS = 16  # widths are multiples of a 16th to an 8th of themselves, rounded to a power of two
 
 
@@ -114,8 +115,13 @@ def choose_widths(
     low, high = (
         math.sqrt(budget / 6 / tokens_per_parameter) for budget in (min(budgets), max(budgets))
     )
+    candidates = {width: size for width in all_widths() if (size := usual_size(config, width))}
     low, high = low / SPAN, high * SPAN
-    candidates = {width: size for width in all_widths() if (size := size_at(config, width))}
+    if candidates:
+        low, high = (
+            min(max(size, min(candidates.values())), max(candidates.values()))
+            for size in (low, high)
+        )
     steps = [low * (high / low) ** (place / max(1, sizes - 1)) for place in range(sizes)]
 
     chosen: list[int] = []
@@ -137,11 +143,20 @@ def all_widths() -> list[int]:
     return widths
 
 
-def size_at(config: Config, width: int) -> float | None:
-    """Return the size of the recipe at a width by its FLOPs; None where it can't be built."""
+def usual_size(config: Config, width: int) -> float | None:
+    """Return the size of the recipe at a width by its FLOPs; None for a width not to be chosen.
+
+    Its heads are about as wide as the recipe's, and a multiple of 8 channels, as attention kernels
+    of GPUs want them.
+    """
     try:
         scaled = replace(config, model=scale_model(config.model, width))
     except ConfigError:
+        return None
+
+    head, usual = scaled.model.width_per_head, config.model.width_per_head
+    is_usual = usual / HEAD_FACTOR <= head <= usual * HEAD_FACTOR or width <= usual
+    if head % 8 or not is_usual:
         return None
     return sample_flops(scaled) / sample_lengths(scaled).tokens / 6
 
