@@ -94,11 +94,18 @@ def electra_products(config: ModelConfig, length: int, predictions: int) -> int:
     generator = config.generator
     if generator is None:
         return products
-    head = generator.width * config.token_width + config.token_width * config.vocabulary_size
-    products += stack_products(generator, length) + predictions * head
+    products += stack_products(generator, length)
+    products += predictions * generator_head_products(config)
     if config.token_width != generator.width:
         products += length * config.token_width * generator.width
     return products
+
+
+def generator_head_products(config: ModelConfig) -> int:
+    """Count the multiplications of the head of ELECTRA's generator per position."""
+    generator = config.generator
+    assert generator is not None
+    return generator.width * config.token_width + config.token_width * config.vocabulary_size
 
 
 def stack_products(config: ModelConfig, length: int) -> int:

@@ -96,6 +96,7 @@ SIDEWAYS = {
     ("plan", "card"): "the lengths of samples and the losses of a run, the ticks of a plot",
     ("plan", "data"): "the files that a ladder is to be trained on",
     ("plan", "run_checks"): "a ladder is refused as its runs would be",
+    ("plan", "benchmark"): "the samples of a config, as its objective cuts them",
     ("plan", "runtime"): "the life of a command",
     ("run", "run_checks"): "what a command checks before jax holds with the devices that are there",
     ("run", "runtime"): "the devices of a run",
@@ -418,8 +419,9 @@ def test_a_name_means_one_thing():
         for name in top_level_names(path):
             modules.setdefault(name, []).append(place(path))
     often = {name: found for name, found in modules.items() if len(found) > 3}
-    # `main` is what a command starts with; `build` is completed by the name of its module.
-    assert set(often) <= {"__all__", "main", "build"}, often
+    # `main` is what a command starts with; `build` is completed by the name of its module;
+    # `__getattr__` loads a package's names when they are asked for.
+    assert set(often) <= {"__all__", "__getattr__", "main", "build"}, often
 
 
 def test_config_values_are_not_called_settings():

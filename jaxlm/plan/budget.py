@@ -123,6 +123,8 @@ def flops_per_parameter(question: Question, parameters: float) -> float:
     """Return the training FLOPs per parameter and token: 6 for decoders, else as counted."""
     if question.family == "decoder":
         return FLOPS_PER_PARAMETER
+    if question.shape is not None:
+        return question.shape.flops_per_token / question.shape.parameters
     rounded = float(f"{parameters:.1e}")  # shapes move in steps, which would not let roots settle
     return family_ratio(rounded, question.family, question.vocabulary_size, question.length)
 
@@ -212,6 +214,8 @@ def find_optima(question: Question, chosen: Allocation) -> dict[str, Allocation]
 
 def find_question_shape(question: Question, parameters: float) -> tuple[Shape | None, str]:
     """Return the shape and '', or None and the reason why there is none."""
+    if question.shape is not None:
+        return question.shape, ""
     try:
         shape = find_shape(
             parameters,

@@ -3,12 +3,14 @@
 import argparse
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jaxlm import runtime
+from jaxlm import config, runtime
 from jaxlm.config import UserError
+from jaxlm.config.model import Family
 
 if TYPE_CHECKING:
     from jaxlm.plan.question import Question
@@ -20,6 +22,7 @@ BUDGET_EXAMPLES = """examples:
   python -m jaxlm.plan budget --parameters 7B --tokens 2T --gpus 64xh100
   python -m jaxlm.plan budget --loss 2.2 --parameters 3B
   python -m jaxlm.plan budget --flops 1e20 --family encoder
+  python -m jaxlm.plan budget --config configs/llama_1b.py --gpus 8xh100 --price 2.50
 
 Numbers may be written as 5.76e23, 1,000,000 or 1.4T (K, M, B, T). A budget is --flops, --pf-days,
 or --gpus with --days; with it, --parameters or --tokens fixes one of the two. Without one,
@@ -27,6 +30,16 @@ or --gpus with --days; with it, --parameters or --tokens fixes one of the two. W
 how long; --gpus NAME with --days how many GPUs; --gpus 8xNAME with --days which MFU.
 docs/planning.md explains the laws."""
 
+CONFIG_DECIDES = (
+    *("flops", "pf_days", "parameters", "tokens", "loss"),
+    *("family", "vocabulary_size", "sequence_length"),
+)
+FAMILIES: dict[str, Family] = {
+    "decoder": "decoder",
+    "encoder": "encoder",
+    "encoder-decoder": "encoder_decoder",
+    "encoder_decoder": "encoder_decoder",
+}
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 LARGEST = 1e35  # beyond every question, and far within float64
 PETAFLOP_DAY = 8.64e19
@@ -34,16 +47,22 @@ PETAFLOP_DAY = 8.64e19
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    args = build_budget_parser().parse_args(argv)
+    args = build_budget_parser().parse_intermixed_args(argv)
     if args.json != "-":
         runtime.check_output_file("--json", args.json)
-    question = build_question(args)
+    question, traced = build_question(args), None
+    if args.config is not None:
+        question, traced = ask_about_config(args, question)
+    elif args.edits:
+        raise UserError(f"{args.edits[0]!r}: edits need --config, whose values they change")
 
     from jaxlm.plan.budget import plan_budget
     from jaxlm.plan.budget_report import build_plan_document, format_plan
 
     plan = plan_budget(question)
     document = build_plan_document(plan)
+    if traced is not None:
+        document["traced_flops_per_token"] = traced
     if args.json == "-":
         print(json.dumps(document, indent=2, allow_nan=False))
         return 0
@@ -74,8 +93,8 @@ def build_question(args: argparse.Namespace) -> "Question":
         tokens=args.tokens,
         loss=args.loss,
         data_tokens=args.data_tokens,
-        family=args.family.replace("-", "_"),
-        vocabulary_size=args.vocabulary_size,
+        family=FAMILIES[args.family or "decoder"],
+        vocabulary_size=args.vocabulary_size or 32_768,
         sequence_length=args.sequence_length,
         recompute=args.recompute,
         approach=args.approach,
@@ -87,6 +106,22 @@ def build_question(args: argparse.Namespace) -> "Question":
     )
 
 
+def ask_about_config(args: argparse.Namespace, question: "Question") -> tuple["Question", float]:
+    """Return the question what a config costs, and the FLOPs per token of its traced step."""
+    for name in CONFIG_DECIDES:
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')}: --config decides it; leave one of them out"
+            )
+    run_config = config.load(args.config, args.edits)
+
+    # Only shapes are looked at: a GPU of this machine is left alone.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxlm.plan.recipe_question import ask_about
+
+    return ask_about(run_config, question)
+
+
 def build_budget_parser() -> runtime.Parser:
     """Return the parser of the command's arguments."""
     parser = runtime.Parser(
@@ -95,6 +130,8 @@ def build_budget_parser() -> runtime.Parser:
         epilog=BUDGET_EXAMPLES,
     )
     add = parser.add_argument
+    add("edits", nargs="*", metavar="key=value", help="of the config: training.steps=1000")
+    add("--config", metavar="FILE", help="what the training of this config costs")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--flops", type=quantity, metavar="N", help="FLOPs of the whole training")
     budget.add_argument("--pf-days", type=quantity, metavar="N", help="petaFLOP/s-days, 8.64e19")
@@ -103,9 +140,13 @@ def build_budget_parser() -> runtime.Parser:
     add("--loss", type=quantity, metavar="X", help="nats per token to be reached")
     add("--data-tokens", type=quantity, metavar="N", help="distinct tokens that there are")
 
-    families = ("decoder", "encoder", "encoder-decoder", "encoder_decoder")
-    add("--family", choices=families, default="decoder", metavar="F", help="|".join(families[:3]))
-    add("--vocabulary-size", type=size, default=32_768, metavar="N", help="(32768)")
+    add(
+        "--family",
+        choices=list(FAMILIES),
+        metavar="F",
+        help="decoder|encoder|encoder-decoder (decoder)",
+    )
+    add("--vocabulary-size", type=size, metavar="N", help="of the shape (32768)")
     add(
         "--sequence-length",
         type=size,

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxlm import hardware
 from jaxlm.columns import align_columns
-from jaxlm.plan.budget import PETAFLOP_DAY, peak_flops
+from jaxlm.plan.budget import PETAFLOP_DAY, count_flops, peak_flops
 from jaxlm.plan.question import Plan
 from jaxlm.plan.scaling_laws import REPEATED_DATA, Allocation
 
@@ -57,7 +57,7 @@ def format_budget(plan: Plan) -> str:
         training = plan.flops / plan.question.executed
         lines[0] += f", of which {training:.4g} train and the rest computes activations again"
     if plan.exact_flops is not None and not plan.question.is_budget:
-        lines.append(f"{plan.exact_flops:.4g} FLOPs by counting every product of the shape below")
+        lines.append(f"{plan.exact_flops:.4g} FLOPs by counting every product of the model below")
 
     lines.append(f"1 petaFLOP/s-day is {PETAFLOP_DAY:.3g} FLOPs: a day of {unit_in_gpus()}")
     return "\n".join(lines)
@@ -78,13 +78,16 @@ def unit_in_gpus() -> str:
 def format_approaches(plan: Plan) -> str:
     """Return the optimum by each law as a table."""
     lines = [["compute-optimal by approach", "parameters", "tokens", "per parameter", "loss"]]
-    if not plan.question.is_budget:
+    question = plan.question
+    sizes = (question.parameters, question.tokens)
+    has_flops = not question.is_budget and not all(sizes)  # else all have those of the plan
+    if has_flops:
         lines[0].append("FLOPs")
     for name, optimum in plan.approaches.items():
         line = [APPROACHES[name], short(optimum.parameters), short(optimum.tokens), ratio(optimum)]
         line.append("" if optimum.loss is None else f"{optimum.loss:.3f}")
-        if not plan.question.is_budget:
-            line.append(f"{plan.question.executed * optimum.flops:.3g}")
+        if has_flops:
+            line.append(f"{question.executed * count_flops(question, optimum):.3g}")
         lines.append(line)
     return "\n".join([align_columns(lines), *notes(plan)])
 
@@ -116,9 +119,12 @@ def format_chosen(plan: Plan) -> str:
 
     config = shape.config
     stack = " in each stack" if config.family == "encoder_decoder" else ""
+    gated = " (gated)" if config.gated else ""
+    title = "of that size" if question.shape is None else "of the config"
     lines.append(
-        f"{config.family} of that size: {config.layers} layers{stack}, width {config.width}, "
-        f"{config.heads} heads, MLP of {config.mlp_width} (gated): {shape.parameters:,} parameters"
+        f"{config.family} {title}: {config.layers} layers{stack}, width {config.width}, "
+        f"{config.heads} heads, MLP of {config.hidden_width}{gated}: {shape.parameters:,} "
+        "parameters"
     )
     tables = "token table, which is the head" if config.tied_head else "token table and head"
     share = shape.vocabulary_parameters / shape.parameters
@@ -291,7 +297,7 @@ def shape_document(plan: Plan) -> dict[str, Any] | None:
         "layers": config.layers,
         "width": config.width,
         "heads": config.heads,
-        "mlp_width": config.mlp_width,
+        "mlp_width": config.hidden_width,
         "vocabulary_size": config.vocabulary_size,
         "tied_head": config.tied_head,
         "sequence_length": plan.question.length,

@@ -8,12 +8,13 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm import flops
 from jaxlm.card.facts import read_metrics, sample_lengths
+from jaxlm.card.training_record import data_counts, read_record
 from jaxlm.config import Config, UserError, load
 from jaxlm.config.fields import suggestion
 from jaxlm.data.schedule import BatchSchedule
@@ -23,6 +24,8 @@ from jaxlm.files import read_utf8
 COLUMNS = ("name", "parameters", "tokens", "flops", "loss")
 FLOPS_PER_PARAMETER = 6  # and token, where a CSV has no FLOPs: C = 6 N D (arXiv 2001.08361)
 FINAL_LOSS = "eval/loss"
+REPEATED_EPOCHS = 4  # up to which repeated text is worth nearly as much as new (arXiv 2305.16264)
+SMALL_VALIDATION = 2**16  # tokens
 
 
 class Observation(NamedTuple):
@@ -204,7 +207,44 @@ def read_directory(path: Path) -> tuple[list[Observation], list[str]]:
 
     if not rows:
         raise UserError(f"{path}: no run is finished ({notes[0].partition(': left out: ')[2]})")
-    return rows, notes
+    return rows, [*notes, *note_text(path, {row.name: row.tokens for row in rows})]
+
+
+def note_text(path: Path, tokens: dict[str, float]) -> list[str]:
+    """Return notes on runs that repeat their text often, and on a small validation split.
+
+    `tokens` are those that each run in the directory has read.
+    """
+    notes, repeating, held_out = [], [], []
+    for name, count in tokens.items():
+        folder = path if (path / CONFIG_FILE).exists() else path / name
+        data = gather_counts(folder)
+        distinct = sum(entry["tokens"] for entry in data["splits"]["train"]) if data else 0
+        if distinct and count > REPEATED_EPOCHS * distinct:
+            repeating.append(f"{name} ({count / distinct:.0f} times)")
+        if data and data["validation"]["tokens"]:
+            held_out.append(data["validation"]["tokens"])
+
+    if repeating:
+        notes.append(
+            f"{path}: some runs read their text more than {REPEATED_EPOCHS} times, which is worth "
+            f"less than new text (arXiv 2305.16264): {', '.join(repeating)}"
+        )
+    if held_out and min(held_out) < SMALL_VALIDATION:
+        notes.append(
+            f"{path}: the validation split has {min(held_out):,} tokens: losses on so little text "
+            "scatter; data.validation.share, or method=tail, holds out more"
+        )
+    return notes
+
+
+def gather_counts(folder: Path) -> dict[str, Any]:
+    """Return the counts of a run's text in training.json; {} where they are missing or damaged."""
+    data = read_record(folder).get("data")
+    try:
+        return data_counts(data) if isinstance(data, dict) else {}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def read_final_loss(folder: Path, run_config: Config) -> tuple[float | None, str]:

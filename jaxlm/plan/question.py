@@ -15,7 +15,7 @@ SEQUENCE_LENGTHS: dict[str, int] = {"decoder": 2048, "encoder": 512, "encoder_de
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a budget: the numbers that are known. None: asked for, or not of interest."""
+    """The numbers of a question that are known. None: asked for, or not of interest."""
 
     # A budget, as all FLOPs that are computed; with none, the others decide what it takes.
     flops: float | None = None
@@ -27,6 +27,7 @@ class Question:
     family: Family = "decoder"
     vocabulary_size: int = 32_768
     sequence_length: int | None = None  # None: the usual one of the family
+    shape: Shape | None = None  # of the model, where it is known; None: one is found
     recompute: bool = False  # the backward pass computes the forward pass again
     approach: str = "refit"  # whose optimum gets a shape
 

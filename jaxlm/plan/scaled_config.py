@@ -1,11 +1,15 @@
 """Scale a recipe to another width and another compute budget, by stated rules.
 
-width      layers in proportion, heads of the recipe's width, MLP and embedding in proportion
-learning   peak rate ~ 1 / width (Adam, Yang et al. 2022, arXiv 2203.03466, table 3);
-rate       Adafactor's is relative to the size of each tensor and stays
-batch      ~ budget^0.327 (DeepSeek-AI 2024, arXiv 2401.02954, section 3.1), by factors of two
-warmup     the same share of the steps, as all other steps of the schedule
-the rest   unchanged; the schedule ends with the last step, where the loss is evaluated
+- Layers, MLP, key/value heads and embedding width go in proportion to the width; heads stay about
+  as wide as the recipe's.
+- The batch size goes with budget^0.327 (DeepSeek-AI 2024, arXiv 2401.02954, section 3.1), by
+  powers of two.
+- The rate of AdamW goes with width^-0.5 (Vaswani et al. 2017, arXiv 1706.03762, section 5.3) and
+  with the root of the batch size (Malladi et al. 2022, arXiv 2205.10287). 1 / width, the rule of
+  muP for hidden matrices, is too steep here: the embeddings, most of a small model, share the rate.
+  Adafactor's rate is relative to the size of each tensor and stays.
+- Warm-up and other marks of the schedule keep their share of the steps. It ends with the last step,
+  where the loss is evaluated.
 """
 
 import math
@@ -33,8 +37,8 @@ SAVES, LOGGED_ROWS = 4, 50  # of a run
 RULES = {
     "layers": "in proportion to the width",
     "heads": "as wide as the recipe's",
-    "learning_rate": "adamw: in proportion to the roots of the batch size (arXiv 2205.10287) and of "
-    "1 / width (arXiv 1706.03762); adafactor: unchanged",
+    "learning_rate": "adamw: in proportion to width^-0.5 (arXiv 1706.03762) and to batch_size^0.5 "
+    "(arXiv 2205.10287); adafactor: unchanged",
     "batch_size": f"in proportion to budget^{BATCH_EXPONENT} (arXiv 2401.02954), by powers of two",
     "warmup_steps": "the recipe's share of the steps",
     "schedule": "ends with the last step",

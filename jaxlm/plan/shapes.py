@@ -41,15 +41,11 @@ class Sample(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A model of about the parameters that were asked for, and the FLOPs of training it."""
+    """A model, and the samples that it is trained on."""
 
     config: ModelConfig
     sample: Sample
-
-    @property
-    def parameters(self) -> int:
-        """Return all parameters, the vocabulary's included."""
-        return count_parameters(self.config)
+    parameters: int  # all of them, the vocabulary's included
 
     @property
     def vocabulary_parameters(self) -> int:
@@ -96,7 +92,7 @@ def find_shape(
             f"no shape has {parameters:.3g} parameters: a vocabulary of {vocabulary_size:,} takes "
             f"{vocabulary_size * SMALLEST_WIDTH:,} at a width of {SMALLEST_WIDTH}"
         )
-    return Shape(best, build_sample(family, sequence_length))
+    return Shape(best, build_sample(family, sequence_length), count_parameters(best))
 
 
 def usual_width(parameters: float, aspect: float) -> float:

@@ -4,12 +4,16 @@ import json
 import math
 
 import pytest
+from test_structure import ROOT
 
-from jaxlm import hardware, models
-from jaxlm.config import UserError
-from jaxlm.plan import budget, budget_command
-from jaxlm.plan.question import Question
+from jaxlm import flops, hardware, models
+from jaxlm import plan as plan_room
+from jaxlm.config import ModelConfig, UserError
+from jaxlm.plan import Question, budget_command, plan_budget
 from jaxlm.plan.scaling_laws import REFIT
+from jaxlm.plan.traced_flops import traced_training_flops
+
+GPT2 = ModelConfig(vocabulary_size=50257, layers=12, width=768, heads=12)
 
 
 def plan(*arguments, tmp_path):
@@ -159,6 +163,30 @@ def test_one_size_asks_for_the_other(run, line, parameters, tokens):
     assert document["tokens"] == pytest.approx(tokens, rel=0.01)
 
 
+def test_what_a_recipe_costs(run):
+    """nanoGPT's GPT-2: 600,000 steps of 480 x 1,024 tokens, 124,439,808 parameters."""
+    recipe = ROOT / "configs" / "gpt2_124m.py"
+    document, text = run(f"--config {recipe} --gpus 8xa100")
+    assert document["parameters"] == 124_439_808
+    assert document["tokens"] == 600_000 * 480 * 1024
+    assert document["shape"]["flops_per_token"] == flops.training_flops(GPT2, 1024) / 1024
+    assert document["traced_flops_per_token"] == traced_training_flops(GPT2, 1024) / 1024
+    assert document["exact_flops"] == document["shape"]["flops_per_token"] * document["tokens"]
+    assert "decoder of the config: 12 layers, width 768, 12 heads, MLP of 3072: 124,4" in text
+
+    short, _ = run(f"--config {recipe} training.steps=60000 parallel.remat=full")
+    assert short["tokens"] == document["tokens"] / 10
+    assert short["exact_flops"] == pytest.approx(document["exact_flops"] / 10 * 4 / 3)
+
+
+def test_a_recipe_of_two_stacks_is_counted_exactly(run):
+    """T5 reads 512 + 114 tokens: 1M steps of 2,048 samples."""
+    document, _ = run(f"--config {ROOT / 'configs' / 't5_base.py'}")
+    assert document["tokens"] == 1_000_000 * 2048 * (512 + 114)
+    assert document["flops"] == pytest.approx(document["exact_flops"])
+    assert document["flops"] < 0.5 * 6 * document["parameters"] * document["tokens"]
+
+
 def test_json_on_stdout_is_all_there_is(capsys):
     assert budget_command.main(["--flops", "1e20", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["flops"] == 1e20
@@ -192,6 +220,9 @@ def test_json_on_stdout_is_all_there_is(capsys):
         ("--flops 1e20 --data-tokens 0", "--data-tokens: must be above 0"),
         ("--flops 1e20 --vocabulary-size 0", "--vocabulary-size: must be a whole number"),
         ("--flops 1e20 --hardware gpus.json", "--hardware: needs --gpus"),
+        ("--flops 1e20 model.layers=2", "'model.layers=2': edits need --config"),
+        ("--config configs/no.py", "no such config file"),
+        ("--config configs/no.py --tokens 1B", "--tokens: --config decides it"),
         ("--flops 1e12 --family encoder", "no shape has"),
         ("--flops 1e20 --family encoder-decoder --sequence-length 1", "--sequence-length: 1 is"),
     ],
@@ -210,14 +241,20 @@ def test_a_budget_too_small_for_the_vocabulary_has_no_shape(run):
 
 def test_plans_are_functions():
     """As a notebook calls them."""
-    answer = budget.plan_budget(Question(parameters=1e9, tokens=20e9))
+    answer = plan_budget(Question(parameters=1e9, tokens=20e9))
     assert answer.flops == pytest.approx(1.2e20)
     assert answer.shape is not None
     model = models.build(answer.shape.config)
     assert model.parameter_count() == answer.shape.parameters
 
     a100 = hardware.find_accelerator("a100")
-    answer = budget.plan_budget(Question(flops=1e20, accelerator=a100, gpus=8, mfu=0.5))
+    answer = plan_budget(Question(flops=1e20, accelerator=a100, gpus=8, mfu=0.5))
     assert answer.machines is not None
     assert answer.machines.hours == pytest.approx(1e20 / (0.5 * 312e12) / 3600)
     assert math.isclose(answer.machines.days or 0, answer.machines.hours / 24 / 8)
+
+
+def test_every_public_name_is_there():
+    assert {name for name in plan_room.__all__ if not hasattr(plan_room, name)} == set()
+    with pytest.raises(AttributeError, match="has no attribute 'plan_lunch'"):
+        plan_room.plan_lunch  # noqa: B018

@@ -183,6 +183,21 @@ def test_a_finished_run_counts_with_its_final_loss(tmp_path, family):
     assert "it has not been trained" in notes[1]
 
 
+def test_repeated_text_and_a_small_validation_split_are_noted(tmp_path):
+    def counts(tokens):
+        return [{"source": "books", "documents": 9, "tokens": tokens, "bytes": 4 * tokens}]
+
+    folder = write_run(tmp_path / "run", RUN, [(50, "eval/loss", 4.0)])
+    splits = {"train": counts(5000), "validation": counts(900)}
+    data = {"splits": splits, "validation": {"tokens": 900, "bytes": 3600}, "tokenizer": {}}
+    (folder / "training.json").write_text(json.dumps({"data": data}))
+    _, notes = observations.read_observations([tmp_path])
+    assert "run (5 times)" in notes[0] and "the validation split has 900 tokens" in notes[1]
+
+    (folder / "training.json").write_text("{damaged")
+    assert observations.read_observations([folder])[1] == []
+
+
 def test_directories_without_a_finished_run_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         observations.read_observations([tmp_path])

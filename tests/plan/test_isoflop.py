@@ -33,6 +33,7 @@ def test_intervals_grow_with_the_noise_and_hold_the_exponent():
     widths = []
     for noise in (0.001, 0.004):
         law = fit_isoflop(parabolas(noise=noise, seed=1)).parameters
+        assert law.exponent_interval is not None
         low, high = law.exponent_interval
         assert low < 0.47 < high
         assert law.predict_interval(1e20)[0] < 0.3 * 1e20**0.47 < law.predict_interval(1e20)[1]
