@@ -143,7 +143,7 @@ def minimize_from_grid(problem: Problem) -> tuple[np.ndarray, float]:
     """Return the point [5] of the lowest objective, and the objective.
 
     From each start of a grid the Levenberg-Marquardt method goes through two smoother problems
-    (a larger delta) to the problem itself. L-BFGS continues from the best points.
+    (a larger delta) to the problem itself. L-BFGS continues from the best minima that it found.
     """
     from scipy.optimize import minimize
 
@@ -154,8 +154,12 @@ def minimize_from_grid(problem: Problem) -> tuple[np.ndarray, float]:
     best = np.argsort(values)[:POLISHED]
     points, values = descend(problem, points[best], weights[best], DELTA, iterations=200)
 
+    # Most starts end in the same place, which needs no second polish: scipy's L-BFGS is quick, but
+    # the threads of its BLAS are not.
     scale = max(float(values.min()), 1e-300)  # brings the objective near 1, as L-BFGS wants it
-    for number, point in enumerate(points):
+    _, different = np.unique(np.round(values / scale, 6), return_index=True)
+    for number in different:
+        point = points[number]
         found = minimize(
             objective_and_gradient,
             point,

@@ -286,8 +286,10 @@ def test_wrong_arguments_of_a_ladder_are_refused(recipe, arguments, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_a_small_ladder_of_each_family_is_trained_and_read(recipe, family):
-    assert write(recipe, "--run", *RUNS[family], "optimizer.learning_rate=3e-3") == 0
-    runs, notes = read_observations(["ladder"])
-    assert runs.count == 4 and notes == []
+    edits = [*RUNS[family], "optimizer.learning_rate=3e-3"]
+    ladder = ["--out", "ladder", "--budgets", "4e9", "--widths", "16,32", "--run"]
+    assert sweep_command.main(["--config", recipe, *ladder, *edits]) == 0
+    runs, _ = read_observations(["ladder"])
+    assert runs.names == ("4e9-w16", "4e9-w32")
     assert all(0 < loss < 6 for loss in runs.loss)
-    assert len({path.name for path in Path("stores").iterdir() if path.is_dir()}) == 1
+    assert len(list(Path("stores").glob("*/manifest.json"))) == 1
