@@ -24,7 +24,7 @@ GRID, AXIS, INK, PREDICTED = "#e3e6ea", "#8c959f", "#24292f", "#c2410c"
 # readers tell apart (stops of viridis).
 RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#b5c918")
 CURVE_POINTS = 60
-DRAWN_BUDGETS = 4  # curves of the law where the runs have no budgets in common
+DRAWN_BUDGETS, MOST_BUDGETS = 4, 7  # curves of the law without common budgets, and with many
 
 
 class Panel(NamedTuple):
@@ -119,6 +119,9 @@ def draw_fit(
     budgets = [curve.flops for curve in curves]
     if not budgets:
         budgets = list(np.geomspace(runs.flops.min(), runs.flops.max(), DRAWN_BUDGETS))
+    if len(budgets) > MOST_BUDGETS:
+        places = np.linspace(0, len(budgets) - 1, MOST_BUDGETS)
+        budgets = [budgets[round(place)] for place in places]
 
     parts = [
         *draw_sizes(runs, fit, budgets, curves),

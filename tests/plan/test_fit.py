@@ -107,6 +107,7 @@ def test_the_picture_has_every_run_twice_and_the_prediction(fit, tmp_path):
     assert sum(title.startswith("line 5:") for title in titles) == 2
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert any(text.startswith("L = ") for text in texts) and "2.1" in " ".join(texts)
+    assert {"1e+18", "1e+19", "1e+20"} <= set(texts)
 
 
 @pytest.mark.parametrize(
