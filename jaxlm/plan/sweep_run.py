@@ -106,6 +106,8 @@ def train_run(
                 child.send_signal(signal.SIGTERM)
                 passed_on = True
             step = read_step(folder / "metrics.jsonl")
+            if not step:
+                continue  # the time of a start says nothing of the time left
             share = (done + run.flops * step / run.config.training.steps) / total
             progress.update(
                 round(1000 * share), f"{place}: step {step} of {run.config.training.steps}"
