@@ -23,8 +23,10 @@ from jaxlm.plan.scaled_config import RULES, describe_changes, scale_model, scale
 SWEEP_FILE = "sweep.json"
 TOKENS_PER_PARAMETER = 20.0  # about the optimum of Hoffmann et al. 2022 (arXiv 2203.15556)
 EVALUATION_TOKENS = 2**17
-SPAN = 3.0  # sizes reach from the smallest budget's optimum over it to the largest one's times it
-LEAST_WIDTH, MOST_WIDTH = 32, 2**16  # of those that are chosen
+# The sizes of a budget reach from its optimum over this to its optimum times this. Far larger models
+# see so few tokens that they still learn how often each token comes, which follows another law.
+SPAN = 3.0
+LEAST_WIDTH, MOST_WIDTH = 16, 2**16  # of those that are chosen
 HEAD_FACTOR = 1.5  # by which heads of a chosen width may be wider or narrower than the recipe's
 FINENESS = 16  # widths are multiples of a 16th to an 8th of themselves, rounded to a power of two
 
@@ -52,19 +54,22 @@ def plan_isoflop(
     tokens_per_parameter: float = TOKENS_PER_PARAMETER,
     evaluation_tokens: int = EVALUATION_TOKENS,
 ) -> list[LadderRun]:
-    """Return an isoFLOP ladder: every width with every budget (FLOPs), the cheapest runs first.
+    """Return an isoFLOP ladder: several widths for every budget (FLOPs), the cheapest runs first.
 
-    Without `widths` there are so many `sizes` around the optimum of the budgets for
+    They are `widths` or, without these, so many `sizes` around the optimum of each budget for
     `tokens_per_parameter`. Raises UserError where a budget is too small for a width.
     """
     check_distinct("--budgets", budgets)
-    widths = widths or choose_widths(config, budgets, sizes, tokens_per_parameter)
-    check_distinct("--widths", widths)
-    return [
-        plan_run(config, width, budget, f"{short_power(budget)}-w{width}", evaluation_tokens)
-        for budget in sorted(budgets)
-        for width in sorted(widths)
-    ]
+    if widths:
+        check_distinct("--widths", widths)
+
+    runs = []
+    for budget in sorted(budgets):
+        chosen = widths or choose_widths(config, budget, sizes, tokens_per_parameter)
+        for width in sorted(chosen):
+            name = f"{short_power(budget)}-w{width}"
+            runs.append(plan_run(config, width, budget, name, evaluation_tokens))
+    return runs
 
 
 def plan_sizes(
@@ -105,23 +110,20 @@ def build_model(config: Config, width: int) -> ModelConfig:
 
 
 def choose_widths(
-    config: Config, budgets: Sequence[float], sizes: int, tokens_per_parameter: float
+    config: Config, budget: float, sizes: int, tokens_per_parameter: float
 ) -> list[int]:
-    """Return so many widths whose sizes lie around the optima of all budgets.
+    """Return so many widths whose sizes lie around the optimum of a budget.
 
     The size is that of FLOPs, a sixth of those per token, which is what a budget is spent on. At
     the optimum C = 6 N D = 6 ratio N^2.
     """
-    low, high = (
-        math.sqrt(budget / 6 / tokens_per_parameter) for budget in (min(budgets), max(budgets))
-    )
+    optimum = math.sqrt(budget / 6 / tokens_per_parameter)
     candidates = {width: size for width in all_widths() if (size := usual_size(config, width))}
-    low, high = low / SPAN, high * SPAN
+    low, high = optimum / SPAN, optimum * SPAN
     if candidates:
-        low, high = (
-            min(max(size, min(candidates.values())), max(candidates.values()))
-            for size in (low, high)
-        )
+        # Below the smallest model all sizes move up, and the largest is still far from it.
+        low = min(max(low, min(candidates.values())), max(candidates.values()))
+        high = max(high, low * SPAN)
     steps = [low * (high / low) ** (place / max(1, sizes - 1)) for place in range(sizes)]
 
     chosen: list[int] = []

@@ -143,7 +143,7 @@ def build_sweep_parser() -> runtime.Parser:
         metavar="C,C,...",
         help="training FLOPs, such as 1e15,3e15,1e16",
     )
-    add("--sizes", type=size_count, metavar="N", help="so many sizes around the optimum (4)")
+    add("--sizes", type=size_count, metavar="N", help="so many around each budget's optimum (4)")
     add("--widths", type=width_list, metavar="W,W,...", help="instead: the widths of the models")
     add(
         "--tokens-per-parameter",

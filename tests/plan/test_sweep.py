@@ -121,8 +121,11 @@ def test_an_isoflop_ladder_has_each_size_with_each_budget():
     runs = sweep.plan_isoflop(config, [1e14, 1e13], sizes=4)
     assert [run.budget for run in runs] == [1e13] * 4 + [1e14] * 4
     widths = [run.config.model.width for run in runs]
-    assert widths[:4] == widths[4:] == sorted(set(widths))
+    assert widths[:4] == sorted(set(widths[:4])) and widths[4:] == sorted(set(widths[4:]))
+    assert widths[0] < widths[4] and widths[3] < widths[7]
     assert runs[0].name == f"1e13-w{widths[0]}"
+    shared = sweep.plan_isoflop(config, [1e13, 1e14], widths=[96, 64])
+    assert [run.name for run in shared] == ["1e13-w64", "1e13-w96", "1e14-w64", "1e14-w96"]
     for run in runs:
         assert run.flops == pytest.approx(run.budget, rel=0.05)
 
@@ -135,12 +138,12 @@ def test_an_isoflop_ladder_has_each_size_with_each_budget():
     assert {run.config.data for run in runs} == {config.data}
 
 
-def test_the_chosen_sizes_surround_the_optima():
+def test_the_chosen_sizes_surround_the_optimum():
     config = load_recipe("gpt2_124m")
-    widths = sweep.choose_widths(config, [1e17, 1e18], 5, 20.0)
+    widths = sweep.choose_widths(config, 1e18, 5, 20.0)
     sizes = [sweep.usual_size(config, width) for width in widths]
-    optima = [math.sqrt(budget / 120) for budget in (1e17, 1e18)]
-    assert sizes[0] < optima[0] / 2 and sizes[-1] > optima[1] * 2
+    optimum = math.sqrt(1e18 / 120)
+    assert sizes[0] < optimum / 2 and sizes[-1] > optimum * 2
 
 
 def test_a_size_ladder_keeps_the_tokens_per_parameter():
