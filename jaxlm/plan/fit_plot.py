@@ -4,7 +4,7 @@ The ground is white, so that it reads in dark mode too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -48,8 +48,8 @@ class Panel(NamedTuple):
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def frame(self, title: str, unit: str) -> list[str]:
-        """Return the title, the axes and their rules."""
+    def frame(self, title: str, unit: str, form: Callable[[float], str]) -> list[str]:
+        """Return the title, the axes and their rules; `form` writes the numbers below."""
         bottom = HEIGHT - BOTTOM
         parts = [svg_text(self.left, 28, title, "start", 15)]
         for value in linear_ticks(*self.y_range):
@@ -62,7 +62,7 @@ class Panel(NamedTuple):
             x = self.x(value)
             parts.append(
                 f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}" stroke="{GRID}"/>'
-                f"{svg_text(x, bottom + 18, short_tick(value))}"
+                f"{svg_text(x, bottom + 18, form(value))}"
             )
         middle = (self.left + self.right) / 2
         path = f"M{self.left} {TOP}V{bottom}H{self.right}"
@@ -148,7 +148,9 @@ def draw_sizes(
     width = (WIDTH - LEFT - GAP - RIGHT) / 2
     panel = Panel(LEFT, LEFT + width, spread(runs.parameters), margin(runs.loss))
     sizes = np.geomspace(*panel.x_range, CURVE_POINTS)
-    parts = panel.frame("Loss over parameters, by budget in FLOPs", "parameters (logarithmic)")
+    parts = panel.frame(
+        "Loss over parameters, by budget in FLOPs", "parameters (logarithmic)", short_number
+    )
 
     for place, budget in enumerate(budgets):
         colour = budget_colour(budget, budgets)
@@ -187,7 +189,7 @@ def draw_compute(
     losses = np.array([*runs.loss, *ends, *(run.loss for run in held_out)])
     left = LEFT + (WIDTH - LEFT - GAP - RIGHT) / 2 + GAP
     panel = Panel(left, WIDTH - RIGHT, spread(flops), margin(losses))
-    parts = panel.frame("Loss over compute", "training FLOPs (logarithmic)")
+    parts = panel.frame("Loss over compute", "training FLOPs (logarithmic)", "{:.0e}".format)
 
     frontier = best_losses(runs, fit, np.geomspace(*panel.x_range, CURVE_POINTS))
     if frontier is not None:
@@ -257,8 +259,3 @@ def margin(values: np.ndarray) -> tuple[float, float]:
     """Return the range of a linear axis around the values."""
     room = 0.06 * (values.max() - values.min()) or 0.1 * values.max()
     return float(values.min() - room), float(values.max() + room)
-
-
-def short_tick(value: float) -> str:
-    """Return 41000 as '41k', and FLOPs beyond the trillions as '1e+18'."""
-    return short_number(value) if value < 1e12 else f"{value:.0e}"

@@ -23,8 +23,8 @@ from jaxlm.plan.scaled_config import RULES, describe_changes, scale_model, scale
 SWEEP_FILE = "sweep.json"
 TOKENS_PER_PARAMETER = 20.0  # about the optimum of Hoffmann et al. 2022 (arXiv 2203.15556)
 EVALUATION_TOKENS = 2**17
-# The sizes of a budget reach from its optimum over this to its optimum times this. Larger models see
-# so few tokens that they still learn how often each token comes, which follows another law.
+# The sizes of a budget reach from its optimum over this to its optimum times this. Larger models
+# see so few tokens that they still learn how often each token comes, which follows another law.
 SPAN = 3.0
 LEAST_WIDTH, MOST_WIDTH = 16, 2**16  # of those that are chosen
 HEAD_FACTOR = 1.5  # by which heads of a chosen width may be wider or narrower than the recipe's
