@@ -10,8 +10,10 @@ from jaxlm.config.fields import suggestion
 
 COMMANDS: dict[str, str] = {
     "budget": "what a compute budget buys, and what a model costs",
-    "compile": "compile the training step for GPUs that are not there",
     "memory": "bytes on each GPU by what they are for, and what fits",
+    "compile": "compile the training step for GPUs that are not there",
+    "fit": "fit scaling laws to trained runs, and predict larger ones",
+    "sweep": "write and train a ladder of runs for them",
 }
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 
