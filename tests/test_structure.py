@@ -98,7 +98,6 @@ SIDEWAYS = {
     ("plan", "run_checks"): "a ladder is refused as its runs would be",
     ("plan", "benchmark"): "the samples of a config, as its objective cuts them",
     ("plan", "run"): "the step of a run is compiled, put together from all of these",
-    ("plan", "run_checks"): "as above",
     ("plan", "runtime"): "as above",
     ("plan", "state"): "as above",
     ("plan", "step"): "as above",

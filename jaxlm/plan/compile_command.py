@@ -55,12 +55,12 @@ def rehearse(
 
     from jaxlm.plan.compile_report import format_plan
     from jaxlm.plan.compile_step import compile_step
-    from jaxlm.plan.step_plan import build_document, plan_step
+    from jaxlm.plan.step_plan import build_step_document, plan_step
 
     plan = plan_step(compile_step(run_config, cluster), price)
     print(format_plan(plan))
     if json is not None:
-        runtime.write_json(json, build_document(plan))
+        runtime.write_json(json, build_step_document(plan))
     return 0
 
 

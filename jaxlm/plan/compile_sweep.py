@@ -8,7 +8,7 @@ from jaxlm.config import Config, UserError
 from jaxlm.hardware import Cluster
 from jaxlm.plan.compile_report import gigabytes
 from jaxlm.plan.compile_step import compile_step
-from jaxlm.plan.step_plan import StepPlan, build_document, plan_step
+from jaxlm.plan.step_plan import StepPlan, build_step_document, plan_step
 from jaxlm.progress import Progress
 
 
@@ -98,7 +98,7 @@ def build_sweep_document(results: Sequence[SweepResult]) -> dict[str, Any]:
     rows = []
     for result in results:
         if result.plan is not None:
-            rows.append(build_document(result.plan))
+            rows.append(build_step_document(result.plan))
             continue
         parallel, training = result.config.parallel, result.config.training
         rows.append(

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if args.picture is not None:
         write_picture(args.picture, results)
     if args.json is not None:
-        runtime.write_json(args.json, fit_report.build_document(results))
+        runtime.write_json(args.json, fit_report.build_fit_document(results))
     return 0
 
 

@@ -127,7 +127,7 @@ def optimal_exponents(fit: ParametricFit) -> dict[str, dict[str, Any]]:
 # JSON
 
 
-def build_document(results: Results) -> dict[str, Any]:
+def build_fit_document(results: Results) -> dict[str, Any]:
     """Return the figures as plain data, with all their digits."""
     law, runs = results.fit.law, results.runs
     predicted = runs.loss / np.exp(results.fit.residuals)

@@ -64,11 +64,11 @@ def plan_config(run_config: Config, cluster: Cluster, lengths: Sequence[int]) ->
     prepare_jax(run_config)
     print(f"tracing the step for {cluster.gpus} x {cluster.accelerator.name}", file=sys.stderr)
 
-    from jaxlm.plan.memory_plan import build_document, format_plan, plan_memory
+    from jaxlm.plan.memory_plan import build_memory_document, format_plan, plan_memory
 
     plan = plan_memory(run_config, cluster, lengths)
     print(format_plan(plan))
-    return build_document(plan)
+    return build_memory_document(plan)
 
 
 def prepare_jax(run_config: Config) -> None:

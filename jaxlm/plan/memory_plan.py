@@ -180,7 +180,7 @@ def length_rows(plan: MemoryPlan) -> list[tuple[str, ...]]:
     return rows
 
 
-def build_document(plan: MemoryPlan) -> dict[str, Any]:
+def build_memory_document(plan: MemoryPlan) -> dict[str, Any]:
     """Return the plan as plain data; bytes are those of one GPU."""
     estimate, config = plan.estimate, plan.config
     names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers", "total")

@@ -223,7 +223,7 @@ def list_notes(plan: StepPlan) -> list[str]:
     return notes
 
 
-def build_document(plan: StepPlan) -> dict[str, Any]:
+def build_step_document(plan: StepPlan) -> dict[str, Any]:
     """Return the figures as `--json` writes them: bytes, seconds, shares of 1."""
     config, cluster = plan.config, plan.cluster
     return {

@@ -19,7 +19,7 @@ from jaxlm.plan import memory, memory_advice
 from jaxlm.plan.device_program import Device, measure_state, trace_step
 from jaxlm.plan.memory_plan import (
     MemoryPlan,
-    build_document,
+    build_memory_document,
     format_plan,
     plan_memory,
     with_length,
@@ -160,7 +160,7 @@ def test_the_parts_of_an_estimate_add_up(family):
     cluster = hardware.parse_cluster("h100:8")
     verdict = judge(estimate.total, H100)
     plan = MemoryPlan(run_config, cluster, estimate, verdict, None, [], {})
-    document = build_document(plan)
+    document = build_memory_document(plan)
     names = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
     assert sum(document[name] for name in names) == document["total"] == estimate.total
     assert document["total"] == max(document["parts"].values())

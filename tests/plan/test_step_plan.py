@@ -10,7 +10,7 @@ from jaxlm import hardware
 from jaxlm.plan.compile_report import format_plan
 from jaxlm.plan.compile_sweep import SweepResult, build_sweep_document, format_sweep
 from jaxlm.plan.roofline import EXPOSED, PARTS, Estimate
-from jaxlm.plan.step_plan import CollectiveTotal, StepPlan, build_document, list_notes
+from jaxlm.plan.step_plan import CollectiveTotal, StepPlan, build_step_document, list_notes
 
 SECONDS = dict(zip(PARTS, (0.5, 0.2, 0.2, 0.05, 0.05), strict=True))
 
@@ -94,7 +94,7 @@ def test_jax_takes_the_share_that_the_environment_says(monkeypatch):
 
 
 def test_the_document_has_plain_numbers():
-    document = json.loads(json.dumps(build_document(plan_of()), allow_nan=False))
+    document = json.loads(json.dumps(build_step_document(plan_of()), allow_nan=False))
     expected = {
         "argument_bytes": 1_000_000_000,
         "temp_bytes": 2_000_000_000,
