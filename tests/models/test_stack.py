@@ -16,6 +16,7 @@ from jaxlm import config, models
 from jaxlm.losses import loss_sums
 from jaxlm.models.stack import run_stack
 from jaxlm.nn.execution import Execution
+from jaxlm.plan.operations import BARRIER, flatten
 from jaxlm.types import Batch, Tree
 
 # Dropout is on: its random numbers must not depend on how the stack is run either.
@@ -190,3 +191,19 @@ def test_init_does_not_depend_on_how_the_stack_is_run():
     ]
     assert "random_bits" in programs[0]
     assert programs[0] == programs[1] == programs[2]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "platform", "barriers"),
+    [
+        ("unrolled", "cuda", MODEL.layers),
+        ("scanned", "cuda", 0),
+        ("unrolled", "cpu", 0),
+    ],
+)
+def test_unrolled_layers_on_gpus_finish_their_gradients_in_turn(blocks, platform, barriers):
+    """A barrier per layer holds the gradients of its weights and of its input together."""
+    loss, params = loss_of(Execution(blocks=blocks, platform=platform, attention="xla"))
+    program = flatten(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    operands = [len(o.operands) for o in program.operations if o.name == BARRIER]
+    assert operands.count(len(jax.tree.leaves(params["blocks"])) + 1) == barriers

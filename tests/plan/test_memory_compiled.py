@@ -59,7 +59,8 @@ CASES = [
     ("nanogpt_shakespeare", 1, "parallel.remat=full"),
     ("llama_1b", 8, "parallel.remat=full"),
     ("llama_1b", 8, "parallel.remat=none"),
-    ("gpt2_124m", 8, "parallel.remat=full", "parallel.zero=2"),
+    ("gpt2_124m", 8, "parallel.remat=full", "parallel.zero=2", "model.layers=4"),
+    ("bert_base", 8, "parallel.remat=full", "model.layers=4"),
 ]
 
 
