@@ -4,7 +4,7 @@ cuDNN's flash kernel where it supports the case, otherwise a readable XLA path, 
 blocks where the scores would be large. `kernel_choice` decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -140,14 +140,8 @@ def cudnn_attention(
     """
     rows, queries, keys = q_BLHK.shape[0], q_BLHK.shape[1], k_BSGK.shape[1]
 
-    def missing_positions(size: int) -> int:
-        return -size % (CUDNN_MULTIPLE if size > CUDNN_MULTIPLE else SHORT_CUDNN_MULTIPLE)
-
     def pad(x: jax.Array, *axes: int) -> jax.Array:
-        missing = {axis: missing_positions(x.shape[axis]) for axis in axes}
-        if not any(missing.values()):
-            return x
-        return jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)])
+        return pad_for_cudnn(x, axes)
 
     def real_lengths(lengths: jax.Array | None, size: int) -> jax.Array | None:
         if lengths is None and missing_positions(size):
@@ -175,6 +169,19 @@ def cudnn_attention(
         implementation="cudnn",
     )
     return y_BLHK[:, :queries]
+
+
+def pad_for_cudnn(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Return x with positions added at the end of these axes, so that cuDNN takes their number."""
+    missing = {axis: missing_positions(x.shape[axis]) for axis in axes}
+    if not any(missing.values()):
+        return x
+    return jnp.pad(x, [(0, missing.get(axis, 0)) for axis in range(x.ndim)])
+
+
+def missing_positions(size: int) -> int:
+    """Return how many positions are added to a sequence for cuDNN."""
+    return -size % (CUDNN_MULTIPLE if size > CUDNN_MULTIPLE else SHORT_CUDNN_MULTIPLE)
 
 
 # XLA

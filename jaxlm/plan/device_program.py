@@ -18,7 +18,7 @@ from jaxlm import losses, mesh_execution, models, optim, sharding, state, step
 from jaxlm.config import Config, ModelConfig
 from jaxlm.config.mesh import mesh_sizes
 from jaxlm.models import Model
-from jaxlm.nn.dot_product import CUDNN_MULTIPLE
+from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
 from jaxlm.run_checks import check_mesh, check_sample
@@ -107,14 +107,9 @@ def stand_in(
 ) -> Array:
     """Return the output of a flash kernel over the operands, padded as cuDNN wants them."""
     del function, axes, result_axes
-
-    def pad(x: Array, *dimensions: int) -> Array:
-        missing = [-x.shape[i] % CUDNN_MULTIPLE if i in dimensions else 0 for i in range(x.ndim)]
-        return jnp.pad(x, [(0, n) for n in missing]) if any(missing) else x
-
-    q, k, v = (pad(operands[name], 1) for name in "qkv")
+    q, k, v = (pad_for_cudnn(operands[name], (1,)) for name in "qkv")
     bias = operands.get("bias")
-    biases = [] if bias is None else [pad(bias.astype(q.dtype), 2, 3)]
+    biases = [] if bias is None else [pad_for_cudnn(bias.astype(q.dtype), (2, 3))]
     return kernel(q, k, v, *biases)[:, : operands["q"].shape[1]]
 
 

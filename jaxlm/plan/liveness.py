@@ -78,13 +78,31 @@ def place(program: Program) -> None:
     for value in program.results:
         keep(value)
 
+    kernels = reading_kernels(program)
     for operation in program.operations:
         for value in operation.results:
-            if value.is_view or value.in_memory or value.users < 2 or value.bytes <= SMALL:
+            if value.is_view or value.in_memory or value.bytes <= SMALL:
+                continue
+            if len(kernels[value]) < 2:  # the one that reads it computes it once
                 continue
             is_masklike = value.dtype == "bool"
             read = 0 if is_masklike else sum(v.bytes for v in sources(value))
             value.in_memory = value.is_random or read > READS * value.bytes
+
+
+def reading_kernels(program: Program) -> dict[Value, set[Operation]]:
+    """Return the operations in whose kernels each value is read, or computed for what is read."""
+    kernels: dict[Value, set[Operation]] = defaultdict(set)
+    for operation in reversed(program.operations):
+        is_kernel = operation.name in KERNELS or operation.name == BARRIER
+        made = [value for value in operation.results if value.in_memory or value.is_kernel]
+        reading = {operation} if is_kernel or made else set()
+        if not reading:
+            for value in operation.results:
+                reading |= kernels[value]
+        for value in operation.operands:
+            kernels[value] |= reading
+    return kernels
 
 
 def keep(value: Value) -> None:
