@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "write texts, fill masks, or make vectors",
     "evaluate": "measure loss, perplexity and bits per byte",
     "convert": "import from Hugging Face transformers, and export for it",
+    "plan": "budgets, memory, a step compiled for GPUs that are not there, scaling laws",
     "bench": "measure how fast a config trains, and what its step waits for",
     "harness": "run tasks of the lm-evaluation-harness",
 }
@@ -42,8 +43,12 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         hint = suggestion(name, COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
         raise UserError(f"there is no command {name!r}{hint}; see python -m jaxlm --help")
-    command = importlib.import_module(f"jaxlm.{name}")
-    return command.main(argv[1:])
+    return importlib.import_module(command_module(name)).main(argv[1:])
+
+
+def command_module(name: str) -> str:
+    """Return the module of a command: `plan` is a package of several."""
+    return "jaxlm.plan.__main__" if name == "plan" else f"jaxlm.{name}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def test_the_commands_are_those_of_the_package():
         for path in package.glob("*.py")
         if "runtime.run(main)" in path.read_text() and path.stem != "__main__"
     }
+    commands |= {path.parent.name for path in package.glob("*/__main__.py")}
     assert set(COMMANDS) == commands
 
 
@@ -37,12 +38,16 @@ def test_a_misspelt_command_names_the_nearest(capsys, name):
 
 def test_an_unknown_command_lists_those_that_there_are(capsys):
     assert runtime.command(main, ["xyzzy"]) == 2
-    assert "prepare, train, generate, evaluate, convert, bench, harness" in capsys.readouterr().err
+    assert (
+        "prepare, train, generate, evaluate, convert, plan, bench, harness"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_can_be_given_as_an_argument(capsys, name):
-    with pytest.raises(SystemExit) if name != "harness" else pytest.MonkeyPatch.context():
+    ends = name not in ("plan", "harness")
+    with pytest.raises(SystemExit) if ends else pytest.MonkeyPatch.context():
         runtime.command(main, [name, "--help"])
     assert f"python -m jaxlm.{name}" in capsys.readouterr().out
 
@@ -99,6 +104,19 @@ MISTAKES = (
     "harness run --model_args path=no/such --tasks x",
     "harness run --model_args path=docs,step=3 --tasks x",
     "harness run --model_args=pat=no/such --tasks x",
+    "plan budgte",
+    "plan budget",
+    "plan budget --flops 0",
+    "plan budget --gpus 8xh1000 --days 3",
+    "plan budget --gpus 8xh100 --days 3 --mfu 3",
+    "plan memory --parameters 1e9 --gpus 0",
+    "plan memory --config configs/quickstart.py --gpu h1000 --gpus 8",
+    "plan compile --config configs/quickstart.py --target h100:0",
+    "plan compile --config configs/quickstart.py --target h100:8 parallel.fsdp=3",
+    "plan fit no/such.csv",
+    "plan fit docs",
+    "plan sweep --config no/such.py --out no/such --sizes 4 --budgets 1e12",
+    "plan sweep --config configs/quickstart.py --out no/such --sizes 4 --budgets 0",
 )
 
 
@@ -107,16 +125,17 @@ def test_help_and_mistakes_come_without_jax():
     program = f"""
 import importlib, sys
 from jaxlm import runtime
+from jaxlm.__main__ import command_module
 for name in {list(COMMANDS)}:
     try:
-        code = runtime.command(importlib.import_module("jaxlm." + name).main, ["--help"])
+        code = runtime.command(importlib.import_module(command_module(name)).main, ["--help"])
     except SystemExit as end:
         code = end.code
     assert code == 0, name
     assert "numpy" not in sys.modules, name
 for line in {MISTAKES}:
     name, *arguments = line.split()
-    main = importlib.import_module("jaxlm." + name).main
+    main = importlib.import_module(command_module(name)).main
     assert runtime.command(main, arguments) == 2, line
     assert not {{"jax", "tokenizers", "lm_eval"}} & set(sys.modules), line
 """
