@@ -106,14 +106,15 @@ def test_policies_recompute_what_they_say(blocks):
 
     That makes three times eight products, forward and backward.
     """
-    # No product again. Weights are gathered again, all but the last bias: no gradient needs it.
-    assert work(blocks, "weights") == (24, 14 + 13)
+    # No product again. Weights are gathered again, all but the six biases: products are kept with
+    # theirs.
+    assert work(blocks, "weights") == (24, 14 + 8)
     # Autodiff by itself keeps all, which a scan would stack, and would keep gathered weights.
-    assert work(blocks, "none") == (24, 14 + (13 if blocks == "scanned" else 0))
-    assert work(blocks, "none", gathers=True) == (24, 14 + 13)
+    assert work(blocks, "none") == (24, 14 + (8 if blocks == "scanned" else 0))
+    assert work(blocks, "none", gathers=True) == (24, 14 + 8)
     # The two products of attention again.
-    assert work(blocks, "dots") == (24 + 2, 14 + 13)
-    # Also the products with weights, but for the last.
+    assert work(blocks, "dots") == (24 + 2, 14 + 8)
+    # Also the products with weights, but for the last, whose bias no gradient needs.
     assert work(blocks, "full") == (24 + 7, 14 + 13)
 
 
