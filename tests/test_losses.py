@@ -1,5 +1,6 @@
 """Cross-entropy against optax and float64, and tiles against all positions at once."""
 
+import math
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from support import tiny
 
 from jaxlm.losses import (
+    LARGEST_GROUP,
     LossSums,
     loss_sums,
     summed_scores,
@@ -52,18 +54,28 @@ def test_token_losses_equal_optax():
     np.testing.assert_allclose(lse, np.log(np.exp(s.astype(np.float64)).sum(-1)), atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [V + 3, 2 * LARGEST_GROUP])
 @pytest.mark.parametrize("scale", [1e-3, 5.0, 1e4])
-def test_sums_in_one_pass_are_those_of_two(scale):
+def test_sums_in_one_pass_are_those_of_two(scale, columns):
     """GPUs read the scores once. Columns that pad the vocabulary count for nothing."""
     x, targets, _ = samples(7)
-    padding = np.full((B, 7, 3), MASKED, np.float32)
+    padding = np.full((B, 7, columns - V), MASKED, np.float32)
     s = jnp.asarray(np.concatenate([scale * x @ table(), padding], axis=-1))
-    is_target = jnp.arange(V + 3)[None, None, :] == jnp.asarray(targets)[:, :, None]
+    is_target = jnp.arange(columns)[None, None, :] == jnp.asarray(targets)[:, :, None]
     operands = s, jnp.where(is_target, s, 0.0)
     found, expected = jax.jit(summed_scores_at_once)(*operands), summed_scores(*operands)
     for ours, theirs in zip(found, expected, strict=True):
-        # A few roundings of float32 (6e-8): of a sum of 11 numbers, and of its logarithm.
+        # A few roundings of float32 (6e-8): of a sum of few numbers, and of its logarithm.
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+    # Neighbours are summed before the one reduction.
+    (reduction,) = [
+        equation
+        for equation in jax.make_jaxpr(summed_scores_at_once)(*operands).jaxpr.eqns
+        if equation.primitive.name == "reduce"
+    ]
+    group = math.gcd(columns, LARGEST_GROUP)
+    assert {v.aval.shape[-1] for v in reduction.invars[:3]} == {columns // group}
 
 
 def test_the_gradients_of_both_losses_are_those_of_autodiff():
