@@ -1,12 +1,9 @@
 """python -m jaxlm: name the commands."""
 
 import importlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxlm import runtime
-from jaxlm.config import UserError
-from jaxlm.config.fields import suggestion
 
 COMMANDS = {
     "prepare": "turn raw text into a token store, and report what it holds",
@@ -29,21 +26,13 @@ A first run:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command named first with the other arguments, or list the commands."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  python -m jaxlm.{name:<{width}}  {use}" for name, use in COMMANDS.items()]
-    text = HELP.format(commands="\n".join(lines))
-    if argv and argv[0] in ("-h", "--help", "help"):
-        print(text)
-        return 0
-    if not argv:
-        print(text, file=sys.stderr)
-        return UserError.exit_code
 
-    name = argv[0]
-    if name not in COMMANDS:
-        hint = suggestion(name, COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
-        raise UserError(f"there is no command {name!r}{hint}; see python -m jaxlm --help")
-    return importlib.import_module(command_module(name)).main(argv[1:])
+    def find(name: str) -> Callable[[Sequence[str]], int]:
+        return importlib.import_module(command_module(name)).main
+
+    return runtime.call_command(
+        argv, program="python -m jaxlm.", commands=COMMANDS, text=HELP, find=find
+    )
 
 
 def command_module(name: str) -> str:

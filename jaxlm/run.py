@@ -1,6 +1,6 @@
 """The parts of a training run that its config alone decides: mesh, model and optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,14 @@ from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.sharding import Placement
-from jaxlm.state import state_shapes, state_shardings
+from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
+from jaxlm.step import StepMetrics, train_step
 from jaxlm.types import Batch
 
 SHOWN_HOSTS = 8  # in the description of a mesh
+
+# The jitted step of a run: (state, batch) -> (next state, metrics).
+Update = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
 class Run(NamedTuple):
@@ -102,6 +106,30 @@ def assemble_run(
         steps_in_flight=steps_in_flight,
         example=example,
     )
+
+
+def build_update(run: Run) -> Update:
+    """Return the jitted step of a run."""
+    return train_step(
+        run.model,
+        run.optimizer,
+        run.config.training,
+        run.placement,
+        run.config.seed,
+        tile_bytes=run.tile_bytes,
+        compiler_options=run.compiler_options,
+    )
+
+
+def abstract_arguments(run: Run, rows: int) -> tuple[TrainState, Batch]:
+    """Return the state and a batch of so many samples as ShapeDtypeStructs with shardings."""
+    sharding = run.placement.batch()
+
+    def abstract(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    state = abstract_state(run.model, run.optimizer, run.placement)
+    return state, jax.tree.map(abstract, run.example)
 
 
 def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:

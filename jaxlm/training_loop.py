@@ -17,12 +17,12 @@ from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run
+from jaxlm.run import Run, Update, abstract_arguments, build_update
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
-from jaxlm.state import TrainState, abstract_state
-from jaxlm.step import StepMetrics, train_step
+from jaxlm.state import TrainState
+from jaxlm.step import StepMetrics
 from jaxlm.throughput import Throughput, fetch_metrics
-from jaxlm.types import Array, Batch, Tree
+from jaxlm.types import Array, Tree
 
 # Saves of a better model that are not due otherwise: all of them where they take less than this,
 # else as many as fit into this share of the time.
@@ -33,9 +33,6 @@ NONE, ENOUGH, ALL = "none", "enough", "all"
 WAIT_SECONDS = 0.5  # between two looks at it
 
 
-Update = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]  # jitted
-
-
 @contextlib.contextmanager
 def compiled_meanwhile(run: Run, first_step: int) -> Iterator[Update]:
     """Yield the jitted step of a run, and compile it in a thread while the block runs.
@@ -43,26 +40,12 @@ def compiled_meanwhile(run: Run, first_step: int) -> Iterator[Update]:
     `first_step` steps are done. jax keeps the program: the first call finds it. What goes wrong in
     the thread shows in that call, which compiles again.
     """
-    update = train_step(
-        run.model,
-        run.optimizer,
-        run.config.training,
-        run.placement,
-        run.config.seed,
-        tile_bytes=run.tile_bytes,
-        compiler_options=run.compiler_options,
-    )
-    state = abstract_state(run.model, run.optimizer, run.placement)
-    rows = run.schedule.size(first_step)
-
-    def abstract_rows(example: np.ndarray) -> jax.ShapeDtypeStruct:
-        shape = rows, *example.shape[1:]
-        return jax.ShapeDtypeStruct(shape, example.dtype, sharding=run.placement.batch())
+    update = build_update(run)
 
     def compile_step() -> None:
         with contextlib.suppress(Exception):
-            batch = jax.tree.map(abstract_rows, run.example)
-            update.lower(state, batch).compile()  # type: ignore[attr-defined]
+            arguments = abstract_arguments(run, run.schedule.size(first_step))
+            update.lower(*arguments).compile()  # type: ignore[attr-defined]
 
     # No daemon: Python would end while XLA is compiling, and XLA would abort.
     thread = threading.Thread(target=compile_step, name="compile the step")

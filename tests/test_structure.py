@@ -73,7 +73,6 @@ SIDEWAYS = {
     ("benchmark", "run_checks"): "as above",
     ("benchmark", "runtime"): "as above",
     ("benchmark", "state"): "as above",
-    ("benchmark", "step"): "as above",
     ("benchmark", "trainer"): "as above",
     ("conversion", "card"): "an export has a model card",
     ("conversion", "checkpoint"): "a run is read, or made",
@@ -104,6 +103,7 @@ SIDEWAYS = {
     ("run", "run_checks"): "what a command checks before jax holds with the devices that are there",
     ("run", "runtime"): "the devices of a run",
     ("run", "state"): "bytes of the state on each device",
+    ("run", "step"): "the step that the parts of a run make",
     ("step", "state"): "a step maps a state to the next",
     ("trainer", "card"): "the trainer tells the story of a run: it calls all of these",
     ("trainer", "checkpoint"): "as above",
@@ -115,9 +115,8 @@ SIDEWAYS = {
     ("trainer", "state"): "as above",
     ("trainer", "training_loop"): "as above",
     ("training_loop", "data"): "the batches of the steps",
+    ("training_loop", "run"): "the loop calls the step of a run",
     ("training_loop", "runtime"): "the memory that this process may keep",
-    ("training_loop", "state"): "the step is compiled for the shapes of the state",
-    ("training_loop", "step"): "the loop calls the step",
     ("training_loop", "throughput"): "metrics are checked before they are recorded",
 }
 

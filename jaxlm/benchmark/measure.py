@@ -32,10 +32,10 @@ from jaxlm.benchmark.start_up import COMPILE, FIRST_STEP, SET_UP, StartUp
 from jaxlm.config import Config
 from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.objectives import Objective
-from jaxlm.run import Run, build_run, check_memory, state_bytes
+from jaxlm.run import Run, build_run, build_update, check_memory, state_bytes
 from jaxlm.run_checks import check_trainable
 from jaxlm.state import TrainState, create_state
-from jaxlm.step import StepMetrics, train_step
+from jaxlm.step import StepMetrics
 from jaxlm.types import Batch
 
 SYNTHETIC_BATCHES = 4  # different ones, used in turn
@@ -148,15 +148,7 @@ def start(config: Config, store: data.Store | None, start_up: StartUp) -> Progra
         jax.block_until_ready((state, batch))
 
     with start_up.measure(COMPILE):
-        step = train_step(
-            run.model,
-            run.optimizer,
-            config.training,
-            run.placement,
-            config.seed,
-            tile_bytes=run.tile_bytes,
-            compiler_options=run.compiler_options,
-        )
+        step = build_update(run)
         lowered = step.lower(state, batch)  # type: ignore[attr-defined]
         compiled = lowered.compile()
 

@@ -42,7 +42,6 @@ FAMILIES: dict[str, Family] = {
 }
 SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 LARGEST = 1e35  # beyond every question, and far within float64
-PETAFLOP_DAY = 8.64e19
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
 def build_question(args: argparse.Namespace) -> "Question":
     """Return the question that the arguments ask. Raises UserError for unknown GPUs."""
     from jaxlm import hardware
+    from jaxlm.plan.budget import PETAFLOP_DAY
     from jaxlm.plan.question import Question
 
     accelerator = gpus = None

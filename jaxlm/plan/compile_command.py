@@ -4,15 +4,14 @@ This is the command alone. What compiles is imported once the platform is set up
 """
 
 import argparse
-import dataclasses
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 
 from jaxlm import config, hardware, run_checks, runtime
 from jaxlm.config import Config, UserError
 from jaxlm.hardware import Cluster
+from jaxlm.plan.set_up import leave_gpus_alone
 from jaxlm.plan.step_sweep import SWEPT, SweepValues, list_variants, parse_values
 from jaxlm.runtime.platform import set_jax_option
 
@@ -100,12 +99,7 @@ def prepare_jax(run_config: Config) -> None:
             'compiling for GPUs takes the CUDA plugin of jax: pip install "jaxlm[cuda]"'
         )
 
-    # A GPU of this machine is left alone: the plugin would take most of its memory.
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    here = dataclasses.replace(
-        run_config.runtime, platform="cpu", devices=None, compilation_cache=None
-    )
-    runtime.configure(here)
+    leave_gpus_alone(run_config.runtime)
     # A program from a cache has no memory analysis.
     set_jax_option("jax_enable_compilation_cache", False)
 

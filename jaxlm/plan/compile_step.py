@@ -7,17 +7,13 @@ of jax compiles it (extra `cuda`); no GPU is needed.
 import time
 from typing import Any, NamedTuple
 
-import jax
 from jax.experimental import topologies
 
 from jaxlm import hardware
 from jaxlm.config import Config, ConfigError
 from jaxlm.hardware import Cluster
 from jaxlm.plan.targets import describe_target
-from jaxlm.run import Run, assemble_run
-from jaxlm.state import abstract_state
-from jaxlm.step import train_step
-from jaxlm.types import Batch
+from jaxlm.run import Run, abstract_arguments, assemble_run, build_update
 
 
 class CompiledStep(NamedTuple):
@@ -80,27 +76,6 @@ def describe_devices(cluster: Cluster) -> list[Any]:
 
 def lower_step(run: Run) -> Any:
     """Return the training step of a run before it is compiled, a jax.stages.Lowered."""
-    config = run.config
-    step = train_step(
-        run.model,
-        run.optimizer,
-        config.training,
-        run.placement,
-        config.seed,
-        tile_bytes=run.tile_bytes,
-        compiler_options=run.compiler_options,
-    )
-    state = abstract_state(run.model, run.optimizer, run.placement)
-    batch = abstract_batch(run, max(run.schedule.sizes(0)))
-    traced = step.trace(state, batch)  # type: ignore[attr-defined]
+    arguments = abstract_arguments(run, max(run.schedule.sizes(0)))
+    traced = build_update(run).trace(*arguments)  # type: ignore[attr-defined]
     return traced.lower(lowering_platforms=("cuda",))
-
-
-def abstract_batch(run: Run, rows: int) -> Batch:
-    """Return the shapes and shardings of a batch of so many samples."""
-    sharding = run.placement.batch()
-
-    def abstract(array: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding)
-
-    return jax.tree.map(abstract, run.example)

@@ -5,9 +5,7 @@ This is the command alone. What traces a step is imported once the platform is s
 """
 
 import argparse
-import dataclasses
 import math
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from jaxlm import config, hardware, run_checks, runtime
 from jaxlm.config import Config, UserError
 from jaxlm.hardware import Cluster
 from jaxlm.plan.memory_report import format_state, state_document
+from jaxlm.plan.set_up import leave_gpus_alone
 from jaxlm.plan.state_bytes import STAGES, BytesPerParameter
 
 MEMORY_EXAMPLES = """examples:
@@ -61,7 +60,7 @@ def plan_config(run_config: Config, cluster: Cluster, lengths: Sequence[int]) ->
     run_checks.check_trainable(run_config)
     run_checks.check_sample(run_config)
     run_checks.check_mesh(run_config, cluster.gpus, first_step=0)
-    prepare_jax(run_config)
+    leave_gpus_alone(run_config.runtime)
     print(f"tracing the step for {cluster.gpus} x {cluster.accelerator.name}", file=sys.stderr)
 
     from jaxlm.plan.memory_plan import build_memory_document, format_plan, plan_memory
@@ -69,15 +68,6 @@ def plan_config(run_config: Config, cluster: Cluster, lengths: Sequence[int]) ->
     plan = plan_memory(run_config, cluster, lengths)
     print(format_plan(plan))
     return build_memory_document(plan)
-
-
-def prepare_jax(run_config: Config) -> None:
-    """Set jax up to trace on the CPU. A GPU of this machine is left alone."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    here = dataclasses.replace(
-        run_config.runtime, platform="cpu", devices=None, compilation_cache=None
-    )
-    runtime.configure(here)
 
 
 def check_modes(args: argparse.Namespace) -> None:

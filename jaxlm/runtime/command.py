@@ -109,6 +109,31 @@ def command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = N
     return code
 
 
+def call_command(
+    argv: Sequence[str], *, program: str, commands: dict[str, str], text: str, find: Callable
+) -> int:
+    """Call the command that `argv` names first with its other arguments, or list them all.
+
+    `commands` are those of `program` and what each is for, `text` the help with a place for them.
+    `find` returns the `main` of a name.
+    """
+    width = max(map(len, commands))
+    lines = [f"  {program}{name:<{width}}  {use}" for name, use in commands.items()]
+    text = text.format(commands="\n".join(lines))
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(text)
+        return 0
+    if not argv:
+        print(text, file=sys.stderr)
+        return UserError.exit_code
+
+    name = argv[0]
+    if name not in commands:
+        hint = suggestion(name, commands) or f" (there are: {', '.join(commands)})"
+        raise UserError(f"there is no command {name!r}{hint}; see {program.rstrip(' .')} --help")
+    return find(name)(argv[1:])
+
+
 def describe_full_disk(error: BaseException | None) -> str:
     """Return one line on an error that a full disk or a quota has caused, or ''.
 

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from jaxlm import config, hardware, step
 from jaxlm.evaluation.validation import evaluation_batch_size
-from jaxlm.plan.compile_step import abstract_batch, build_target_run, lower_step
+from jaxlm.plan.compile_step import build_target_run, lower_step
 from jaxlm.plan.compiled_text import COLLECTIVES
-from jaxlm.run import Run
-from jaxlm.state import abstract_state
+from jaxlm.run import Run, abstract_arguments
 
 H100_BYTES = hardware.usable_memory(hardware.find_accelerator("h100"))
 
@@ -109,16 +108,15 @@ def compiled_evaluation(
 ) -> Program:
     """The evaluation step of `run_config` on `devices` H100."""
     run = build_run(run_config, devices, attention=attention)
-    params = abstract_state(run.model, run.optimizer, run.placement).params
+    state, batch = abstract_arguments(run, evaluation_batch_size(run_config))
     evaluate = step.eval_step(
         run.model,
         run_config.training,
         run.placement,
-        params,
+        state.params,
         compiler_options=run.compiler_options,
     )
-    batch = abstract_batch(run, evaluation_batch_size(run_config))
-    traced = evaluate.trace(params, batch)  # type: ignore[attr-defined]
+    traced = evaluate.trace(state.params, batch)  # type: ignore[attr-defined]
     return compile_lowered(traced.lower(lowering_platforms=("cuda",)))
 
 
