@@ -1,53 +1,14 @@
-"""The optax chain and the learning-rate schedule."""
+"""The optax chain that updates the parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxlm.config import OptimizerConfig
+from jaxlm.optim.schedule import learning_rate_schedule
 from jaxlm.types import Array, Axes, Tree, is_axes
-
-
-def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the function from a step (from 0) to the learning rate of that step.
-
-    The warmup is a line: it is at `warmup_start_ratio` of the peak one step before the first step,
-    and at the peak in its last step. It is cut to the steps.
-    """
-    peak, final = config.learning_rate, config.learning_rate * config.final_learning_rate_ratio
-    start = peak * config.warmup_start_ratio
-    warmup = min(config.warmup_steps, steps)
-    end = config.decay_steps or steps
-    # The last share of the steps, but never a part of the warmup: the rate would jump.
-    decay_start = max(warmup, steps - max(1, round(steps * config.decay_share)))
-
-    def rate(step):
-        step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup) / max(1, end - warmup), 0.0, 1.0)
-
-        schedules: dict[str, Callable[[], Array]] = {
-            "constant": lambda: jnp.full_like(step, peak),
-            "linear": lambda: peak + (final - peak) * progress,
-            "cosine": lambda: final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-            # Vaswani et al. 2017 section 5.3, scaled to reach the peak where the warmup ends.
-            "inverse_sqrt": lambda: (
-                peak * jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup)))
-            ),
-            # Warmup-stable-decay, MiniCPM (arXiv 2404.06395).
-            "wsd": lambda: (
-                peak
-                + (final - peak)
-                * jnp.clip((step - decay_start) / max(1, steps - decay_start), 0.0, 1.0)
-            ),
-        }
-        after_warmup = schedules[config.schedule]()
-
-        in_warmup = start + (peak - start) * (step + 1) / max(1, warmup)
-        return jnp.where(step < warmup, in_warmup, after_warmup)
-
-    return rate
 
 
 def decay_mask(exclude: tuple[str, ...], params: Tree) -> Tree:
