@@ -78,6 +78,11 @@ def build_convert_parser() -> runtime.Parser:
         "--best", action="store_true", help="take the checkpoint with the lowest eval/loss"
     )
     exporting.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the average of the weights that a run with optimizer.ema_decay keeps",
+    )
+    exporting.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
@@ -166,6 +171,7 @@ def main(argv: Sequence[str]) -> int:
         args.out,
         step=args.step,
         best=args.best,
+        ema=args.ema,
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         archive=args.archive,

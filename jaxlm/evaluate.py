@@ -54,10 +54,17 @@ def main(argv: Sequence[str]) -> int:
     from jaxlm.evaluation import report, score_model
     from jaxlm.load_model import load_model
 
-    loaded = load_model(Path(args.path), step=args.step, compute=args.compute, devices=args.devices)
+    loaded = load_model(
+        Path(args.path),
+        step=args.step,
+        ema=args.ema,
+        compute=args.compute,
+        devices=args.devices,
+    )
     scorer = score_model.ModelScorer(loaded)
     compute = args.compute or (loaded.config.precision.compute if loaded.config else "float32")
     place = f" after step {loaded.step}" if loaded.step is not None else ""
+    place += ", average of the weights" if args.ema else ""
     print(
         f"{args.path}{place}: {loaded.model.config.family}, "
         f"{loaded.model.parameter_count():,} parameters, {compute}, "
@@ -95,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
         model = {
             "model": args.path,
             "step": loaded.step,
+            "ema": args.ema,
             "family": loaded.model.config.family,
             "compute": compute,
         }
@@ -170,6 +178,7 @@ def build_evaluate_parser() -> runtime.Parser:
     )
 
     add("--step", type=nonnegative_integer, metavar="N", help="a run's checkpoint (the newest)")
+    add("--ema", action="store_true", help="a run's average of the weights (optimizer.ema_decay)")
     add(
         "--devices",
         type=positive_integer,

@@ -69,7 +69,11 @@ def main(argv: Sequence[str]) -> int:
     from jaxlm.load_model import load_model
 
     loaded = load_model(
-        Path(args.model), step=args.step, compute=args.compute, devices=args.devices or 1
+        Path(args.model),
+        step=args.step,
+        ema=args.ema,
+        compute=args.compute,
+        devices=args.devices or 1,
     )
     family = loaded.model.config.family
     use = "embeds" if args.embed else "fills masks" if family == "encoder" else "writes"
@@ -160,6 +164,8 @@ def build_generate_parser() -> runtime.Parser:
     add(parser, "--batch-size", "N", ROWS, "texts at once (default 8)")
     add(parser, "--json", "FILE", str, "write the results as JSON too")
     add(parser, "--step", "N", COUNT, "a run's checkpoint (default: the newest)")
+    average = "use a run's average of the weights (optimizer.ema_decay)"
+    parser.add_argument("--ema", action="store_true", help=average)
     add(parser, "--devices", "N", POSITIVE, "devices to use (default 1)")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--compute", choices=dtypes, help="number format (default float32)")

@@ -23,7 +23,7 @@ from jaxlm.config.fields import suggestion
 from jaxlm.directories import check_model_directory
 
 NAME = "jaxlm"
-MODEL_ARGUMENTS = ("step", "compute", "max_length", "devices")  # beside the path
+MODEL_ARGUMENTS = ("step", "ema", "compute", "max_length", "devices")  # beside the path
 LM_EVAL_COMMANDS = ("run", "ls", "validate")
 LM_EVAL_ARGUMENTS = ("max_batch_size", "device")  # lm_eval passes them to every model
 
@@ -36,6 +36,7 @@ is given.
 keys of --model_args:
   path=DIR              the run_directory of a training, or a Hugging Face folder
   step=N                a run's checkpoint (the newest)
+  ema=true              a run's average of the weights (optimizer.ema_decay)
   compute=DTYPE         float32 or bfloat16 (float32)
   max_length=N          tokens that are read at once (the model's context_length)
   devices=N             devices that the model is split over (1)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm import checkpoint, config, data, interop, models, runtime, sharding
 from jaxlm.config import (
@@ -31,6 +32,10 @@ from jaxlm.interop.tokenizer import (
 from jaxlm.mesh_execution import build_execution
 from jaxlm.precision import cast_for_gather
 from jaxlm.types import Tree, is_axes
+
+# Where a checkpoint has the weights and their average.
+PARAMS = ("params",)
+AVERAGE = ("optimizer", "average")
 
 
 class LoadedModel(NamedTuple):
@@ -60,13 +65,18 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(
-    path: str | Path, *, step: int | None = None, compute: str | None = "float32", devices: int = 1
+    path: str | Path,
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    compute: str | None = "float32",
+    devices: int = 1,
 ) -> LoadedModel:
     """Return the model of a run or of a Hugging Face directory.
 
-    A run's newest checkpoint is taken unless `step` is given. `compute` is the dtype of the
-    computation; None is that of the training for a run and float32 for others. With several
-    `devices` heads, MLP and vocabulary are split over them.
+    A run's newest checkpoint is taken unless `step` is given, and with `ema` the average of its
+    weights. `compute` is the dtype of the computation; None is that of the training for a run and
+    float32 for others. With several `devices` heads, MLP and vocabulary are split over them.
 
     Raises UserError where the directory can't be read, NoCheckpointError where a run has no such
     checkpoint.
@@ -74,10 +84,11 @@ def load_model(
     path = Path(path)
     check_directory(path)
     if is_run(path):
-        return load_run_model(path, step, compute, devices)
-    if step is not None:
+        return load_run_model(path, step, ema, compute, devices)
+    if step is not None or ema:
+        asked = "the average (--ema)" if step is None else f"step {step}"
         raise UserError(
-            f"{path}: step {step}: only a run has steps, and this directory has no checkpoints"
+            f"{path}: {asked}: only a run has it, and this directory has no checkpoints"
         )
 
     _, model_config = interop.read_config(path)
@@ -95,16 +106,23 @@ def load_model(
     )
 
 
-def load_run_model(path: Path, step: int | None, compute: str | None, devices: int) -> LoadedModel:
+def load_run_model(
+    path: Path, step: int | None, ema: bool, compute: str | None, devices: int
+) -> LoadedModel:
     """Return the model of a run directory; the parameters are as in `load_model`."""
     run_config, _ = checkpoint.read_run_config(path)
+    if ema and run_config.optimizer.ema_decay is None:
+        reason = "the run keeps no average of its weights (optimizer.ema_decay)"
+        raise UserError(f"{path}: --ema: {reason}")
     compute = compute or run_config.precision.compute
     precision = inference_precision(compute, run_config.precision.params)
     model, shardings = place_model(run_config.model, precision, devices)
 
     # The checkpoint is restored to where the parameters belong, shard by shard.
     target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.float32 if ema else leaf.dtype, sharding=sharding
+        ),
         jax.eval_shape(model.init, jax.random.key(0)),
         shardings,
     )
@@ -112,7 +130,7 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        params = checkpoints.restore_params(step, target)
+        params = checkpoints.restore_params(step, target, AVERAGE if ema else PARAMS)
 
     tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config, data, hardware, runtime
+from jaxlm import config, cooldown, data, hardware, runtime
 from jaxlm.directories import CONFIG_FILE, is_run
 
 EXAMPLE = """examples:
@@ -19,6 +19,7 @@ EXAMPLE = """examples:
       run_directory=runs/sharded
   launch/local.sh 2 --config configs/quickstart.py --devices 4 parallel.zero=3
   python -m jaxlm.train --config configs/llama2_7b.py --rehearse h100:64
+  python -m jaxlm.train --config runs/long/config.json --cooldown 8000
 
 The same command resumes the run in run_directory where it stopped.
 jaxlm/config/schema.py lists the keys."""
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     args = build_train_parser().parse_intermixed_args(argv)
     edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
+    if args.cooldown is not None:
+        edits.append("optimizer.schedule=wsd")
     run_config = config.load(args.config, edits, args.data)
     if args.rehearse is not None:
         from jaxlm.plan import compile_command
@@ -40,6 +43,10 @@ def main(argv: Sequence[str]) -> int:
         return compile_command.rehearse(run_config, hardware.parse_cluster(args.rehearse))
     if not any(edit.startswith("run_directory=") for edit in edits):
         run_config = adopt_folder(run_config, Path(args.config))
+
+    cooled_run = None
+    if args.cooldown is not None:
+        run_config, cooled_run = cooldown.plan_cooldown(run_config, args.cooldown, edits)
 
     cluster = runtime.detect_cluster(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
@@ -49,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     with runtime.ProcessGroup(cluster, run_config.runtime, directory) as group:
         from jaxlm import trainer
         from jaxlm.data.rules import load_predicate
+
+        if cooled_run is not None and group.is_leader:
+            cooldown.copy_run(cooled_run, args.cooldown, directory)
 
         # Where this process stands in its run is no part of the config, which all processes share.
         run_config = dataclasses.replace(
@@ -117,6 +127,12 @@ def build_train_parser() -> runtime.Parser:
     runtime.add_keep_argument(parser)
     parser.add_argument(
         "--devices", metavar="N", help="the same as runtime.devices=N: of each process"
+    )
+    parser.add_argument(
+        "--cooldown",
+        metavar="STEP",
+        type=int,
+        help="copy the run up to this checkpoint, and let the learning rate fall from there on",
     )
     parser.add_argument(
         "--rehearse",

@@ -10,9 +10,6 @@ import enum
 from functools import partial
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
@@ -93,7 +90,7 @@ def train(
         background.enter_context(build_meanwhile(store, config, group, predicate))
         check_vocabulary(config.model, store)
         if start.origin is Origin.RESUMED:
-            check_store(directory, config, store)
+            check_resume(directory, config, store, start.step)
         stream = build_stream(run, store, saved_config, start.step)
         config = data.record_mixture(config, stream.mixture.schedule)
         run = run._replace(config=config)
@@ -214,9 +211,12 @@ def continue_run(config: Config, directory: Path, start: Start) -> tuple[Config,
         data.check_files(config.data)  # a missing file explains the difference better
         raise
 
+    rates: list[str] = []
+    if start.step:
+        rates = optim.describe_rates(rates_at_resume(saved_config, config, start.step))
     resumed = start.origin is Origin.RESUMED
     how = f"resumes after step {start.step}" if resumed else "starts from imported weights"
-    log(f"{directory}: {how}", *changes, *describe_rates(saved_config, config, start.step))
+    log(f"{directory}: {how}", *changes, *rates)
     return saved_config, config
 
 
@@ -229,21 +229,13 @@ def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> 
     return due and not checkpoints.is_rated(start.step)
 
 
-def describe_rates(before: Config, after: Config, step: int) -> list[str]:
-    """Return a line on the learning rates around `step` if `after` changes that of the next one."""
-    if not step:
-        return []
-
-    def rate(config: Config, count: int) -> float:
-        schedule = optim.learning_rate_schedule(config.optimizer, config.training.steps)
-        return float(jax.device_get(schedule(np.int32(count))))
-
-    # The schedule runs on the steps that are done before.
-    planned, following = rate(before, step), rate(after, step)
-    if np.isclose(planned, following, rtol=1e-3, atol=0):
-        return []
-    last = rate(before, step - 1)
-    return [f"learning rate: {last:.2e} at step {step} -> {following:.2e} at step {step + 1}"]
+def rates_at_resume(saved_config: Config, config: Config, step: int) -> optim.RatesAtResume:
+    """Return the learning rates around `step`, where `config` takes the saved one's place."""
+    schedules = [
+        optim.learning_rate_schedule(each.optimizer, each.training.steps)
+        for each in (saved_config, config)
+    ]
+    return optim.rates_at_resume(*schedules, step)
 
 
 def write_tokenizer(directory: Path, store: data.Store) -> None:
@@ -285,6 +277,17 @@ def build_meanwhile(
     size, needs = config.tokenizer_vocabulary_size, config.objective.needs
     arguments = (config.data, config.tokenizer, size, needs, predicate)
     return data.built_meanwhile(store, is_leader=group.is_leader, arguments=arguments)
+
+
+def check_resume(directory: Path, config: Config, store: data.Store, step: int) -> None:
+    """Raise UserError unless a run can go on after `step` with this config and this store.
+
+    A learning rate that has decayed may not rise again unasked.
+    """
+    check_store(directory, config, store)
+    saved_config, _ = checkpoint.read_run_config(directory)
+    rates = rates_at_resume(saved_config, config, step)
+    optim.check_restart(saved_config.optimizer, config.optimizer, rates)
 
 
 def check_store(directory: Path, config: Config, store: data.Store) -> None:

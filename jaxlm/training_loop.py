@@ -19,7 +19,7 @@ from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, Update, abstract_arguments, build_update
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
-from jaxlm.state import TrainState
+from jaxlm.state import TrainState, state_shapes
 from jaxlm.step import StepMetrics
 from jaxlm.throughput import Throughput, fetch_metrics
 from jaxlm.types import Array, Tree
@@ -81,6 +81,7 @@ class TrainingLoop:
         self.learning_rate = jax.jit(
             optim.learning_rate_schedule(self.config.optimizer, self.steps)
         )
+        self.as_weights = place_as_weights(run)
         self.parameter_norm = jax.jit(parameter_norm, out_shardings=run.placement.replicated())
         self.best_loss = checkpoints.best_loss()
         self.best_saves = 0  # of a better model at steps without a checkpoint of their own
@@ -236,7 +237,7 @@ class TrainingLoop:
         is not finite, once the checkpoint of the step is removed.
         """
         with self.throughput.paused(state):
-            scores = self.evaluator.evaluate(state.params, stop.reached)
+            scores = self.score(state, stop)
         if scores is None:
             return False
 
@@ -265,6 +266,23 @@ class TrainingLoop:
         self.best_loss = min(self.best_loss, loss)
         return True
 
+    def score(self, state: TrainState, stop: StopSignal | PeerStop) -> dict[str, float] | None:
+        """Return the figures of the weights, and eval/ema_loss if a run averages them.
+
+        Returns None if a signal stopped the evaluation.
+        """
+        scores = self.evaluator.evaluate(state.params, stop.reached)
+        average = optim.averaged_weights(state.optimizer)
+        if scores is None or average is None:
+            return scores
+
+        averaged = self.evaluator.evaluate(self.as_weights(average), stop.reached)
+        if averaged is None:
+            return None
+        if "eval/loss" in averaged:
+            scores["eval/ema_loss"] = averaged["eval/loss"]
+        return scores
+
     def affords_best(self, step: int) -> bool:
         """Return whether there is time to save a better model; the same in all processes."""
         seconds = self.checkpoints.save_seconds()
@@ -284,6 +302,16 @@ def find_tokens(stream: Stream, step: int) -> str:
     if not stream.is_growing:
         return ALL
     return ENOUGH if stream.is_ready(step) else NONE
+
+
+def place_as_weights(run: Run) -> Callable[[Tree], Tree]:
+    """Return a function that gives a tree like the weights their dtypes and places."""
+    shapes = state_shapes(run.model, run.optimizer).params
+
+    def cast(tree: Tree) -> Tree:
+        return jax.tree.map(lambda x, shape: x.astype(shape.dtype), tree, shapes)
+
+    return jax.jit(cast, out_shardings=run.placement.tree("parameters", shapes))
 
 
 def parameter_norm(params: Tree) -> Array:

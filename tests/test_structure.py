@@ -51,6 +51,7 @@ LEVELS = {
     "state": 3,
     "run": 3,
     "run_checks": 3,
+    "cooldown": 3,
     "step": 3,
     "trainer": 3,
     "training_loop": 3,
@@ -113,6 +114,7 @@ SIDEWAYS = {
     ("trainer", "run_checks"): "as above",
     ("trainer", "runtime"): "as above",
     ("trainer", "state"): "as above",
+    ("training_loop", "state"): "an average is scored in the dtypes and places of the weights",
     ("trainer", "training_loop"): "as above",
     ("training_loop", "data"): "the batches of the steps",
     ("training_loop", "run"): "the loop calls the step of a run",
@@ -163,6 +165,7 @@ WITHOUT_JAX = {
     "files",
     "progress",
     "run_checks",
+    "cooldown",
     "types",
 }  # when imported, like every command
 FORBIDDEN_CALLS = {"__import__", "eval", "exec"}

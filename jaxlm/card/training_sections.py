@@ -37,6 +37,7 @@ VALIDATION_METHODS = {
 }
 SCORES = {  # tag -> (name, digits)
     "eval/loss": ("loss, nats per target", 5),
+    "eval/ema_loss": ("loss of the averaged weights", 5),
     "eval/perplexity": ("perplexity", 5),
     "eval/bits_per_byte": ("bits per byte", 5),
     "eval/masked_accuracy": ("masked accuracy", 4),
@@ -45,6 +46,7 @@ SCORES = {  # tag -> (name, digits)
 }
 DETECTION_SCORES = {  # of a model with a generator, whose targets the generator fills
     "eval/loss": ("loss: the generator's, and the detection's times its weight", 5),
+    "eval/ema_loss": ("loss of the averaged weights", 5),
     "eval/detection_loss": ("detection loss, nats per token", 5),
     "eval/detection_accuracy": ("detection accuracy", 5),
     "eval/replaced_share": ("share of the tokens that were replaced", 5),
@@ -181,7 +183,8 @@ def describe_schedule(facts: Facts) -> str:
     decays = {
         "cosine": f"cosine{end} at step {optimizer.decay_steps or steps:,}",
         "linear": f"linear{end} at step {optimizer.decay_steps or steps:,}",
-        "wsd": f"constant, then linear{end} over the last {optimizer.decay_share:.0%}",
+        "wsd": f"constant, then {optimizer.cooldown_shape}{end} over the last "
+        f"{optimizer.decay_share:.0%}",
     }
     text = decays.get(optimizer.schedule, optimizer.schedule.replace("_", " "))
 

@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -285,27 +287,26 @@ class Checkpoints:
         self._abandoned = {later for later in self.steps() if later > step}
         return state
 
-    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
-        """Return the parameters of `step` alone, whatever was saved with them.
-
-        Raises the errors of `restore`.
-        """
+    def restore_params(
+        self, step: int, abstract_params: Tree, place: Sequence[str] = (PARAMS,)
+    ) -> Tree:
+        """Return the parameters of `step`, or a tree like them at `place`. Raises as `restore`."""
         self._check_step(step)
-        expected = {PARAMS: abstract_params}
-        self._check_arrays(step, describe_arrays(expected), prefix=f"{PARAMS}/")
+        expected = reduce(lambda tree, name: {name: tree}, reversed(place), abstract_params)
+        self._check_arrays(step, describe_arrays(expected), prefix="/".join((*place, "")))
 
+        restore_args = ocp.checkpoint_utils.construct_restore_args(expected)
         arguments = ocp.args.PyTreeRestore(
-            item=expected,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
-            partial_restore=True,
+            expected, restore_args=restore_args, partial_restore=True
         )
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(self.directory / str(step) / STATE, args=arguments)[PARAMS]
+                restored = reader.restore(self.directory / str(step) / STATE, args=arguments)
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:
             raise self._unreadable(step, error) from error
+        return reduce(getitem, place, restored)
 
     def check_readable(self, step: int) -> None:
         """Raise NoCheckpointError if the step is not there, or what it holds can't be read."""

@@ -24,6 +24,8 @@ FIXED = (
     "precision.params",
     "optimizer.kind",
 )
+# Keys without which the state of the optimizer has fewer arrays: whether they are set is fixed.
+ADDS_STATE = ("optimizer.ema_decay",)
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
 # How much is read of each source. It may change, and is recorded once the sizes of the sources are
 # known (`data/mixture_plan.py`).
@@ -91,8 +93,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     Before `step` the batch schedule is the saved one, from there on that of `config`. The mixture
     is that of `config`: `plan_mixture` brings it together with the saved one. Raises
     UserError if `config` would make another run of the saved one: another model, objective,
-    tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run of imported weights
-    (step 0) may still choose all but the model, the tokenizer and the dtype.
+    tokenizer, data, seed, dtype of the parameters, kind of optimizer, or arrays of its state. A run
+    of imported weights (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
     saved, _ = read_run_config(run_directory)
     config = keep_unbounded(saved, config)
@@ -103,7 +105,10 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     resumed = dataclasses.replace(config, training=training)
 
     changes = differences(saved, resumed)
-    refuse_changes(run_directory, [note for key, note in changes.items() if is_fixed(key, step)])
+    before, after = flatten_config(saved), flatten_config(resumed)
+    added = {key for key in ADDS_STATE if step and (before[key] is None) != (after[key] is None)}
+    refused = [note for key, note in changes.items() if is_fixed(key, step) or key in added]
+    refuse_changes(run_directory, refused)
     silent = {"run_directory", *(key for key in changes if step and MIXTURE.fullmatch(key))}
     return resumed, [note for key, note in changes.items() if key not in silent]
 

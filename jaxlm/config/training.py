@@ -37,8 +37,12 @@ class OptimizerConfig:
     # Share of the peak at which the warmup starts. 1: constant until the warmup ends (T5)
     warmup_start_ratio: Share = 0.0
     decay_steps: Positive | None = None  # cosine, linear: step of the end. None: training.steps
-    decay_share: Share = 0.2  # wsd: last share of the steps, over which the rate falls linearly
+    decay_share: Share = 0.2  # wsd: last share of the steps, over which the rate falls
+    # wsd: how it falls there, by the share t of the decay that is done (arXiv 2405.18392)
+    cooldown_shape: Literal["linear", "1-sqrt", "cosine", "1-square"] = "linear"
     final_learning_rate_ratio: Share = 0.1  # share of the peak at the end of the decay
+    # Let more training.steps raise the rate of cosine or linear again, which is refused otherwise
+    allow_restart: bool = False
     beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -46,18 +50,32 @@ class OptimizerConfig:
     # No decay for parameters that have one of these strings in a part of their path
     weight_decay_exclude: tuple[str, ...] = ("bias", "norm")
     gradient_clip: PositiveFloat | None = 1.0  # largest global norm. None: no clipping
+    # Keep an average of the weights that moves by 1 - ema_decay a step. None: no average
+    ema_decay: ShareBelowOne | None = None
 
     def __post_init__(self):
+        refuse = refuser("optimizer")
+        if self.cooldown_shape != "linear" and self.schedule != "wsd":
+            reason = "is only used by the schedule 'wsd'"
+            refuse("cooldown_shape", f"{reason}, got schedule={self.schedule!r}")
         if self.decay_steps is None:
             return
 
-        refuse = refuser("optimizer")
         if self.schedule not in ("cosine", "linear"):
             reason = "is only used by the schedules 'cosine' and 'linear'"
             refuse("decay_steps", f"{reason}, got schedule={self.schedule!r}")
         if self.decay_steps <= self.warmup_steps:
             warmup = f"the warmup (warmup_steps={self.warmup_steps})"
             refuse("decay_steps", f"{self.decay_steps} is not after {warmup}")
+
+    def cooldown_start(self, steps: int) -> int:
+        """Return the first step (from 0) of the decay of schedule 'wsd', in a run of `steps`.
+
+        The decay takes the last share of the steps, but never a part of the warmup: the rate would
+        jump.
+        """
+        warmup = min(self.warmup_steps, steps)
+        return max(warmup, steps - max(1, round(steps * self.decay_share)))
 
 
 @section("parallel")

@@ -46,15 +46,17 @@ def export_run(
     *,
     step: int | None = None,
     best: bool = False,
+    ema: bool = False,
     dtype: str = "float32",
     max_shard_bytes: int = interop.DEFAULT_SHARD_BYTES,
     archive: bool = False,
 ) -> ExportedModel:
     """Write config.json, weights, tokenizer, generation_config.json and the card into `out`.
 
-    The newest checkpoint is taken unless `step` is given or `best` asks for the lowest eval/loss.
-    `archive` adds model.tar.gz. UserError where `transformers` has no such model or `out` is not
-    empty, NoCheckpointError where the run has no such checkpoint; then there is no `out`.
+    The newest checkpoint is taken unless `step` is given or `best` asks for the lowest eval/loss;
+    with `ema` the average of its weights. `archive` adds model.tar.gz. UserError where
+    `transformers` has no such model or `out` is not empty, NoCheckpointError where the run has no
+    such checkpoint; then there is no `out`.
     """
     run_config, _ = checkpoint.read_run_config(run)
     if not is_run(run):
@@ -75,7 +77,8 @@ def export_run(
     tokens = token_ids(frame, architecture, kept_generation)
     interop.add_token_ids(architecture, model_config, values, tokens)
 
-    loaded = load_model(run, step=find_best_step(run, run_config) if best else step)
+    step = find_best_step(run, run_config) if best else step
+    loaded = load_model(run, step=step, ema=ema)
     parameter_count = loaded.model.parameter_count()
     with new_directory(out) as folder:
         interop.save(

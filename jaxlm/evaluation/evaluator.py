@@ -209,6 +209,8 @@ class Evaluator:
             return self._no_targets()
 
         text = f"loss {scores['eval/loss']:.4f}"
+        if "eval/ema_loss" in scores:
+            text += f" ({scores['eval/ema_loss']:.4f} with the average of the weights)"
         masked_loss = scores.get("eval/generator_loss", scores["eval/loss"])
         if "eval/generator_loss" in scores:
             text += (

@@ -37,6 +37,7 @@ class HarnessModel:
         compute: str = "float32",
         max_length: int | None = None,
         devices: int = 1,
+        ema: bool = False,
     ) -> None:
         """Load the model of a run or a Hugging Face directory.
 
@@ -56,7 +57,9 @@ class HarnessModel:
             )
 
         runtime.configure(RuntimeConfig(devices=devices))
-        self.loaded = load_model(Path(path), step=step, compute=compute, devices=devices)
+        self.loaded = load_model(
+            Path(path), step=step, ema=bool(ema), compute=compute, devices=devices
+        )
         config = self.loaded.model.config
         if config.family != "decoder":
             raise UserError(

@@ -1,6 +1,22 @@
 """Optimizers and the learning-rate schedule, built from the config."""
 
+from jaxlm.optim.average import averaged_weights
 from jaxlm.optim.optimizer import build_optimizer, decay_mask
+from jaxlm.optim.resumed_rates import (
+    RatesAtResume,
+    check_restart,
+    describe_rates,
+    rates_at_resume,
+)
 from jaxlm.optim.schedule import learning_rate_schedule
 
-__all__ = ["build_optimizer", "decay_mask", "learning_rate_schedule"]
+__all__ = [
+    "RatesAtResume",
+    "averaged_weights",
+    "build_optimizer",
+    "check_restart",
+    "decay_mask",
+    "describe_rates",
+    "learning_rate_schedule",
+    "rates_at_resume",
+]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.config import OptimizerConfig
+from jaxlm.optim.average import with_average
 from jaxlm.optim.schedule import learning_rate_schedule
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -145,4 +146,5 @@ def build_optimizer(
         config.weight_decay, lambda params: decay_mask(config.weight_decay_exclude, params)
     )
     rate = optax.scale_by_learning_rate(learning_rate_schedule(config, steps))
-    return optax.chain(clip, optax.chain(direction, decay, rate))
+    optimizer = optax.chain(clip, optax.chain(direction, decay, rate))
+    return optimizer if config.ema_decay is None else with_average(optimizer, config.ema_decay)

@@ -8,6 +8,15 @@ import optax
 from jaxlm.config import OptimizerConfig
 from jaxlm.types import Array
 
+# How far the rate has fallen, from 0 at the peak to 1 at the final rate, by the share of the decay
+# that is done. The shapes are compared in Hägele et al. (arXiv 2405.18392).
+FALLEN: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda done: done,
+    "1-sqrt": jnp.sqrt,
+    "cosine": lambda done: 0.5 * (1 - jnp.cos(jnp.pi * done)),
+    "1-square": jnp.square,
+}
+
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Return the function from a step (from 0) to the learning rate of that step.
@@ -19,8 +28,8 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     start = peak * config.warmup_start_ratio
     warmup = min(config.warmup_steps, steps)
     end = config.decay_steps or steps
-    # The last share of the steps, but never a part of the warmup: the rate would jump.
-    decay_start = max(warmup, steps - max(1, round(steps * config.decay_share)))
+    decay_start = config.cooldown_start(steps)
+    fallen = FALLEN[config.cooldown_shape]
 
     def rate(step):
         step = jnp.asarray(step, jnp.float32)
@@ -38,7 +47,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
             "wsd": lambda: (
                 peak
                 + (final - peak)
-                * jnp.clip((step - decay_start) / max(1, steps - decay_start), 0.0, 1.0)
+                * fallen(jnp.clip((step - decay_start) / max(1, steps - decay_start), 0.0, 1.0))
             ),
         }
         after_warmup = schedules[config.schedule]()

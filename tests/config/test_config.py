@@ -464,8 +464,8 @@ def leaves(cls: Any = Config):
 def test_the_config_stays_small():
     all_fields = list(leaves())
     model_fields = [name for section, name in all_fields if section == "ModelConfig"]
-    assert 40 <= len(model_fields) <= 60
-    assert len(all_fields) <= 180
+    assert 40 <= len(model_fields) <= 62
+    assert len(all_fields) <= 205
 
 
 SECTIONS = tuple(

@@ -339,6 +339,11 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "optimizer.decay_steps",
         "100 is not after the warmup (warmup_steps=100)",
     ),
+    (
+        ["optimizer.cooldown_shape=1-sqrt"],
+        "optimizer.cooldown_shape",
+        "is only used by the schedule 'wsd', got schedule='cosine'",
+    ),
     (["model.heads=7"], "model.width", "768 is not a multiple of heads (7)"),
     (["model.kv_heads=5"], "model.kv_heads", "5 does not divide heads (12)"),
     (

@@ -395,13 +395,24 @@ def test_a_run_without_targets_says_so_and_ranks_nothing(folder, capsys):
 def test_the_change_of_the_rate_at_a_resume_is_told(copied_run, capsys):
     copied_run("decoder")
     assert run("training.steps=12", "optimizer.learning_rate=1e-3") == 0
-    assert "learning rate" in capsys.readouterr().out
-    before = config.load("runs/tiny/config.json")
-    more = config.load("runs/tiny/config.json", ["training.steps=24"])
-    (line,) = trainer.describe_rates(before, more, 12)
-    assert line == "learning rate: 1.34e-03 at step 12 -> 6.89e-03 at step 13"
-    assert trainer.describe_rates(before, before, 12) == []
-    assert trainer.describe_rates(before, more, 0) == []
+    assert "learning rate: 1.34e-03 at step 12 -> 1.00e-04 at step 13" in capsys.readouterr().out
+
+
+def test_a_rate_that_has_decayed_rises_again_only_if_that_is_wanted(copied_run, capsys):
+    copied_run("decoder")
+    assert run("training.steps=24") == 2
+    rise = "from 1.34e-03 at step 12 to 6.89e-03 at step 13"
+    error = capsys.readouterr().err
+    assert error.startswith("error: training.steps: the learning rate would rise again, ")
+    assert rise in error and error.count("\n") == 1
+    assert saved_steps() == [8, 12]
+
+    assert run("training.steps=15", "optimizer.learning_rate=2e-2") == 0  # changed by name
+    assert "learning rate: 1.34e-03 at step 12 -> 5.11e-03 at step 13" in capsys.readouterr().out
+    assert saved_steps()[-1] == 15
+    assert (
+        run("training.steps=40", "optimizer.allow_restart=true", "optimizer.schedule=linear") == 0
+    )
 
 
 def test_a_diverged_loss_ends_the_run_with_4_and_is_not_saved(folder, capsys):
