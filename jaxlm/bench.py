@@ -36,7 +36,6 @@ the token store, as in training, and what --json and --profile name. docs/perfor
 the figures."""
 
 MOST_STEPS = 100_000
-MEMORY_ADVICE = "lower training.batch_size or data.sequence_length, or raise training.microbatches"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,8 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json != "-":
         runtime.check_output_file("--json", args.json)
     check_profile_folder(args.profile)
-    edits = [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
-    run_config = config.load(args.config, edits, args.data)
+    run_config = config.load(args.config, all_edits(args), args.data)
     if runtime.detect_cluster(run_config.runtime).processes > 1:
         raise UserError("bench measures one process: set runtime.processes=1")
 
@@ -71,6 +69,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def all_edits(args: argparse.Namespace) -> list[str]:
+    """Return the edits of the config, with that of --devices."""
+    return [*args.edits, *([f"runtime.devices={args.devices}"] if args.devices else [])]
+
+
 def run(
     run_config: config.Config, args: argparse.Namespace, argv: Sequence[str], start_up: StartUp
 ) -> "Figures | None":
@@ -87,7 +90,7 @@ def run(
         with start_up.measure(IMPORT):
             from jaxlm.benchmark import measure
 
-        with runtime.memory_errors(MEMORY_ADVICE):
+        with runtime.memory_errors(runtime.memory_advice(args.config, all_edits(args))):
             if args.start_only is not None:
                 measure.start(measure.settle_batch_size(run_config), store, start_up)
                 Path(args.start_only).write_text(json.dumps(start_up.seconds))

@@ -24,11 +24,6 @@ EXAMPLE = """examples:
 The same command resumes the run in run_directory where it stopped.
 jaxlm/config/schema.py lists the keys."""
 
-MEMORY_ADVICE = (
-    "lower training.batch_size or data.sequence_length, or raise training.microbatches; "
-    "parallel.zero=3 on several devices and parallel.remat=full need less, too"
-)
-
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
@@ -57,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
         from jaxlm import trainer
         from jaxlm.data.rules import load_predicate
 
-        if cooled_run is not None and group.is_leader:
+        if args.cooldown is not None and group.is_leader:
+            assert cooled_run is not None
             cooldown.copy_run(cooled_run, args.cooldown, directory)
 
         # Where this process stands in its run is no part of the config, which all processes share.
@@ -65,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             run_config, runtime=runtime.without_process_fields(run_config.runtime)
         )
         predicate = None if args.keep is None else load_predicate(args.keep)
-        with runtime.memory_errors(f"{MEMORY_ADVICE}; {memory_command(args.config, edits)}"):
+        with runtime.memory_errors(runtime.memory_advice(args.config, edits)):
             return trainer.train(run_config, group, resume_command(argv), predicate)
 
 
@@ -140,12 +136,6 @@ def build_train_parser() -> runtime.Parser:
         help="compile the step for GPUs that are not there, such as h100:64, and train nothing",
     )
     return parser
-
-
-def memory_command(config_file: str, edits: Sequence[str]) -> str:
-    """Return the command that says what would make a run of this config smaller."""
-    command = ["python", "-m", "jaxlm.plan", "memory", "--config", config_file, *edits]
-    return f"`{shlex.join(command)}` says what each change saves"
 
 
 def resume_command(argv: Sequence[str]) -> str:

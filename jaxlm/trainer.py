@@ -22,8 +22,6 @@ from jaxlm.run_checks import check_trainable
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
 
-STOPPED = 75  # exit code: stopped by a signal, saved
-
 
 class Origin(enum.Enum):
     """The source of the state from which this process trains."""
@@ -135,7 +133,7 @@ def train(
             state, stopped = loop(state, evaluate_first=evaluate_first)
             if stopped:
                 monitor.line(f"resume with\n  {resume_command}")
-                return STOPPED
+                return runtime.STOPPED
 
             show_samples(run, store, evaluator, state, monitor)
             if group.is_leader:
@@ -231,11 +229,11 @@ def needs_evaluation(config: Config, start: Start, checkpoints: Checkpoints) -> 
 
 def rates_at_resume(saved_config: Config, config: Config, step: int) -> optim.RatesAtResume:
     """Return the learning rates around `step`, where `config` takes the saved one's place."""
-    schedules = [
+    before, after = (
         optim.learning_rate_schedule(each.optimizer, each.training.steps)
         for each in (saved_config, config)
-    ]
-    return optim.rates_at_resume(*schedules, step)
+    )
+    return optim.rates_at_resume(before, after, step)
 
 
 def write_tokenizer(directory: Path, store: data.Store) -> None:

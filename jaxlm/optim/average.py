@@ -39,6 +39,7 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
         count = state.count + 1
         moved = 1 - jnp.minimum(decay, (1 + count) / (10 + count)).astype(jnp.float32)
 
+        assert params is not None
         weights = optax.apply_updates(params, updates)
         average = jax.tree.map(
             lambda mean, weight: mean + moved * (weight.astype(jnp.float32) - mean),

@@ -111,7 +111,7 @@ def format_ladder(out: Path, runs: Sequence["LadderRun"]) -> str:
 def next_command(out: Path, argv: Sequence[str], code: int, *, is_trained: bool) -> str:
     """Return the line that says how to go on."""
     folder = shlex.quote(str(out))
-    if code == 75:
+    if code == runtime.STOPPED:
         return f"go on with\n  {shlex.join(['python', '-m', 'jaxlm.plan', 'sweep', *argv])}"
     if is_trained:
         return f"fit with\n  python -m jaxlm.plan fit {folder} --picture {folder}/fit.svg"

@@ -16,7 +16,6 @@ from jaxlm.plan.observations import FINAL_LOSS, read_final_loss
 from jaxlm.plan.sweep import LadderRun, is_finished
 from jaxlm.progress import Progress, format_duration
 
-STOPPED = 75  # exit code: stopped by a signal, saved
 LOG_FILE = "train.log"  # of a run: what its processes printed
 POLL_SECONDS = 0.5
 
@@ -43,10 +42,10 @@ def train_ladder(out: Path, runs: Sequence[LadderRun], arguments: Sequence[str] 
             if code == DivergedError.exit_code:
                 diverged.append(run.name)
                 progress.print(f"{place}: diverged: {last_line(out / run.name / LOG_FILE)}")
-            elif code == STOPPED or stop.reached():
+            elif code == runtime.STOPPED or stop.reached():
                 progress.close()
                 print(f"{place}: stopped; the same command goes on", flush=True)
-                return STOPPED
+                return runtime.STOPPED
             elif code:
                 progress.close()
                 raise UserError(f"{place}: {last_line(out / run.name / LOG_FILE)}")

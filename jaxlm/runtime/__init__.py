@@ -12,6 +12,7 @@ from jaxlm.runtime.command import (
     check_output_file,
     command,
     lock_run_directory,
+    memory_advice,
     memory_errors,
     run,
     write_json,
@@ -32,9 +33,10 @@ from jaxlm.runtime.platform import (
     versions,
 )
 from jaxlm.runtime.process_group import ProcessGroup
-from jaxlm.runtime.stop import PeerStop, StopSignal
+from jaxlm.runtime.stop import STOPPED, PeerStop, StopSignal
 
 __all__ = [
+    "STOPPED",
     "Cluster",
     "Parser",
     "PeerStop",
@@ -56,6 +58,7 @@ __all__ = [
     "host_memory",
     "limit_kept_memory",
     "lock_run_directory",
+    "memory_advice",
     "memory_errors",
     "private_directory",
     "run",

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -221,6 +222,16 @@ def add_keep_argument(parser: argparse.ArgumentParser) -> None:
         "--keep",
         metavar="FILE.py:FUNCTION",
         help="keep the documents for whose text this function of yours returns True",
+    )
+
+
+def memory_advice(config_file: str, edits: Sequence[str]) -> str:
+    """Return what makes the steps of a config smaller, and the command that says by how much."""
+    command = ["python", "-m", "jaxlm.plan", "memory", "--config", config_file, *edits]
+    return (
+        "lower training.batch_size or data.sequence_length, or raise training.microbatches; "
+        "parallel.zero=3 on several devices and parallel.remat=full need less, too; "
+        f"`{shlex.join(command)}` says what each change saves"
     )
 
 

@@ -5,6 +5,8 @@ import signal
 import threading
 from types import FrameType
 
+STOPPED = 75  # exit code: stopped by a signal, saved
+
 
 class StopSignal:
     """The stop signal of a run of one process.

@@ -11,6 +11,7 @@ from support import tiny
 
 from jaxlm import optim
 from jaxlm.optim.average import with_average
+from jaxlm.types import Tree
 
 DECAY = 0.8
 AVERAGING = replace(tiny.CONFIG, optimizer=replace(tiny.CONFIG.optimizer, ema_decay=DECAY))
@@ -19,7 +20,7 @@ AVERAGING = replace(tiny.CONFIG, optimizer=replace(tiny.CONFIG.optimizer, ema_de
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_average_is_that_of_the_weights_after_each_step(dtype):
     optimizer = with_average(optax.sgd(0.1), DECAY)
-    params = {"a": jnp.asarray([1.0, -2.0, 3.0], dtype), "b": jnp.asarray(0.5, dtype)}
+    params: Tree = {"a": jnp.asarray([1.0, -2.0, 3.0], dtype), "b": jnp.asarray(0.5, dtype)}
     state = optimizer.init(params)
     expected = {name: np.float64(value) for name, value in params.items()}
 

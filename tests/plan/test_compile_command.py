@@ -71,6 +71,6 @@ def test_the_command_is_listed(capsys):
 
 
 def test_a_run_that_dies_of_memory_names_the_plan_of_its_config():
-    command = train.memory_command("configs/my run.py", ["model.layers=2"])
+    advice = runtime.memory_advice("configs/my run.py", ["model.layers=2"])
     expected = "python -m jaxlm.plan memory --config 'configs/my run.py' model.layers=2"
-    assert command.startswith(f"`{expected}` ")
+    assert f"; `{expected}` says" in advice

@@ -113,7 +113,7 @@ STOPS = [
 def test_stopping_anywhere_and_resuming_is_the_unbroken_run(copied_run, capsys, family, stop):
     copied_run(family)  # runs/tiny, which nothing interrupted
     edits = tiny_run.FAMILIES[family]
-    assert stopped_after(stop, *edits, directory="runs/stopped") == trainer.STOPPED
+    assert stopped_after(stop, *edits, directory="runs/stopped") == runtime.STOPPED
     out = capsys.readouterr().out
     assert f"stopped by SIGTERM after step {stop} of 12; saved" in out
     assert "resume with\n  python -m jaxlm.train --config tiny.py" in out
@@ -152,7 +152,7 @@ def test_resuming_on_other_meshes(copied_run, capsys, family):
             f"parallel.zero={zero}",
             directory="runs/moved",
         )
-        assert code == (0 if stop is None else trainer.STOPPED)
+        assert code == (0 if stop is None else runtime.STOPPED)
     found = dict(rows("runs/moved")["train/loss"])
     assert found.keys() == whole.keys()
     # float32 sums in another order, amplified by Adam over 12 steps; another token stream would be
@@ -367,7 +367,7 @@ def test_a_signal_stops_an_evaluation_which_the_resumed_run_does(
 
     with monkeypatch.context() as patch:
         patch.setattr(StoppableBatches, "__getitem__", signal_and_read)
-        assert run(directory="runs/stopped") == trainer.STOPPED
+        assert run(directory="runs/stopped") == runtime.STOPPED
     assert f"stopped by SIGTERM after step {step} of 12; saved" in capsys.readouterr().out
     assert saved_steps("runs/stopped")[-1] == step
 
