@@ -319,7 +319,8 @@ def scatter_microbatch(placement: Placement, dimensions: Tree, grads: Tree) -> T
             gradient = scatter(placement.mesh, travelling(placement, axes, gradient), dimension)
         return gradient.astype(jnp.float32)
 
-    return jax.tree.map(accumulated, placement.axes, dimensions, grads, is_leaf=is_axes)
+    axes = placement.trainable(placement.axes)
+    return jax.tree.map(accumulated, axes, dimensions, grads, is_leaf=is_axes)
 
 
 def sum_gradients(placement: Placement, dimensions: Tree, grads: Tree) -> Tree:
@@ -343,7 +344,8 @@ def sum_gradients(placement: Placement, dimensions: Tree, grads: Tree) -> Tree:
             gradient = total(mesh, scatter(mesh, gradient, dimension), ("data",))
         return gradient.astype(jnp.float32)
 
-    return jax.tree.map(summed, placement.axes, dimensions, grads, is_leaf=is_axes)
+    axes = placement.trainable(placement.axes)
+    return jax.tree.map(summed, axes, dimensions, grads, is_leaf=is_axes)
 
 
 def travelling(placement: Placement, axes: Axes, gradient: Array) -> Array:

@@ -88,8 +88,16 @@ def assemble_run(
         deterministic=config.runtime.deterministic,
     )
     model = models.build(config.model, config.precision, execution)
-    placement = Placement(mesh, model.axes, config.parallel.zero, config.precision.gradients)
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    placement = Placement(
+        mesh,
+        model.axes,
+        config.parallel.zero,
+        config.precision.gradients,
+        config.optimizer.frozen,
+    )
+    optimizer = optim.build_optimizer(
+        config.optimizer, config.training.steps, model.axes, placement=placement
+    )
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.
@@ -196,10 +204,14 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     if warmup > steps:
         lines.append(f"warning: optimizer.warmup_steps={warmup} is cut to training.steps={steps}")
 
+    if config.optimizer.kind == "schedule_free" and config.optimizer.schedule != "constant":
+        advice = "schedule_free needs no falling rate: optimizer.schedule=constant is its schedule"
+        lines.append(f"warning: {advice}")
+
     if config.parallel.zero:
-        shapes = state_shapes(run.model, run.optimizer)
-        optimizer_shardings = run.placement.tree("optimizer", shapes.params)
-        unsplit = sharding.list_replicated(shapes.params, optimizer_shardings)
+        shapes = state_shapes(run.model, run.optimizer).params
+        optimizer_shardings = run.placement.tree("optimizer", shapes)
+        unsplit = sharding.list_replicated(run.placement.trainable(shapes), optimizer_shardings)
         if unsplit:
             names = ", ".join(unsplit)
             share = "more than 1% of the bytes"

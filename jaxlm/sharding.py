@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import ParallelConfig
 from jaxlm.config.mesh import MESH_AXES, mesh_sizes
+from jaxlm.parameter_names import without
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
 BATCH = ("data", "fsdp")
@@ -105,11 +106,18 @@ class Placement(NamedTuple):
     axes: Tree
     zero: int
     gradients: str = "float32"  # the dtype in which gradients are summed over devices
+    # Patterns of the parameters that stay as they are: they have no gradients and no moments.
+    frozen: tuple[str, ...] = ()
+
+    def trainable(self, tree: Tree) -> Tree:
+        """Return a tree like the parameters without those that are frozen."""
+        return without(tree, self.frozen)
 
     def tree(self, tree_name: str, shapes: Tree) -> Tree:
         """Return the NamedShardings of a tree with the `shapes` of the parameters.
 
-        `tree_name` is "parameters", "gradients" or "optimizer" (for its moments).
+        `tree_name` is "parameters", "gradients" or "optimizer" (for its moments). The last two
+        leave frozen parameters out.
         """
         used = {name for names in jax.tree.leaves(self.axes, is_leaf=is_axes) for name in names}
         unused = set(WEIGHTS) - used - OPTIONAL_AXES
@@ -122,7 +130,28 @@ class Placement(NamedTuple):
             name = jax.tree_util.keystr(path)
             return NamedSharding(self.mesh, weight_spec(self.mesh, axes, shape.shape, split, name))
 
-        return jax.tree_util.tree_map_with_path(sharding, self.axes, shapes, is_leaf=is_axes)
+        axes = self.axes
+        if tree_name != "parameters":
+            axes, shapes = self.trainable(axes), self.trainable(shapes)
+        return jax.tree_util.tree_map_with_path(sharding, axes, shapes, is_leaf=is_axes)
+
+    def moment_spec(self, axes: Axes, shape: tuple[int, ...]) -> P:
+        """Return the PartitionSpec of the moments of one weight."""
+        return weight_spec(self.mesh, axes, shape, "optimizer" in ZERO[self.zero], "a moment")
+
+    def spread(self, spec: P) -> list[NamedSharding]:
+        """Return the shardings by which an array goes from `spec` to first dimension over all.
+
+        Each step adds one mesh axis to the first dimension, which is one exchange between the
+        devices of that axis. XLA would gather the whole array on each device to go there at once.
+        """
+        first, others = [], list(spec)[1:]
+        shardings = [NamedSharding(self.mesh, spec)]
+        for axis in reversed(MESH_AXES):
+            first.append(axis)
+            others = [None if entry == axis else entry for entry in others]
+            shardings.append(NamedSharding(self.mesh, P(tuple(first), *others)))
+        return shardings
 
     def optimizer_state(self, optimizer: optax.GradientTransformation, shapes: Tree) -> Tree:
         """Return the NamedShardings of the optax state for parameters of these `shapes`.
@@ -133,16 +162,19 @@ class Placement(NamedTuple):
         state = jax.eval_shape(optimizer.init, shapes)
         moments = self.tree("optimizer", shapes)
 
-        def place(value: Any, shape: Any, sharding: NamedSharding) -> NamedSharding:
+        def place(value: Any, shape: Any, sharding: NamedSharding) -> Any:
+            if isinstance(value, optax.MaskedNode):  # another optimizer has this parameter
+                return value
             return NamedSharding(self.mesh, spec_of_part(value.shape, shape.shape, sharding.spec))
 
         return optax.tree_utils.tree_map_params(
             optimizer,
             place,
             state,
-            shapes,
+            self.trainable(shapes),
             moments,
             transform_non_params=lambda _: self.replicated(),
+            is_leaf=lambda value: isinstance(value, optax.MaskedNode),
         )
 
     def batch(self) -> NamedSharding:

@@ -23,6 +23,7 @@ from jaxlm.mesh_execution import (
 )
 from jaxlm.models import Model
 from jaxlm.nn.dropout import fold_rows
+from jaxlm.parameter_names import merge
 from jaxlm.sharding import ZERO, Placement
 from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
@@ -61,13 +62,18 @@ def batch_loss(
     params: Tree,
     batch: Batch,
     key: Array | None,
+    all_params: Tree | None = None,
 ) -> tuple[Array, LossSums]:
     """Return the loss that is minimised, and the loss sums, of the rows of one device.
+
+    Where some parameters are frozen, `params` are the others, and `all_params` has all of them.
 
     The loss is divided by the `counts` of all microbatches and on all devices together, and
     includes the z-loss and a detection. Scores take at most `tile_bytes` at a time.
     """
     assert batch.targets is not None
+    if all_params is not None:
+        params = merge(all_params, params)
     rows, positions = batch.targets.shape
     tile = tile_length(
         rows=rows,
@@ -106,8 +112,8 @@ def batch_gradients(
     by the number of targets of the whole batch, so the gradients of all microbatches and devices
     add up to that of the mean over all targets, however the targets are spread. Each device
     accumulates those of its own rows; they are summed over devices once, at the end. Dropout, and
-    what a generator samples, depend on the key and the row's number. Only the shapes of `params`
-    are read.
+    what a generator samples, depend on the key and the row's number. Frozen parameters have no
+    gradients. Only the shapes of `params` are read.
     """
     detects = model.generator is not None
     specs = gradient_specs(placement, params)
@@ -123,21 +129,22 @@ def batch_gradients(
         if detects:
             judged = sum_over_rows(placement, jnp.sum(judged_tokens(batch)))
             counts = counts._replace(judged=jnp.maximum(judged, 1.0))
-        loss = partial(batch_loss, model, training, tile_bytes, counts)
+        loss = partial(batch_loss, model, training, tile_bytes, counts, all_params=params)
         gradient = jax.grad(loss, has_aux=True)
+        trained = placement.trainable(params)
 
         if training.microbatches == 1:
-            grads, sums = gradient(params, batch, row_keys)
+            grads, sums = gradient(trained, batch, row_keys)
             grads = scatter_microbatch(placement, dimensions, grads)
         else:
 
             def add_microbatch(total: tuple, part: tuple) -> tuple[tuple, None]:
-                grads, sums = gradient(params, *part)
+                grads, sums = gradient(trained, *part)
                 grads = scatter_microbatch(placement, dimensions, grads)
                 return jax.tree.map(jnp.add, total, (sums, grads)), None
 
             parts = jax.tree.map(lambda x: split_rows(x, training.microbatches), (batch, row_keys))
-            zeros = zero_sums(detects=detects), zero_gradients(placement, dimensions, params)
+            zeros = zero_sums(detects=detects), zero_gradients(placement, dimensions, trained)
             (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, parts)
 
         return sum_over_rows(placement, sums), sum_gradients(placement, dimensions, grads)
@@ -187,7 +194,8 @@ def train_step(
             if "optimizer" in ZERO[placement.zero]:
                 grads = jax.lax.with_sharding_constraint(grads, moment_shardings)
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
+            trained = optax.apply_updates(placement.trainable(state.params), updates)
+            params = merge(state.params, trained)
 
             loss, detection = mean_loss(training, sums)
             metrics = StepMetrics(

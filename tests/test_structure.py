@@ -22,6 +22,7 @@ LEVELS = {
     "flops": 1,
     "hardware": 1,
     "nn": 1,
+    "parameter_names": 1,
     "precision": 1,
     "losses": 1,
     "detection": 2,

@@ -25,6 +25,7 @@ from jaxlm.config.schema import Config
 from jaxlm.config.training import (
     CheckpointConfig,
     EvaluationConfig,
+    GroupConfig,
     LoggingConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "DataConfig",
     "DivergedError",
     "EvaluationConfig",
+    "GroupConfig",
     "LoggingConfig",
     "LostError",
     "ModelConfig",

@@ -70,6 +70,9 @@ class Config:
         self.check_vocabulary()
         self.check_objective()
 
+        if self.optimizer.kind == "schedule_free" and self.precision.params != "float32":
+            reason = "the average of 'schedule_free' needs 'float32'"
+            raise ConfigError("precision.params", f"{reason}, got {self.precision.params!r}")
         if self.runtime.attention == "cudnn" and self.precision.compute == "float32":
             reason = "'cudnn' needs precision.compute='bfloat16' or 'float16'"
             raise ConfigError("runtime.attention", reason)

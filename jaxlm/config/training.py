@@ -9,6 +9,7 @@ from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import (
     Bounds,
     Count,
+    NonEmpty,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -21,16 +22,41 @@ from jaxlm.config.fields import (
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-@section("optimizer")
-class OptimizerConfig:
-    """The optimizer and its learning-rate schedule.
+@section("optimizer.groups")
+class GroupConfig:
+    """Parameters with a rate and a decay of their own.
 
-    AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235), with clipping by the global norm.
-    Adafactor's learning rate is relative to the size of each tensor; it reads no beta1, beta2 and
-    epsilon.
+    `parameters` is a role (embeddings, head, norms, biases, matrices) or a pattern of dotted names,
+    such as "embedding.tokens", "blocks.mlp" and "blocks.*.query_*". The first group that names a
+    parameter holds for it.
     """
 
-    kind: Literal["adamw", "adafactor"] = "adamw"
+    parameters: NonEmpty
+    learning_rate_ratio: PositiveFloat = 1.0  # of the optimizer's learning rate
+    # None: optimizer.weight_decay, but not for weight_decay_exclude
+    weight_decay: NonNegative | None = None
+
+
+# The kinds that read a field. Its default, None, leaves the value to the kind.
+READ_BY = {
+    "momentum": ("adafactor", "muon", "sgd"),
+    "nesterov": ("muon", "sgd"),
+    "newton_schulz_steps": ("muon",),
+    "rest_learning_rate": ("muon",),
+}
+
+
+@section("optimizer")
+class OptimizerConfig:
+    """The optimizer and its learning-rate schedule, with clipping by the global norm.
+
+    adamw, lion, sgd and schedule_free treat each number by itself. muon treats the matrices of the
+    blocks as matrices, and leaves all other parameters to AdamW. Adafactor's learning rate is
+    relative to the size of each tensor. docs/optimizers.md says which to choose, and which fields
+    each reads.
+    """
+
+    kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 3e-4  # the peak
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: Count = 100
@@ -46,15 +72,43 @@ class OptimizerConfig:
     beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.95
     epsilon: PositiveFloat = 1e-8
+    momentum: ShareBelowOne | None = None  # None: muon 0.95, sgd 0.9, adafactor without
+    nesterov: bool | None = None  # None: muon with it, sgd without
+    newton_schulz_steps: Positive | None = None  # muon. None: 5
+    # muon: peak for embeddings, head, norms and biases. None: learning_rate
+    rest_learning_rate: PositiveFloat | None = None
+    # How averages of gradients, and of their squares, are kept. bfloat16 squares are rounded at
+    # random, so that small changes are not lost
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+    second_moment: Literal["float32", "bfloat16"] = "float32"
     weight_decay: NonNegative = 0.1
     # No decay for parameters that have one of these strings in a part of their path
     weight_decay_exclude: tuple[str, ...] = ("bias", "norm")
     gradient_clip: PositiveFloat | None = 1.0  # largest global norm. None: no clipping
+    groups: tuple[GroupConfig, ...] = ()
+    # The rate falls by this factor from each layer to the one below it, for fine-tuning
+    layer_decay: Annotated[float, Bounds(low=0.0, high=1.0, above=True)] = 1.0
+    # Names and patterns of parameters that stay as they are, as in groups
+    frozen: tuple[NonEmpty, ...] = ()
     # Keep an average of the weights that moves by 1 - ema_decay a step. None: no average
     ema_decay: ShareBelowOne | None = None
 
     def __post_init__(self):
         refuse = refuser("optimizer")
+        for name, kinds in READ_BY.items():
+            if getattr(self, name) is not None and self.kind not in kinds:
+                names = " and ".join(map(repr, kinds))
+                refuse(name, f"is only used with kind={names}, got {self.kind!r}")
+        if self.first_moment != "float32" and self.kind == "schedule_free":
+            refuse("first_moment", f"must be 'float32' with kind={self.kind!r}")
+        if self.kind == "adafactor" and self.first_moment != "float32" and not self.momentum:
+            refuse("first_moment", "'adafactor' has none without momentum")
+        if self.second_moment != "float32" and self.kind not in ("adamw", "muon"):
+            refuse("second_moment", f"must be 'float32' with kind={self.kind!r}")
+        if self.kind == "schedule_free" and not self.beta1:
+            refuse("beta1", "must be above 0 with kind='schedule_free'")
+        if self.kind == "schedule_free" and self.ema_decay is not None:
+            refuse("ema_decay", "'schedule_free' evaluates an average of its own")
         if self.cooldown_shape != "linear" and self.schedule != "wsd":
             reason = "is only used by the schedule 'wsd'"
             refuse("cooldown_shape", f"{reason}, got schedule={self.schedule!r}")

@@ -1,7 +1,8 @@
 """Optimizers and the learning-rate schedule, built from the config."""
 
 from jaxlm.optim.average import averaged_weights
-from jaxlm.optim.optimizer import build_optimizer, decay_mask
+from jaxlm.optim.groups import decay_mask
+from jaxlm.optim.optimizer import build_optimizer
 from jaxlm.optim.resumed_rates import (
     RatesAtResume,
     check_restart,
@@ -9,6 +10,7 @@ from jaxlm.optim.resumed_rates import (
     rates_at_resume,
 )
 from jaxlm.optim.schedule import learning_rate_schedule
+from jaxlm.optim.schedule_free import evaluation_params
 
 __all__ = [
     "RatesAtResume",
@@ -17,6 +19,7 @@ __all__ = [
     "check_restart",
     "decay_mask",
     "describe_rates",
+    "evaluation_params",
     "learning_rate_schedule",
     "rates_at_resume",
 ]

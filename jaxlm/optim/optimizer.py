@@ -1,139 +1,61 @@
-"""The optax chain that updates the parameters."""
+"""The optax chain that updates the parameters, as the config asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxlm.config import OptimizerConfig
+from jaxlm.optim import directions
 from jaxlm.optim.average import with_average
+from jaxlm.optim.groups import (
+    build_rate_factors,
+    check_names,
+    decay_weights,
+    role_of,
+    scale_by_rates,
+)
+from jaxlm.optim.matrices import per_matrix
+from jaxlm.optim.muon import muon
 from jaxlm.optim.schedule import learning_rate_schedule
-from jaxlm.types import Array, Axes, Tree, is_axes
+from jaxlm.optim.schedule_free import schedule_free
+from jaxlm.parameter_names import name_of, without
+from jaxlm.sharding import Placement
+from jaxlm.types import Tree, is_axes
 
+# (config, logical axes of the parameters, placement) -> the direction of an update, before decay
+# and rate.
+Direction = Callable[[OptimizerConfig, Tree, Placement | None], optax.GradientTransformation]
 
-def decay_mask(exclude: tuple[str, ...], params: Tree) -> Tree:
-    """Return a tree that is True where weight decay applies.
-
-    Parameters are told apart by name, since stacked norms and biases are matrices too.
-    """
-
-    def decays(path: tuple, _: object) -> bool:
-        return not any(word in str(part.key) for part in path for word in exclude)
-
-    return jax.tree_util.tree_map_with_path(decays, params)
-
-
-def matrix_view(axes: Axes, weight: Array) -> Array:
-    """Return the weight as the matrix or vector that multiplies, its layers in front.
-
-    Heads and the width of each are one dimension: [N, D, H, K] -> [N, D, H * K],
-    [N, H, K, D] -> [N, H * K, D] and [N, H, K] -> [N, H * K]. Other weights keep their shape.
-    """
-    shape: list[int] = []
-    for axis, size in zip(axes, weight.shape, strict=True):
-        if axis == "head":
-            shape[-1] *= size
-        else:
-            shape.append(size)
-    return weight.reshape(shape)
-
-
-def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.GradientTransformation:
-    """Apply `inner`, whose maths is tensor by tensor, to every layer's matrices and vectors alone.
-
-    `axes` are the logical axes of the parameters. The state has the tree of `inner`'s state: its
-    tensors belong to the matrix views with the layers in front, its counters are shared.
-    """
-    axes_by_path = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
-
-    def matrices(tree: Tree) -> Tree:
-        # By path, since optax's tree_map_params calls `init` with a tree without leaves. In
-        # float32, as in `adam`.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: matrix_view(axes_by_path[path], x).astype(jnp.float32), tree
-        )
-
-    def layer_axes(params: Tree) -> Iterator[tuple[Tree, Tree]]:
-        """Yield vmap's axes of (parameters, state), once for each number of layers.
-
-        The stacks of an encoder-decoder may differ in their number of layers.
-        """
-        depths = jax.tree_util.tree_map_with_path(
-            lambda path, x: x.shape[0] if axes_by_path[path][0] == "layers" else 0, params
-        )
-        state = jax.eval_shape(inner.init, params)
-
-        for depth in sorted(set(jax.tree.leaves(depths)) - {0}):
-            # vmap runs over the first axis of the tensors that have this number of layers.
-            param_axes = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023
-            state_axes = optax.tree_utils.tree_map_params(
-                inner,
-                lambda _, axis: axis,
-                state,
-                param_axes,
-                transform_non_params=lambda _: None,
-            )
-            yield param_axes, state_axes
-
-    def init(params: Tree) -> optax.OptState:
-        params, function = matrices(params), inner.init
-        for param_axes, state_axes in layer_axes(params):
-            function = jax.vmap(function, in_axes=(param_axes,), out_axes=state_axes)
-        return function(params)
-
-    def update(
-        updates: Tree, state: optax.OptState, params: Tree | None = None
-    ) -> tuple[Tree, optax.OptState]:
-        params, function = matrices(params), inner.update
-        for param_axes, state_axes in layer_axes(params):
-            function = jax.vmap(
-                function,
-                in_axes=(param_axes, state_axes, param_axes),
-                out_axes=(param_axes, state_axes),
-            )
-
-        matrix_updates, state = function(matrices(updates), state, params)
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), matrix_updates, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def adam(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Return Adam's direction, with both moments in float32 whatever the parameters' dtype.
-
-    In bfloat16 an average that moves by less than 1/512 a step stands still, and optax would give
-    moments that start in bfloat16 the gradients' float32 in the first step.
-    """
-    inner = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-
-    def init(params: Tree) -> optax.OptState:
-        return inner.init(jax.tree.map(lambda p: p.astype(jnp.float32), params))
-
-    return optax.GradientTransformation(init, inner.update)
-
-
-def adafactor() -> optax.GradientTransformation:
-    """Return Adafactor's direction, relative to each tensor's RMS, without a first moment.
-
-    Each tensor of the parameters is one matrix or vector. The constants are those of algorithm 6 of
-    Shazeer and Stern (arXiv 1804.04235). Matrices are factored if both dimensions are at least 128,
-    as in the code that trained T5 (arXiv 1910.10683, section 3.1.2).
-    """
-    return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=128, epsilon=1e-30),
-        optax.clip_by_block_rms(1.0),
-        optax.scale_by_param_block_rms(1e-3),
-    )
+DIRECTIONS: dict[str, Direction] = {
+    "adamw": lambda config, axes, placement: directions.adam(config),
+    "adafactor": lambda config, axes, placement: per_matrix(directions.adafactor(), axes),
+    "lion": lambda config, axes, placement: directions.lion(config),
+    "muon": lambda config, axes, placement: matrices_apart(config, axes, muon, placement),
+    "sgd": lambda config, axes, placement: directions.sgd(config),
+}
 
 
 def build_optimizer(
-    config: OptimizerConfig, steps: int, axes: Tree
+    config: OptimizerConfig,
+    steps: int,
+    axes: Tree,
+    rate_factors: Tree | None = None,
+    *,
+    placement: Placement | None = None,
 ) -> optax.GradientTransformation:
-    """Build AdamW or Adafactor, after clipping to a global norm, with decoupled weight decay.
+    """Build the optimizer, after clipping to a global norm, with decoupled weight decay.
 
-    `axes` are the logical axes of the parameters.
+    `axes` are the logical axes of the parameters, `rate_factors` a tree like these of numbers that
+    multiply the learning rate. A `placement` spreads work on whole matrices over its devices. The
+    state holds nothing of frozen parameters; gradients and updates come without them. Raises
+    ConfigError where a name or pattern of the config means no parameter.
     """
+    check_names(config, axes)
+    axes, rate_factors = without(axes, config.frozen), without(rate_factors, config.frozen)
+
     # Without clipping, an identity keeps its place in the chain: the tree of the state, and so of a
     # checkpoint, does not depend on it.
     if config.gradient_clip is None:
@@ -141,10 +63,81 @@ def build_optimizer(
     else:
         clip = optax.clip_by_global_norm(config.gradient_clip)
 
-    direction = adam(config) if config.kind == "adamw" else per_matrix(adafactor(), axes)
-    decay = optax.add_decayed_weights(
-        config.weight_decay, lambda params: decay_mask(config.weight_decay_exclude, params)
+    decay = decay_weights(config, axes)
+    factors = build_rate_factors(config, axes, rate_factors)
+    schedule = learning_rate_schedule(config, steps)
+    rate = scale_by_rates(schedule, factors)
+    if config.kind == "schedule_free":
+        step = schedule_free(config, schedule, decay, rate)
+    elif config.kind == "adafactor" and config.momentum:
+        direction = DIRECTIONS[config.kind](config, axes, placement)
+        average = optax.ema(config.momentum, debias=False, accumulator_dtype=config.first_moment)
+        step = add(optax.chain(direction, rate, average), optax.chain(decay, rate))
+    else:
+        step = optax.chain(DIRECTIONS[config.kind](config, axes, placement), decay, rate)
+    optimizer = optax.chain(clip, step)
+    if config.ema_decay is not None:
+        optimizer = with_average(optimizer, config.ema_decay)
+    return of_trainable(optimizer, config.frozen)
+
+
+def matrices_apart(
+    config: OptimizerConfig,
+    axes: Tree,
+    build: Callable[[OptimizerConfig, Tree, Placement | None], optax.GradientTransformation],
+    placement: Placement | None,
+) -> optax.GradientTransformation:
+    """Return an optimizer for the matrices of the blocks, and Adam for all other parameters."""
+    axes_by_path = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
+
+    def label(path: tuple, _: object) -> str:
+        role = role_of(name_of(path), axes_by_path[path])
+        return "matrices" if role == "matrices" else "rest"
+
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        "matrices": build(config, axes, placement),
+        "rest": directions.adam(config),
+    }
+    return optax.partition(
+        transforms, lambda params: jax.tree_util.tree_map_with_path(label, params)
     )
-    rate = optax.scale_by_learning_rate(learning_rate_schedule(config, steps))
-    optimizer = optax.chain(clip, optax.chain(direction, decay, rate))
-    return optimizer if config.ema_decay is None else with_average(optimizer, config.ema_decay)
+
+
+def add(
+    first: optax.GradientTransformation, second: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Return the sum of two optimizers, of which the second sees gradients of zero.
+
+    Adafactor averages updates with their rates, as its authors' code does, and decay is no part of
+    the average.
+    """
+
+    def init(params: Tree) -> Any:
+        return first.init(params), second.init(params)
+
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        step, first_state = first.update(updates, state[0], params)
+        other, second_state = second.update(zeros, state[1], params)
+        return jax.tree.map(jnp.add, step, other), (first_state, second_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def of_trainable(
+    inner: optax.GradientTransformation, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Return the optimizer of all parameters but the frozen ones, called with all of them.
+
+    Its updates are those of the others.
+    """
+    if not frozen:
+        return inner
+
+    def init(params: Tree) -> Any:
+        return inner.init(without(params, frozen))
+
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        return inner.update(updates, state, without(params, frozen))
+
+    return optax.GradientTransformation(init, update)

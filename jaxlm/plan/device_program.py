@@ -135,7 +135,9 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
     return StateBytes(
         parameters=sharding.bytes_per_device(shapes.params, shardings.params),
         optimizer=4 + sharding.bytes_per_device(shapes.optimizer, shardings.optimizer),
-        gradients=sharding.bytes_per_device(in_float32(shapes.params), moments),
+        gradients=sharding.bytes_per_device(
+            in_float32(placement.trainable(shapes.params)), moments
+        ),
         batch=batch_bytes // placement.batch_shards,
         copies=copied_bytes(shapes.params, shardings.params, placement),
     )
@@ -215,6 +217,7 @@ def place_model(
         model.axes,
         config.parallel.zero,
         config.precision.gradients,
+        config.optimizer.frozen,
     )
     return model, placement
 

@@ -141,9 +141,15 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
         token_width=config.model.token_width,
     )
     model = models.build(config.model, config.precision, execution)
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
     placement = sharding.Placement(
-        mesh, model.axes, config.parallel.zero, config.precision.gradients
+        mesh,
+        model.axes,
+        config.parallel.zero,
+        config.precision.gradients,
+        config.optimizer.frozen,
+    )
+    optimizer = optim.build_optimizer(
+        config.optimizer, config.training.steps, model.axes, placement=placement
     )
     return Parts(config, model, placement, optimizer)
 

@@ -1,0 +1,84 @@
+"""The matrices and vectors of each layer in stacked parameters."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.types import Array, Axes, Tree, is_axes
+
+
+def matrix_view(axes: Axes, weight: Array) -> Array:
+    """Return the weight as the matrix or vector that multiplies, its layers in front.
+
+    Heads and the width of each are one dimension: [N, D, H, K] -> [N, D, H * K],
+    [N, H, K, D] -> [N, H * K, D] and [N, H, K] -> [N, H * K]. Other weights keep their shape.
+    """
+    shape: list[int] = []
+    for axis, size in zip(axes, weight.shape, strict=True):
+        if axis == "head":
+            shape[-1] *= size
+        else:
+            shape.append(size)
+    return weight.reshape(shape)
+
+
+def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.GradientTransformation:
+    """Apply `inner`, whose maths is tensor by tensor, to every layer's matrices and vectors alone.
+
+    `axes` are the logical axes of the parameters. The state has the tree of `inner`'s state: its
+    tensors belong to the matrix views with the layers in front, its counters are shared.
+    """
+    axes_by_path = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
+
+    def matrices(tree: Tree) -> Tree:
+        # By path, since optax's tree_map_params calls `init` with a tree without leaves. In
+        # float32, as in `adam`.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: matrix_view(axes_by_path[path], x).astype(jnp.float32), tree
+        )
+
+    def layer_axes(params: Tree) -> Iterator[tuple[Tree, Tree]]:
+        """Yield vmap's axes of (parameters, state), once for each number of layers.
+
+        The stacks of an encoder-decoder may differ in their number of layers.
+        """
+        depths = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.shape[0] if axes_by_path[path][0] == "layers" else 0, params
+        )
+        state = jax.eval_shape(inner.init, params)
+
+        for depth in sorted(set(jax.tree.leaves(depths)) - {0}):
+            # vmap runs over the first axis of the tensors that have this number of layers.
+            param_axes = jax.tree.map(lambda d: 0 if d == depth else None, depths)  # noqa: B023
+            state_axes = optax.tree_utils.tree_map_params(
+                inner,
+                lambda _, axis: axis,
+                state,
+                param_axes,
+                transform_non_params=lambda _: None,
+            )
+            yield param_axes, state_axes
+
+    def init(params: Tree) -> optax.OptState:
+        params, function = matrices(params), inner.init
+        for param_axes, state_axes in layer_axes(params):
+            function = jax.vmap(function, in_axes=(param_axes,), out_axes=state_axes)
+        return function(params)
+
+    def update(
+        updates: Tree, state: optax.OptState, params: Tree | None = None
+    ) -> tuple[Tree, optax.OptState]:
+        params, function = matrices(params), inner.update
+        for param_axes, state_axes in layer_axes(params):
+            function = jax.vmap(
+                function,
+                in_axes=(param_axes, state_axes, param_axes),
+                out_axes=(param_axes, state_axes),
+            )
+
+        matrix_updates, state = function(matrices(updates), state, params)
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), matrix_updates, updates), state
+
+    return optax.GradientTransformation(init, update)
