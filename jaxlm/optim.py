@@ -165,12 +165,29 @@ def adafactor() -> optax.GradientTransformation:
     )
 
 
+def scale_rates(
+    direction: optax.GradientTransformation, factors: Tree
+) -> optax.GradientTransformation:
+    """Multiply the updates of `direction` by a factor for each parameter. The state stays."""
+
+    def update(
+        updates: Tree, state: optax.OptState, params: Tree | None = None
+    ) -> tuple[Tree, optax.OptState]:
+        updates, state = direction.update(updates, state, params)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+
+    return optax.GradientTransformation(direction.init, update)
+
+
 def build_optimizer(
-    config: OptimizerConfig, steps: int, axes: Tree
+    config: OptimizerConfig, steps: int, axes: Tree, rate_factors: Tree | None = None
 ) -> optax.GradientTransformation:
     """Build AdamW or Adafactor, after clipping to a global norm, with decoupled weight decay.
 
-    `axes` are the logical axes of the parameters.
+    `axes` are the logical axes of the parameters. `rate_factors` has a number for each parameter,
+    by which its learning rate is multiplied (None: 1). Its weight decay is not: the product of rate
+    and decay, which says over how many steps a weight forgets, is the same for all (Wang and
+    Aitchison 2024, arXiv 2405.13698, section 4; the package of Yang et al. does so, too).
     """
     # Without clipping, an identity keeps its place in the chain: the tree of the state, and so of a
     # checkpoint, does not depend on it.
@@ -180,6 +197,8 @@ def build_optimizer(
         clip = optax.clip_by_global_norm(config.gradient_clip)
 
     direction = adam(config) if config.kind == "adamw" else per_matrix(adafactor(), axes)
+    if rate_factors is not None:
+        direction = scale_rates(direction, rate_factors)
     decay = optax.add_decayed_weights(
         config.weight_decay, lambda params: decay_mask(config.weight_decay_exclude, params)
     )

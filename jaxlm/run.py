@@ -14,6 +14,7 @@ from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.parametrization import rate_factors
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
@@ -89,7 +90,8 @@ def assemble_run(
     )
     model = models.build(config.model, config.precision, execution)
     placement = Placement(mesh, model.axes, config.parallel.zero, config.precision.gradients)
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
+    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes, factors)
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.

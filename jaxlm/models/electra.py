@@ -125,6 +125,7 @@ def build_network(
     table = replace(
         config,
         width=config.token_width,
+        mup_base_width=config.base_of(config.token_width),
         head_width=config.width_per_head,
         embedding_width=None,
         generator_share=None,

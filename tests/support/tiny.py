@@ -22,6 +22,7 @@ from jaxlm.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+from jaxlm.nn.parametrization import rate_factors
 from jaxlm.types import Batch
 
 CONFIG = Config(
@@ -141,7 +142,8 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
         token_width=config.model.token_width,
     )
     model = models.build(config.model, config.precision, execution)
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
+    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes, factors)
     placement = sharding.Placement(
         mesh, model.axes, config.parallel.zero, config.precision.gradients
     )
