@@ -16,7 +16,7 @@ from jaxlm.nn.mask import MASKED
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
-from jaxlm.nn.parametrization import head_scale
+from jaxlm.nn.parametrization import embedding_scale, head_scale
 from jaxlm.nn.positions import sinusoids
 
 # Rows of the tables in memory: matrix units and tensor parallelism want aligned sizes.
@@ -68,8 +68,8 @@ class Embedding(nn.Module):
             )
             kernel_ED = parameter(self, "projection", init, shape, (None, "embed"), self.dtype)
             x_BLD = matmul("BLE,ED->BLD", x_BLD, kernel_ED)
-        if config.embedding_scaling:
-            x_BLD = x_BLD * (width / config.width_ratio) ** 0.5
+        if (scale := embedding_scale(config)) != 1:
+            x_BLD = x_BLD * scale
 
         if config.token_types:
             table_TD = self.table("types", config.token_types, "position", width)

@@ -60,6 +60,11 @@ def attention_scale(config: ModelConfig) -> float:
     return base_scale / ratio
 
 
+def embedding_scale(config: ModelConfig) -> float:
+    """Return the factor of token embeddings."""
+    return (config.width / config.width_ratio) ** 0.5 if config.embedding_scaling else 1.0
+
+
 def head_scale(config: ModelConfig) -> float:
     """Return the factor of the features that the head multiplies."""
     ratio = config.width_ratio
