@@ -14,6 +14,7 @@ from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.parametrization import rate_factors
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
@@ -95,8 +96,9 @@ def assemble_run(
         config.precision.gradients,
         config.optimizer.frozen,
     )
+    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
     optimizer = optim.build_optimizer(
-        config.optimizer, config.training.steps, model.axes, placement=placement
+        config.optimizer, config.training.steps, model.axes, factors, placement=placement
     )
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each

@@ -123,6 +123,11 @@ class ModelConfig:
     # The table of initializers is in jaxlm/nn/initializers.py.
     initializer: Literal["gpt2", "normal", "fan_in", "t5"] = "gpt2"
     initializer_std: PositiveFloat = 0.02  # gpt2 and normal
+    # mup: a learning rate that is tuned at mup_base_width holds at every width (arXiv 2203.03466).
+    # All other widths and the number of heads grow with the width; of mup_wide_heads the heads
+    # keep their number and get wider. docs/scaling.md has the recipe
+    parametrization: Literal["standard", "mup", "mup_wide_heads"] = "standard"
+    mup_base_width: Positive | None = None  # where the model is that of "standard"
 
     # encoders: ELECTRA (arXiv 2003.10555), whose generator has this share of the width, the heads
     # and the MLP (small and large 1/4, base 1/3). 0: its generator is not there. None: no ELECTRA
@@ -145,6 +150,16 @@ class ModelConfig:
     def rotary_width(self) -> int:
         """Return how many channels of a head are rotated."""
         return int(self.width_per_head * self.rotary_share)
+
+    @property
+    def width_ratio(self) -> float:
+        """Return how many times wider the model is than muP's base; 1 without muP."""
+        return self.width / (self.mup_base_width or self.width)
+
+    @property
+    def head_width_ratio(self) -> float:
+        """Return how many times wider a head is than that of muP's base."""
+        return self.width_ratio if self.parametrization == "mup_wide_heads" else 1.0
 
     @property
     def token_width(self) -> int:
@@ -189,12 +204,17 @@ class ModelConfig:
         return replace(
             self,
             width=round(share * self.width),
+            mup_base_width=self.base_of(round(share * self.width)),
             heads=round(share * self.heads),
             kv_heads=self.kv_heads and round(share * self.kv_heads),
             mlp_width=round(share * self.hidden_width),
             embedding_width=self.token_width,
             generator_share=None,
         )
+
+    def base_of(self, width: int) -> int | None:
+        """Return muP's base of a part of the model that has this width; None without muP."""
+        return self.mup_base_width and max(1, round(width / self.width_ratio))
 
     @property
     def stacks(self) -> dict[str, "ModelConfig"]:
@@ -213,6 +233,7 @@ class ModelConfig:
 
         self.check_positions(refuse)
         self.check_layers(refuse)
+        self.check_parametrization(refuse)
         if self.generator_share is not None:
             self.check_generator(refuse)
 
@@ -286,6 +307,15 @@ class ModelConfig:
         ):
             reason = "needs positions='rotary' and an attention_pattern with 'sliding' layers"
             refuse("rotary_theta_sliding", reason)
+
+    def check_parametrization(self, refuse: Callable[[str, str], None]) -> None:
+        """Refuse muP without a base width, and a base width without muP."""
+        is_mup, base = self.parametrization != "standard", self.mup_base_width
+        if is_mup and base is None:
+            reason = f"parametrization={self.parametrization!r} needs it"
+            refuse("mup_base_width", f"{reason}: the width at which the learning rate is tuned")
+        if not is_mup and base is not None:
+            refuse("mup_base_width", "is only used with parametrization='mup', got 'standard'")
 
     def check_generator(self, refuse: Callable[[str, str], None]) -> None:
         """Refuse a generator of other models than encoders, and one of broken sizes."""

@@ -18,6 +18,7 @@ from jaxlm.config import ConfigError, ModelConfig, UserError
 from jaxlm.config.fields import suggestion
 from jaxlm.interop.architectures import ARCHITECTURES, OTHER_CLASSES
 from jaxlm.interop.extension import apply_extension
+from jaxlm.interop.fold_parametrization import fold_parametrization
 from jaxlm.interop.hf_config import format_json, read_hf_config
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.match_architecture import find_match, parameter_shapes
@@ -169,6 +170,7 @@ def save(
 
     architecture, values, base = find_match(model)
     check_params(parameter_shapes(model), params)
+    model, params = fold_parametrization(model, params)
     folders = [name for name in architecture.subfolders if name in values]
     own_values = {key: value for key, value in values.items() if key not in folders}
 

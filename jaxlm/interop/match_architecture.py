@@ -18,6 +18,7 @@ from jaxlm.interop.extension import (
     build_extension,
     equivalent_models,
 )
+from jaxlm.interop.fold_parametrization import standard_model
 from jaxlm.interop.hf_config import HFConfig
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.tensor_mapping import (
@@ -102,8 +103,10 @@ def match_architecture(model: ModelConfig) -> tuple[Architecture, dict[str, Any]
 def find_match(model: ModelConfig) -> ArchitectureMatch:
     """Return the first architecture whose config says all of the model.
 
-    If there is none, return the one with the shortest section "jaxlm".
+    If there is none, return the one with the shortest section "jaxlm". A model of muP is the
+    standard one that `fold_parametrization` makes of it.
     """
+    model = standard_model(model)
     extended: list[ArchitectureMatch] = []
     mismatches: list[tuple[int, str]] = []  # (fields that differ, message)
     for architecture in (*ARCHITECTURES.values(), *OTHER_CLASSES):

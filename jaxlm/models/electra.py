@@ -116,20 +116,25 @@ def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution)
     return model("discriminator")._replace(generator=filler)
 
 
-def build_network(
-    config: ModelConfig, precision: PrecisionConfig, execution: Execution, *, owns_embedding: bool
-) -> Transformer:
-    """Return one network; the one that `owns_embedding` is the discriminator."""
-    dtype, compute = jnp.dtype(precision.params), jnp.dtype(precision.compute)
-    # The model at the width of the embeddings.
-    table = replace(
+def embedding_config(config: ModelConfig) -> ModelConfig:
+    """Return the model at the width of the embeddings, which both networks read."""
+    return replace(
         config,
         width=config.token_width,
+        mup_base_width=config.base_of(config.token_width),
         head_width=config.width_per_head,
         embedding_width=None,
         generator_share=None,
         head_transform=False,
     )
+
+
+def build_network(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, *, owns_embedding: bool
+) -> Transformer:
+    """Return one network; the one that `owns_embedding` is the discriminator."""
+    dtype, compute = jnp.dtype(precision.params), jnp.dtype(precision.compute)
+    table = embedding_config(config)
 
     def embedding_inputs() -> tuple:
         ids = jnp.zeros((1, 1), jnp.int32)

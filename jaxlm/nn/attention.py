@@ -20,6 +20,7 @@ from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import HeadNorm
 from jaxlm.nn.parameters import parameter
+from jaxlm.nn.parametrization import attention_scale
 from jaxlm.nn.positions import Rotation, rotate
 
 # Logical axes of the projections.
@@ -98,7 +99,7 @@ class MultiHeadAttention(nn.Module):
             v_BSGK,
             mask,
             self.execution,
-            scale=config.attention_scale or config.width_per_head**-0.5,
+            scale=attention_scale(config),
             bias=bias,
             softcap=config.attention_softcap,
             dropout=config.attention_dropout,

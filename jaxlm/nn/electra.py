@@ -51,7 +51,7 @@ class GeneratorHead(nn.Module):
     def __call__(self, x: jax.Array, tied_VE: jax.Array | None = None) -> jax.Array:
         config, leading = self.config, "BLM"[: x.ndim - 1]
         shape = (config.width, self.vocabulary.width)
-        init = normal(config, "head", config.width)
+        init = normal(config, "transform", config.width)
         kernel_DE = parameter(self, "transform_kernel", init, shape, ("embed", None), self.dtype)
         y = matmul(f"{leading}D,DE->{leading}E", x, kernel_DE)
 
@@ -73,7 +73,7 @@ class DetectionHead(nn.Module):
     def __call__(self, x: jax.Array, tied_VE: jax.Array | None = None) -> jax.Array:
         del tied_VE
         width, leading = self.config.width, "BLM"[: x.ndim - 1]
-        init = normal(self.config, "head", width)
+        init = normal(self.config, "transform", width)
         kernel_DO = parameter(
             self, "dense_kernel", init, (width, width), ("embed", None), self.dtype
         )
@@ -81,8 +81,11 @@ class DetectionHead(nn.Module):
         y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
         y = activate(self.config.activation, add_bias(y, bias_O))
 
+        init = normal(self.config, "head", width)
         kernel_DN = parameter(self, "kernel", init, (width, 1), ("embed", None), self.dtype)
         bias_N = parameter(self, "bias", ZEROS, (1,), ("norm",), self.dtype)
+        if self.config.width_ratio != 1:
+            y = y / self.config.width_ratio
         # N is 1 here.
         logits = matmul(f"{leading}D,DN->{leading}N", y, kernel_DN, jnp.float32)
         return add_bias(logits, bias_N)

@@ -16,6 +16,7 @@ from jaxlm.nn.mask import MASKED
 from jaxlm.nn.matmul import add_bias, matmul
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
+from jaxlm.nn.parametrization import embedding_scale, head_scale
 from jaxlm.nn.positions import sinusoids
 
 # Rows of the tables in memory: matrix units and tensor parallelism want aligned sizes.
@@ -67,8 +68,8 @@ class Embedding(nn.Module):
             )
             kernel_ED = parameter(self, "projection", init, shape, (None, "embed"), self.dtype)
             x_BLD = matmul("BLE,ED->BLD", x_BLD, kernel_ED)
-        if config.embedding_scaling:
-            x_BLD = x_BLD * width**0.5
+        if (scale := embedding_scale(config)) != 1:
+            x_BLD = x_BLD * scale
 
         if config.token_types:
             table_TD = self.table("types", config.token_types, "position", width)
@@ -107,10 +108,11 @@ class Head(nn.Module):
 
         if config.head_transform:
             x = self.transform(x, leading)
-        if config.head_scaling:
-            x = x * config.width**-0.5
+        if (scale := head_scale(config)) != 1:
+            x = x * scale
         if config.embedding_width is not None:
-            init, shape = normal(config, "head", config.width), (config.width, config.token_width)
+            init = normal(config, "transform", config.width)
+            shape = (config.width, config.token_width)
             kernel_DE = parameter(self, "projection", init, shape, ("embed", None), dtype)
             x = matmul(f"{leading}D,DE->{leading}E", x, kernel_DE)
 
@@ -140,7 +142,7 @@ class Head(nn.Module):
     def transform(self, x: jax.Array, leading: str) -> jax.Array:
         """Return norm(act(x W + b)), BERT's layer between the stack and the vocabulary."""
         config, dtype, D = self.config, self.dtype, self.config.width
-        init = normal(config, "head", D)
+        init = normal(config, "transform", D)
         kernel_DO = parameter(self, "transform_kernel", init, (D, D), ("embed", None), dtype)
         y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
 

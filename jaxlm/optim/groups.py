@@ -82,21 +82,17 @@ def layer_factor(decay: float, name: str, axes: Axes, leaf: Array, deepest: int)
     return decay ** (deepest + 1) if is_input else 1.0
 
 
-def build_rate_factors(
-    config: OptimizerConfig, axes: Tree, rate_factors: Tree | None
-) -> Callable[[Tree], Tree] | None:
+def build_rate_factors(config: OptimizerConfig, axes: Tree) -> Callable[[Tree], Tree] | None:
     """Return the function from parameters to the factors of their rates; None if all are 1.
 
-    A factor is a number, or one for each layer that broadcasts to the parameter. `rate_factors`
-    is a tree like the parameters of further numbers.
+    A factor is a number, or one for each layer that broadcasts to the parameter.
     """
     rest_ratio = (config.rest_learning_rate or config.learning_rate) / config.learning_rate
     ratios = [group.learning_rate_ratio for group in config.groups]
-    if {rest_ratio, config.layer_decay, *ratios} == {1.0} and rate_factors is None:
+    if {rest_ratio, config.layer_decay, *ratios} == {1.0}:
         return None
 
     axes_by_path = dict(jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes))
-    given = dict(jax.tree_util.tree_leaves_with_path(rate_factors))
 
     def factors(params: Tree) -> Tree:
         leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -105,7 +101,7 @@ def build_rate_factors(
         def factor(path: tuple, leaf: Array) -> Any:
             name, axes = name_of(path), axes_by_path[path]
             group = find_group(config, name, axes)
-            number = given.get(path, 1.0) * (1.0 if group is None else group.learning_rate_ratio)
+            number = 1.0 if group is None else group.learning_rate_ratio
             if role_of(name, axes) != "matrices":
                 number *= rest_ratio
             return number * layer_factor(
@@ -115,6 +111,25 @@ def build_rate_factors(
         return jax.tree_util.tree_map_with_path(factor, params)
 
     return factors
+
+
+def scale_direction(
+    direction: optax.GradientTransformation, factors: Tree | None
+) -> optax.GradientTransformation:
+    """Multiply the updates of `direction` by a number for each parameter (None: as they are).
+
+    Weight decay, which comes later, keeps the common rate: the product of rate and decay, which
+    says over how many steps a weight forgets, is the same for all (Wang and Aitchison 2024, arXiv
+    2405.13698, section 4; the package of Yang et al. does so, too). The state stays.
+    """
+    if factors is None:
+        return direction
+
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
+        updates, state = direction.update(updates, state, params)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 def scale_by_rates(

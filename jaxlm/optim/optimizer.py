@@ -16,11 +16,12 @@ from jaxlm.optim.groups import (
     decay_weights,
     role_of,
     scale_by_rates,
+    scale_direction,
 )
 from jaxlm.optim.matrices import per_matrix
 from jaxlm.optim.muon import muon
 from jaxlm.optim.schedule import learning_rate_schedule
-from jaxlm.optim.schedule_free import schedule_free
+from jaxlm.optim.schedule_free import schedule_free, second_moment
 from jaxlm.parameter_names import name_of, without
 from jaxlm.sharding import Placement
 from jaxlm.types import Tree, is_axes
@@ -34,6 +35,7 @@ DIRECTIONS: dict[str, Direction] = {
     "adafactor": lambda config, axes, placement: per_matrix(directions.adafactor(), axes),
     "lion": lambda config, axes, placement: directions.lion(config),
     "muon": lambda config, axes, placement: matrices_apart(config, axes, muon, placement),
+    "schedule_free": lambda config, axes, placement: second_moment(config),
     "sgd": lambda config, axes, placement: directions.sgd(config),
 }
 
@@ -48,10 +50,11 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Build the optimizer, after clipping to a global norm, with decoupled weight decay.
 
-    `axes` are the logical axes of the parameters, `rate_factors` a tree like these of numbers that
-    multiply the learning rate. A `placement` spreads work on whole matrices over its devices. The
-    state holds nothing of frozen parameters; gradients and updates come without them. Raises
-    ConfigError where a name or pattern of the config means no parameter.
+    `axes` are the logical axes of the parameters. `rate_factors` is a tree like them of numbers
+    that multiply the learning rate, but not that of weight decay. A `placement` spreads work on
+    whole matrices over its devices. The state holds nothing of frozen parameters; gradients and
+    updates come without them. Raises ConfigError where a name or pattern of the config means no
+    parameter.
     """
     check_names(config, axes)
     axes, rate_factors = without(axes, config.frozen), without(rate_factors, config.frozen)
@@ -64,17 +67,17 @@ def build_optimizer(
         clip = optax.clip_by_global_norm(config.gradient_clip)
 
     decay = decay_weights(config, axes)
-    factors = build_rate_factors(config, axes, rate_factors)
     schedule = learning_rate_schedule(config, steps)
-    rate = scale_by_rates(schedule, factors)
+    rate = scale_by_rates(schedule, build_rate_factors(config, axes))
+    direction = DIRECTIONS[config.kind](config, axes, placement)
+    direction = scale_direction(direction, rate_factors)
     if config.kind == "schedule_free":
-        step = schedule_free(config, schedule, decay, rate)
+        step = schedule_free(config, schedule, optax.chain(direction, decay, rate))
     elif config.kind == "adafactor" and config.momentum:
-        direction = DIRECTIONS[config.kind](config, axes, placement)
         average = optax.ema(config.momentum, debias=False, accumulator_dtype=config.first_moment)
         step = add(optax.chain(direction, rate, average), optax.chain(decay, rate))
     else:
-        step = optax.chain(DIRECTIONS[config.kind](config, axes, placement), decay, rate)
+        step = optax.chain(direction, decay, rate)
     optimizer = optax.chain(clip, step)
     if config.ema_decay is not None:
         optimizer = with_average(optimizer, config.ema_decay)

@@ -7,21 +7,19 @@ from jaxlm.parameter_names import merge, without
 from jaxlm.types import Tree
 
 
+def second_moment(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return Adam's direction without a first moment."""
+    return optax.scale_by_rms(config.beta2, config.epsilon, eps_in_sqrt=False, bias_correction=True)
+
+
 def schedule_free(
-    config: OptimizerConfig,
-    schedule: optax.Schedule,
-    decay: optax.GradientTransformation,
-    rate: optax.GradientTransformation,
+    config: OptimizerConfig, schedule: optax.Schedule, steps: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """Return schedule-free AdamW (Defazio et al., arXiv 2405.15682), whose beta1 is above 0.
 
     The parameters of the run are y, where gradients are taken. The state has z, which takes the
-    steps; their average x, for which beta1 stands, follows from both.
+    `steps`; their average x, for which beta1 stands, follows from both.
     """
-    second_moment = optax.scale_by_rms(
-        config.beta2, config.epsilon, eps_in_sqrt=False, bias_correction=True
-    )
-    steps = optax.chain(second_moment, decay, rate)
     return optax.contrib.schedule_free(steps, schedule, b1=config.beta1)
 
 

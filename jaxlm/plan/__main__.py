@@ -1,4 +1,4 @@
-"""python -m jaxlm.plan budget | memory | compile | fit | sweep: plan before spending."""
+"""python -m jaxlm.plan budget | memory | compile | fit | sweep | transfer: plan before spending."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ COMMANDS: dict[str, str] = {
     "compile": "compile the training step for GPUs that are not there",
     "fit": "fit scaling laws to trained runs, and predict larger ones",
     "sweep": "write and train a ladder of runs for them",
+    "transfer": "compare learning rates at several widths",
 }
 HELP = """usage: python -m jaxlm.plan COMMAND ...
 

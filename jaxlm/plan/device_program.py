@@ -21,6 +21,7 @@ from jaxlm.models import Model
 from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
+from jaxlm.nn.parametrization import rate_factors
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.types import Array, Axes, Batch, Tree
 
@@ -125,7 +126,8 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
     check_mesh(config, gpus, 0)
     sizes = mesh_sizes(config.parallel, gpus)
     model, placement = place_model(config, config.model, sizes, Device())
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
+    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes, factors)
     shapes = state.state_shapes(model, optimizer)
     shardings = state.state_shardings(model, optimizer, placement)
 

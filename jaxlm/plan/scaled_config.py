@@ -70,6 +70,13 @@ def scale_model(model: ModelConfig, width: int) -> ModelConfig:
     return replace(model, **changes)  # type: ignore[arg-type]
 
 
+def scale_width(config: Config, width: int) -> Config:
+    """Return the recipe at another width, as deep as before and trained in the same way."""
+    model = scale_model(config.model, width)
+    depths = {name: getattr(config.model, name) for name in ("layers", "encoder_layers")}
+    return replace(config, model=replace(model, **depths))
+
+
 def scale_size(size: int | None, ratio: float, multiple: int) -> int | None:
     """Return a size times `ratio`, as the nearest multiple above 0; None stays None."""
     return size and multiple * max(1, round(size * ratio / multiple))

@@ -22,6 +22,7 @@ from jaxlm.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+from jaxlm.nn.parametrization import rate_factors
 from jaxlm.types import Batch
 
 CONFIG = Config(
@@ -148,8 +149,9 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
         config.precision.gradients,
         config.optimizer.frozen,
     )
+    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
     optimizer = optim.build_optimizer(
-        config.optimizer, config.training.steps, model.axes, placement=placement
+        config.optimizer, config.training.steps, model.axes, factors, placement=placement
     )
     return Parts(config, model, placement, optimizer)
 

@@ -1,0 +1,107 @@
+"""muP, the maximal update parametrization: how a model changes with its width.
+
+Yang et al. 2022 (arXiv 2203.03466), in the form of table 8, which tied embeddings need. With
+`m` for the width divided by the base width:
+
+    weights                       initial std    rate of AdamW    beside it
+    embeddings, positions         1              1
+    matrices of width to width    1 / sqrt(m)    1 / m
+    head, tied to the embedding   1              1                its inputs are divided by m
+    head of its own               0              1                the same
+    biases, norms, bias tables    1              1
+
+Each is a factor to what "standard" has at the base width. There both are the same model, but for a
+head of its own. Scores of attention are divided by the width of a head and not by its root
+(definition 4.1) where heads get wider: with "mup_wide_heads", whose queries start at 0. What starts
+at 0 would shrink with the width at the start, but not later (appendix D.2). The learning rates of
+other optimizers are in `RATE_EXPONENTS`.
+"""
+
+from typing import Literal
+
+import jax
+
+from jaxlm.config import ConfigError, ModelConfig
+from jaxlm.types import Axes, Tree, is_axes
+
+# What a weight is to the table of initializers.
+Role = Literal["embedding", "query", "input", "residual", "transform", "head", "relative"]
+
+# Those whose inputs and outputs both grow with the width.
+HIDDEN_ROLES = ("query", "input", "residual", "transform")
+
+# The parameters of these roles, by name. All others are vectors, tables or the head.
+HIDDEN_NAMES = {
+    *("query_kernel", "key_kernel", "value_kernel", "output_kernel"),
+    *("gate_kernel", "up_kernel", "down_kernel"),
+    *("transform_kernel", "dense_kernel", "projection"),
+}
+OTHER_NAMES = {"tokens", "types", "positions", "table", "kernel", "scale", "bias"}
+
+# The power of m that divides the learning rate of matrices, by optimizer. The updates of AdamW have
+# a fixed size in each element, and add up over the inputs. Adafactor's are in proportion to the
+# weights, which start with 1 / sqrt(m).
+RATE_EXPONENTS = {"adamw": 1.0, "adafactor": 0.5}
+
+
+def std_factor(config: ModelConfig, role: Role) -> float:
+    """Return the standard deviation of initial values, relative to that at the base width."""
+    if config.parametrization == "standard":
+        return 1.0
+    if role == "head" or (role == "query" and config.parametrization == "mup_wide_heads"):
+        return 0.0
+    return config.width_ratio**-0.5 if role in HIDDEN_ROLES else 1.0
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """Return the factor of the scores of attention."""
+    ratio = config.head_width_ratio
+    base_scale = config.attention_scale or (config.width_per_head / ratio) ** -0.5
+    return base_scale / ratio
+
+
+def embedding_scale(config: ModelConfig) -> float:
+    """Return the factor of token embeddings."""
+    return (config.width / config.width_ratio) ** 0.5 if config.embedding_scaling else 1.0
+
+
+def head_scale(config: ModelConfig) -> float:
+    """Return the factor of the features that the head multiplies."""
+    ratio = config.width_ratio
+    base_scale = (config.width / ratio) ** -0.5 if config.head_scaling else 1.0
+    return base_scale / ratio
+
+
+def rate_factors(config: ModelConfig, axes: Tree, kind: str = "adamw") -> Tree | None:
+    """Return the factor of each parameter's learning rate, None for a standard model.
+
+    `axes` is the tree of logical axes of the parameters, `kind` that of the optimizer. Weight decay
+    keeps the common rate. Raises ConfigError for an optimizer whose factors are not known.
+    """
+    if config.parametrization == "standard":
+        return None
+    if kind not in RATE_EXPONENTS:
+        known = ", ".join(map(repr, RATE_EXPONENTS))
+        reason = f"{config.parametrization!r} has no learning rates for optimizer.kind={kind!r}"
+        raise ConfigError("model.parametrization", f"{reason}, only for {known}")
+    factor = config.width_ratio ** -RATE_EXPONENTS[kind]
+
+    def parameter_factor(path: tuple, axes: Axes) -> float:
+        return factor if is_hidden(path, axes) else 1.0
+
+    return jax.tree_util.tree_map_with_path(parameter_factor, axes, is_leaf=is_axes)
+
+
+def is_hidden(path: tuple, axes: Axes) -> bool:
+    """Return whether both the inputs and the outputs of a parameter grow with the width.
+
+    Raises ValueError for a parameter that has no place in the tables above.
+    """
+    name, owner = path[-1].key, path[-2].key
+    if owner == "projection":  # ELECTRA's, from the width of the token table
+        return name == "kernel"
+    if name in HIDDEN_NAMES:
+        return True
+    if name in OTHER_NAMES or name.endswith("_bias"):
+        return False
+    raise ValueError(f"{jax.tree_util.keystr(path)} {axes}: muP has no learning rate for it")

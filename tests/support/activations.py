@@ -1,0 +1,97 @@
+"""The activations of a model while it trains: what muP keeps the size of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from jaxlm import models, optim
+from jaxlm.config import ModelConfig, OptimizerConfig
+from jaxlm.nn import attention
+from jaxlm.nn.block import Block
+from jaxlm.nn.embedding import Embedding
+from jaxlm.nn.mlp import MLP
+from jaxlm.nn.parametrization import rate_factors
+from jaxlm.types import Array, Batch, Tree
+
+CAPTURED = {
+    (Embedding, "__call__"): "embedding",
+    (Block, "__call__"): "block",
+    (MLP, "__call__"): "mlp",
+    (attention.SelfAttention, "output"): "attention",
+    (attention.CrossAttention, "output"): "cross attention",
+}
+
+
+@contextmanager
+def capture(activations: dict[str, Array]) -> Iterator[None]:
+    """Put the activations of every layer that runs unrolled inside into the dict, by name."""
+
+    def record(name: str, value: Array) -> None:
+        count = sum(key.startswith(f"{name} ") for key in activations)
+        activations[f"{name} {count}"] = value
+
+    def intercept(method: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+        result = method(*args, **kwargs)
+        name = CAPTURED.get((type(context.module), context.method_name))
+        if name is not None:
+            record(name, result[0] if isinstance(result, tuple) else result)
+        return result
+
+    attend = attention.attend
+
+    def record_scores(q_BLHK: Array, k_BSGK: Array, *args: Any, scale: float, **options: Any):
+        keys = jnp.repeat(k_BSGK, q_BLHK.shape[2] // k_BSGK.shape[2], axis=2)
+        record("scores", scale * jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, keys))
+        return attend(q_BLHK, k_BSGK, *args, scale=scale, **options)
+
+    with mock.patch.object(attention, "attend", record_scores), nn.intercept_methods(intercept):
+        yield
+
+
+def training_activations(
+    config: ModelConfig, optimizer_config: OptimizerConfig, batch: Batch, steps: int, seed: int = 0
+) -> list[dict[str, float]]:
+    """Return the RMS of each activation at the start and after each step on the same batch."""
+    model = models.build(config)
+    optimizer = optim.build_optimizer(
+        optimizer_config, steps, model.axes, rate_factors(config, model.axes, optimizer_config.kind)
+    )
+    params = jax.jit(model.init)(jax.random.key(seed))
+
+    def loss(params: Tree) -> tuple[Array, dict[str, Array]]:
+        activations: dict[str, Array] = {}
+        with capture(activations):
+            logits = model.apply(params, batch)
+        activations["logits"] = logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        sizes = {name: jnp.sqrt(jnp.mean(x**2)) for name, x in activations.items()}
+        return jnp.mean(losses), sizes
+
+    @jax.jit
+    def step(params: Tree, state: Tree) -> tuple[Tree, Tree, dict[str, Array]]:
+        (_, sizes), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, sizes
+
+    state, history = jax.jit(optimizer.init)(params), []
+    for _ in range(steps + 1):
+        params, state, sizes = step(params, state)
+        history.append({name: float(x) for name, x in sizes.items()})
+    return history
+
+
+def growth(histories: list[list[dict[str, float]]]) -> dict[str, np.ndarray]:
+    """Return each activation's RMS over that of the first model, [steps + 1, models]."""
+    names = histories[0][0]
+    sizes = {
+        name: np.array([[step[name] for step in history] for history in histories]).T
+        for name in names
+    }
+    return {name: x / x[:, :1] for name, x in sizes.items()}
