@@ -8,13 +8,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxlm import communication, losses, models, optim, runtime, sharding
+from jaxlm import communication, loss_scaling, losses, models, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
-from jaxlm.run_checks import check_mesh, check_sample
+from jaxlm.run_checks import check_formats, check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
 from jaxlm.step import StepMetrics, train_step
@@ -74,6 +74,7 @@ def assemble_run(
     """
     example = check_sample(config)
     check_mesh(config, len(devices), first_step)
+    check_formats(config, devices[0].platform)
     mesh = sharding.make_mesh(config.parallel, devices)
     if device_memory is None:
         device_memory = runtime.device_memory(mesh.local_devices[0])
@@ -90,6 +91,7 @@ def assemble_run(
     model = models.build(config.model, config.precision, execution)
     placement = Placement(mesh, model.axes, config.parallel.zero, config.precision.gradients)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    optimizer = loss_scaling.scaled(optimizer, config.precision)
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.

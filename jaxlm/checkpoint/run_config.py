@@ -91,7 +91,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     Before `step` the batch schedule is the saved one, from there on that of `config`. The mixture
     is that of `config`: `plan_mixture` brings it together with the saved one. Raises
     UserError if `config` would make another run of the saved one: another model, objective,
-    tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run of imported weights
+    tokenizer, data, seed, dtype of the parameters or kind of optimizer, or float16 begun or ended:
+    the state of such a run holds the scale of its loss. A run of imported weights
     (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
     saved, _ = read_run_config(run_directory)
@@ -104,6 +105,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
 
     changes = differences(saved, resumed)
     refuse_changes(run_directory, [note for key, note in changes.items() if is_fixed(key, step)])
+    if step and (saved.precision.compute == "float16") != (config.precision.compute == "float16"):
+        refuse_changes(run_directory, [changes["precision.compute"]])
     silent = {"run_directory", *(key for key in changes if step and MIXTURE.fullmatch(key))}
     return resumed, [note for key, note in changes.items() if key not in silent]
 

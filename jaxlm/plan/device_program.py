@@ -14,7 +14,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, Primitive
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxlm import losses, mesh_execution, models, optim, sharding, state, step
+from jaxlm import loss_scaling, losses, mesh_execution, models, optim, sharding, state, step
 from jaxlm.config import Config, ModelConfig
 from jaxlm.config.mesh import mesh_sizes
 from jaxlm.models import Model
@@ -126,6 +126,7 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
     sizes = mesh_sizes(config.parallel, gpus)
     model, placement = place_model(config, config.model, sizes, Device())
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    optimizer = loss_scaling.scaled(optimizer, config.precision)
     shapes = state.state_shapes(model, optimizer)
     shardings = state.state_shardings(model, optimizer, placement)
 

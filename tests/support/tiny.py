@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxlm import mesh_execution, models, optim, sharding, state, step
+from jaxlm import loss_scaling, mesh_execution, models, optim, sharding, state, step
 from jaxlm.config import (
     Config,
     DataConfig,
@@ -142,6 +142,7 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
     )
     model = models.build(config.model, config.precision, execution)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
+    optimizer = loss_scaling.scaled(optimizer, config.precision)
     placement = sharding.Placement(
         mesh, model.axes, config.parallel.zero, config.precision.gradients
     )
