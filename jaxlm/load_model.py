@@ -33,10 +33,6 @@ from jaxlm.mesh_execution import build_execution
 from jaxlm.precision import cast_for_gather
 from jaxlm.types import Tree, is_axes
 
-# Where a checkpoint has the weights and their average.
-PARAMS = ("params",)
-AVERAGE = ("optimizer", "average")
-
 
 class LoadedModel(NamedTuple):
     """A model for generation and evaluation."""
@@ -130,7 +126,8 @@ def load_run_model(
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        params = checkpoints.restore_params(step, target, AVERAGE if ema else PARAMS)
+        place = average_place(run_config) if ema else ("params",)
+        params = checkpoints.restore_params(step, target, place)
 
     tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(
@@ -142,6 +139,12 @@ def load_run_model(
         run_config,
         step,
     )
+
+
+def average_place(run_config: Config) -> tuple[str, ...]:
+    """Return where the state of a run has the average of its weights."""
+    scales_loss = run_config.precision.compute == "float16"
+    return ("optimizer", *(["inner"] if scales_loss else []), "average")
 
 
 def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, TokenizerFrame]:

@@ -2,7 +2,8 @@
 
 The tags are those of TensorBoard: train/loss, train/learning_rate, train/grad_norm,
 train/param_norm, train/tokens_per_second, train/mfu, train/tokens, eval/loss, eval/perplexity,
-eval/bits_per_byte. This is the only module that knows TensorBoard.
+eval/bits_per_byte; in float16 train/loss_scale and train/skipped_steps. This is the only module
+that knows TensorBoard.
 """
 # pyright: reportAttributeAccessIssue=false
 # (the classes of the protocol buffers are made at run time)
@@ -33,6 +34,8 @@ FORMATS: dict[str, Callable[[float], str]] = {  # parts of the progress line, in
     "train/loss": lambda value: f"loss {value:.3f}",
     "eval/loss": lambda value: f"eval {value:.3f}",
     "train/learning_rate": lambda value: f"lr {value:.1e}",
+    "train/loss_scale": lambda value: f"scale {value:g}",
+    "train/skipped_steps": lambda value: f"skipped {value}" if value else "",
     "train/tokens_per_second": lambda value: f"{format_quantity(value)} tok/s",
     "train/mfu": lambda value: f"mfu {value:.1%}",
 }
@@ -90,7 +93,7 @@ class Monitor:
         """Show where the run is: rewritten in place on a terminal, else one line per call."""
         parts = [f"step {step}/{self._total_steps} {step / self._total_steps:.0%}"]
         parts += [text(values[tag]) for tag, text in FORMATS.items() if tag in values]
-        self._progress.update(step, " ".join(parts))
+        self._progress.update(step, " ".join(filter(None, parts)))
 
     def line(self, text: str) -> None:
         """Print a message of its own, above the progress line."""

@@ -8,18 +8,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxlm import communication, losses, models, optim, runtime, sharding
+from jaxlm import communication, loss_scaling, losses, models, optim, runtime, sharding
 from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.parametrization import rate_factors
-from jaxlm.run_checks import check_mesh, check_sample
+from jaxlm.run_checks import check_formats, check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
 from jaxlm.step import StepMetrics, train_step
-from jaxlm.types import Batch
+from jaxlm.types import Batch, Tree
 
 SHOWN_HOSTS = 8  # in the description of a mesh
 
@@ -75,6 +75,7 @@ def assemble_run(
     """
     example = check_sample(config)
     check_mesh(config, len(devices), first_step)
+    check_formats(config, devices[0].platform)
     mesh = sharding.make_mesh(config.parallel, devices)
     if device_memory is None:
         device_memory = runtime.device_memory(mesh.local_devices[0])
@@ -96,10 +97,7 @@ def assemble_run(
         config.precision.gradients,
         config.optimizer.frozen,
     )
-    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
-    optimizer = optim.build_optimizer(
-        config.optimizer, config.training.steps, model.axes, factors, placement=placement
-    )
+    optimizer = assemble_optimizer(config, model.axes, placement)
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.
@@ -116,6 +114,21 @@ def assemble_run(
         steps_in_flight=steps_in_flight,
         example=example,
     )
+
+
+def assemble_optimizer(
+    config: Config, axes: Tree, placement: Placement
+) -> optax.GradientTransformation:
+    """Build the optimizer of a run, whose parameters have these logical axes.
+
+    It has the learning rates of the model's parametrization, and scales the loss where the run
+    computes in float16.
+    """
+    factors = rate_factors(config.model, axes, config.optimizer.kind)
+    optimizer = optim.build_optimizer(
+        config.optimizer, config.training.steps, axes, factors, placement=placement
+    )
+    return loss_scaling.scaled(optimizer, config.precision)
 
 
 def build_update(run: Run) -> Update:

@@ -9,15 +9,12 @@ from jaxlm.config.mesh import check_batches, check_tensor, check_widths, mesh_si
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.types import Batch
 
+# Platforms whose devices multiply in float16: XLA does so on every CPU and GPU.
+HALF_PRECISION = ("cpu", "cuda", "rocm", "gpu")
+
 
 def check_trainable(config: Config) -> None:
     """Raise ConfigError for what can be loaded but not trained."""
-    if config.precision.compute == "float16":
-        raise ConfigError(
-            "precision.compute",
-            "'float16' can't be trained in: without scaling of the loss most of its gradients are "
-            "0; use 'bfloat16' or 'float32'",
-        )
     if config.parallel.tensor > 0:
         check_tensor(config.parallel.tensor, config.model)
 
@@ -57,3 +54,10 @@ def check_mesh(config: Config, device_count: int, first_step: int) -> None:
     batch_sizes = schedule.sizes(first_step)
     check_batches(sizes, batch_sizes, config.training.microbatches, config.evaluation)
     check_widths(sizes, config.model, config.parallel.zero)
+
+
+def check_formats(config: Config, platform: str) -> None:
+    """Raise ConfigError for number formats that devices of this platform do not compute in."""
+    if config.precision.compute == "float16" and platform not in HALF_PRECISION:
+        reason = f"devices of the platform {platform!r} have no products in 'float16'"
+        raise ConfigError("precision.compute", f"{reason}: use 'bfloat16' or 'float32'")

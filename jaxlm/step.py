@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import TrainingConfig
 from jaxlm.detection import judged_tokens, replaced_token_loss
+from jaxlm.loss_scaling import ScalingMetrics, divide, scale_of, scaling_metrics
 from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss, zero_sums
 from jaxlm.mesh_execution import (
     gradient_specs,
@@ -45,6 +46,7 @@ class StepMetrics(NamedTuple):
     grad_norm: Array  # before clipping
     param_norm: Array  # before the update
     detection: DetectionMetrics | None = None
+    scaling: ScalingMetrics | None = None  # of the loss, in float16
 
 
 class Counts(NamedTuple):
@@ -62,14 +64,15 @@ def batch_loss(
     params: Tree,
     batch: Batch,
     key: Array | None,
+    scale: Array | None = None,
     all_params: Tree | None = None,
 ) -> tuple[Array, LossSums]:
     """Return the loss that is minimised, and the loss sums, of the rows of one device.
 
-    Where some parameters are frozen, `params` are the others, and `all_params` has all of them.
-
     The loss is divided by the `counts` of all microbatches and on all devices together, and
-    includes the z-loss and a detection. Scores take at most `tile_bytes` at a time.
+    includes the z-loss and a detection; it is multiplied by `scale`, where there is one. Scores
+    take at most `tile_bytes` at a time. Where some parameters are frozen, `params` are the others,
+    and `all_params` has all of them.
     """
     assert batch.targets is not None
     if all_params is not None:
@@ -95,7 +98,7 @@ def batch_loss(
     loss /= counts.targets
     if sums.detection is not None:
         loss += training.detection_weight * sums.detection.loss / counts.judged
-    return loss, sums
+    return (loss if scale is None else loss * scale), sums
 
 
 def batch_gradients(
@@ -105,10 +108,11 @@ def batch_gradients(
     params: Tree,
     *,
     tile_bytes: int = TILE_BYTES,
-) -> Callable[[Tree, tuple[Batch, Array], Array | None], tuple[LossSums, Tree]]:
-    """Build `gradients(params, (batch, row numbers), key)`, to be called in a jitted function.
+) -> Callable[..., tuple[LossSums, Tree]]:
+    """Build `gradients(params, (batch, row numbers), key, scale)`, for a jitted function.
 
-    It returns the loss sums and the float32 gradients of the loss per target. Every loss is divided
+    It returns the loss sums and the float32 gradients of the loss per target, which a `scale`
+    multiplies (None: 1). Every loss is divided
     by the number of targets of the whole batch, so the gradients of all microbatches and devices
     add up to that of the mean over all targets, however the targets are spread. Each device
     accumulates those of its own rows; they are summed over devices once, at the end. Dropout, and
@@ -120,7 +124,7 @@ def batch_gradients(
     dimensions = scatter_dimensions(specs)
 
     def gradients(
-        params: Tree, rows: tuple[Batch, Array], key: Array | None
+        params: Tree, rows: tuple[Batch, Array], key: Array | None, scale: Array | None = None
     ) -> tuple[LossSums, Tree]:
         batch, row_numbers = rows
         row_keys = None if key is None else fold_rows(key, row_numbers)
@@ -134,12 +138,12 @@ def batch_gradients(
         trained = placement.trainable(params)
 
         if training.microbatches == 1:
-            grads, sums = gradient(trained, batch, row_keys)
+            grads, sums = gradient(trained, batch, row_keys, scale)
             grads = scatter_microbatch(placement, dimensions, grads)
         else:
 
             def add_microbatch(total: tuple, part: tuple) -> tuple[tuple, None]:
-                grads, sums = gradient(trained, *part)
+                grads, sums = gradient(trained, *part, scale)
                 grads = scatter_microbatch(placement, dimensions, grads)
                 return jax.tree.map(jnp.add, total, (sums, grads)), None
 
@@ -174,8 +178,9 @@ def train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Build the jitted `step(state, batch) -> (state, metrics)`.
 
-    The old state is donated: its memory is reused. `seed` feeds dropout and the choices of a
-    generator. Scores take at most `tile_bytes` at a time on each device.
+    The old state is donated: its memory is reused. Where `optimizer` scales the loss, a step whose
+    gradients overflow changes the scale and its counters alone. `seed` feeds dropout and the
+    choices of a generator. Scores take at most `tile_bytes` at a time on each device.
     """
     is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
     is_random |= model.generator is not None
@@ -186,8 +191,10 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
-        sums, grads = gradients(state.params, number_rows(batch), key)
+        scale = scale_of(state.optimizer)
+        sums, grads = gradients(state.params, number_rows(batch), key, scale)
         with jax.named_scope("optimizer"):  # the name in profiles
+            grads = divide(grads, scale)
             grad_norm = optax.tree.norm(grads)
 
             # Each device updates the part of the weights whose moments it holds.
@@ -203,6 +210,7 @@ def train_step(
                 grad_norm=grad_norm,
                 param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
                 detection=detection,
+                scaling=scaling_metrics(state.optimizer, optimizer_state, grads),
             )
         return TrainState(state.step + 1, params, optimizer_state), metrics
 

@@ -10,14 +10,23 @@ import numpy as np
 
 from jaxlm import hardware
 from jaxlm.config import DivergedError
+from jaxlm.config.fields import list_names
+from jaxlm.loss_scaling import SMALLEST_SCALE, ScalingMetrics
 from jaxlm.step import StepMetrics
 from jaxlm.types import Tree
 
 
 def fetch_metrics(step: int, metrics: StepMetrics) -> StepMetrics:
-    """Wait for `step` and return its metrics on the host. Raises DivergedError if it diverged."""
-    # Sync: three scalars travel to the host, and the host waits for the step that computes them.
+    """Wait for `step` and return its metrics on the host. Raises DivergedError if it diverged.
+
+    A step that was skipped since its gradients overflow has not: its loss may be no number.
+    """
+    # Sync: a few scalars travel to the host, and the host waits for the step that computes them.
     values = jax.device_get(metrics)
+    if values.scaling is not None:
+        check_scale(step, values.scaling)
+        if list_overflows(values.scaling):
+            return values
 
     for name, value in (("loss", values.loss), ("gradient's norm", values.grad_norm)):
         if not np.isfinite(value):
@@ -25,6 +34,30 @@ def fetch_metrics(step: int, metrics: StepMetrics) -> StepMetrics:
                 f"training: the {name} is {value} at step {step}; checkpoints before it are kept"
             )
     return values
+
+
+def check_scale(step: int, scaling: ScalingMetrics) -> None:
+    """Raise DivergedError if the scale of the loss is below the smallest one.
+
+    It is as low after some more steps: it takes many good ones to rise.
+    """
+    if scaling.next_scale >= SMALLEST_SCALE:
+        return
+    names = list_overflows(scaling)
+    overflows = (
+        f"the gradients of {list_names(names)} overflow" if names else "gradients overflowed"
+    )
+    raise DivergedError(
+        f"training: the loss scale is {scaling.next_scale:g} after step {step}, below the smallest "
+        f"({SMALLEST_SCALE:g}): {overflows}; checkpoints before it are kept"
+    )
+
+
+def list_overflows(scaling: ScalingMetrics) -> list[str]:
+    """Return the paths of the parameters whose gradients are not finite."""
+    leaves = jax.tree_util.tree_leaves_with_path(scaling.overflows)
+    paths = [path for path, overflows in leaves if overflows]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 class Throughput:

@@ -21,7 +21,7 @@ from jaxlm.run import Run, Update, abstract_arguments, build_update
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
 from jaxlm.state import TrainState, state_shapes
 from jaxlm.step import StepMetrics
-from jaxlm.throughput import Throughput, fetch_metrics
+from jaxlm.throughput import Throughput, fetch_metrics, list_overflows
 from jaxlm.types import Array, Tree
 
 # Saves of a better model that are not due otherwise: all of them where they take less than this,
@@ -359,8 +359,17 @@ def metrics_row(
     throughput: Throughput,
 ) -> dict[str, float]:
     """Return the values to log for `step`, by tag. `metrics` are on the host."""
-    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0.
-    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1))))
+    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0. Steps
+    # that were skipped before this one are not among it.
+    scaling, skipped_before = {}, 0
+    if metrics.scaling is not None:
+        skipped = int(metrics.scaling.skipped_steps)
+        scaling = {
+            "train/loss_scale": float(metrics.scaling.scale),
+            "train/skipped_steps": skipped,
+        }
+        skipped_before = skipped - bool(list_overflows(metrics.scaling))
+    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1 - skipped_before))))
 
     detection = {}
     if metrics.detection is not None:
@@ -377,6 +386,7 @@ def metrics_row(
         "train/learning_rate": float(rate),
         "train/grad_norm": float(metrics.grad_norm),
         "train/param_norm": float(metrics.param_norm),
+        **scaling,
         "train/tokens": throughput.tokens_read(step),
         **throughput.report(step),
     }

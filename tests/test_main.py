@@ -65,7 +65,7 @@ CONFIG_MISTAKES = (
 )
 TRAINING_MISTAKES = (
     *CONFIG_MISTAKES,
-    "precision.compute=float16",
+    "precision.loss_scale_backoff=1",
     "--data no/such.txt",
     "objective.kind=prefix data.sequence_length=1",
     "parallel.fsdp=3 runtime.devices=2",
@@ -82,7 +82,7 @@ MISTAKES = (
     f"prepare show {QUICK} --data no/such.txt --sample 1",
     f"prepare show {QUICK_ENCODER_DECODER} data.sequence_length=2 --sample 1",
     f"train {QUICK} runtime.processes=2 runtime.process=0 runtime.coordinator=localhost:9 "
-    "precision.compute=float16",
+    "precision.loss_scale_backoff=1",
     f"train {QUICK} runtime.processes=2 runtime.process=0 runtime.coordinator=localhost:9 "
     "parallel.data=4 parallel.fsdp=1 parallel.zero=1 runtime.devices=2",
     "train --config no/such.py",

@@ -17,8 +17,8 @@ ELECTRA = (
 )
 SPANS = ("model.family=encoder_decoder", "objective.kind=span")
 
-REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on 8 devices
-    (["precision.compute=float16"], "precision.compute", "'float16' can't be trained in"),
+REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on 8 TPUs
+    (["precision.compute=float16"], "precision.compute", "'tpu' have no products in 'float16'"),
     (["parallel.tensor=5"], "parallel.tensor", "5 does not divide model.heads (12)"),
     (
         [*SPANS, "parallel.tensor=4", "model.encoder_heads=6"],
@@ -63,12 +63,13 @@ REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on
 ]
 
 
-def check(edits, devices=8, first_step=0):
-    """Refuse what the commands refuse before they import jax."""
+def check(edits, devices=8, first_step=0, platform="tpu"):
+    """Refuse what can't be trained on such devices."""
     run = config.apply_edits(Config(), edits)
     run_checks.check_trainable(run)
     run_checks.check_sample(run)
     run_checks.check_mesh(run, devices, first_step)
+    run_checks.check_formats(run, platform)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,11 @@ def test_every_refusal_is_among_them():
 )
 def test_what_can_be_trained_passes(edits):
     check(edits)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm"])
+def test_float16_is_trained_on_cpus_and_gpus(platform):
+    check(["precision.compute=float16"], platform=platform)
 
 
 def test_batches_of_steps_that_are_done_need_not_fit():

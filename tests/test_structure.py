@@ -25,6 +25,7 @@ LEVELS = {
     "parameter_names": 1,
     "precision": 1,
     "losses": 1,
+    "loss_scaling": 2,
     "detection": 2,
     "mesh_execution": 2,
     "models": 2,

@@ -107,6 +107,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     changes = differences(saved, resumed)
     before, after = flatten_config(saved), flatten_config(resumed)
     added = {key for key in ADDS_STATE if step and (before[key] is None) != (after[key] is None)}
+    if step and (saved.precision.compute == "float16") != (config.precision.compute == "float16"):
+        added.add("precision.compute")  # the state of float16 holds the scale of its loss
     refused = [note for key, note in changes.items() if is_fixed(key, step) or key in added]
     refuse_changes(run_directory, refused)
     silent = {"run_directory", *(key for key in changes if step and MIXTURE.fullmatch(key))}

@@ -20,6 +20,8 @@ from jaxlm.config.fields import (
 )
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LossScale = Annotated[float, Bounds(low=1.0)]
+ShareBetween = Annotated[float, Bounds(low=0.0, high=1.0, above=True, below=True)]
 
 
 @section("optimizer.groups")
@@ -168,6 +170,12 @@ class PrecisionConfig:
     params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
+    # compute=float16: the loss is multiplied by a scale, so that small gradients don't become 0.
+    # The scale doubles after so many steps in a row with finite gradients; a step with others is
+    # skipped, and multiplies the scale by the backoff (torch.amp.GradScaler)
+    loss_scale_start: LossScale = 65536.0
+    loss_scale_growth_interval: Positive = 2000  # steps
+    loss_scale_backoff: ShareBetween = 0.5
 
 
 @section("training")

@@ -14,14 +14,14 @@ from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, Primitive
 from jax.sharding import AbstractMesh, AxisType
 
-from jaxlm import losses, mesh_execution, models, optim, sharding, state, step
+from jaxlm import losses, mesh_execution, models, sharding, state, step
 from jaxlm.config import Config, ModelConfig
 from jaxlm.config.mesh import mesh_sizes
 from jaxlm.models import Model
 from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
-from jaxlm.nn.parametrization import rate_factors
+from jaxlm.run import assemble_optimizer
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.types import Array, Axes, Batch, Tree
 
@@ -126,8 +126,7 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
     check_mesh(config, gpus, 0)
     sizes = mesh_sizes(config.parallel, gpus)
     model, placement = place_model(config, config.model, sizes, Device())
-    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
-    optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes, factors)
+    optimizer = assemble_optimizer(config, model.axes, placement)
     shapes = state.state_shapes(model, optimizer)
     shardings = state.state_shardings(model, optimizer, placement)
 

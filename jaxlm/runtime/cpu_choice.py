@@ -41,12 +41,15 @@ def settle_cpu(config: Config, report: Callable[[str], None] = print) -> Config:
 
     A number of devices that the config has stays as it is. The first time that takes half a minute;
     the result is kept in the user's cache folder. One of several processes, or a run on a GPU,
-    keeps what the config says.
+    keeps what the config says, and so does one in float16: none of the formats that are measured
+    trains as it does.
     """
     if not config.runtime.measure_cpu:
         return config
     config = replace(config, runtime=replace(config.runtime, measure_cpu=False))
     if config.runtime.processes not in (None, 1) or not runs_on_cpu(config.runtime):
+        return config
+    if config.precision.compute == "float16":
         return config
 
     seconds = read_measurement()

@@ -55,7 +55,10 @@ MISTAKES = {
     "impossible mesh": (["--config", GPT2, "parallel.fsdp=3"], "parallel"),
     "unknown key": (["--config", GPT2, "model.layer=2"], "model.layer"),
     "a batch that does not divide": (["--config", GPT2, "--gpus", "7"], "batch"),
-    "half precision": (["--config", GPT2, "precision.compute=float16"], "precision.compute"),
+    "a loss scale": (
+        ["--config", GPT2, "precision.loss_scale_start=0"],
+        "precision.loss_scale_start",
+    ),
     "no lengths": (["--config", GPT2, "--lengths", "a"], "--lengths"),
 }
 

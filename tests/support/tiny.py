@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxlm import mesh_execution, models, optim, sharding, state, step
+from jaxlm import mesh_execution, models, sharding, state, step
 from jaxlm.config import (
     Config,
     DataConfig,
@@ -22,7 +22,7 @@ from jaxlm.config import (
     TokenizerConfig,
     TrainingConfig,
 )
-from jaxlm.nn.parametrization import rate_factors
+from jaxlm.run import assemble_optimizer
 from jaxlm.types import Batch
 
 CONFIG = Config(
@@ -149,10 +149,7 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
         config.precision.gradients,
         config.optimizer.frozen,
     )
-    factors = rate_factors(config.model, model.axes, config.optimizer.kind)
-    optimizer = optim.build_optimizer(
-        config.optimizer, config.training.steps, model.axes, factors, placement=placement
-    )
+    optimizer = assemble_optimizer(config, model.axes, placement)
     return Parts(config, model, placement, optimizer)
 
 
