@@ -96,6 +96,8 @@ class PrecisionConfig:
     params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
+    # Train with rounded matrices, as `jaxlm.convert quantize` rounds them: int4 in groups of 32
+    weights: Literal["int8", "int4"] | None = None
 
 
 @section("training")
