@@ -1,4 +1,4 @@
-"""python -m jaxlm.convert import HF_DIR RUN | export RUN OUT: models from and for transformers."""
+"""python -m jaxlm.convert import HF_DIR RUN | export RUN OUT | quantize DIR OUT: convert models."""
 
 import argparse
 import math
@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
-from jaxlm.directories import check_model_directory, check_run_directory
+from jaxlm.directories import check_is_not_quantized, check_model_directory, check_run_directory
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -22,25 +23,27 @@ EXAMPLE = """examples:
   python -m jaxlm.convert export runs/quickstart quickstart-hf
   python -m jaxlm.convert export runs/llama llama-hf --step 20000 --dtype bfloat16 \\
       --max-shard-size 2GB --archive
+  python -m jaxlm.convert quantize runs/llama llama-int8 --bits 8
 
 HF_DIR is a folder with config.json, safetensors and tokenizer.json or, for some models, vocab.json
 and merges.txt, vocab.txt, spiece.model or tokenizer.model. RUN is a run_directory.
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
-COMMANDS = ("import", "export")
+COMMANDS = ("import", "export", "quantize")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def build_convert_parser() -> runtime.Parser:
-    """Return the parser of both commands."""
+    """Return the parser of the commands."""
     parser = runtime.Parser(
         prog="python -m jaxlm.convert",
-        description="Import a model from Hugging Face transformers, or export one for it.",
+        description="Import a model from Hugging Face transformers, export one for it, or round "
+        "the weights of one.",
         epilog=EXAMPLE,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="import|export")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
 
     importing = commands.add_parser(
         "import",
@@ -100,7 +103,35 @@ def build_convert_parser() -> runtime.Parser:
         action="store_true",
         help="also write OUT/model.tar.gz, as SageMaker's Hugging Face containers read it",
     )
+    add_quantize_parser(commands)
     return parser
+
+
+def add_quantize_parser(commands: Any) -> None:
+    """Add the parser of `quantize` to the commands."""
+    rounding = commands.add_parser(
+        "quantize",
+        description="Round a model's matrices to 8 or 4 bits. generate, evaluate and harness read "
+        "the result, and keep it rounded in memory.",
+        epilog=EXAMPLE,
+        help="RUN|HF_DIR OUT: round a model's weights to 8 or 4 bits",
+    )
+    rounding.add_argument(
+        "directory", type=parse_path, metavar="RUN|HF_DIR", help="a run, or a Hugging Face model"
+    )
+    rounding.add_argument("out", type=parse_path, metavar="OUT", help="the folder to make")
+    rounding.add_argument(
+        "--bits", type=int, choices=(8, 4), required=True, help="of a weight's level"
+    )
+    rounding.add_argument(
+        "--group",
+        type=int,
+        choices=(32, 64),
+        help="inputs that share a scale, at 4 bits (32); at 8 bits all inputs of a channel do",
+    )
+    rounding.add_argument(
+        "--step", type=int, metavar="N", help="the checkpoint of a run to take (the newest)"
+    )
 
 
 def parse_size(text: str) -> int:
@@ -135,7 +166,8 @@ def check_command(argv: Sequence[str]) -> None:
     if words and words[0] not in COMMANDS:
         near = suggestion(words[0], COMMANDS)
         raise UserError(
-            f"{shorten(words[0])} is no command{near}: write import HF_DIR RUN, or export RUN OUT"
+            f"{shorten(words[0])} is no command{near}: write import HF_DIR RUN, export RUN OUT, "
+            "or quantize RUN|HF_DIR OUT"
         )
 
 
@@ -143,13 +175,33 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     check_command(argv)
     args = build_convert_parser().parse_args(argv)
-    if args.command == "import":
-        check_model_directory(args.directory)
-    else:
+    if args.command == "export":
         check_run_directory(args.run)
+        check_is_not_quantized(args.run, "export the run itself, or quantize for jaxlm")
+    else:
+        check_model_directory(args.directory)
+        reason = "a run needs the weights that they were made of"
+        if args.command == "quantize":
+            reason = "to round them again loses more; take what they were made of"
+        check_is_not_quantized(args.directory, reason)
+    if args.command == "quantize" and args.bits == 8 and args.group is not None:
+        raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model
+    from jaxlm.conversion.quantize import quantize_model
+
+    if args.command == "quantize":
+        rounded = quantize_model(
+            args.directory, args.out, bits=args.bits, group=args.group, step=args.step
+        )
+        place = f" of step {rounded.step}" if rounded.step is not None else ""
+        print(
+            f"{args.out}: int{args.bits}{place}, {rounded.parameter_count:,} parameters in "
+            f"{rounded.bytes:,} bytes, {rounded.bytes / rounded.float32_bytes:.3f} of float32's",
+            flush=True,
+        )
+        return 0
 
     if args.command == "import":
         imported = import_model(args.directory, args.run, args.edits)

@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxlm.config import UserError
 
 CONFIG_FILE = "config.json"  # of a run, and of a Hugging Face model
+QUANTIZATION_FILE = "quantization.json"  # of a model that `jaxlm.convert quantize` wrote
 
 
 def is_run(directory: Path) -> bool:
@@ -16,6 +17,19 @@ def is_run(directory: Path) -> bool:
         return (directory / "checkpoints").is_dir()
     except OSError:  # it can't be looked at, which reading its config.json will say
         return False
+
+
+def is_quantized(directory: Path) -> bool:
+    """Return whether a directory holds rounded weights."""
+    return not is_missing(directory / QUANTIZATION_FILE)
+
+
+def check_is_not_quantized(path: str | Path, reason: str) -> None:
+    """Raise UserError, with the reason, if there are rounded weights at `path`."""
+    if is_quantized(Path(path)):
+        raise UserError(
+            f"{path}: holds weights that were rounded by jaxlm.convert quantize: {reason}"
+        )
 
 
 def check_directory(path: str | Path) -> None:

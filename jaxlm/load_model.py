@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxlm import checkpoint, config, data, interop, models, runtime, sharding
 from jaxlm.config import (
@@ -18,8 +19,9 @@ from jaxlm.config import (
 )
 from jaxlm.config.mesh import check_tensor
 from jaxlm.data.vocabulary import special_tokens
-from jaxlm.directories import check_directory, is_run
+from jaxlm.directories import QUANTIZATION_FILE, check_directory, is_quantized, is_run
 from jaxlm.interop.kept_files import read_kept, read_kept_generation
+from jaxlm.interop.quantized_files import read_quantization, read_quantized
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
     TOKENIZER_FILE,
@@ -31,6 +33,7 @@ from jaxlm.interop.tokenizer import (
 )
 from jaxlm.mesh_execution import build_execution
 from jaxlm.precision import cast_for_gather
+from jaxlm.quantization import DEFAULT_GROUP, quantize_params, round_params
 from jaxlm.types import Tree, is_axes
 
 
@@ -67,12 +70,14 @@ def load_model(
     ema: bool = False,
     compute: str | None = "float32",
     devices: int = 1,
+    rounded: bool = True,
 ) -> LoadedModel:
-    """Return the model of a run or of a Hugging Face directory.
+    """Return the model of a run, of a Hugging Face directory or of one of rounded weights.
 
     A run's newest checkpoint is taken unless `step` is given, and with `ema` the average of its
     weights. `compute` is the dtype of the computation; None is that of the training for a run and
-    float32 for others. With several `devices` heads, MLP and vocabulary are split over them.
+    float32 for others. With several `devices` heads, MLP and vocabulary are split over them. A run
+    that was trained with rounded weights has these, unless `rounded` is False.
 
     Raises UserError where the directory can't be read, NoCheckpointError where a run has no such
     checkpoint.
@@ -80,12 +85,15 @@ def load_model(
     path = Path(path)
     check_directory(path)
     if is_run(path):
-        return load_run_model(path, step, ema, compute, devices)
+        return load_run_model(path, step, compute, devices, ema=ema, rounded=rounded)
     if step is not None or ema:
         asked = "the average (--ema)" if step is None else f"step {step}"
         raise UserError(
             f"{path}: {asked}: only a run has it, and this directory has no checkpoints"
         )
+
+    if is_quantized(path):
+        return load_quantized_model(path, compute, devices)
 
     _, model_config = interop.read_config(path)
     model, shardings = place_model(model_config, inference_precision(compute or "float32"), devices)
@@ -103,7 +111,7 @@ def load_model(
 
 
 def load_run_model(
-    path: Path, step: int | None, ema: bool, compute: str | None, devices: int
+    path: Path, step: int | None, compute: str | None, devices: int, *, ema: bool, rounded: bool
 ) -> LoadedModel:
     """Return the model of a run directory; the parameters are as in `load_model`."""
     run_config, _ = checkpoint.read_run_config(path)
@@ -128,6 +136,8 @@ def load_run_model(
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         place = average_place(run_config) if ema else ("params",)
         params = checkpoints.restore_params(step, target, place)
+    if rounded and run_config.precision.weights is not None:
+        params = round_params(model.axes, params, run_config.precision.weights)
 
     tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(
@@ -145,6 +155,44 @@ def average_place(run_config: Config) -> tuple[str, ...]:
     """Return where the state of a run has the average of its weights."""
     scales_loss = run_config.precision.compute == "float16"
     return ("optimizer", *(["inner"] if scales_loss else []), "average")
+
+
+def load_quantized_model(path: Path, compute: str | None, devices: int) -> LoadedModel:
+    """Return a model whose matrices stay rounded in memory, as in `load_model`."""
+    quantization = read_quantization(path)
+    run_config = None
+    if quantization.source == "run":
+        run_config, _ = checkpoint.read_run_config(path)
+    if compute is None:
+        compute = run_config.precision.compute if run_config else "float32"
+
+    precision = inference_precision(compute)
+    model, mesh = build_model(quantization.model, precision, devices)
+    group = quantization.group or DEFAULT_GROUP
+    try:
+        shapes = jax.eval_shape(
+            lambda key: quantize_params(model.axes, model.init(key), quantization.bits, group),
+            jax.random.key(0),
+        )
+    except ValueError as error:
+        raise UserError(f"{path / QUANTIZATION_FILE}: group: {error}") from None
+    shardings = sharding.Placement(mesh, model.axes, zero=0).tree("parameters", shapes)
+    params = read_quantized(path, shapes, shardings)
+
+    if run_config is None:
+        tokenizer_config, special = read_tokenizer(path)
+        tokenizer = load_run_tokenizer(tokenizer_config, special)
+    else:
+        tokenizer, special = read_run_tokenizer(path, run_config)
+    return LoadedModel(
+        path,
+        model,
+        cast_params(model, params, compute),
+        tokenizer,
+        special,
+        run_config,
+        quantization.step,
+    )
 
 
 def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, TokenizerFrame]:
@@ -179,6 +227,15 @@ def place_model(
     model_config: ModelConfig, precision: PrecisionConfig, devices: int
 ) -> tuple[models.Model, Tree]:
     """Return the model, split over `devices` devices, and the sharding of each parameter."""
+    model, mesh = build_model(model_config, precision, devices)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return model, sharding.Placement(mesh, model.axes, zero=0).tree("parameters", shapes)
+
+
+def build_model(
+    model_config: ModelConfig, precision: PrecisionConfig, devices: int
+) -> tuple[models.Model, Mesh]:
+    """Return the model, split over `devices` devices, and their mesh."""
     mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, mesh_devices)
@@ -192,9 +249,7 @@ def place_model(
         width=model_config.width,
         token_width=model_config.token_width,
     )
-    model = models.build(model_config, precision, execution)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, sharding.Placement(mesh, model.axes, parallel.zero).tree("parameters", shapes)
+    return models.build(model_config, precision, execution), mesh
 
 
 def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:

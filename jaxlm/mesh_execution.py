@@ -22,7 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import ParallelConfig, PrecisionConfig
 from jaxlm.nn.execution import Execution
-from jaxlm.precision import VECTOR_AXES, cast_for_compute, cast_for_gather
+from jaxlm.precision import VECTOR_AXES, cast_for_compute, cast_for_gather, rounds_whole
+from jaxlm.quantization import QuantizedWeight
 from jaxlm.sharding import ACTIVATIONS, BATCH, MESH_AXES, ZERO, Placement, weight_spec
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -161,7 +162,9 @@ def gather(
     says. All other sums are left to `sum_gradients`.
     """
 
-    def whole(path: tuple, axes: Axes, weight: Array) -> Array:
+    def whole(path: tuple, axes: Axes, weight: Any) -> Any:
+        if isinstance(weight, QuantizedWeight):  # of inference, which splits nothing over fsdp
+            return weight
         if "fsdp" in manual_axes():
             dimension = next((i for i, name in enumerate(axes) if name in split), None)
             return gather_part(mesh, precision, axes, dimension, weight)
@@ -174,13 +177,16 @@ def gather_part(
     mesh: Mesh, precision: PrecisionConfig, axes: Axes, dimension: int | None, part: Array
 ) -> Array:
     """Return a weight whole, given this device's part of it along `dimension` (None: all)."""
+    rounded = rounds_whole(axes, precision)
 
     @jax.custom_vjp
     def whole(part: Array) -> Array:
         # Cast before the gather: half of the bytes travel.
-        weight = cast_for_gather(axes, part, precision)
+        weight = part if rounded else cast_for_gather(axes, part, precision)
         if dimension is not None:
             weight = jax.lax.all_gather(weight, "fsdp", axis=dimension, tiled=True)
+        if rounded:
+            weight = cast_for_gather(axes, weight, precision)
         return cast_for_compute(axes, weight, precision)
 
     def backward(_: None, gradient: Array) -> tuple[Array]:

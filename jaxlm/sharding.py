@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.config import ParallelConfig
 from jaxlm.config.mesh import MESH_AXES, mesh_sizes
 from jaxlm.parameter_names import without
+from jaxlm.quantization import QuantizedWeight, quantized_axes
 from jaxlm.types import Array, Axes, Batch, Tree, is_axes
 
 BATCH = ("data", "fsdp")
@@ -126,7 +127,13 @@ class Placement(NamedTuple):
 
         split = tree_name in ZERO[self.zero]
 
-        def sharding(path: tuple, axes: Axes, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        def sharding(path: tuple, axes: Axes, shape: Any) -> Any:
+            if isinstance(shape, QuantizedWeight):
+                parts = quantized_axes(axes, shape.bits)
+                return QuantizedWeight(
+                    sharding(path, parts.values, shape.values),
+                    sharding(path, parts.scales, shape.scales),
+                )
             name = jax.tree_util.keystr(path)
             return NamedSharding(self.mesh, weight_spec(self.mesh, axes, shape.shape, split, name))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm import config, cooldown, data, hardware, runtime
-from jaxlm.directories import CONFIG_FILE, is_run
+from jaxlm.directories import CONFIG_FILE, check_is_not_quantized, is_run
 
 EXAMPLE = """examples:
   python -m jaxlm.train --config configs/quickstart.py
@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
     cluster = runtime.detect_cluster(run_config.runtime)
     directory = Path(run_config.run_directory or "runs/run")
+    for folder in (Path(args.config).parent, directory):
+        check_is_not_quantized(folder, "train the run that they were made of")
     run_config = check_config(run_config, cluster, is_new=not is_run(directory))
     runtime.configure(run_config.runtime, trains=True)
 

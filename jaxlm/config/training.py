@@ -176,6 +176,8 @@ class PrecisionConfig:
     loss_scale_start: LossScale = 65536.0
     loss_scale_growth_interval: Positive = 2000  # steps
     loss_scale_backoff: ShareBetween = 0.5
+    # Train with rounded matrices, as `jaxlm.convert quantize` rounds them: int4 in groups of 32
+    weights: Literal["int8", "int4"] | None = None
 
 
 @section("training")

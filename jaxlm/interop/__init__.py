@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxlm.config import ConfigError, ModelConfig, UserError
 from jaxlm.config.fields import suggestion
+from jaxlm.directories import check_is_not_quantized
 from jaxlm.interop.architectures import ARCHITECTURES, OTHER_CLASSES
 from jaxlm.interop.extension import apply_extension
 from jaxlm.interop.fold_parametrization import fold_parametrization
@@ -95,6 +96,7 @@ def read_config(path: str | Path) -> tuple[Architecture, ModelConfig]:
 
 def open_directory(path: Path) -> HFDirectory:
     """Read config.json and the headers of the weights; UserError for what is not supported."""
+    check_is_not_quantized(path, "they are read by generate, evaluate and harness alone")
     hf_config = read_hf_config(path)
     model_type = hf_config.get("model_type")
     known = [a for a in (*ARCHITECTURES.values(), *OTHER_CLASSES) if a.model_type == model_type]

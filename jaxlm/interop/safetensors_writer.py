@@ -14,6 +14,7 @@ from jaxlm.config import UserError
 from jaxlm.files import sync
 from jaxlm.interop.safetensors_reader import FLOAT_DTYPES, INDEX_FILE, WEIGHTS_FILE
 
+WRITTEN_DTYPES = {**FLOAT_DTYPES, "I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64}
 WEIGHTS_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -27,7 +28,7 @@ class TensorSpec(NamedTuple):
     @property
     def numpy_dtype(self) -> np.dtype:
         """Return the dtype of its array."""
-        return np.dtype(FLOAT_DTYPES[self.dtype])
+        return np.dtype(WRITTEN_DTYPES[self.dtype])
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import parameter
 from jaxlm.nn.parametrization import embedding_scale, head_scale
 from jaxlm.nn.positions import sinusoids
+from jaxlm.nn.quantized_product import lookup_rows
 
 # Rows of the tables in memory: matrix units and tensor parallelism want aligned sizes.
 VOCABULARY_MULTIPLE = 128
@@ -59,7 +60,7 @@ class Embedding(nn.Module):
             rows = padded_vocabulary(config.vocabulary_size)
             width_axis = token_width_axis(config)
             table_VD = self.table("tokens", rows, "vocabulary", config.token_width, width_axis)
-        x_BLD = table_VD[tokens_BL].astype(self.compute)
+        x_BLD = lookup_rows(table_VD, tokens_BL).astype(self.compute)
 
         if config.embedding_width is not None:
             init, shape = (
@@ -73,11 +74,12 @@ class Embedding(nn.Module):
 
         if config.token_types:
             table_TD = self.table("types", config.token_types, "position", width)
-            x_BLD = x_BLD + table_TD[types_BL].astype(self.compute)
+            x_BLD = x_BLD + lookup_rows(table_TD, types_BL).astype(self.compute)
         if config.positions == "learned":
             rows = config.context_length + config.position_offset
             table_LD = self.table("positions", rows, "position", width)
-            x_BLD = x_BLD + table_LD[positions_BL + config.position_offset].astype(self.compute)
+            rows_BL = positions_BL + config.position_offset
+            x_BLD = x_BLD + lookup_rows(table_LD, rows_BL).astype(self.compute)
         elif config.positions == "sinusoidal":
             x_BLD = x_BLD + sinusoids(positions_BL, width).astype(self.compute)
 

@@ -12,17 +12,23 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.nn.quantized_product import quantized_product
+from jaxlm.quantization import QuantizedWeight
+
 # Recomputation policies keep results by this name: rounded to their dtype, not the float32 sums.
 PRODUCT = "product"
 
 
 def product(
-    spec: str, x: jax.Array, weight: jax.Array, dtype: Any = None, name: str = PRODUCT
+    spec: str, x: jax.Array, weight: Any, dtype: Any = None, name: str = PRODUCT
 ) -> jax.Array:
     """Return `einsum(spec, x, weight)`, summed in float32, in `dtype` (x's unless given).
 
-    Both factors are multiplied in x's dtype. The result has a name for recomputation policies.
+    Both factors are multiplied in x's dtype. The result has a name for recomputation policies. The
+    weight may be rounded; then it has no gradient.
     """
+    if isinstance(weight, QuantizedWeight):
+        return quantized_product(spec, x, weight, dtype)
     weight, dtype = weight.astype(x.dtype), dtype or x.dtype
     y = jnp.einsum(spec, x, weight, preferred_element_type=jnp.float32)
     if dtype != jnp.float32:

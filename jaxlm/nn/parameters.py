@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from jaxlm.quantization import QuantizedWeight
 from jaxlm.types import Axes, Tree
 
 
@@ -27,6 +28,10 @@ def parameter(
         raise ValueError(
             f"{name}: shape {shape} has {len(shape)} dimensions, axes {axes} name {len(axes)}"
         )
+    if module.has_variable("params", name):
+        value = module.get_variable("params", name)
+        if isinstance(value, QuantizedWeight):  # its arrays have other shapes
+            return value
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
 
 
