@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlm import checkpoint, config, data, interop, models, runtime, sharding
+from jaxlm import checkpoint, config, data, interop, models, optim, runtime, sharding
 from jaxlm.config import (
     Config,
     ModelConfig,
@@ -112,7 +112,7 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        params = checkpoints.restore_params(step, target)
+        params = restore_evaluation_params(checkpoints, step, model, run_config, target)
 
     tokenizer, special = read_run_tokenizer(path, run_config)
     return LoadedModel(
@@ -124,6 +124,32 @@ def load_run_model(path: Path, step: int | None, compute: str | None, devices: i
         run_config,
         step,
     )
+
+
+def restore_evaluation_params(
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    model: models.Model,
+    run_config: Config,
+    target: Tree,
+) -> Tree:
+    """Return the parameters of a checkpoint that are evaluated, placed as `target` says.
+
+    Imported weights, step 0, have no optimizer state. Raises the errors of `Checkpoints.restore`.
+    """
+    if run_config.optimizer.kind != "schedule_free" or step == 0:
+        return checkpoints.restore_params(step, target)
+
+    optimizer = optim.build_optimizer(run_config.optimizer, run_config.training.steps, model.axes)
+    mesh = jax.tree.leaves(target)[0].sharding.mesh
+    placement = sharding.Placement(mesh, model.axes, 0, frozen=run_config.optimizer.frozen)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(optimizer.init, target),
+        placement.optimizer_state(optimizer, target),
+    )
+    parts = checkpoints.restore_parts(step, {"params": target, "optimizer": state})
+    return optim.evaluation_params(run_config.optimizer, parts["params"], parts["optimizer"])
 
 
 def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, TokenizerFrame]:

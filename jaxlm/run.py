@@ -18,7 +18,7 @@ from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
 from jaxlm.step import StepMetrics, train_step
-from jaxlm.types import Batch
+from jaxlm.types import Batch, Tree
 
 SHOWN_HOSTS = 8  # in the description of a mesh
 
@@ -126,6 +126,19 @@ def build_update(run: Run) -> Update:
         run.config.seed,
         tile_bytes=run.tile_bytes,
         compiler_options=run.compiler_options,
+    )
+
+
+def build_evaluation_params(run: Run) -> Callable[[TrainState], Tree]:
+    """Return the function from a state to the parameters that are evaluated."""
+    config = run.config.optimizer
+    if config.kind != "schedule_free":
+        return lambda state: state.params
+
+    shapes = state_shapes(run.model, run.optimizer).params
+    return jax.jit(
+        lambda state: optim.evaluation_params(config, state.params, state.optimizer),
+        out_shardings=run.placement.tree("parameters", shapes),
     )
 
 

@@ -17,7 +17,7 @@ from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run, Update, abstract_arguments, build_update
+from jaxlm.run import Run, Update, abstract_arguments, build_evaluation_params, build_update
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
 from jaxlm.state import TrainState
 from jaxlm.step import StepMetrics
@@ -82,6 +82,7 @@ class TrainingLoop:
             optim.learning_rate_schedule(self.config.optimizer, self.steps)
         )
         self.parameter_norm = jax.jit(parameter_norm, out_shardings=run.placement.replicated())
+        self.evaluation_params = build_evaluation_params(run)
         self.best_loss = checkpoints.best_loss()
         self.best_saves = 0  # of a better model at steps without a checkpoint of their own
         self.throughput = build_throughput(run, stream)
@@ -236,7 +237,7 @@ class TrainingLoop:
         is not finite, once the checkpoint of the step is removed.
         """
         with self.throughput.paused(state):
-            scores = self.evaluator.evaluate(state.params, stop.reached)
+            scores = self.evaluator.evaluate(self.evaluation_params(state), stop.reached)
         if scores is None:
             return False
 

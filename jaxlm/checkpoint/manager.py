@@ -286,13 +286,14 @@ class Checkpoints:
         return state
 
     def restore_params(self, step: int, abstract_params: Tree) -> Tree:
-        """Return the parameters of `step` alone, whatever was saved with them.
+        """Return the parameters of `step` alone. Raises the errors of `restore`."""
+        return self.restore_parts(step, {PARAMS: abstract_params})[PARAMS]
 
-        Raises the errors of `restore`.
-        """
+    def restore_parts(self, step: int, expected: dict[str, Tree]) -> dict[str, Tree]:
+        """Return the named fields of the state of `step`. Raises the errors of `restore`."""
         self._check_step(step)
-        expected = {PARAMS: abstract_params}
-        self._check_arrays(step, describe_arrays(expected), prefix=f"{PARAMS}/")
+        for name, part in expected.items():
+            self._check_arrays(step, describe_arrays({name: part}), prefix=f"{name}/")
 
         arguments = ocp.args.PyTreeRestore(
             item=expected,
@@ -301,7 +302,7 @@ class Checkpoints:
         )
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(self.directory / str(step) / STATE, args=arguments)[PARAMS]
+                return reader.restore(self.directory / str(step) / STATE, args=arguments)
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:

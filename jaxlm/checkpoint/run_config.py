@@ -23,6 +23,9 @@ FIXED = (
     "seed",
     "precision.params",
     "optimizer.kind",
+    "optimizer.frozen",
+    "optimizer.first_moment",
+    "optimizer.second_moment",
 )
 FREE = ("data.store", "data.prefetch_batches", "data.prefetch_threads")
 # How much is read of each source. It may change, and is recorded once the sizes of the sources are
@@ -91,7 +94,8 @@ def resume_config(run_directory: Path, config: Config, step: int) -> tuple[Confi
     Before `step` the batch schedule is the saved one, from there on that of `config`. The mixture
     is that of `config`: `plan_mixture` brings it together with the saved one. Raises
     UserError if `config` would make another run of the saved one: another model, objective,
-    tokenizer, data, seed, dtype of the parameters or kind of optimizer. A run of imported weights
+    tokenizer, data, seed, dtype of the parameters, kind of optimizer, dtype of its moments or
+    other frozen parameters. A run of imported weights
     (step 0) may still choose all but the model, the tokenizer and the dtype.
     """
     saved, _ = read_run_config(run_directory)

@@ -37,12 +37,14 @@ class GroupConfig:
     weight_decay: NonNegative | None = None
 
 
-# The kinds that read a field. Its default, None, leaves the value to the kind.
+# The kinds that read a field. All others refuse another value than the default.
 READ_BY = {
     "momentum": ("adafactor", "muon", "sgd"),
     "nesterov": ("muon", "sgd"),
     "newton_schulz_steps": ("muon",),
     "rest_learning_rate": ("muon",),
+    "first_moment": ("adamw", "adafactor", "lion", "muon", "sgd"),
+    "second_moment": ("adamw", "muon"),
 }
 
 
@@ -90,15 +92,11 @@ class OptimizerConfig:
     def __post_init__(self):
         refuse = refuser("optimizer")
         for name, kinds in READ_BY.items():
-            if getattr(self, name) is not None and self.kind not in kinds:
-                names = " and ".join(map(repr, kinds))
+            if getattr(self, name) not in (None, "float32") and self.kind not in kinds:
+                names = " or ".join(map(repr, kinds))
                 refuse(name, f"is only used with kind={names}, got {self.kind!r}")
-        if self.first_moment != "float32" and self.kind == "schedule_free":
-            refuse("first_moment", f"must be 'float32' with kind={self.kind!r}")
         if self.kind == "adafactor" and self.first_moment != "float32" and not self.momentum:
-            refuse("first_moment", "'adafactor' has none without momentum")
-        if self.second_moment != "float32" and self.kind not in ("adamw", "muon"):
-            refuse("second_moment", f"must be 'float32' with kind={self.kind!r}")
+            refuse("first_moment", "'adafactor' has no first moment without momentum")
         if self.kind == "schedule_free" and not self.beta1:
             refuse("beta1", "must be above 0 with kind='schedule_free'")
 
