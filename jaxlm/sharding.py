@@ -165,7 +165,11 @@ class Placement(NamedTuple):
         def place(value: Any, shape: Any, sharding: NamedSharding) -> Any:
             if isinstance(value, optax.MaskedNode):  # another optimizer has this parameter
                 return value
-            return NamedSharding(self.mesh, spec_of_part(value.shape, shape.shape, sharding.spec))
+            spec = spec_of_part(value.shape, shape.shape, sharding.spec)
+            if not spec and "optimizer" in ZERO[self.zero] and value.ndim > 2:
+                # A preconditioner [N, D, D]: its rows are split.
+                spec = weight_spec(self.mesh, (None, "embed", None), value.shape, True, "a root")
+            return NamedSharding(self.mesh, spec)
 
         return optax.tree_utils.tree_map_params(
             optimizer,

@@ -179,13 +179,15 @@ def describe_optimizer(config: OptimizerConfig) -> str:
     adam = f"AdamW, {betas}, epsilon {config.epsilon:g}"
     momentum = "" if config.momentum is None else f", momentum {config.momentum:g}"
     rate = config.rest_learning_rate or config.learning_rate
+    rest = f"embeddings, head, norms and biases: {adam}, peak {rate:g}"
     names = {
         "adamw": adam,
         "adafactor": f"Adafactor{momentum}",
         "lion": f"Lion, {betas}",
-        "muon": f"Muon{momentum}; embeddings, head, norms and biases: {adam}, peak {rate:g}",
+        "muon": f"Muon{momentum}; {rest}",
         "schedule_free": f"schedule-free {adam}",
         "sgd": f"SGD{momentum}",
+        "shampoo": f"Shampoo, {betas}; {rest}",
     }
     moments = dict.fromkeys((config.first_moment, config.second_moment))
     formats = "" if set(moments) == {"float32"} else f"; moments {', '.join(moments)}"

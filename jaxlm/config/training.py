@@ -42,9 +42,9 @@ READ_BY = {
     "momentum": ("adafactor", "muon", "sgd"),
     "nesterov": ("muon", "sgd"),
     "newton_schulz_steps": ("muon",),
-    "rest_learning_rate": ("muon",),
-    "first_moment": ("adamw", "adafactor", "lion", "muon", "sgd"),
-    "second_moment": ("adamw", "muon"),
+    "rest_learning_rate": ("muon", "shampoo"),
+    "first_moment": ("adamw", "adafactor", "lion", "muon", "sgd", "shampoo"),
+    "second_moment": ("adamw", "muon", "shampoo"),
 }
 
 
@@ -52,13 +52,13 @@ READ_BY = {
 class OptimizerConfig:
     """The optimizer and its learning-rate schedule, with clipping by the global norm.
 
-    adamw, lion, sgd and schedule_free treat each number by itself. muon treats the matrices of the
-    blocks as matrices, and leaves all other parameters to AdamW. Adafactor's learning rate is
-    relative to the size of each tensor. docs/optimizers.md says which to choose, and which fields
-    each reads.
+    adamw, lion, sgd and schedule_free treat each number by itself. muon and shampoo treat the
+    matrices of the blocks as matrices, and leave all other parameters to AdamW. Adafactor's
+    learning rate is relative to the size of each tensor. docs/optimizers.md says which to choose,
+    and which fields each reads.
     """
 
-    kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free", "sgd"] = "adamw"
+    kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free", "sgd", "shampoo"] = "adamw"
     learning_rate: PositiveFloat = 3e-4  # the peak
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: Count = 100
@@ -73,7 +73,7 @@ class OptimizerConfig:
     momentum: ShareBelowOne | None = None  # None: muon 0.95, sgd 0.9, adafactor without
     nesterov: bool | None = None  # None: muon with it, sgd without
     newton_schulz_steps: Positive | None = None  # muon. None: 5
-    # muon: peak for embeddings, head, norms and biases. None: learning_rate
+    # muon, shampoo: peak for embeddings, head, norms and biases. None: learning_rate
     rest_learning_rate: PositiveFloat | None = None
     # How averages of gradients, and of their squares, are kept. bfloat16 squares are rounded at
     # random, so that small changes are not lost

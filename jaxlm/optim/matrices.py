@@ -24,6 +24,23 @@ def matrix_view(axes: Axes, weight: Array) -> Array:
     return weight.reshape(shape)
 
 
+def is_transposed(axes: Axes) -> bool:
+    """Return whether a weight maps to the width of the model, and not from it."""
+    return axes[-1] == "embed"
+
+
+def width_first(axes: Axes, weight: Array) -> Array:
+    """Return the matrices of a weight [N, D, X]: the model's width, which ZeRO splits, first."""
+    matrices = matrix_view(axes, weight)
+    return jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
+
+
+def as_weight(axes: Axes, matrices: Array, shape: tuple[int, ...]) -> Array:
+    """Return matrices [N, D, X] in the shape of the weight."""
+    matrices = jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
+    return matrices.reshape(shape)
+
+
 def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.GradientTransformation:
     """Apply `inner`, whose maths is tensor by tensor, to every layer's matrices and vectors alone.
 

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import OptimizerConfig
-from jaxlm.optim.matrices import matrix_view
+from jaxlm.optim.matrices import as_weight, is_transposed, width_first
 from jaxlm.sharding import Placement
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -131,26 +131,6 @@ def orthogonalize(stack: Array, steps: int, epsilon: float) -> Array:
 
     x = x if rows <= columns else jnp.swapaxes(x, 1, 2)
     return UPDATE_RMS * math.sqrt(max(rows, columns)) * x
-
-
-# The matrices of a weight
-
-
-def is_transposed(axes: Axes) -> bool:
-    """Return whether a weight maps to the width of the model, and not from it."""
-    return axes[-1] == "embed"
-
-
-def width_first(axes: Axes, weight: Array) -> Array:
-    """Return the matrices of a weight [N, D, X]: the model's width, which ZeRO splits, first."""
-    matrices = matrix_view(axes, weight)
-    return jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
-
-
-def as_weight(axes: Axes, matrices: Array, shape: tuple[int, ...]) -> Array:
-    """Return matrices [N, D, X] in the shape of the weight."""
-    matrices = jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
-    return matrices.reshape(shape)
 
 
 def matrix_spec(placement: Placement, axes: Axes, weight: Array) -> P:

@@ -111,7 +111,7 @@ WRONG = [  # a section, a wrong value and what the message says of it
         OptimizerConfig,
         {"kind": "Adam-W"},
         "optimizer.kind: must be one of 'adamw', 'adafactor', 'lion', 'muon', 'schedule_free', "
-        "'sgd', got 'Adam-W' (did you mean 'adamw'?)",
+        "'sgd', 'shampoo', got 'Adam-W' (did you mean 'adamw'?)",
     ),
     (Config, {"model": {"layers": 3}}, "model: must be ModelConfig, got {'layers': 3}"),
     (Config, {"modle": ModelConfig()}, "modle: unknown key (did you mean 'model'?)"),
@@ -353,7 +353,7 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (
         ["optimizer.kind=schedule_free", "optimizer.first_moment=bfloat16"],
         "optimizer.first_moment",
-        "is only used with kind='adamw' or 'adafactor' or 'lion' or 'muon' or 'sgd'",
+        "is only used with kind='adamw' or 'adafactor' or 'lion' or 'muon' or 'sgd' or 'shampoo'",
     ),
     (
         ["optimizer.kind=adafactor", "optimizer.first_moment=bfloat16"],
@@ -363,7 +363,7 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (
         ["optimizer.kind=sgd", "optimizer.second_moment=bfloat16"],
         "optimizer.second_moment",
-        "is only used with kind='adamw' or 'muon', got 'sgd'",
+        "is only used with kind='adamw' or 'muon' or 'shampoo', got 'sgd'",
     ),
     (
         ["optimizer.kind=schedule_free", "optimizer.beta1=0"],

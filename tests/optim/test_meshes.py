@@ -15,6 +15,7 @@ from jaxlm import config, state
 # Fields of the optimizer that differ from the config of the tests.
 OPTIMIZERS = {
     "muon": {"kind": "muon"},
+    "shampoo": {"kind": "shampoo"},
     "lion": {"kind": "lion"},
     "sgd": {"kind": "sgd"},
     "adafactor": {"kind": "adafactor", "momentum": 0.9},
@@ -90,9 +91,10 @@ LONG = [(name, mesh) for name in OPTIMIZERS for mesh in MESHES if (name, mesh) n
 )
 def test_every_mesh_makes_the_same_updates(name, parallel):
     for ours, expected in zip(updates(8, name, **parallel), one_device(name), strict=True):
-        # float32 in another order: 1e-6 at worst here.
+        # float32 in another order: 1e-6 at worst here. It turns a random rounding now and then,
+        # which moves one number of thousands by 2^-8.
         error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
-        assert error < 1e-5
+        assert error < (1e-4 if name == "bfloat16" else 1e-5)
 
 
 @pytest.mark.slow
