@@ -1,5 +1,6 @@
 """Shampoo: a preconditioner for each side of a matrix, with the size of Adam's updates."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import OptimizerConfig
 from jaxlm.optim.directions import adam
-from jaxlm.optim.matrices import as_weight, width_first
+from jaxlm.optim.matrices import as_weight, on_shares, width_first
 from jaxlm.sharding import Placement
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -71,8 +72,8 @@ def shampoo(
         moments = optax.tree.bias_correction(adam_state.mu, config.beta1, adam_state.count)
 
         leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
-        names = [axes_by_path[path] for path, _ in leaves]
-        gradients = [width_first(a, g) for a, (_, g) in zip(names, leaves, strict=True)]
+        weights = [(axes_by_path[path], gradient) for path, gradient in leaves]
+        gradients = [width_first(axes, gradient) for axes, gradient in weights]
 
         def average(spec: str, old: Tree) -> list:
             olds = structure.flatten_up_to(old)
@@ -84,17 +85,14 @@ def shampoo(
         sides = average("nij,nkj->nik", state.left), average("nji,njk->nik", state.right)
         roots = jax.lax.cond(
             adam_state.count % ROOT_STEPS == 1,
-            lambda: compute_roots(*sides, placement),
+            lambda: compute_roots(weights, *sides, placement),
             lambda: tuple(
                 structure.flatten_up_to(tree) for tree in (state.left_root, state.right_root)
             ),
         )
-        results = [
-            precondition(*parts)
-            for parts in zip(
-                names, jax.tree.leaves(moments), jax.tree.leaves(directions), *roots, strict=True
-            )
-        ]
+        names = [axes for axes, _ in weights]
+        moments, directions = jax.tree.leaves(moments), jax.tree.leaves(directions)
+        results = list(map(precondition, names, moments, directions, *roots))
 
         parts = (jax.tree.unflatten(structure, part) for part in (*sides, *roots))
         return jax.tree.unflatten(structure, results), ShampooState(adam_state, *parts)
@@ -120,38 +118,29 @@ def precondition(axes: Axes, moment: Array, direction: Array, left: Array, right
     return as_weight(axes, matrices * wanted / jnp.maximum(size, 1e-30), moment.shape)
 
 
-def compute_roots(lefts: list, rights: list, placement: Placement | None) -> tuple[list, list]:
+def compute_roots(
+    weights: list[tuple[Axes, Array]], lefts: list, rights: list, placement: Placement | None
+) -> tuple[list, list]:
     """Return the inverse roots of the averages: the fourth, or the second of a side alone."""
-    new_lefts, new_rights = [], []
-    for left, right in zip(lefts, rights, strict=True):
-        if isinstance(right, optax.MaskedNode):
-            new_lefts.append(spread_root(left, -1 / 2, placement))
-            new_rights.append(right)
-        else:
-            new_lefts.append(spread_root(left, -1 / 4, placement))
-            new_rights.append(spread_root(right, -1 / 4, placement))
-    return new_lefts, new_rights
 
+    def root(weight: tuple[Axes, Array], average: Any, exponent: float) -> Any:
+        if isinstance(average, optax.MaskedNode):
+            return average
+        axes, gradient = weight
+        spec = P()
+        if placement is not None:
+            moments = placement.moment_spec(axes, gradient.shape)
+            spec = placement.statistic_spec(average.shape, gradient.shape, moments)
+        return on_shares(partial(matrix_power, exponent), average, spec, placement)
 
-def spread_root(stack: Array, exponent: float, placement: Placement | None) -> Array:
-    """Return the power of the matrices of a stack [N, D, D], each device's share by itself."""
-    if placement is None or placement.mesh.size == 1:
-        return matrix_power(stack, exponent)
-
-    count = len(stack)
-    padded = jnp.pad(stack, ((0, -count % placement.mesh.size), (0, 0), (0, 0)))
-    everywhere = P(placement.mesh.axis_names)
-    power = jax.shard_map(
-        lambda part: matrix_power(part, exponent),
-        mesh=placement.mesh,
-        in_specs=everywhere,
-        out_specs=everywhere,
-        check_vma=False,
+    exponents = [-1 / 2 if isinstance(r, optax.MaskedNode) else -1 / 4 for r in rights]
+    return (
+        list(map(root, weights, lefts, exponents)),
+        list(map(root, weights, rights, exponents)),
     )
-    return power(padded)[:count]
 
 
-def matrix_power(stack: Array, exponent: float) -> Array:
+def matrix_power(exponent: float, stack: Array) -> Array:
     """Return the power of positive matrices [N, D, D] by their eigenvalues, which are damped."""
     values, vectors = jnp.linalg.eigh(stack)
     largest = jnp.maximum(values[:, -1:], 1e-30)
