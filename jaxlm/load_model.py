@@ -1,6 +1,8 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxlm import checkpoint, config, data, interop, models, runtime, sharding
+from jaxlm import checkpoint, config, data, interop, models, optim, runtime, sharding
 from jaxlm.config import (
     Config,
     ModelConfig,
@@ -32,8 +34,10 @@ from jaxlm.interop.tokenizer import (
     widen_special_tokens,
 )
 from jaxlm.mesh_execution import build_execution
+from jaxlm.parameter_names import merge
 from jaxlm.precision import cast_for_gather
 from jaxlm.quantization import DEFAULT_GROUP, quantize_params, round_params
+from jaxlm.run import assemble_optimizer
 from jaxlm.types import Tree, is_axes
 
 
@@ -124,9 +128,7 @@ def load_run_model(
 
     # The checkpoint is restored to where the parameters belong, shard by shard.
     target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.float32 if ema else leaf.dtype, sharding=sharding
-        ),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(model.init, jax.random.key(0)),
         shardings,
     )
@@ -134,8 +136,7 @@ def load_run_model(
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        place = average_place(run_config) if ema else ("params",)
-        params = checkpoints.restore_params(step, target, place)
+        params = restore_weights(checkpoints, step, model, run_config, target, ema=ema)
     if rounded and run_config.precision.weights is not None:
         params = round_params(model.axes, params, run_config.precision.weights)
 
@@ -151,10 +152,46 @@ def load_run_model(
     )
 
 
-def average_place(run_config: Config) -> tuple[str, ...]:
-    """Return where the state of a run has the average of its weights."""
-    scales_loss = run_config.precision.compute == "float16"
-    return ("optimizer", *(["inner"] if scales_loss else []), "average")
+def restore_weights(
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    model: models.Model,
+    run_config: Config,
+    target: Tree,
+    *,
+    ema: bool,
+) -> Tree:
+    """Return the parameters of a checkpoint that are evaluated, placed as `target` says.
+
+    With `ema` they are the average that a run keeps. Imported weights, step 0, have no optimizer
+    state. Raises the errors of `Checkpoints.restore`.
+    """
+    optimizer_config = run_config.optimizer
+    mesh = jax.tree.leaves(target)[0].sharding.mesh
+    placement = sharding.Placement(mesh, model.axes, 0, frozen=optimizer_config.frozen)
+
+    if ema:
+        scales_loss = run_config.precision.compute == "float16"
+        path = ("optimizer", *(["inner"] if scales_loss else []), "average")
+        average = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding),
+            placement.trainable(target),
+        )
+        average = reduce(getitem, path, checkpoints.restore_parts(step, {path: average}))
+        if not optimizer_config.frozen:
+            return average
+        return merge(checkpoints.restore_params(step, target), average)
+
+    if optimizer_config.kind != "schedule_free" or step == 0:
+        return checkpoints.restore_params(step, target)
+    optimizer = assemble_optimizer(run_config, model.axes, placement)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(optimizer.init, target),
+        placement.optimizer_state(optimizer, target),
+    )
+    parts = checkpoints.restore_parts(step, {("params",): target, ("optimizer",): state})
+    return optim.evaluation_params(optimizer_config, parts["params"], parts["optimizer"])
 
 
 def load_quantized_model(path: Path, compute: str | None, devices: int) -> LoadedModel:

@@ -4,15 +4,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from jaxlm.types import Tree, is_axes
-
-
-def list_names(axes: Tree, prefix: str = "") -> list[str]:
-    """Return the dotted names of the parameters, given the tree of their axes."""
-    if is_axes(axes):
-        return [prefix]
-    parts = ((f"{prefix}.{key}" if prefix else key, value) for key, value in axes.items())
-    return [name for part, value in parts for name in list_names(value, part)]
+from jaxlm.types import Tree
 
 
 def name_of(path: Sequence[Any]) -> str:

@@ -15,6 +15,7 @@ from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.parametrization import rate_factors
+from jaxlm.parameter_names import merge
 from jaxlm.run_checks import check_formats, check_mesh, check_sample
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState, abstract_state, state_shapes, state_shardings
@@ -117,7 +118,7 @@ def assemble_run(
 
 
 def assemble_optimizer(
-    config: Config, axes: Tree, placement: Placement
+    config: Config, axes: Tree, placement: Placement | None = None
 ) -> optax.GradientTransformation:
     """Build the optimizer of a run, whose parameters have these logical axes.
 
@@ -142,6 +143,36 @@ def build_update(run: Run) -> Update:
         tile_bytes=run.tile_bytes,
         compiler_options=run.compiler_options,
     )
+
+
+def build_evaluation_params(run: Run) -> Callable[[TrainState], Tree]:
+    """Return the function from a state to the parameters that are evaluated."""
+    config = run.config.optimizer
+    if config.kind != "schedule_free":
+        return lambda state: state.params
+
+    shapes = state_shapes(run.model, run.optimizer).params
+    return jax.jit(
+        lambda state: optim.evaluation_params(config, state.params, state.optimizer),
+        out_shardings=run.placement.tree("parameters", shapes),
+    )
+
+
+def build_averaged_params(run: Run) -> Callable[[TrainState], Tree] | None:
+    """Return the function from a state to the average of its weights; None for a run without."""
+    if run.config.optimizer.ema_decay is None:
+        return None
+    shapes = state_shapes(run.model, run.optimizer).params
+
+    def averaged(state: TrainState) -> Tree:
+        average = jax.tree.map(
+            lambda mean, weight: mean.astype(weight.dtype),
+            optim.averaged_weights(state.optimizer),
+            run.placement.trainable(state.params),
+        )
+        return merge(state.params, average)
+
+    return jax.jit(averaged, out_shardings=run.placement.tree("parameters", shapes))
 
 
 def abstract_arguments(run: Run, rows: int) -> tuple[TrainState, Batch]:

@@ -146,6 +146,17 @@ class Placement(NamedTuple):
         """Return the PartitionSpec of the moments of one weight."""
         return weight_spec(self.mesh, axes, shape, "optimizer" in ZERO[self.zero], "a moment")
 
+    def statistic_spec(self, part: tuple[int, ...], whole: tuple[int, ...], spec: P) -> P:
+        """Return the PartitionSpec of a statistic of moments of shape `whole` that lie by `spec`.
+
+        A square matrix [N, D, D] for each layer has its rows split, other statistics what they have
+        of the moments' dimensions.
+        """
+        found = spec_of_part(part, whole, spec)
+        if found or len(part) < 3 or "optimizer" not in ZERO[self.zero]:
+            return found
+        return weight_spec(self.mesh, (None, "embed", None), part, True, "a statistic")
+
     def spread(self, spec: P) -> list[NamedSharding]:
         """Return the shardings by which an array goes from `spec` to first dimension over all.
 
@@ -172,7 +183,8 @@ class Placement(NamedTuple):
         def place(value: Any, shape: Any, sharding: NamedSharding) -> Any:
             if isinstance(value, optax.MaskedNode):  # another optimizer has this parameter
                 return value
-            return NamedSharding(self.mesh, spec_of_part(value.shape, shape.shape, sharding.spec))
+            spec = self.statistic_spec(value.shape, shape.shape, sharding.spec)
+            return NamedSharding(self.mesh, spec)
 
         return optax.tree_utils.tree_map_params(
             optimizer,

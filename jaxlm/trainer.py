@@ -17,7 +17,7 @@ from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run, build_run, check_memory, describe_run
+from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
@@ -373,7 +373,7 @@ def show_samples(
 
     samples = decoding.samples(
         run.model,
-        state.params,
+        build_evaluation_params(run)(state),
         store.tokenizer,
         config.evaluation,
         config.data.sequence_length,

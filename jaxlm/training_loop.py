@@ -17,9 +17,16 @@ from jaxlm.data.loader import LocalBatches, prefetch_batches
 from jaxlm.data.stream import Stream
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
-from jaxlm.run import Run, Update, abstract_arguments, build_update
+from jaxlm.run import (
+    Run,
+    Update,
+    abstract_arguments,
+    build_averaged_params,
+    build_evaluation_params,
+    build_update,
+)
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
-from jaxlm.state import TrainState, state_shapes
+from jaxlm.state import TrainState
 from jaxlm.step import StepMetrics
 from jaxlm.throughput import Throughput, fetch_metrics, list_overflows
 from jaxlm.types import Array, Tree
@@ -81,8 +88,9 @@ class TrainingLoop:
         self.learning_rate = jax.jit(
             optim.learning_rate_schedule(self.config.optimizer, self.steps)
         )
-        self.as_weights = place_as_weights(run)
         self.parameter_norm = jax.jit(parameter_norm, out_shardings=run.placement.replicated())
+        self.evaluation_params = build_evaluation_params(run)
+        self.averaged_params = build_averaged_params(run)
         self.best_loss = checkpoints.best_loss()
         self.best_saves = 0  # of a better model at steps without a checkpoint of their own
         self.throughput = build_throughput(run, stream)
@@ -271,12 +279,11 @@ class TrainingLoop:
 
         Returns None if a signal stopped the evaluation.
         """
-        scores = self.evaluator.evaluate(state.params, stop.reached)
-        average = optim.averaged_weights(state.optimizer)
-        if scores is None or average is None:
+        scores = self.evaluator.evaluate(self.evaluation_params(state), stop.reached)
+        if scores is None or self.averaged_params is None:
             return scores
 
-        averaged = self.evaluator.evaluate(self.as_weights(average), stop.reached)
+        averaged = self.evaluator.evaluate(self.averaged_params(state), stop.reached)
         if averaged is None:
             return None
         if "eval/loss" in averaged:
@@ -302,16 +309,6 @@ def find_tokens(stream: Stream, step: int) -> str:
     if not stream.is_growing:
         return ALL
     return ENOUGH if stream.is_ready(step) else NONE
-
-
-def place_as_weights(run: Run) -> Callable[[Tree], Tree]:
-    """Return a function that gives a tree like the weights their dtypes and places."""
-    shapes = state_shapes(run.model, run.optimizer).params
-
-    def cast(tree: Tree) -> Tree:
-        return jax.tree.map(lambda x, shape: x.astype(shape.dtype), tree, shapes)
-
-    return jax.jit(cast, out_shardings=run.placement.tree("parameters", shapes))
 
 
 def parameter_norm(params: Tree) -> Array:

@@ -116,7 +116,6 @@ SIDEWAYS = {
     ("trainer", "run_checks"): "as above",
     ("trainer", "runtime"): "as above",
     ("trainer", "state"): "as above",
-    ("training_loop", "state"): "an average is scored in the dtypes and places of the weights",
     ("trainer", "training_loop"): "as above",
     ("training_loop", "data"): "the batches of the steps",
     ("training_loop", "run"): "the loop calls the step of a run",

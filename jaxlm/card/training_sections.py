@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxlm.card.facts import Facts, SourceFacts
 from jaxlm.card.model_sections import NOT_TRAINED, config_edits
+from jaxlm.config import OptimizerConfig
 from jaxlm.markdown import (
     PETAFLOP_DAYS,
     code,
@@ -145,15 +146,13 @@ def hyperparameters(facts: Facts) -> str:
     config = facts.config
     optimizer, training, precision = config.optimizer, config.training, config.precision
     detects = config.model.generator_share is not None
-    adam = (
-        f"AdamW, beta1 {optimizer.beta1:g}, beta2 {optimizer.beta2:g}, "
-        f"epsilon {optimizer.epsilon:g}"
-    )
     rows = [
-        ("optimizer", adam if optimizer.kind == "adamw" else "Adafactor"),
+        ("optimizer", describe_optimizer(optimizer)),
         ("learning rate, peak", f"{optimizer.learning_rate:g}"),
         ("schedule", describe_schedule(facts)),
         ("weight decay", f"{optimizer.weight_decay:g}"),
+        ("groups of parameters", describe_groups(optimizer)),
+        ("frozen parameters", ", ".join(optimizer.frozen) or None),
         (
             "gradient clipping, global norm",
             optimizer.gradient_clip and f"{optimizer.gradient_clip:g}",
@@ -174,6 +173,38 @@ def hyperparameters(facts: Facts) -> str:
         f"compute {precision.compute}, gradients {precision.gradients})"
     )
     return f"- **Training regime:** {regime}\n\n{properties(rows)}"
+
+
+def describe_optimizer(config: OptimizerConfig) -> str:
+    """Describe the optimizer and the constants that it reads."""
+    betas = f"beta1 {config.beta1:g}, beta2 {config.beta2:g}"
+    adam = f"AdamW, {betas}, epsilon {config.epsilon:g}"
+    momentum = "" if config.momentum is None else f", momentum {config.momentum:g}"
+    rate = config.rest_learning_rate or config.learning_rate
+    rest = f"embeddings, head, norms and biases: {adam}, peak {rate:g}"
+    names = {
+        "adamw": adam,
+        "adafactor": f"Adafactor{momentum}",
+        "lion": f"Lion, {betas}",
+        "muon": f"Muon{momentum}; {rest}",
+        "schedule_free": f"schedule-free {adam}",
+        "sgd": f"SGD{momentum}",
+        "shampoo": f"Shampoo, {betas}; {rest}",
+    }
+    moments = dict.fromkeys((config.first_moment, config.second_moment))
+    formats = "" if set(moments) == {"float32"} else f"; moments {', '.join(moments)}"
+    return names[config.kind] + formats
+
+
+def describe_groups(config: OptimizerConfig) -> str | None:
+    """Describe the groups with rates and decays of their own, and layer-wise decay."""
+    texts = []
+    for group in config.groups:
+        decay = "" if group.weight_decay is None else f", weight decay {group.weight_decay:g}"
+        texts.append(f"{group.parameters}: rate x {group.learning_rate_ratio:g}{decay}")
+    if config.layer_decay != 1.0:
+        texts.append(f"each layer: rate x {config.layer_decay:g} of the one above")
+    return "; ".join(texts) or None
 
 
 def describe_schedule(facts: Facts) -> str:

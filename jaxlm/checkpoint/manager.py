@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -287,26 +286,31 @@ class Checkpoints:
         self._abandoned = {later for later in self.steps() if later > step}
         return state
 
-    def restore_params(
-        self, step: int, abstract_params: Tree, place: Sequence[str] = (PARAMS,)
-    ) -> Tree:
-        """Return the parameters of `step`, or a tree like them at `place`. Raises as `restore`."""
-        self._check_step(step)
-        expected = reduce(lambda tree, name: {name: tree}, reversed(place), abstract_params)
-        self._check_arrays(step, describe_arrays(expected), prefix="/".join((*place, "")))
+    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
+        """Return the parameters of `step` alone. Raises the errors of `restore`."""
+        return self.restore_parts(step, {(PARAMS,): abstract_params})[PARAMS]
 
-        restore_args = ocp.checkpoint_utils.construct_restore_args(expected)
-        arguments = ocp.args.PyTreeRestore(
-            expected, restore_args=restore_args, partial_restore=True
-        )
+    def restore_parts(self, step: int, expected: dict[tuple[str, ...], Tree]) -> Tree:
+        """Return the parts of the state of `step` at these paths, as a nested dict.
+
+        Raises the errors of `restore`.
+        """
+        self._check_step(step)
+        tree: Tree = {}
+        for path, part in expected.items():
+            nested = reduce(lambda inner, name: {name: inner}, reversed(path), part)
+            self._check_arrays(step, describe_arrays(nested), prefix="/".join((*path, "")))
+            tree |= nested
+
+        restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+        arguments = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                restored = reader.restore(self.directory / str(step) / STATE, args=arguments)
+                return reader.restore(self.directory / str(step) / STATE, args=arguments)
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:
             raise self._unreadable(step, error) from error
-        return reduce(getitem, place, restored)
 
     def check_readable(self, step: int) -> None:
         """Raise NoCheckpointError if the step is not there, or what it holds can't be read."""

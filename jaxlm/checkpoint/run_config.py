@@ -23,6 +23,9 @@ FIXED = (
     "seed",
     "precision.params",
     "optimizer.kind",
+    "optimizer.frozen",
+    "optimizer.first_moment",
+    "optimizer.second_moment",
 )
 # Keys without which the state of the optimizer has fewer arrays: whether they are set is fixed.
 ADDS_STATE = ("optimizer.ema_decay",)

@@ -39,12 +39,14 @@ class GroupConfig:
     weight_decay: NonNegative | None = None
 
 
-# The kinds that read a field. Its default, None, leaves the value to the kind.
+# The kinds that read a field. All others refuse another value than the default.
 READ_BY = {
     "momentum": ("adafactor", "muon", "sgd"),
     "nesterov": ("muon", "sgd"),
     "newton_schulz_steps": ("muon",),
-    "rest_learning_rate": ("muon",),
+    "rest_learning_rate": ("muon", "shampoo"),
+    "first_moment": ("adamw", "adafactor", "lion", "muon", "sgd", "shampoo"),
+    "second_moment": ("adamw", "muon", "shampoo"),
 }
 
 
@@ -52,13 +54,13 @@ READ_BY = {
 class OptimizerConfig:
     """The optimizer and its learning-rate schedule, with clipping by the global norm.
 
-    adamw, lion, sgd and schedule_free treat each number by itself. muon treats the matrices of the
-    blocks as matrices, and leaves all other parameters to AdamW. Adafactor's learning rate is
-    relative to the size of each tensor. docs/optimizers.md says which to choose, and which fields
-    each reads.
+    adamw, lion, sgd and schedule_free treat each number by itself. muon and shampoo treat the
+    matrices of the blocks as matrices, and leave all other parameters to AdamW. Adafactor's
+    learning rate is relative to the size of each tensor. docs/optimizers.md says which to choose,
+    and which fields each reads.
     """
 
-    kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free", "sgd"] = "adamw"
+    kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free", "sgd", "shampoo"] = "adamw"
     learning_rate: PositiveFloat = 3e-4  # the peak
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: Count = 100
@@ -77,7 +79,7 @@ class OptimizerConfig:
     momentum: ShareBelowOne | None = None  # None: muon 0.95, sgd 0.9, adafactor without
     nesterov: bool | None = None  # None: muon with it, sgd without
     newton_schulz_steps: Positive | None = None  # muon. None: 5
-    # muon: peak for embeddings, head, norms and biases. None: learning_rate
+    # muon, shampoo: peak for embeddings, head, norms and biases. None: learning_rate
     rest_learning_rate: PositiveFloat | None = None
     # How averages of gradients, and of their squares, are kept. bfloat16 squares are rounded at
     # random, so that small changes are not lost
@@ -98,15 +100,11 @@ class OptimizerConfig:
     def __post_init__(self):
         refuse = refuser("optimizer")
         for name, kinds in READ_BY.items():
-            if getattr(self, name) is not None and self.kind not in kinds:
-                names = " and ".join(map(repr, kinds))
+            if getattr(self, name) not in (None, "float32") and self.kind not in kinds:
+                names = " or ".join(map(repr, kinds))
                 refuse(name, f"is only used with kind={names}, got {self.kind!r}")
-        if self.first_moment != "float32" and self.kind == "schedule_free":
-            refuse("first_moment", f"must be 'float32' with kind={self.kind!r}")
         if self.kind == "adafactor" and self.first_moment != "float32" and not self.momentum:
-            refuse("first_moment", "'adafactor' has none without momentum")
-        if self.second_moment != "float32" and self.kind not in ("adamw", "muon"):
-            refuse("second_moment", f"must be 'float32' with kind={self.kind!r}")
+            refuse("first_moment", "'adafactor' has no first moment without momentum")
         if self.kind == "schedule_free" and not self.beta1:
             refuse("beta1", "must be above 0 with kind='schedule_free'")
         if self.kind == "schedule_free" and self.ema_decay is not None:

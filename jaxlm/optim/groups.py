@@ -10,7 +10,7 @@ import optax
 
 from jaxlm.config import ConfigError, GroupConfig, OptimizerConfig
 from jaxlm.config.fields import nearest
-from jaxlm.parameter_names import list_names, matches, name_of, without
+from jaxlm.parameter_names import matches, name_of, without
 from jaxlm.types import Array, Axes, Tree, is_axes
 
 Role = Literal["embeddings", "head", "norms", "biases", "matrices"]
@@ -39,8 +39,9 @@ def names_parameter(pattern: str, name: str, axes: Axes) -> bool:
 
 def check_names(config: OptimizerConfig, axes: Tree) -> None:
     """Raise ConfigError where a name or pattern of the config means no parameter of the model."""
-    names = list_names(axes)
-    by_name = dict(zip(names, jax.tree.leaves(axes, is_leaf=is_axes), strict=True))
+    leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_axes)
+    by_name = {name_of(path): leaf for path, leaf in leaves}
+    names = list(by_name)
     patterns = {f"frozen.{i}": pattern for i, pattern in enumerate(config.frozen)}
     patterns |= {f"groups.{i}.parameters": g.parameters for i, g in enumerate(config.groups)}
 

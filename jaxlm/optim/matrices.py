@@ -1,11 +1,13 @@
 """The matrices and vectors of each layer in stacked parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
+from jaxlm.sharding import Placement
 from jaxlm.types import Array, Axes, Tree, is_axes
 
 
@@ -22,6 +24,49 @@ def matrix_view(axes: Axes, weight: Array) -> Array:
         else:
             shape.append(size)
     return weight.reshape(shape)
+
+
+def is_transposed(axes: Axes) -> bool:
+    """Return whether a weight maps to the width of the model, and not from it."""
+    return axes[-1] == "embed"
+
+
+def width_first(axes: Axes, weight: Array) -> Array:
+    """Return the matrices of a weight [N, D, X]: the model's width, which ZeRO splits, first."""
+    matrices = matrix_view(axes, weight)
+    return jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
+
+
+def as_weight(axes: Axes, matrices: Array, shape: tuple[int, ...]) -> Array:
+    """Return matrices [N, D, X] in the shape of the weight."""
+    matrices = jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
+    return matrices.reshape(shape)
+
+
+def on_shares(
+    function: Callable[[Array], Array], stack: Array, spec: P, placement: Placement | None
+) -> Array:
+    """Return `function` of a stack of matrices [n, ...], each device its share of the n.
+
+    The stack lies as `spec` says, and so does the result, which has its shape. Zeros fill up a
+    stack that the devices don't divide.
+    """
+    if placement is None or placement.mesh.size == 1:
+        return function(stack)
+
+    count, shardings = len(stack), placement.spread(spec)
+    filling = [(0, -count % placement.mesh.size), *[(0, 0)] * (stack.ndim - 1)]
+    stack = jnp.pad(stack, filling)
+    for sharding in shardings:
+        stack = jax.lax.with_sharding_constraint(stack, sharding)
+
+    share = shardings[-1].spec
+    stack = jax.shard_map(
+        function, mesh=placement.mesh, in_specs=share, out_specs=share, check_vma=False
+    )(stack)
+    for sharding in reversed(shardings):
+        stack = jax.lax.with_sharding_constraint(stack, sharding)
+    return stack[:count]
 
 
 def per_matrix(inner: optax.GradientTransformation, axes: Tree) -> optax.GradientTransformation:

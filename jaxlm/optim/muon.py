@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import OptimizerConfig
-from jaxlm.optim.matrices import matrix_view
+from jaxlm.optim.matrices import as_weight, is_transposed, on_shares, width_first
 from jaxlm.sharding import Placement
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -80,7 +81,7 @@ def orthogonalize_weights(
     """
     stacks = [width_first(axes, weight) for axes, weight in weights]
     if placement is None or placement.mesh.size == 1:
-        results = [orthogonalize(stack, steps, epsilon) for stack in stacks]
+        results = [orthogonalize(steps, epsilon, stack) for stack in stacks]
     else:
         results = [jnp.zeros(0)] * len(stacks)
         groups = defaultdict(list)
@@ -89,7 +90,7 @@ def orthogonalize_weights(
 
         for (_, spec), numbers in groups.items():
             joined = jnp.concatenate([stacks[number] for number in numbers])
-            joined = spread(joined, steps, epsilon, spec, placement)
+            joined = on_shares(partial(orthogonalize, steps, epsilon), joined, spec, placement)
             ends = np.cumsum([len(stacks[number]) for number in numbers])[:-1]
             for number, part in zip(numbers, jnp.split(joined, ends), strict=True):
                 results[number] = part
@@ -100,21 +101,7 @@ def orthogonalize_weights(
     ]
 
 
-def spread(stack: Array, steps: int, epsilon: float, spec: P, placement: Placement) -> Array:
-    """Orthogonalise a stack [n, D, X] that lies as `spec` says, each device its share of the n."""
-    count = len(stack)
-    shardings = placement.spread(spec)
-    stack = jnp.pad(stack, ((0, -count % placement.mesh.size), (0, 0), (0, 0)))
-
-    for sharding in shardings:
-        stack = jax.lax.with_sharding_constraint(stack, sharding)
-    stack = orthogonalize(stack, steps, epsilon)
-    for sharding in reversed(shardings):
-        stack = jax.lax.with_sharding_constraint(stack, sharding)
-    return stack[:count]
-
-
-def orthogonalize(stack: Array, steps: int, epsilon: float) -> Array:
+def orthogonalize(steps: int, epsilon: float, stack: Array) -> Array:
     """Return matrices [n, D, X] with singular values near 1, times the RMS of AdamW's updates.
 
     A matrix of orthogonal rows or columns has the RMS 1 / sqrt(max(D, X)).
@@ -131,26 +118,6 @@ def orthogonalize(stack: Array, steps: int, epsilon: float) -> Array:
 
     x = x if rows <= columns else jnp.swapaxes(x, 1, 2)
     return UPDATE_RMS * math.sqrt(max(rows, columns)) * x
-
-
-# The matrices of a weight
-
-
-def is_transposed(axes: Axes) -> bool:
-    """Return whether a weight maps to the width of the model, and not from it."""
-    return axes[-1] == "embed"
-
-
-def width_first(axes: Axes, weight: Array) -> Array:
-    """Return the matrices of a weight [N, D, X]: the model's width, which ZeRO splits, first."""
-    matrices = matrix_view(axes, weight)
-    return jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
-
-
-def as_weight(axes: Axes, matrices: Array, shape: tuple[int, ...]) -> Array:
-    """Return matrices [N, D, X] in the shape of the weight."""
-    matrices = jnp.swapaxes(matrices, 1, 2) if is_transposed(axes) else matrices
-    return matrices.reshape(shape)
 
 
 def matrix_spec(placement: Placement, axes: Axes, weight: Array) -> P:

@@ -22,6 +22,7 @@ from jaxlm.optim.matrices import per_matrix
 from jaxlm.optim.muon import muon
 from jaxlm.optim.schedule import learning_rate_schedule
 from jaxlm.optim.schedule_free import schedule_free, second_moment
+from jaxlm.optim.shampoo import shampoo
 from jaxlm.parameter_names import name_of, without
 from jaxlm.sharding import Placement
 from jaxlm.types import Tree, is_axes
@@ -36,6 +37,7 @@ DIRECTIONS: dict[str, Direction] = {
     "lion": lambda config, axes, placement: directions.lion(config),
     "muon": lambda config, axes, placement: matrices_apart(config, axes, muon, placement),
     "schedule_free": lambda config, axes, placement: second_moment(config),
+    "shampoo": lambda config, axes, placement: matrices_apart(config, axes, shampoo, placement),
     "sgd": lambda config, axes, placement: directions.sgd(config),
 }
 

@@ -21,6 +21,7 @@ from jaxlm.models import Model
 from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
+from jaxlm.parameter_names import without
 from jaxlm.run import assemble_optimizer
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.types import Array, Axes, Batch, Tree
@@ -142,6 +143,24 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
         batch=batch_bytes // placement.batch_shards,
         copies=copied_bytes(shapes.params, shardings.params, placement),
     )
+
+
+def trained_bytes(config: Config) -> tuple[float, float]:
+    """Return the bytes of gradients and of optimizer state per parameter of the model.
+
+    Frozen parameters have none. The counters of steps are left out.
+    """
+    model = models.build(config.model, config.precision)
+    optimizer = assemble_optimizer(config, model.axes)
+    shapes = state.state_shapes(model, optimizer)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    trained = sum(
+        leaf.size for leaf in jax.tree.leaves(without(shapes.params, config.optimizer.frozen))
+    )
+    held = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.optimizer) if leaf.ndim
+    )
+    return 4 * trained / parameters, held / parameters
 
 
 def trace_step(

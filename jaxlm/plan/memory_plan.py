@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jaxlm.config import Config, ConfigError
+from jaxlm.config import Config, ConfigError, OptimizerConfig
 from jaxlm.hardware import Cluster
+from jaxlm.plan.device_program import trained_bytes
 from jaxlm.plan.memory import NOTES, UPDATE, MemoryEstimate, estimate_memory
 from jaxlm.plan.memory_advice import (
     Change,
@@ -33,9 +34,6 @@ MOMENTS = {
     "gradients": "where the gradients of all GPUs are added up",
     UPDATE: "in the update of the weights",
 }
-
-# Adafactor keeps the sums of rows and columns of a matrix.
-ADAFACTOR_BYTES = 0.01
 
 
 class MemoryPlan(NamedTuple):
@@ -78,9 +76,8 @@ def with_length(config: Config, length: int) -> Config:
 
 def bytes_of(config: Config) -> BytesPerParameter:
     """Return the bytes per parameter of a config's state."""
-    is_adam = config.optimizer.kind == "adamw"
-    weights = ITEM_BYTES[config.precision.params]
-    return BytesPerParameter(weights, 4, 8 if is_adam else ADAFACTOR_BYTES)
+    gradients, optimizer = trained_bytes(config)
+    return BytesPerParameter(ITEM_BYTES[config.precision.params], gradients, optimizer)
 
 
 # The report
@@ -119,7 +116,7 @@ def size_rows(plan: MemoryPlan) -> list[tuple[str, ...]]:
     formats = {
         "parameters": precision.params,
         "gradients": "float32",
-        "optimizer": "float32",
+        "optimizer": optimizer_format(plan.config.optimizer),
         "activations": precision.compute,
         "logits": f"float32, {precision.compute}",
     }
@@ -130,6 +127,12 @@ def size_rows(plan: MemoryPlan) -> list[tuple[str, ...]]:
         if name not in formats and size:
             rows.append((f"  {name.replace('_', ' ')}", gigabytes(size), NOTES[name]))
     return [*rows, ("total", gigabytes(estimate.total), "")]
+
+
+def optimizer_format(config: OptimizerConfig) -> str:
+    """Return the format of the moments."""
+    formats = dict.fromkeys((config.first_moment, config.second_moment))
+    return ", ".join(formats)
 
 
 def part_rows(estimate: MemoryEstimate) -> list[tuple[str, ...]]:

@@ -68,7 +68,10 @@ def test_defaults_pass_their_own_checks():
             for field in dataclasses.fields(cls)
             if not fields.is_required(field)
         }
-        required: Any = {"name": "x", "path": "x"} if name == "SourceConfig" else {}
+        required: Any = {
+            "SourceConfig": {"name": "x", "path": "x"},
+            "GroupConfig": {"parameters": "head"},
+        }.get(name, {})
         assert cls(**defaults | required) == cls(**required)
 
 

@@ -110,7 +110,8 @@ WRONG = [  # a section, a wrong value and what the message says of it
     (
         OptimizerConfig,
         {"kind": "Adam-W"},
-        "optimizer.kind: must be one of 'adamw', 'adafactor', got 'Adam-W' (did you mean 'adamw'?)",
+        "optimizer.kind: must be one of 'adamw', 'adafactor', 'lion', 'muon', 'schedule_free', "
+        "'sgd', 'shampoo', got 'Adam-W' (did you mean 'adamw'?)",
     ),
     (Config, {"model": {"layers": 3}}, "model: must be ModelConfig, got {'layers': 3}"),
     (Config, {"modle": ModelConfig()}, "modle: unknown key (did you mean 'model'?)"),
@@ -343,6 +344,47 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         ["optimizer.cooldown_shape=1-sqrt"],
         "optimizer.cooldown_shape",
         "is only used by the schedule 'wsd', got schedule='cosine'",
+    ),
+    (
+        ["optimizer.momentum=0.9"],
+        "optimizer.momentum",
+        "is only used with kind='adafactor' or 'muon' or 'sgd', got 'adamw'",
+    ),
+    (
+        ["optimizer.kind=lion", "optimizer.newton_schulz_steps=5"],
+        "optimizer.newton_schulz_steps",
+        "is only used with kind='muon', got 'lion'",
+    ),
+    (
+        ["optimizer.kind=schedule_free", "optimizer.first_moment=bfloat16"],
+        "optimizer.first_moment",
+        "is only used with kind='adamw' or 'adafactor' or 'lion' or 'muon' or 'sgd' or 'shampoo'",
+    ),
+    (
+        ["optimizer.kind=adafactor", "optimizer.first_moment=bfloat16"],
+        "optimizer.first_moment",
+        "'adafactor' has no first moment without momentum",
+    ),
+    (
+        ["optimizer.kind=sgd", "optimizer.second_moment=bfloat16"],
+        "optimizer.second_moment",
+        "is only used with kind='adamw' or 'muon' or 'shampoo', got 'sgd'",
+    ),
+    (
+        ["optimizer.kind=schedule_free", "optimizer.beta1=0"],
+        "optimizer.beta1",
+        "must be above 0 with kind='schedule_free'",
+    ),
+    (
+        ["optimizer.kind=schedule_free", "precision.params=bfloat16"],
+        "precision.params",
+        "the average of 'schedule_free' needs 'float32', got 'bfloat16'",
+    ),
+    (["optimizer.layer_decay=0"], "optimizer.layer_decay", "must be above 0, got 0.0"),
+    (
+        ['optimizer.groups=[{"parameters": "head", "rate": 2}]'],
+        "optimizer.groups.0.rate",
+        "unknown key",
     ),
     (["model.heads=7"], "model.width", "768 is not a multiple of heads (7)"),
     (["model.kv_heads=5"], "model.kv_heads", "5 does not divide heads (12)"),

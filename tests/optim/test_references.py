@@ -244,3 +244,44 @@ def test_schedule_free_beside_optax():
         return optax.contrib.schedule_free_eval_params(state, params)
 
     assert_same_steps(train(kind="schedule_free", **fields), train_optax(reference, averaged))
+
+
+def fractional_power(matrix: np.ndarray, exponent: float) -> np.ndarray:
+    """Return a power of a positive matrix in float64."""
+    values, vectors = np.linalg.eigh(matrix)
+    damped = np.maximum(values, 0) + 1e-4 * values[-1]
+    return (vectors * damped**exponent) @ vectors.T
+
+
+def test_shampoo_by_the_formula_in_float64():
+    """Both sides of 16 x 12 have a root, of 16 x 40 the shorter: no library here has Shampoo.
+
+    The norm of each matrix's step is that of optax's Adam.
+    """
+    first, beta1, beta2 = unstack(PARAMS), 0.9, 0.95
+    rest = optax.adamw(schedule(), beta1, beta2, weight_decay=0.1)
+    expected = dict(train_optax(rest))
+    adam = optax.scale_by_adam(beta1, beta2)
+    for name in filter(is_matrix, first):
+        transposed = "output" in name
+        param = first[name].astype(np.float64).T if transposed else first[name].astype(np.float64)
+        state, moment, left, right, roots = adam.init(param), 0.0, 0.0, 0.0, ()
+        for number, gradients in enumerate(GRADIENTS):
+            gradient = unstack(gradients)[name].astype(np.float64)
+            gradient = gradient.T if transposed else gradient
+            moment = beta1 * moment + (1 - beta1) * gradient
+            left = beta2 * left + (1 - beta2) * gradient @ gradient.T
+            right = beta2 * right + (1 - beta2) * gradient.T @ gradient
+            if number % 10 == 0 and gradient.shape[1] <= 16:
+                roots = fractional_power(left, -0.25), fractional_power(right, -0.25)
+            elif number % 10 == 0:
+                roots = fractional_power(left, -0.5), np.eye(gradient.shape[1])
+
+            change, state = adam.update(gradient, state)
+            direction = roots[0] @ moment @ roots[1]
+            direction *= np.linalg.norm(change) / np.linalg.norm(direction)
+            param = param - float(np.asarray(schedule()(number))) * (direction + 0.1 * param)
+        expected[name] = param.T if transposed else param
+
+    # The eigenvalues of float32 matrices are exact to 1e-7 of the largest, 1e-3 of the damping.
+    assert_same_steps(train(kind="shampoo"), expected, tolerance=1e-4)
