@@ -170,11 +170,14 @@ def scale_rates(
 ) -> optax.GradientTransformation:
     """Multiply the updates of `direction` by a factor for each parameter. The state stays."""
 
+    def scale(update: Array, factor: float) -> Array:
+        return update if factor == 1 else update * factor
+
     def update(
         updates: Tree, state: optax.OptState, params: Tree | None = None
     ) -> tuple[Tree, optax.OptState]:
         updates, state = direction.update(updates, state, params)
-        return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+        return jax.tree.map(scale, updates, factors), state
 
     return optax.GradientTransformation(direction.init, update)
 
