@@ -126,7 +126,8 @@ def test_every_role_has_its_initial_values_and_rate(initializer, standard_deviat
 def test_electra_and_relative_tables_have_a_rate():
     electra = replace(
         tiny.ENCODER.model,
-        **{"parametrization": "mup", "mup_base_width": 16},
+        parametrization="mup",
+        mup_base_width=16,
         generator_share=0.5,
         embedding_width=16,
     )
@@ -191,5 +192,5 @@ def test_the_state_of_the_optimizer_has_the_same_tree():
 
 def test_an_optimizer_without_known_rates_is_refused():
     wide = replace(WIDE, parametrization="mup", mup_base_width=32)
-    with pytest.raises(ConfigError, match="no learning rates for optimizer.kind='sgdx'"):
+    with pytest.raises(ConfigError, match="no learning rates for optimizer"):
         rate_factors(wide, models.build(wide).axes, "sgdx")
