@@ -123,6 +123,24 @@ def test_every_role_has_its_initial_values_and_rate(initializer, standard_deviat
         assert started[name] == pytest.approx(std * before[name], rel=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("kind", "block", "transform", "table"),
+    [
+        ("adamw", 1 / 4, 1 / 4, 1),
+        ("lion", 1 / 4, 1 / 4, 1),
+        ("adafactor", 1 / 2, 1 / 2, 1),
+        ("muon", 1 / 2, 1 / 4, 1),
+        ("sgd", 1, 1, 4),
+    ],
+)
+def test_the_rates_of_each_optimizer(kind, block, transform, table):
+    wide = replace(WIDE, parametrization="mup", mup_base_width=32)
+    factors = by_path(rate_factors(wide, models.build(wide).axes, kind))
+    assert factors["blocks.mlp.up_kernel"] == block
+    assert factors["head.transform_kernel"] == transform
+    assert factors["embedding.tokens"] == factors["blocks.mlp.up_bias"] == table
+
+
 def test_electra_and_relative_tables_have_a_rate():
     electra = replace(
         tiny.ENCODER.model,
@@ -193,4 +211,4 @@ def test_the_state_of_the_optimizer_has_the_same_tree():
 def test_an_optimizer_without_known_rates_is_refused():
     wide = replace(WIDE, parametrization="mup", mup_base_width=32)
     with pytest.raises(ConfigError, match="no learning rates for optimizer"):
-        rate_factors(wide, models.build(wide).axes, "sgdx")
+        rate_factors(wide, models.build(wide).axes, "shampoo")
