@@ -117,6 +117,9 @@ MISTAKES = (
     "plan fit docs",
     "plan sweep --config no/such.py --out no/such --sizes 4 --budgets 1e12",
     "plan sweep --config configs/quickstart.py --out no/such --sizes 4 --budgets 0",
+    "plan transfer --config configs/quickstart.py --widths 0",
+    "plan transfer --config configs/quickstart.py --widths 64 --compare",
+    "train --config configs/quickstart.py model.parametrization=mup",
 )
 
 

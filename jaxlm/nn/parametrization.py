@@ -17,7 +17,7 @@ at 0 would shrink with the width at the start, but not later (appendix D.2). The
 other optimizers are in `RATE_EXPONENTS`.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -38,10 +38,28 @@ HIDDEN_NAMES = {
 }
 OTHER_NAMES = {"tokens", "types", "positions", "table", "kernel", "scale", "bias"}
 
-# The power of m that divides the learning rate of matrices, by optimizer. The updates of AdamW have
-# a fixed size in each element, and add up over the inputs. Adafactor's are in proportion to the
-# weights, which start with 1 / sqrt(m).
-RATE_EXPONENTS = {"adamw": 1.0, "adafactor": 0.5}
+
+class RateExponents(NamedTuple):
+    """The powers of m by which learning rates are multiplied, by the kind of parameter."""
+
+    blocks: float  # matrices of the blocks
+    hidden: float  # other matrices of width to width
+    rest: float  # tables, head, biases, norms
+
+
+# By optimizer. The updates of AdamW and Lion have a fixed size in each element, and add up over the
+# inputs. Adafactor's are in proportion to the weights, which start with 1 / sqrt(m). Muon's have a
+# fixed size in each element, too, but singular values that are all alike: their size is sqrt(m)
+# where that of AdamW's largest is m (Yang et al. 2023, arXiv 2310.17813, wants 1). Other matrices
+# than those of the blocks are AdamW's there. SGD is that of table 8.
+RATE_EXPONENTS = {
+    "adamw": RateExponents(-1.0, -1.0, 0.0),
+    "lion": RateExponents(-1.0, -1.0, 0.0),
+    "schedule_free": RateExponents(-1.0, -1.0, 0.0),
+    "adafactor": RateExponents(-0.5, -0.5, 0.0),
+    "muon": RateExponents(-0.5, -1.0, 0.0),
+    "sgd": RateExponents(0.0, 0.0, 1.0),
+}
 
 
 def std_factor(config: ModelConfig, role: Role) -> float:
@@ -84,10 +102,13 @@ def rate_factors(config: ModelConfig, axes: Tree, kind: str = "adamw") -> Tree |
         known = ", ".join(map(repr, RATE_EXPONENTS))
         reason = f"{config.parametrization!r} has no learning rates for optimizer.kind={kind!r}"
         raise ConfigError("model.parametrization", f"{reason}, only for {known}")
-    factor = config.width_ratio ** -RATE_EXPONENTS[kind]
+    exponents = RATE_EXPONENTS[kind]
 
     def parameter_factor(path: tuple, axes: Axes) -> float:
-        return factor if is_hidden(path, axes) else 1.0
+        exponent = exponents.rest
+        if is_hidden(path, axes):
+            exponent = exponents.blocks if axes[0] == "layers" else exponents.hidden
+        return config.width_ratio**exponent
 
     return jax.tree_util.tree_map_with_path(parameter_factor, axes, is_leaf=is_axes)
 

@@ -7,7 +7,8 @@
 - The rate of AdamW goes with width^-0.5 (Vaswani et al. 2017, arXiv 1706.03762, section 5.3) and
   with the root of the batch size (Malladi et al. 2022, arXiv 2205.10287). 1 / width, the rule of
   muP for hidden matrices, is too steep here: the embeddings, most of a small model, share the rate.
-  Adafactor's rate is relative to the size of each tensor and stays.
+  Adafactor's rate is relative to the size of each tensor and stays. With model.parametrization=mup
+  no rate goes with the width: each parameter has its own factor.
 - Warm-up and other marks of the schedule keep their share of the steps. It ends with the last step,
   where the loss is evaluated.
 """
@@ -38,7 +39,7 @@ RULES = {
     "layers": "in proportion to the width",
     "heads": "as wide as the recipe's",
     "learning_rate": "adamw: in proportion to width^-0.5 (arXiv 1706.03762) and to batch_size^0.5 "
-    "(arXiv 2205.10287); adafactor: unchanged",
+    "(arXiv 2205.10287), under muP to the second alone; adafactor: unchanged",
     "batch_size": f"in proportion to budget^{BATCH_EXPONENT} (arXiv 2401.02954), by powers of two",
     "warmup_steps": "the recipe's share of the steps",
     "schedule": "ends with the last step",
@@ -201,8 +202,10 @@ def scale_optimizer(config: Config, training: TrainingConfig, width: int) -> Opt
     share = steps / config.training.steps
     rate = optimizer.learning_rate
     if optimizer.kind == "adamw":
-        batch_ratio = training.batch_size / last_batch_size(config.training)
-        rate *= math.sqrt(batch_ratio * config.model.width / width)
+        ratio = training.batch_size / last_batch_size(config.training)
+        if config.model.parametrization == "standard":
+            ratio = ratio * config.model.width / width
+        rate *= math.sqrt(ratio)
 
     warmup = optimizer.warmup_steps and max(
         round(share * optimizer.warmup_steps), min(LEAST_WARMUP, steps // 10)

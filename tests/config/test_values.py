@@ -510,6 +510,16 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "model.generator_share",
         "which is no whole number",
     ),
+    (
+        ["model.parametrization=mup"],
+        "model.mup_base_width",
+        "parametrization='mup' needs it: the width at which the learning rate is tuned",
+    ),
+    (
+        ["model.mup_base_width=128"],
+        "model.mup_base_width",
+        "is only used with parametrization='mup', got 'standard'",
+    ),
     (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
     (
         ["objective.random_share=0.3"],

@@ -86,6 +86,15 @@ def test_the_learning_rate_follows_width_and_batch_size():
     assert rate.learning_rate == adafactor.optimizer.learning_rate
 
 
+def test_with_mup_the_learning_rate_does_not_follow_the_width():
+    edits = ["model.parametrization=mup", "model.mup_base_width=768"]
+    config = apply_edits(load_recipe("gpt2_124m"), edits)
+    budget = scaled_config.recipe_flops(config)
+    narrow = scaled_config.scale_run(config, 384, budget, evaluation_tokens=1024)
+    assert narrow.optimizer.learning_rate == config.optimizer.learning_rate
+    assert narrow.model.mup_base_width == 768
+
+
 def test_schedules_in_steps_and_tokens_are_scaled():
     config = apply_edits(
         load_recipe("quickstart"),

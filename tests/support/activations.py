@@ -88,10 +88,18 @@ def training_activations(
 
 
 def growth(histories: list[list[dict[str, float]]]) -> dict[str, np.ndarray]:
-    """Return each activation's RMS over that of the first model, [steps + 1, models]."""
-    names = histories[0][0]
-    sizes = {
-        name: np.array([[step[name] for step in history] for history in histories]).T
-        for name in names
-    }
-    return {name: x / x[:, :1] for name, x in sizes.items()}
+    """Return how each activation's RMS changes over the models, relative to the first of them.
+
+    [steps + 1, models]; an activation that is 0 in all models has 1.
+    """
+    changes = {}
+    for name in histories[0][0]:
+        sizes = np.array([[step[name] for step in history] for history in histories]).T
+        zero = (sizes == 0).all(axis=1, keepdims=True)
+        changes[name] = np.where(zero, 1.0, sizes / np.where(zero, 1.0, sizes[:, :1]))
+    return changes
+
+
+def spread(changes: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest RMS of each activation over the smallest, in the step where most."""
+    return {name: float((x.max(axis=1) / x.min(axis=1)).max()) for name, x in changes.items()}
