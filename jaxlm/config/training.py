@@ -95,6 +95,10 @@ class PrecisionConfig:
     """Number formats. Softmax, norms and loss statistics are always float32."""
 
     compute: Dtype = "bfloat16"  # activations and matrix products
+    # Products of activations and the weights of the blocks' attention and MLPs. None: as compute.
+    # float8: e4m3, and e5m2 for gradients, with a scale for each tensor (Hopper and newer; CPUs
+    # emulate it)
+    matmul: Literal["float8"] | None = None
     params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
