@@ -74,7 +74,8 @@ def assemble_run(
     """
     example = check_sample(config)
     check_mesh(config, len(devices), first_step)
-    check_formats(config, devices[0].platform)
+    capability = float(getattr(devices[0], "compute_capability", None) or 0.0)
+    check_formats(config, devices[0].platform, capability)
     mesh = sharding.make_mesh(config.parallel, devices)
     if device_memory is None:
         device_memory = runtime.device_memory(mesh.local_devices[0])
@@ -139,7 +140,10 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     layer_bytes = None
     if config.parallel.zero == 3:
         layer_bytes = communication.layer_bytes(config.model, config.precision, mesh.shape["fsdp"])
-    return runtime.compiler_options(list(mesh.devices.flat), layer_bytes)
+    # Triton's kernels convert float8 values before they multiply them; cuBLAS multiplies them.
+    cublas_only = config.precision.matmul == "float8"
+    devices = list(mesh.devices.flat)
+    return runtime.compiler_options(devices, layer_bytes, cublas_only=cublas_only)
 
 
 def check_memory(run: Run) -> None:

@@ -109,6 +109,11 @@ class PrecisionConfig:
     loss_scale_growth_interval: Positive = 2000  # steps
     loss_scale_backoff: ShareBetween = 0.5
 
+    def __post_init__(self):
+        if self.matmul == "float8" and self.compute == "float16":
+            reason = "'float8' has values that float16 can't hold: use precision.compute='bfloat16'"
+            raise ConfigError("precision.matmul", reason)
+
 
 @section("training")
 class TrainingConfig:

@@ -205,13 +205,16 @@ def add_xla_flag(name: str, value: str) -> None:
 
 
 def compiler_options(
-    devices: Sequence[Any], layer_bytes: tuple[int, int] | None = None
+    devices: Sequence[Any],
+    layer_bytes: tuple[int, int] | None = None,
+    *,
+    cublas_only: bool = False,
 ) -> dict[str, Any]:
     """Return the options with which the steps of a run on these jax devices are compiled.
 
     `layer_bytes` are those of a layer's gathered weights and of a device's part of its gradients,
-    where each layer's travel by themselves (ZeRO 3). An option that the user has set in XLA_FLAGS
-    is left to that.
+    where each layer's travel by themselves (ZeRO 3). With `cublas_only` all products are cuBLAS's,
+    on several GPUs too. An option that the user has set in XLA_FLAGS is left to that.
     """
     if not are_gpus(devices):
         return {}
@@ -224,6 +227,8 @@ def compiler_options(
         options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
         if layer_bytes is not None:
             options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
+        if cublas_only:
+            options |= ONE_GPU
     return {name: value for name, value in options.items() if name not in set_by_user}
 
 
