@@ -140,10 +140,8 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     layer_bytes = None
     if config.parallel.zero == 3:
         layer_bytes = communication.layer_bytes(config.model, config.precision, mesh.shape["fsdp"])
-    # Triton's kernels convert float8 values before they multiply them; cuBLAS multiplies them.
-    cublas_only = config.precision.matmul == "float8"
-    devices = list(mesh.devices.flat)
-    return runtime.compiler_options(devices, layer_bytes, cublas_only=cublas_only)
+    devices, float8 = list(mesh.devices.flat), config.precision.matmul == "float8"
+    return runtime.compiler_options(devices, layer_bytes, float8=float8)
 
 
 def check_memory(run: Run) -> None:
