@@ -76,7 +76,8 @@ def assemble_run(
     """
     example = check_sample(config)
     check_mesh(config, len(devices), first_step)
-    check_formats(config, devices[0].platform)
+    capability = float(getattr(devices[0], "compute_capability", None) or 0.0)
+    check_formats(config, devices[0].platform, capability)
     mesh = sharding.make_mesh(config.parallel, devices)
     if device_memory is None:
         device_memory = runtime.device_memory(mesh.local_devices[0])
@@ -191,7 +192,8 @@ def compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     layer_bytes = None
     if config.parallel.zero == 3:
         layer_bytes = communication.layer_bytes(config.model, config.precision, mesh.shape["fsdp"])
-    return runtime.compiler_options(list(mesh.devices.flat), layer_bytes)
+    devices, float8 = list(mesh.devices.flat), config.precision.matmul == "float8"
+    return runtime.compiler_options(devices, layer_bytes, float8=float8)
 
 
 def check_memory(run: Run) -> None:

@@ -10,7 +10,11 @@ from jaxlm.data.schedule import BatchSchedule
 from jaxlm.types import Batch
 
 # Platforms whose devices multiply in float16: XLA does so on every CPU and GPU.
-HALF_PRECISION = ("cpu", "cuda", "rocm", "gpu")
+CUDA = ("cuda", "gpu")
+HALF_PRECISION = ("cpu", *CUDA, "rocm")
+
+# Compute capability of the oldest GPUs that multiply in float8 (cuBLAS 12 guide, cublasLtMatmul).
+OLDEST_FLOAT8 = 8.9
 
 
 def check_trainable(config: Config) -> None:
@@ -56,8 +60,20 @@ def check_mesh(config: Config, device_count: int, first_step: int) -> None:
     check_widths(sizes, config.model, config.parallel.zero)
 
 
-def check_formats(config: Config, platform: str) -> None:
-    """Raise ConfigError for number formats that devices of this platform do not compute in."""
-    if config.precision.compute == "float16" and platform not in HALF_PRECISION:
+def check_formats(config: Config, platform: str, compute_capability: float) -> None:
+    """Raise ConfigError for number formats in which such devices do not multiply.
+
+    The compute capability is that of CUDA devices.
+    """
+    precision = config.precision
+    if precision.compute == "float16" and platform not in HALF_PRECISION:
         reason = f"devices of the platform {platform!r} have no products in 'float16'"
         raise ConfigError("precision.compute", f"{reason}: use 'bfloat16' or 'float32'")
+
+    if precision.matmul is None or platform == "cpu":  # which emulates float8
+        return
+    if platform not in CUDA or compute_capability < OLDEST_FLOAT8:
+        device = f"a GPU of {compute_capability}" if platform in CUDA else f"platform {platform!r}"
+        needed = f"CUDA devices of compute capability {OLDEST_FLOAT8} or newer (Ada, Hopper)"
+        reason = f"{precision.matmul!r} needs {needed}, got {device}; leave it out"
+        raise ConfigError("precision.matmul", reason)

@@ -92,8 +92,9 @@ def torch_steps(precision: PrecisionConfig) -> list[ScaledStep]:
 )
 def test_the_scale_changes_as_in_torch(precision):
     optimizer = loss_scaling.skip_overflows(optax.sgd(1.0), precision)
-    weights = {"a": jnp.zeros(()), "b": jnp.zeros(3)}
-    current, update = optimizer.init(weights), jax.jit(optimizer.update)
+    weights: Any = {"a": jnp.zeros(()), "b": jnp.zeros(3)}
+    update = jax.jit(optimizer.update)
+    current: Any = optimizer.init(weights)
 
     ours = []
     for number, is_finite in enumerate(SCRIPT):

@@ -19,6 +19,7 @@ SPANS = ("model.family=encoder_decoder", "objective.kind=span")
 
 REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on 8 TPUs
     (["precision.compute=float16"], "precision.compute", "'tpu' have no products in 'float16'"),
+    (["precision.matmul=float8"], "precision.matmul", "8.9 or newer (Ada, Hopper), got platform"),
     (["parallel.tensor=5"], "parallel.tensor", "5 does not divide model.heads (12)"),
     (
         [*SPANS, "parallel.tensor=4", "model.encoder_heads=6"],
@@ -63,13 +64,13 @@ REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on
 ]
 
 
-def check(edits, devices=8, first_step=0, platform="tpu"):
+def check(edits, devices=8, first_step=0, platform="tpu", capability=0.0):
     """Refuse what can't be trained on such devices."""
     run = config.apply_edits(Config(), edits)
     run_checks.check_trainable(run)
     run_checks.check_sample(run)
     run_checks.check_mesh(run, devices, first_step)
-    run_checks.check_formats(run, platform)
+    run_checks.check_formats(run, platform, capability)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,15 @@ def test_what_can_be_trained_passes(edits):
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm"])
 def test_float16_is_trained_on_cpus_and_gpus(platform):
     check(["precision.compute=float16"], platform=platform)
+
+
+def test_float8_needs_a_gpu_that_multiplies_in_it():
+    """CPUs, which emulate it, excepted."""
+    check(["precision.matmul=float8"], platform="cpu")
+    for capability in (8.9, 9.0, 10.0):
+        check(["precision.matmul=float8"], platform="cuda", capability=capability)
+    with pytest.raises(ConfigError, match=r"^precision.matmul: .*, got a GPU of 8.0; leave it out"):
+        check(["precision.matmul=float8"], platform="cuda", capability=8.0)
 
 
 def test_batches_of_steps_that_are_done_need_not_fit():

@@ -165,6 +165,10 @@ class PrecisionConfig:
     """Number formats. Softmax, norms and loss statistics are always float32."""
 
     compute: Dtype = "bfloat16"  # activations and matrix products
+    # Products of activations and the weights of the blocks' attention and MLPs. None: as compute.
+    # float8: e4m3, and e5m2 for gradients, with a scale for each tensor (Hopper and newer; CPUs
+    # emulate it)
+    matmul: Literal["float8"] | None = None
     params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
@@ -176,6 +180,11 @@ class PrecisionConfig:
     loss_scale_backoff: ShareBetween = 0.5
     # Train with rounded matrices, as `jaxlm.convert quantize` rounds them: int4 in groups of 32
     weights: Literal["int8", "int4"] | None = None
+
+    def __post_init__(self):
+        if self.matmul == "float8" and self.compute == "float16":
+            reason = "'float8' has values that float16 can't hold: use precision.compute='bfloat16'"
+            raise ConfigError("precision.matmul", reason)
 
 
 @section("training")

@@ -19,6 +19,7 @@ from jaxlm.nn.dropout import site_key
 from jaxlm.nn.embedding import Embedding, Head, padded_vocabulary
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
+from jaxlm.nn.matmul import MATMULS
 from jaxlm.nn.norms import Norm
 from jaxlm.nn.parameters import init_params, param_axes
 from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation_at
@@ -340,7 +341,9 @@ def build_transformer(
         components["embedding"] = component(
             lambda e: Embedding(config, e, dtype, compute), embedding_inputs
         )
-    components["blocks"] = component(lambda e: Block(config, e, dtype, cross), block_inputs)
+    components["blocks"] = component(
+        lambda e: Block(config, e, dtype, cross, MATMULS[precision.matmul]), block_inputs
+    )
     if config.positions == "relative":
         components["relative_bias"] = component(
             lambda e: RelativeBias(config, not causal, e, dtype), lambda: (1, 1)

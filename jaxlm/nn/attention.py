@@ -4,6 +4,7 @@ arXiv 1706.03762; multi-query 1911.02150, grouped 2305.13245.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -57,6 +58,7 @@ class MultiHeadAttention(nn.Module):
     config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
+    product: Callable[..., jax.Array] = matmul  # of the projections
 
     def projection(self, name: str, heads: int, axis: str) -> Projection:
         """Declare the weights of the projection `name` to `heads` heads, whose axis is `axis`."""
@@ -113,7 +115,7 @@ class MultiHeadAttention(nn.Module):
         D, (H, K) = config.width, y_BLHK.shape[2:]
         init, axes = normal(config, "residual", H * K), ("heads", "head", "embed")
         kernel_HKD = parameter(self, "output_kernel", init, (H, K, D), axes, dtype)
-        y_BLD = matmul("BLHK,HKD->BLD", y_BLHK, kernel_HKD)
+        y_BLD = self.product("BLHK,HKD->BLD", y_BLHK, kernel_HKD)
         if not config.attention_output_bias:
             return y_BLD
 
@@ -141,9 +143,9 @@ class SelfAttention(MultiHeadAttention):
         key = self.projection("key", config.key_value_heads, "kv_heads")
         value = self.projection("value", config.key_value_heads, "kv_heads")
 
-        q_BLHK = add_bias(matmul("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
-        k_BLGK = add_bias(matmul("BLD,DGK->BLGK", x_BLD, key.kernel_DHK), key.bias_HK)
-        v_BLGK = add_bias(matmul("BLD,DGK->BLGK", x_BLD, value.kernel_DHK), value.bias_HK)
+        q_BLHK = add_bias(self.product("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
+        k_BLGK = add_bias(self.product("BLD,DGK->BLGK", x_BLD, key.kernel_DHK), key.bias_HK)
+        v_BLGK = add_bias(self.product("BLD,DGK->BLGK", x_BLD, value.kernel_DHK), value.bias_HK)
         q_BLHK = constrain(q_BLHK, HEADS)
         k_BLGK, v_BLGK = constrain(k_BLGK, KV_HEADS), constrain(v_BLGK, KV_HEADS)
 
@@ -181,7 +183,7 @@ class CrossAttention(MultiHeadAttention):
         config, constrain = self.config, self.execution.constrain
         query = self.projection("query", config.heads, "heads")
 
-        q_BLHK = add_bias(matmul("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
+        q_BLHK = add_bias(self.product("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
         q_BLHK = constrain(q_BLHK, HEADS)
         if config.query_key_norm:
             q_BLHK = HeadNorm(config, self.dtype, name="query_norm")(q_BLHK)
@@ -203,8 +205,10 @@ class CrossAttention(MultiHeadAttention):
         key = self.projection("key", config.key_value_heads, "kv_heads")
         value = self.projection("value", config.key_value_heads, "kv_heads")
 
-        k_BSGK = add_bias(matmul("BSD,DGK->BSGK", states_BSD, key.kernel_DHK), key.bias_HK)
-        v_BSGK = add_bias(matmul("BSD,DGK->BSGK", states_BSD, value.kernel_DHK), value.bias_HK)
+        k_BSGK = add_bias(self.product("BSD,DGK->BSGK", states_BSD, key.kernel_DHK), key.bias_HK)
+        v_BSGK = add_bias(
+            self.product("BSD,DGK->BSGK", states_BSD, value.kernel_DHK), value.bias_HK
+        )
         k_BSGK, v_BSGK = constrain(k_BSGK, KV_HEADS), constrain(v_BSGK, KV_HEADS)
         if config.query_key_norm:
             k_BSGK = HeadNorm(config, self.dtype, name="key_norm")(k_BSGK)

@@ -3,6 +3,7 @@
 Each sublayer has a residual connection and norms before or after it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jaxlm.nn.attention import AttentionInputs, CrossAttention, SelfAttention
 from jaxlm.nn.cache import LayerCache
 from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.execution import Execution
+from jaxlm.nn.matmul import matmul
 from jaxlm.nn.mlp import MLP
 from jaxlm.nn.norms import Norm
 
@@ -37,6 +39,7 @@ class Block(nn.Module):
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     cross: bool = False  # also reads an encoder
+    product: Callable[..., jax.Array] = matmul  # with the weights of attention and MLP
 
     @nn.compact
     def __call__(
@@ -48,7 +51,7 @@ class Block(nn.Module):
         first: bool | jax.Array = False,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; `first` says whether it is the first one of the stack."""
-        options = (self.config, self.execution, self.dtype)
+        options = (self.config, self.execution, self.dtype, self.product)
         start_BLD = x_BLD
 
         normed_BLD = self.norm_before("attention", x_BLD)

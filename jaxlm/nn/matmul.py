@@ -1,4 +1,4 @@
-"""Matrix products in the activations' dtype, summed in float32.
+"""Matrix products in the activations' dtype or in float8, summed in float32.
 
 The weight's gradient has the weight's own dtype.
 """
@@ -6,7 +6,7 @@ The weight's gradient has the weight's own dtype.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,87 @@ def cpu_weight_gradient(
 # is never rounded to bfloat16, and what several devices add up is float32.
 matmul = jax.custom_vjp(product, nondiff_argnums=(0, 3, 4))
 matmul.defvjp(forward, backward)
+
+
+# Products in float8: four bits for the exponent in forward products, five for gradients, whose
+# values spread wider (Micikevicius et al., arXiv 2209.05433).
+FORWARD8, GRADIENT8 = jnp.float8_e4m3fn, jnp.float8_e5m2
+
+# A power of two far below all that is computed: the smallest scale. That of zeros would be 0.
+SMALLEST_SCALE = 2.0**-100
+
+
+class Float8(NamedTuple):
+    """An array in float8 and the scale by which its values are multiplied, a float32 scalar."""
+
+    values: jax.Array
+    scale: jax.Array
+
+    def unpack(self, dtype: Any) -> jax.Array:
+        """Return the values in `dtype`, bfloat16 or float32, both of which hold them exactly.
+
+        XLA for GPUs finds this product with a scale before a matrix product, and has cuBLAS
+        multiply the float8 values themselves.
+        """
+        return self.values.astype(dtype) * self.scale.astype(dtype)
+
+
+def to_float8(x: jax.Array, dtype: Any) -> Float8:
+    """Round to float8 with the smallest scale that is a power of two and lets all values fit in.
+
+    The scale is that of the array as it is now (current scaling). A power of two moves exponents
+    alone, so that nothing is rounded but the values, once.
+    """
+    largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(largest, jnp.int32)
+    power = jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)  # without the mantissa
+
+    # The largest number of both formats is 1.75 times a power of two.
+    limit = float(jnp.finfo(dtype).max) / 1.75
+    scale = jnp.where(largest > 1.75 * power, 2 * power, power) / limit
+    scale = jnp.maximum(scale, SMALLEST_SCALE)
+    return Float8((x.astype(jnp.float32) * (1 / scale)).astype(dtype), scale)
+
+
+def float8_product(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return `einsum(spec, x, weight)` of factors rounded to float8, in x's dtype.
+
+    It is summed in float32. x is bfloat16 or float32.
+    """
+    return float8_forward(spec, x, weight)[0]
+
+
+def float8_forward(spec: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Return the product, and what its gradients need: the factors in a byte a value."""
+    x8, weight8 = to_float8(x, FORWARD8), to_float8(weight.astype(x.dtype), FORWARD8)
+    y = product(spec, x8.unpack(x.dtype), weight8.unpack(x.dtype))
+    # XLA would make GELU a part of the kernel, as of a product in bfloat16, and fail to compile it
+    # with the second result that the backward pass needs ("RET_CHECK failure !has_aux_output").
+    y = jax.lax.platform_dependent(y, cpu=lambda y: y, default=jax.lax.optimization_barrier)
+    return y, (x8, weight8, jnp.zeros(0, weight.dtype))
+
+
+def float8_backward(
+    spec: str, saved: tuple[Any, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of x and of the weight, each in the dtype of its operand."""
+    x8, weight8, like = saved
+    dtype = gradient.dtype
+    gradient = to_float8(gradient, GRADIENT8).unpack(dtype)
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+
+    dx = product(f"{out},{right}->{left}", gradient, weight8.unpack(dtype))
+    dw = weight_gradient(left, out, right, x8.unpack(dtype), gradient)
+    return dx, dw.astype(like.dtype)
+
+
+# The product in float8, whose gradients are products in float8 too.
+float8_matmul = jax.custom_vjp(float8_product, nondiff_argnums=(0,))
+float8_matmul.defvjp(float8_forward, float8_backward)
+
+# The product of a weight by `precision.matmul`; None: in the activations' dtype.
+MATMULS: dict[str | None, Callable[..., jax.Array]] = {None: matmul, "float8": float8_matmul}
 
 
 def add_vector(y: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """The feed-forward sublayer, plain or gated (arXiv 2002.05202)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ class MLP(nn.Module):
     config: ModelConfig
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
+    product: Callable[..., jax.Array] = matmul
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ class MLP(nn.Module):
         role = "residual" if name == "down" else "input"
         init = normal(self.config, role, shape[0])
         kernel = parameter(self, f"{name}_kernel", init, shape, axes, self.dtype)
-        y = matmul("BLI,IO->BLO", x, kernel)
+        y = self.product("BLI,IO->BLO", x, kernel)
         if not self.config.mlp_bias:
             return y
 

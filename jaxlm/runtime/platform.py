@@ -70,6 +70,10 @@ SEVERAL_GPUS: dict[str, tuple[Any, str]] = {
 # (docs/performance.md has the times). On several GPUs it would have the gather of the next layer
 # wait in the forward pass (tests/test_compiled_collectives.py).
 ONE_GPU = {"xla_gpu_enable_triton_gemm": False}
+# Triton's kernels convert float8 values to bfloat16 before they multiply them, cuBLAS's don't. XLA
+# makes one product of several that share a factor, such as those of query, key and value, while
+# they are small: their float8 factors have scales of their own, and it would multiply in bfloat16.
+FLOAT8 = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 # A layer can't start before its weights are there, so nothing of it can hide the gather: in a scan
 # those of the next layer are gathered while one is computed. Peak memory is that of two gathered
 # layers. The option has another name since this version of jax, and one that a version lacks ends
@@ -205,13 +209,16 @@ def add_xla_flag(name: str, value: str) -> None:
 
 
 def compiler_options(
-    devices: Sequence[Any], layer_bytes: tuple[int, int] | None = None
+    devices: Sequence[Any],
+    layer_bytes: tuple[int, int] | None = None,
+    *,
+    float8: bool = False,
 ) -> dict[str, Any]:
     """Return the options with which the steps of a run on these jax devices are compiled.
 
     `layer_bytes` are those of a layer's gathered weights and of a device's part of its gradients,
-    where each layer's travel by themselves (ZeRO 3). An option that the user has set in XLA_FLAGS
-    is left to that.
+    where each layer's travel by themselves (ZeRO 3). `float8` is for steps with such
+    products. An option that the user has set in XLA_FLAGS is left to that.
     """
     if not are_gpus(devices):
         return {}
@@ -224,6 +231,8 @@ def compiler_options(
         options |= GATHER_AHEAD if is_renamed else GATHER_AHEAD_BEFORE
         if layer_bytes is not None:
             options[ALL_GATHER_LIMIT], options[REDUCE_SCATTER_LIMIT] = layer_bytes
+    if float8:
+        options |= FLOAT8
     return {name: value for name, value in options.items() if name not in set_by_user}
 
 

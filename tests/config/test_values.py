@@ -331,6 +331,11 @@ def test_edits_on_top_of_wrong_edits_name_the_key(edits, message):
 
 CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the reason
     (
+        ["precision.matmul=float8", "precision.compute=float16"],
+        "precision.matmul",
+        "has values that float16 can't hold",
+    ),
+    (
         ["optimizer.decay_steps=500", "optimizer.schedule=wsd"],
         "optimizer.decay_steps",
         "only used by the schedules",
