@@ -23,6 +23,7 @@ LEVELS = {
     "hardware": 1,
     "nn": 1,
     "precision": 1,
+    "quantization": 1,
     "losses": 1,
     "detection": 2,
     "mesh_execution": 2,
