@@ -24,6 +24,7 @@ LEVELS = {
     "nn": 1,
     "parameter_names": 1,
     "precision": 1,
+    "quantization": 1,
     "losses": 1,
     "loss_scaling": 2,
     "detection": 2,

@@ -31,7 +31,7 @@ FILE_DTYPES = {"float32": "F32", "int8": "I8", "uint8": "U8"}
 
 
 class Quantization(NamedTuple):
-    """What quantization.json says."""
+    """The contents of quantization.json."""
 
     bits: int
     group: int | None  # inputs that share a scale; None at 8 bits, where all inputs do

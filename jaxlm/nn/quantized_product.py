@@ -50,7 +50,7 @@ def quantized_product(
             )
         else:
             y_RO = tiled_product(x_RI, QuantizedWeight(values, None), inputs_first)
-        y_RO = y_RO * scales
+        y_RO = y_RO * scales[None]
     else:
         groups, half = weight.values.shape[:2] if inputs_first else weight.values.shape[-2:]
         shape = (groups, half, -1) if inputs_first else (-1, groups, half)
