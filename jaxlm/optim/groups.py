@@ -126,9 +126,12 @@ def scale_direction(
     if factors is None:
         return direction
 
+    def scale(update: Array, factor: float) -> Array:
+        return update if factor == 1 else update * factor
+
     def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
         updates, state = direction.update(updates, state, params)
-        return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+        return jax.tree.map(scale, updates, factors), state
 
     return optax.GradientTransformation(direction.init, update)
 
