@@ -14,8 +14,8 @@ from support.interop_models import MODELS
 from support.parity import samples
 
 from jaxlm import models, quantization
-from jaxlm.decoding.engine import Engine
 from jaxlm.decoding.constraints import StopTokens
+from jaxlm.decoding.engine import Engine
 from jaxlm.nn.quantized_product import MOST_INTEGER_ROWS, quantized_product
 from jaxlm.quantization import QuantizedWeight
 from jaxlm.types import is_axes

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxlm.checkpoint.descriptions import describe_arrays, root_cause
 from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.files import write_atomically
 from jaxlm.types import Tree
@@ -22,7 +23,6 @@ TIMES = "_CHECKPOINT_METADATA"  # file of a step: when its save began and ended
 PARAMS = "params"  # the parameters' name in a state
 RANKED_BY = "eval/loss"  # lower is better
 LISTED_DIFFERENCES = 3  # in an error
-ERROR_CHARACTERS = 240  # of a message of Orbax: its end, which has the reason
 
 
 class Checkpoints:
@@ -375,28 +375,3 @@ class Checkpoints:
 def is_empty(folder: Path) -> bool:
     """Return whether there is no file below a folder."""
     return not any(path.is_file() for path in folder.rglob("*"))
-
-
-def root_cause(error: BaseException) -> str:
-    """Return the root of an Orbax error in one line.
-
-    The long specification that TensorStore adds in brackets is left out.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-
-    line = (str(error).splitlines() or [""])[0].partition(" [")[0]
-    if len(line) > ERROR_CHARACTERS:
-        line = f"...{line[-ERROR_CHARACTERS:]}"
-    return f"{type(error).__name__}: {line}"
-
-
-def describe_arrays(tree: Tree) -> dict[str, str]:
-    """Return 'float32 [12, 768]' by 'params/blocks/query' for every array in any containers."""
-    arrays = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        arrays[name] = f"{leaf.dtype} {list(leaf.shape)}"
-    return arrays

@@ -346,6 +346,11 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "100 is not after the warmup (warmup_steps=100)",
     ),
     (
+        ["optimizer.kind=schedule_free", "optimizer.ema_decay=0.9"],
+        "optimizer.ema_decay",
+        "'schedule_free' evaluates an average of its own",
+    ),
+    (
         ["optimizer.cooldown_shape=1-sqrt"],
         "optimizer.cooldown_shape",
         "is only used by the schedule 'wsd', got schedule='cosine'",
