@@ -13,7 +13,7 @@ pytest.importorskip("jax_cuda13_plugin", reason="needs the extra `cuda`")
 
 from support.gpu_programs import compiled, recipe
 
-ONE_GPU = ("model.layers=2", "training.microbatches=1", "parallel.zero=0")
+ONE_GPU = ("training.microbatches=1", "parallel.zero=0")
 
 
 def products(text: str) -> Counter[tuple[str, bool]]:
@@ -31,14 +31,33 @@ def products(text: str) -> Counter[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "blocks", "head"),
+    ("name", "devices", "edits", "blocks", "head"),
     [
-        ("gpt2_124m", 64, 2 * 6, 1),
-        ("bert_base", 64, 2 * 6, 2),  # a transform before the vocabulary
+        ("gpt2_124m", 1, ("training.batch_size=64", *ONE_GPU), 3 * 2 * 6, 3),
+        # A transform before the vocabulary.
+        ("bert_base", 1, ("training.batch_size=64", *ONE_GPU), 3 * 2 * 6, 6),
+        # An encoder's layer has 7 products, a decoder's 11.
+        ("t5_base", 1, ("training.batch_size=16", *ONE_GPU), 3 * 2 * 18, 3),
+        # ZeRO 3 computes all but the last product of a layer again in the backward pass.
+        (
+            "llama_1b",
+            8,
+            ("training.batch_size=32", "training.microbatches=1"),
+            3 * 2 * 7 + 2 * 6,
+            3,
+        ),
+        (
+            "gpt2_124m",
+            8,
+            ("training.batch_size=64", "training.microbatches=1", "parallel.tensor=2"),
+            3 * 2 * 6,
+            3,
+        ),
     ],
+    ids=["gpt2", "bert", "t5", "llama, zero 3", "gpt2, tensor 2"],
 )
-def test_one_gpu_multiplies_in_float8_in_blocks_alone(name, rows, blocks, head):
+def test_products_of_blocks_are_in_float8_and_no_others(name, devices, edits, blocks, head):
     """Forward, and both products of the backward pass."""
-    run_config = recipe(name, *ONE_GPU, f"training.batch_size={rows}", "precision.matmul=float8")
-    counts = products(compiled(run_config, 1, attention="auto").text)
-    assert counts == {("block", True): 3 * blocks, ("head", False): 3 * head}
+    run_config = recipe(name, "model.layers=2", *edits, "precision.matmul=float8")
+    counts = products(compiled(run_config, devices, attention="auto").text)
+    assert counts == {("block", True): blocks, ("head", False): head}

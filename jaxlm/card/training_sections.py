@@ -172,6 +172,8 @@ def hyperparameters(facts: Facts) -> str:
         f"{PRECISIONS[precision.compute]} (weights {precision.params}, "
         f"compute {precision.compute}, gradients {precision.gradients})"
     )
+    if precision.matmul is not None:
+        regime += f", products with the weights of blocks in {precision.matmul}"
     return f"- **Training regime:** {regime}\n\n{properties(rows)}"
 
 

@@ -267,6 +267,10 @@ def test_steps_on_gpus_have_compiler_options_and_the_users_flags_win(monkeypatch
     limited = platform.compiler_options([gpu, gpu], layer_bytes=(4096, 1024))
     changed = {name: value for name, value in limited.items() if options[name] != value}
     assert changed == {platform.ALL_GATHER_LIMIT: 4096, platform.REDUCE_SCATTER_LIMIT: 1024}
+    for devices, others in (([gpu], platform.ONE_GPU), ([gpu, gpu], options)):
+        float8 = platform.compiler_options(devices, float8=True)
+        assert float8 == others | platform.FLOAT8
+    assert platform.compiler_options([cpu], float8=True) == {}
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false")
     options.pop("xla_gpu_enable_latency_hiding_scheduler")
