@@ -366,13 +366,15 @@ def show_samples(
     monitor: Monitor | NullMonitor,
 ) -> None:
     """Print what the model writes, or how it fills what is hidden in the first evaluation texts."""
-    config = run.config
+    config, params = run.config, state.params
     if not config.evaluation.samples:
         return
+    if run.model.rounding is not None:
+        params = run.model.rounding.params(run.model.axes, params)
 
     samples = decoding.samples(
         run.model,
-        state.params,
+        params,
         store.tokenizer,
         config.evaluation,
         config.data.sequence_length,

@@ -19,6 +19,7 @@ from jaxlm.config.fields import (
 )
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+INT4_GROUP = 32  # inputs that share a scale in weights of 4 bits
 
 
 @section("optimizer")
@@ -96,8 +97,9 @@ class PrecisionConfig:
     params: Literal["float32", "bfloat16"] = "float32"  # master weights; moments are float32
     # The format in which they are reduced over devices; microbatches are summed in float32.
     gradients: Literal["float32", "bfloat16"] = "float32"
-    # Train with rounded matrices, as `jaxlm.convert quantize` rounds them: int4 in groups of 32
+    # Train with matrices as `jaxlm.convert quantize` rounds them: int4 in groups of 32
     weights: Literal["int8", "int4"] | None = None
+    weights_start: ShareBelowOne = 0.75  # weights: share of the steps before the first rounded one
 
 
 @section("training")

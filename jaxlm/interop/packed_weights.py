@@ -18,6 +18,12 @@ from jaxlm.interop.tensor_mapping import MappedTensor
 from jaxlm.quantization import DEFAULT_GROUP, round_to_levels
 
 
+# Architectures whose class in `transformers` (5.24) fails on packed weights.
+UNLOADABLE = {
+    "t5": "transformers can't load a packed t5: it initialises `weight`, which packed layers lack"
+}
+
+
 class Packing(NamedTuple):
     """How the weights of an export are rounded."""
 
@@ -35,6 +41,8 @@ def packed_names(mapped: Sequence[MappedTensor], model_type: str) -> dict[str, s
 
     UserError where a matrix of the blocks is stored as [in, out]: its module is no torch.nn.Linear.
     """
+    if model_type in UNLOADABLE:
+        raise UserError(f"--bits: {UNLOADABLE[model_type]}; jaxlm.convert quantize rounds it")
     names: dict[str, str] = {}
     for each in mapped:
         rule = each.rule
