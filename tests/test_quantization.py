@@ -159,7 +159,9 @@ def test_a_step_has_the_gradient_of_rounded_weights_from_their_start_on(start):
     plain = tiny.parts(1, tiny.CONFIG)
     fresh = tiny.initial_state(tiny.CONFIG)
     rounded = quantization.round_params(plain.model.axes, fresh.params, "int4")
-    gradients = jax.jit(step.batch_gradients(plain.model, config.training, plain.placement, rounded))
+    gradients = jax.jit(
+        step.batch_gradients(plain.model, config.training, plain.placement, rounded)
+    )
     rows = step.number_rows(tiny.batch(0, tiny.CONFIG))
     used, other = (rounded, fresh.params) if start == 0 else (fresh.params, rounded)
     sums, expected = gradients(used, rows, None)

@@ -17,7 +17,6 @@ from jaxlm.interop.safetensors_writer import TensorSpec
 from jaxlm.interop.tensor_mapping import MappedTensor
 from jaxlm.quantization import DEFAULT_GROUP, round_to_levels
 
-
 # Architectures whose class in `transformers` (5.24) fails on packed weights.
 UNLOADABLE = {
     "t5": "transformers can't load a packed t5: it initialises `weight`, which packed layers lack"
