@@ -99,7 +99,7 @@ def microbatch_transfers(
     gathers = 2 * uses if weights.layers else uses
     arrays = (weights.elements, fsdp)
     return [
-        Transfer("all-gather", gathered_dtype(precision), *arrays, gathers, weights.layers),
+        Transfer("all-gather", precision.compute, *arrays, gathers, weights.layers),
         Transfer("reduce-scatter", precision.gradients, *arrays, uses, weights.layers),
     ]
 
@@ -111,14 +111,9 @@ def layer_bytes(config: ModelConfig, precision: PrecisionConfig, fsdp: int) -> t
     """
     elements = max(weights.elements for weights in model_weights(config) if weights.layers)
     return (
-        elements * ITEM_BYTES[gathered_dtype(precision)],
+        elements * ITEM_BYTES[precision.compute],
         elements * ITEM_BYTES[precision.gradients] // fsdp,
     )
-
-
-def gathered_dtype(precision: PrecisionConfig) -> str:
-    """Return the dtype in which weights travel: as they are stored if they are rounded after it."""
-    return precision.compute if precision.weights is None else precision.params
 
 
 # The matrices of a model

@@ -103,6 +103,15 @@ def build_convert_parser() -> runtime.Parser:
         action="store_true",
         help="also write OUT/model.tar.gz, as SageMaker's Hugging Face containers read it",
     )
+    exporting.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 4),
+        help="round the matrices of the blocks, which transformers reads with compressed-tensors",
+    )
+    exporting.add_argument(
+        "--group", type=int, choices=(32, 64), help="inputs that share a scale, at 4 bits (32)"
+    )
     add_quantize_parser(commands)
     return parser
 
@@ -184,9 +193,10 @@ def main(argv: Sequence[str]) -> int:
         if args.command == "quantize":
             reason = "to round them again loses more; take what they were made of"
         check_is_not_quantized(args.directory, reason)
-    if args.command == "quantize" and args.bits == 8 and args.group is not None:
+    if args.command != "import" and args.bits != 4 and args.group is not None:
         raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
     runtime.configure(config.RuntimeConfig(platform="cpu"))
+    from jaxlm import interop
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model
     from jaxlm.conversion.quantize import quantize_model
@@ -218,6 +228,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
 
+    packing = None if args.bits is None else interop.Packing(args.bits, args.group)
     exported = export_run(
         args.run,
         args.out,
@@ -227,6 +238,7 @@ def main(argv: Sequence[str]) -> int:
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
         archive=args.archive,
+        packing=packing,
     )
     print_warnings(exported.warnings)
     print(

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import ParallelConfig, PrecisionConfig
 from jaxlm.nn.execution import Execution
-from jaxlm.precision import VECTOR_AXES, cast_for_compute, cast_for_gather, rounds_whole
+from jaxlm.precision import VECTOR_AXES, cast_for_compute, cast_for_gather
 from jaxlm.quantization import QuantizedWeight
 from jaxlm.sharding import ACTIVATIONS, BATCH, MESH_AXES, ZERO, Placement, weight_spec
 from jaxlm.types import Array, Axes, Tree, is_axes
@@ -177,16 +177,13 @@ def gather_part(
     mesh: Mesh, precision: PrecisionConfig, axes: Axes, dimension: int | None, part: Array
 ) -> Array:
     """Return a weight whole, given this device's part of it along `dimension` (None: all)."""
-    rounded = rounds_whole(axes, precision)
 
     @jax.custom_vjp
     def whole(part: Array) -> Array:
         # Cast before the gather: half of the bytes travel.
-        weight = part if rounded else cast_for_gather(axes, part, precision)
+        weight = cast_for_gather(axes, part, precision)
         if dimension is not None:
             weight = jax.lax.all_gather(weight, "fsdp", axis=dimension, tiled=True)
-        if rounded:
-            weight = cast_for_gather(axes, weight, precision)
         return cast_for_compute(axes, weight, precision)
 
     def backward(_: None, gradient: Array) -> tuple[Array]:

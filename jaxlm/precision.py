@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxlm.config import PrecisionConfig
-from jaxlm.quantization import QuantizedWeight, input_axes, round_weight
+from jaxlm.quantization import QuantizedWeight
 from jaxlm.types import Array, Axes
 
 # Norms and biases along the width have these axes alone. They are small, and are used and summed in
@@ -15,17 +15,10 @@ def cast_for_gather(axes: Axes, weight: Array, precision: PrecisionConfig) -> Ar
     """Cast a weight to the compute dtype, in which it travels between devices.
 
     Norms and biases along the width stay as they are, and so do weights that are stored rounded.
-    With `precision.weights` the values are rounded first, so the weight has to be whole.
     """
     if set(axes) <= VECTOR_AXES or isinstance(weight, QuantizedWeight):
         return weight
-    weight = round_weight(axes, weight, precision.weights)
     return weight.astype(jnp.dtype(precision.compute))
-
-
-def rounds_whole(axes: Axes, precision: PrecisionConfig) -> bool:
-    """Return whether a weight is rounded, by scales that need all of its inputs."""
-    return precision.weights is not None and input_axes(axes) is not None
 
 
 def cast_for_compute(axes: Axes, weight: Array, precision: PrecisionConfig) -> Array:

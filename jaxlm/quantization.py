@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxlm.config.training import INT4_GROUP
 from jaxlm.types import Array, Axes, Tree, is_axes
 
 WIDTH_AXES = {"embed", "token_embed"}  # a matrix reads or writes the width
 TABLE_AXES = {"vocabulary", "position"}  # first axis of tables, whose rows are output channels
 LARGEST_LEVEL = {8: 127, 4: 7}
-DEFAULT_GROUP = 32  # inputs that share a scale at 4 bits
+DEFAULT_GROUP = INT4_GROUP  # inputs that share a scale at 4 bits
 TRAINED_BITS = {"int8": 8, "int4": 4}  # by the names of `precision.weights`
 
 
@@ -166,26 +167,28 @@ def quantize_params(axes: Tree, params: Tree, bits: int, group: int = DEFAULT_GR
 # Training with rounded weights
 
 
+class Rounding(NamedTuple):
+    """How a model is trained with rounded weights."""
+
+    weights: str  # a name in `TRAINED_BITS`
+    start: float  # share of the steps before the first one with rounded weights
+
+    def params(self, axes: Tree, params: Tree) -> Tree:
+        """Return the parameters with rounded matrices, each in its own dtype."""
+        return round_params(axes, params, self.weights)
+
+
 def round_params(axes: Tree, params: Tree, weights: str) -> Tree:
-    """Return parameters rounded as `precision.weights` says, in their own dtype."""
-    return jax.tree.map(
-        lambda names, weight: round_weight(names, weight, weights), axes, params, is_leaf=is_axes
-    )
+    """Return parameters rounded as `precision.weights` says, in their own dtype.
 
-
-def round_weight(axes: Axes, weight: Array, weights: str | None) -> Array:
-    """Return a weight rounded as `precision.weights` says, in its own dtype.
-
-    Its gradient is that of the rounded weight (straight-through: Bengio et al., arXiv 1308.3432).
-    None, and weights that stay float, are returned as they are.
+    A gradient at the rounded values updates the unrounded ones (straight-through: Bengio et al.,
+    arXiv 1308.3432).
     """
-    if weights is None or input_axes(axes) is None:
-        return weight
 
-    @jax.custom_vjp
-    def rounded(weight: Array) -> Array:
-        levels = quantize(weight, axes, TRAINED_BITS[weights])
-        return dequantize(levels, axes, weight.shape).astype(weight.dtype)
+    def rounded(names: Axes, weight: Array) -> Array:
+        if input_axes(names) is None:
+            return weight
+        levels = quantize(weight, names, TRAINED_BITS[weights])
+        return dequantize(levels, names, weight.shape).astype(weight.dtype)
 
-    rounded.defvjp(lambda weight: (rounded(weight), None), lambda _, gradient: (gradient,))
-    return rounded(weight)
+    return jax.tree.map(rounded, axes, params, is_leaf=is_axes)

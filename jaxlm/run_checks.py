@@ -4,8 +4,9 @@ The commands call these before jax is imported, and `run.build_run` with the dev
 """
 
 from jaxlm import objectives
-from jaxlm.config import Config, ConfigError
+from jaxlm.config import Config, ConfigError, ModelConfig
 from jaxlm.config.mesh import check_batches, check_tensor, check_widths, mesh_sizes
+from jaxlm.config.training import INT4_GROUP
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.types import Batch
 
@@ -19,8 +20,34 @@ OLDEST_FLOAT8 = 8.9
 
 def check_trainable(config: Config) -> None:
     """Raise ConfigError for what can be loaded but not trained."""
+    if config.precision.weights == "int4":
+        check_groups(config.model)
     if config.parallel.tensor > 0:
         check_tensor(config.parallel.tensor, config.model)
+
+
+def check_groups(model: ModelConfig) -> None:
+    """Raise ConfigError if the groups of int4 weights don't divide the inputs of a matrix."""
+    stacks = [model]
+    if model.family == "encoder_decoder":
+        stacks.append(model.encoder)
+    if model.generator is not None:
+        stacks.append(model.generator)
+
+    for stack in stacks:
+        sizes = {
+            "width": stack.width,
+            "width of the tokens": stack.token_width,
+            "width of all heads": stack.heads * stack.width_per_head,
+            "width of the MLP": stack.hidden_width,
+        }
+        for name, size in sizes.items():
+            if size % INT4_GROUP:
+                raise ConfigError(
+                    "precision.weights",
+                    f"'int4' rounds in groups of {INT4_GROUP} inputs, which do not divide the "
+                    f"{name}, {size}; use 'int8'",
+                )
 
 
 def check_sample(config: Config) -> Batch:

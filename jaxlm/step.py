@@ -192,7 +192,8 @@ def train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
         scale = scale_of(state.optimizer)
-        sums, grads = gradients(state.params, number_rows(batch), key, scale)
+        used = round_from_start(model, training, state)
+        sums, grads = gradients(used, number_rows(batch), key, scale)
         with jax.named_scope("optimizer"):  # the name in profiles
             grads = divide(grads, scale)
             grad_norm = optax.tree.norm(grads)
@@ -223,6 +224,18 @@ def train_step(
     )
 
 
+def round_from_start(model: Model, training: TrainingConfig, state: TrainState) -> Tree:
+    """Return the parameters that a step reads: rounded ones from `precision.weights_start` on.
+
+    The gradient at these updates the parameters of the state.
+    """
+    if model.rounding is None:
+        return state.params
+    is_rounded = state.step >= int(model.rounding.start * training.steps)
+    rounded = model.rounding.params(model.axes, state.params)
+    return jax.tree.map(lambda r, p: jnp.where(is_rounded, r, p), rounded, state.params)
+
+
 def eval_step(
     model: Model,
     training: TrainingConfig,
@@ -234,17 +247,23 @@ def eval_step(
 ) -> Callable[[Tree, Batch], LossSums]:
     """Build the jitted `step(params, batch) -> LossSums`, without dropout.
 
-    Only the shapes of `params` are read.
+    A model that is trained with rounded weights is evaluated with them at every step. Only the
+    shapes of `params` are read.
     """
-
     detects = model.generator is not None
 
     def device_sums(params: Tree, batch: Batch) -> LossSums:
         _, sums = batch_loss(model, training, tile_bytes, Counts(1.0), params, batch, None)
         return sum_over_rows(placement, sums)
 
+    sums_of = on_each_device(placement, device_sums, params, out=sum_specs(detects))
+
+    def rounded_sums(params: Tree, batch: Batch) -> LossSums:
+        assert model.rounding is not None
+        return sums_of(model.rounding.params(model.axes, params), batch)
+
     return jax.jit(
-        on_each_device(placement, device_sums, params, out=sum_specs(detects)),
+        sums_of if model.rounding is None else rounded_sums,
         in_shardings=(placement.tree("parameters", params), placement.batch()),
         out_shardings=placement.replicated(),
         compiler_options=compiler_options,

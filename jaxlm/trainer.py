@@ -370,10 +370,13 @@ def show_samples(
     config = run.config
     if not config.evaluation.samples:
         return
+    params = build_evaluation_params(run)(state)
+    if run.model.rounding is not None:
+        params = run.model.rounding.params(run.model.axes, params)
 
     samples = decoding.samples(
         run.model,
-        build_evaluation_params(run)(state),
+        params,
         store.tokenizer,
         config.evaluation,
         config.data.sequence_length,

@@ -18,6 +18,7 @@ ELECTRA = (
 SPANS = ("model.family=encoder_decoder", "objective.kind=span")
 
 REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on 8 TPUs
+    (["precision.weights=int4", "model.width=48"], "precision.weights", "do not divide the width"),
     (["precision.compute=float16"], "precision.compute", "'tpu' have no products in 'float16'"),
     (["precision.matmul=float8"], "precision.matmul", "8.9 or newer (Ada, Hopper), got platform"),
     (["parallel.tensor=5"], "parallel.tensor", "5 does not divide model.heads (12)"),

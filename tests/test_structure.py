@@ -97,6 +97,7 @@ SIDEWAYS = {
     ("load_model", "runtime"): "as above",
     ("mesh_execution", "sharding"): "it runs on the mesh and by the tables that stand there",
     ("load_model", "run"): "the average of schedule-free AdamW follows from the optimizer's state",
+    ("nn", "quantization"): "layers multiply by rounded weights, which trees of parameters hold",
     ("plan", "card"): "the lengths of samples and the losses of a run, the ticks of a plot",
     ("plan", "data"): "the files that a ladder is to be trained on",
     ("plan", "run_checks"): "a ladder is refused as its runs would be",

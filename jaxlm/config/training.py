@@ -20,6 +20,7 @@ from jaxlm.config.fields import (
 )
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+INT4_GROUP = 32  # inputs that share a scale in weights of 4 bits
 LossScale = Annotated[float, Bounds(low=1.0)]
 ShareBetween = Annotated[float, Bounds(low=0.0, high=1.0, above=True, below=True)]
 
@@ -178,8 +179,9 @@ class PrecisionConfig:
     loss_scale_start: LossScale = 65536.0
     loss_scale_growth_interval: Positive = 2000  # steps
     loss_scale_backoff: ShareBetween = 0.5
-    # Train with rounded matrices, as `jaxlm.convert quantize` rounds them: int4 in groups of 32
+    # Train with matrices as `jaxlm.convert quantize` rounds them: int4 in groups of 32
     weights: Literal["int8", "int4"] | None = None
+    weights_start: ShareBelowOne = 0.75  # weights: share of the steps before the first rounded one
 
     def __post_init__(self):
         if self.matmul == "float8" and self.compute == "float16":

@@ -50,11 +50,13 @@ def export_run(
     dtype: str = "float32",
     max_shard_bytes: int = interop.DEFAULT_SHARD_BYTES,
     archive: bool = False,
+    packing: interop.Packing | None = None,
 ) -> ExportedModel:
     """Write config.json, weights, tokenizer, generation_config.json and the card into `out`.
 
     The newest checkpoint is taken unless `step` is given or `best` asks for the lowest eval/loss;
-    with `ema` the average of its weights. `archive` adds model.tar.gz. UserError where
+    with `ema` the average of its weights. `archive` adds model.tar.gz, and `packing` rounds the
+    matrices of the blocks. UserError where
     `transformers` has no such model or `out` is not empty, NoCheckpointError where the run has no
     such checkpoint; then there is no `out`.
     """
@@ -88,6 +90,7 @@ def export_run(
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             tokens=tokens,
+            packing=packing,
         )
         for path in (folder, *(folder / name for name in architecture.subfolders)):
             write_tokenizer(

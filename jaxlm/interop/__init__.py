@@ -25,6 +25,13 @@ from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.match_architecture import find_match, parameter_shapes
 from jaxlm.interop.match_architecture import match_architecture as match_architecture
 from jaxlm.interop.nonfinite import find_nonfinite_tensors
+from jaxlm.interop.packed_weights import (
+    Packing,
+    pack_arrays,
+    packed_names,
+    packed_specs,
+    quantization_config,
+)
 from jaxlm.interop.read_weights import DirectoryTensors, read_weights
 from jaxlm.interop.safetensors_reader import TensorIndex, read_tensor_index
 from jaxlm.interop.safetensors_writer import staged_files, write_safetensors
@@ -160,9 +167,11 @@ def save(
     dtype: str = "float32",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     tokens: Mapping[str, Any] | None = None,
+    packing: Packing | None = None,
 ) -> Architecture:
     """Write config.json and the weights of a model so that `transformers` loads them.
 
+    With `packing` the matrices of the blocks are rounded, for the package compressed-tensors.
     `tokens` are ids for config.json: {"eos_token_id": 0, "pad_token_id": 1}; None means that there
     is no such token. Returns the architecture. UserError where `transformers` has none for the
     model.
@@ -187,13 +196,15 @@ def save(
             "dtype": dtype,
             "torch_dtype": dtype,  # its name before transformers 5
         }
+        specs = tensor_specs(mapped, file_dtype)
+        arrays = iterate_tensors(mapped, params, file_dtype)
+        if packing is not None:
+            names = packed_names(mapped, part.model_type)
+            arrays = pack_arrays(specs, arrays, names, packing)
+            specs = packed_specs(specs, names, packing)
+            config_values["quantization_config"] = quantization_config(names, packing)
         with staged_files(Path(path) / name) as files:
-            write_safetensors(
-                files,
-                tensor_specs(mapped, file_dtype),
-                iterate_tensors(mapped, params, file_dtype),
-                max_shard_bytes,
-            )
+            write_safetensors(files, specs, arrays, max_shard_bytes)
             files.write_json("config.json", config_values)
     return architecture
 

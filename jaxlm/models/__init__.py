@@ -5,6 +5,7 @@ from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.model import Model
 from jaxlm.models.stack import unstack
 from jaxlm.nn.execution import Execution
+from jaxlm.quantization import Rounding
 from jaxlm.types import Tree
 
 FAMILIES = {
@@ -25,7 +26,10 @@ def build(
     unless an `execution` is.
     """
     precision = precision or PrecisionConfig(compute="float32")
-    return FAMILIES[config.family](config, precision, execution or Execution())
+    model = FAMILIES[config.family](config, precision, execution or Execution())
+    if precision.weights is None:
+        return model
+    return model._replace(rounding=Rounding(precision.weights, precision.weights_start))
 
 
 def unstacked(params: Tree) -> Tree:

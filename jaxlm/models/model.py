@@ -7,6 +7,7 @@ import jax
 
 from jaxlm.config import ModelConfig
 from jaxlm.nn.cache import Cache
+from jaxlm.quantization import Rounding
 from jaxlm.types import Array, Batch, Tree, is_axes
 
 
@@ -49,6 +50,9 @@ class Model(NamedTuple):
     # ELECTRA: the model that fills hidden tokens, over the same params. Then the scores of this one
     # are [..., 1]: the logit that a token was replaced.
     generator: "Model | None" = None
+
+    # How the steps of training and evaluation round the parameters that they are given; None: not.
+    rounding: Rounding | None = None
 
     def head(self, params: Tree, x: Array) -> Array:
         """Return float32 logits [..., vocabulary_size] of features [..., D]."""
