@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxlm.config import ConfigError, GroupConfig, OptimizerConfig
-from jaxlm.config.fields import nearest
+from jaxlm.config.fields import list_names, nearest
 from jaxlm.parameter_names import matches, name_of, without
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -54,7 +54,7 @@ def check_names(config: OptimizerConfig, axes: Tree) -> None:
             close = nearest(pattern, names)
             hint = f" (did you mean {close!r}?)" if close else ""
             reason = f"{pattern!r} means no parameter of the model{hint}"
-            raise ConfigError(f"optimizer.{key}", f"{reason}; there are {', '.join(names)}")
+            raise ConfigError(f"optimizer.{key}", f"{reason}; there are {list_names(names)}")
 
     if config.frozen and not without(axes, config.frozen):
         raise ConfigError("optimizer.frozen", "leaves no parameter to train")

@@ -104,7 +104,7 @@ def move_average(beta: float, spec: str, old: Any, gradient: Array) -> Any:
     """Return the average of products of gradients; a side without one stays without."""
     if isinstance(old, optax.MaskedNode):
         return old
-    return beta * old + (1 - beta) * jnp.einsum(spec, gradient, gradient)
+    return beta * old + (1 - beta) * jnp.einsum(spec, gradient, gradient, precision="highest")
 
 
 def precondition(axes: Axes, moment: Array, direction: Array, left: Array, right: Any) -> Array:
@@ -145,4 +145,4 @@ def matrix_power(exponent: float, stack: Array) -> Array:
     values, vectors = jnp.linalg.eigh(stack)
     largest = jnp.maximum(values[:, -1:], 1e-30)
     powers = (jnp.maximum(values, 0.0) + DAMPING * largest) ** exponent
-    return jnp.einsum("nij,nj,nkj->nik", vectors, powers, vectors)
+    return jnp.einsum("nij,nj,nkj->nik", vectors, powers, vectors, precision="highest")

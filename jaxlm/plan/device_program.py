@@ -47,6 +47,7 @@ class StateBytes:
     gradients: int  # float32, of the part whose moments the device has
     batch: int
     copies: int  # of weights whose split dimension is not the first: gathers read copies
+    matrices: int  # float32, of the matrices that an optimizer computes with at once
 
 
 @dataclass
@@ -142,7 +143,19 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
         ),
         batch=batch_bytes // placement.batch_shards,
         copies=copied_bytes(shapes.params, shardings.params, placement),
+        matrices=matrix_bytes(config.optimizer.kind, placement, shapes.params),
     )
+
+
+def matrix_bytes(kind: str, placement: sharding.Placement, shapes: Tree) -> int:
+    """Return the bytes of the matrices that Muon or Shampoo has on a device at once.
+
+    That is a device's share of the largest stack: the matrices, their products and the results.
+    """
+    if kind not in ("muon", "shampoo"):
+        return 0
+    stacks = [leaf.size for leaf in jax.tree.leaves(placement.trainable(shapes)) if leaf.ndim > 2]
+    return 3 * 4 * max(stacks, default=0) // placement.mesh.size
 
 
 def trained_bytes(config: Config) -> tuple[float, float]:

@@ -106,7 +106,12 @@ def estimate_memory(config: Config, gpus: int, accelerator: Accelerator) -> Memo
 
 def update_bytes(state: StateBytes) -> dict[str, int]:
     """Return the bytes beside the state while the optimizer computes the new one, in its place."""
-    return {"gradients": state.gradients, "batch": state.batch, "weight_copies": state.copies}
+    return {
+        "gradients": state.gradients,
+        "batch": state.batch,
+        "weight_copies": state.copies,
+        "temporary": state.matrices,
+    }
 
 
 # Parts of a step

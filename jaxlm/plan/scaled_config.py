@@ -39,7 +39,7 @@ RULES = {
     "layers": "in proportion to the width",
     "heads": "as wide as the recipe's",
     "learning_rate": "adamw: in proportion to width^-0.5 (arXiv 1706.03762) and to batch_size^0.5 "
-    "(arXiv 2205.10287), under muP to the second alone; adafactor: unchanged",
+    "(arXiv 2205.10287), under muP to the second alone; adafactor, sgd: unchanged",
     "batch_size": f"in proportion to budget^{BATCH_EXPONENT} (arXiv 2401.02954), by powers of two",
     "warmup_steps": "the recipe's share of the steps",
     "schedule": "ends with the last step",
@@ -201,11 +201,13 @@ def scale_optimizer(config: Config, training: TrainingConfig, width: int) -> Opt
     optimizer, steps = config.optimizer, training.steps
     share = steps / config.training.steps
     rate = optimizer.learning_rate
-    if optimizer.kind == "adamw":
+    rest = optimizer.rest_learning_rate
+    if optimizer.kind not in ("adafactor", "sgd"):  # updates of the size of Adam's
         ratio = training.batch_size / last_batch_size(config.training)
         if config.model.parametrization == "standard":
             ratio = ratio * config.model.width / width
         rate *= math.sqrt(ratio)
+        rest = rest and rest * math.sqrt(ratio)
 
     warmup = optimizer.warmup_steps and max(
         round(share * optimizer.warmup_steps), min(LEAST_WARMUP, steps // 10)
@@ -213,7 +215,13 @@ def scale_optimizer(config: Config, training: TrainingConfig, width: int) -> Opt
     decay = optimizer.decay_steps
     if decay is not None:
         decay = min(steps, max(round(share * decay), warmup + 1))
-    return replace(optimizer, learning_rate=rate, warmup_steps=warmup, decay_steps=decay)
+    return replace(
+        optimizer,
+        learning_rate=rate,
+        rest_learning_rate=rest,
+        warmup_steps=warmup,
+        decay_steps=decay,
+    )
 
 
 def scale_data(config: Config, share: float, samples: int) -> DataConfig:

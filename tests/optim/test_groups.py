@@ -141,7 +141,7 @@ def test_the_state_has_the_same_tree_with_groups_and_without():
         (
             {"frozen": ("blocks.mlp", "embeding")},
             "optimizer.frozen.1: 'embeding' means no parameter of the model (did you mean "
-            "'embedding.tokens'?); there are blocks.attention.key_bias, ",
+            "'embedding.tokens'?); there are 'blocks.attention.key_bias', ",
         ),
         (
             {"frozen": ("embedding.token",)},

@@ -265,7 +265,8 @@ def test_shampoo_by_the_formula_in_float64():
     for name in filter(is_matrix, first):
         transposed = "output" in name
         param = first[name].astype(np.float64).T if transposed else first[name].astype(np.float64)
-        state, moment, left, right, roots = adam.init(param), 0.0, 0.0, 0.0, ()
+        state, moment, left, right = adam.init(param), 0.0, 0.0, 0.0
+        roots: list[np.ndarray] = []
         for number, gradients in enumerate(GRADIENTS):
             gradient = unstack(gradients)[name].astype(np.float64)
             gradient = gradient.T if transposed else gradient
@@ -273,9 +274,9 @@ def test_shampoo_by_the_formula_in_float64():
             left = beta2 * left + (1 - beta2) * gradient @ gradient.T
             right = beta2 * right + (1 - beta2) * gradient.T @ gradient
             if number % 10 == 0 and gradient.shape[1] <= 16:
-                roots = fractional_power(left, -0.25), fractional_power(right, -0.25)
+                roots = [fractional_power(left, -0.25), fractional_power(right, -0.25)]
             elif number % 10 == 0:
-                roots = fractional_power(left, -0.5), np.eye(gradient.shape[1])
+                roots = [fractional_power(left, -0.5), np.eye(gradient.shape[1])]
 
             change, state = adam.update(gradient, state)
             direction = roots[0] @ moment @ roots[1]

@@ -60,7 +60,16 @@ def step_of(run_config: Config, gpus: int = 8) -> memory.MemoryEstimate:
 
 
 @pytest.mark.parametrize(
-    ("zero", "kind"), [(0, "adamw"), (1, "adamw"), (1, "adafactor"), (2, "adamw"), (3, "adamw")]
+    ("zero", "kind"),
+    [
+        (0, "adamw"),
+        (1, "adamw"),
+        (1, "adafactor"),
+        (1, "muon"),
+        (1, "shampoo"),
+        (2, "adamw"),
+        (3, "adamw"),
+    ],
 )
 def test_the_state_has_the_bytes_of_the_arrays(zero, kind):
     """Against the arrays themselves on eight devices, the step and all."""
