@@ -6,15 +6,15 @@ Yang et al. 2022 (arXiv 2203.03466), in the form of table 8, which tied embeddin
     weights                       initial std    rate of AdamW    beside it
     embeddings, positions         1              1
     matrices of width to width    1 / sqrt(m)    1 / m
-    head, tied to the embedding   1              1                its inputs are divided by m
-    head of its own               0              1                the same
+    head, tied or not             1              1                its inputs are divided by m
     biases, norms, bias tables    1              1
 
-Each is a factor to what "standard" has at the base width. There both are the same model, but for a
-head of its own. Scores of attention are divided by the width of a head and not by its root
-(definition 4.1) where heads get wider: with "mup_wide_heads", whose queries start at 0. What starts
-at 0 would shrink with the width at the start, but not later (appendix D.2). The learning rates of
-other optimizers are in `RATE_EXPONENTS`.
+Each is a factor to what "standard" has at the base width, where both are the same model. Scores of
+attention are divided by the width of a head and not by its root (definition 4.1) where heads get
+wider: with "mup_wide_heads". The learning rates of other optimizers are in `RATE_EXPONENTS`.
+
+Logits, and scores of wide heads, start smaller in wide models, by 1 / sqrt(m). Heads that start at
+0, which appendix D.2 proposes, would start alike; they train worse (docs/scaling.md).
 """
 
 from typing import Literal, NamedTuple
@@ -64,10 +64,6 @@ RATE_EXPONENTS = {
 
 def std_factor(config: ModelConfig, role: Role) -> float:
     """Return the standard deviation of initial values, relative to that at the base width."""
-    if config.parametrization == "standard":
-        return 1.0
-    if role == "head" or (role == "query" and config.parametrization == "mup_wide_heads"):
-        return 0.0
     return config.width_ratio**-0.5 if role in HIDDEN_ROLES else 1.0
 
 

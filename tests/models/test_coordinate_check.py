@@ -1,7 +1,8 @@
 """The coordinate check of muP: activations keep their size at every width while a model trains.
 
 Yang et al. 2022 (arXiv 2203.03466), appendix D.1. Every activation is measured: the embeddings, the
-outputs of attention, MLP and block in each layer, the scores of attention, and the logits.
+outputs of attention, MLP and block in each layer, the scores of attention, and the logits by their
+change since the start.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from jaxlm.config import ModelConfig, OptimizerConfig
 from jaxlm.types import Batch
 
 BASE, HEAD_WIDTH, VOCABULARY = 128, 32, 512
-OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="constant", warmup_steps=0)
+OPTIMIZER = OptimizerConfig(learning_rate=4e-3, schedule="constant", warmup_steps=0)
 
 # One standard deviation for all, as GPT-2, BERT and Llama have it: 1 / sqrt(width) at the base.
 INITIALIZER: dict[str, Any] = {"initializer": "normal", "initializer_std": BASE**-0.5}

@@ -58,31 +58,36 @@ def capture(activations: dict[str, Array]) -> Iterator[None]:
 def training_activations(
     config: ModelConfig, optimizer_config: OptimizerConfig, batch: Batch, steps: int, seed: int = 0
 ) -> list[dict[str, float]]:
-    """Return the RMS of each activation at the start and after each step on the same batch."""
+    """Return the RMS of each activation at the start and after each step on the same batch.
+
+    Of the logits it is that of their change since the start: those of the start shrink with the
+    root of the width (arXiv 2203.03466, appendix D.2).
+    """
     model = models.build(config)
     optimizer = optim.build_optimizer(
         optimizer_config, steps, model.axes, rate_factors(config, model.axes, optimizer_config.kind)
     )
     params = jax.jit(model.init)(jax.random.key(seed))
 
-    def loss(params: Tree) -> tuple[Array, dict[str, Array]]:
+    def loss(params: Tree) -> tuple[Array, tuple[dict[str, Array], Array]]:
         activations: dict[str, Array] = {}
         with capture(activations):
             logits = model.apply(params, batch)
-        activations["logits"] = logits
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         sizes = {name: jnp.sqrt(jnp.mean(x**2)) for name, x in activations.items()}
-        return jnp.mean(losses), sizes
+        return jnp.mean(losses), (sizes, logits)
 
     @jax.jit
-    def step(params: Tree, state: Tree) -> tuple[Tree, Tree, dict[str, Array]]:
-        (_, sizes), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    def step(params: Tree, state: Tree) -> tuple[Tree, Tree, dict[str, Array], Array]:
+        (_, (sizes, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, sizes
+        return optax.apply_updates(params, updates), state, sizes, logits
 
-    state, history = jax.jit(optimizer.init)(params), []
+    state, history, start = jax.jit(optimizer.init)(params), [], None
     for _ in range(steps + 1):
-        params, state, sizes = step(params, state)
+        params, state, sizes, logits = step(params, state)
+        start = logits if start is None else start
+        sizes["logits"] = jnp.sqrt(jnp.mean((logits - start) ** 2))
         history.append({name: float(x) for name, x in sizes.items()})
     return history
 
