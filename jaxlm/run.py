@@ -92,7 +92,7 @@ def assemble_run(
     model = models.build(config.model, config.precision, execution)
     placement = Placement(mesh, model.axes, config.parallel.zero, config.precision.gradients)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
-    optimizer = loss_scaling.scaled(optimizer, config.precision)
+    optimizer = loss_scaling.apply_loss_scaling(optimizer, config.precision)
 
     # On CPUs the host's work and the step's share the cores, and emulated devices wait for each
     # other with a deadline, which they would miss if steps piled up.

@@ -126,7 +126,7 @@ def measure_state(config: Config, gpus: int) -> StateBytes:
     sizes = mesh_sizes(config.parallel, gpus)
     model, placement = place_model(config, config.model, sizes, Device())
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
-    optimizer = loss_scaling.scaled(optimizer, config.precision)
+    optimizer = loss_scaling.apply_loss_scaling(optimizer, config.precision)
     shapes = state.state_shapes(model, optimizer)
     shardings = state.state_shardings(model, optimizer, placement)
 

@@ -142,7 +142,7 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
     )
     model = models.build(config.model, config.precision, execution)
     optimizer = optim.build_optimizer(config.optimizer, config.training.steps, model.axes)
-    optimizer = loss_scaling.scaled(optimizer, config.precision)
+    optimizer = loss_scaling.apply_loss_scaling(optimizer, config.precision)
     placement = sharding.Placement(
         mesh, model.axes, config.parallel.zero, config.precision.gradients
     )
