@@ -101,20 +101,20 @@ def skip_overflows(
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def scaled(
+def apply_loss_scaling(
     optimizer: optax.GradientTransformation, precision: PrecisionConfig
 ) -> optax.GradientTransformation:
     """Return the optimizer of a run: for gradients of a scaled loss if it computes in float16."""
     return skip_overflows(optimizer, precision) if precision.compute == "float16" else optimizer
 
 
-def scale_of(optimizer_state: Tree) -> Array | None:
+def current_scale(optimizer_state: Tree) -> Array | None:
     """Return the scale of the loss, or None where the optimizer knows none."""
     is_scaled = isinstance(optimizer_state, ScaledState)
     return optimizer_state.loss_scale.scale if is_scaled else None
 
 
-def divide(grads: Tree, scale: Array | None) -> Tree:
+def unscale_gradients(grads: Tree, scale: Array | None) -> Tree:
     """Return float32 gradients divided by the scale of the loss (None: as they are)."""
     if scale is None:
         return grads

@@ -130,7 +130,7 @@ def assemble_optimizer(
     optimizer = optim.build_optimizer(
         config.optimizer, config.training.steps, axes, factors, placement=placement
     )
-    return loss_scaling.scaled(optimizer, config.precision)
+    return loss_scaling.apply_loss_scaling(optimizer, config.precision)
 
 
 def build_update(run: Run) -> Update:

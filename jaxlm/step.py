@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.config import TrainingConfig
 from jaxlm.detection import judged_tokens, replaced_token_loss
-from jaxlm.loss_scaling import ScalingMetrics, divide, scale_of, scaling_metrics
+from jaxlm.loss_scaling import ScalingMetrics, current_scale, scaling_metrics, unscale_gradients
 from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss, zero_sums
 from jaxlm.mesh_execution import (
     gradient_specs,
@@ -191,11 +191,11 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
-        scale = scale_of(state.optimizer)
+        scale = current_scale(state.optimizer)
         used = round_from_start(model, training, state)
         sums, grads = gradients(used, number_rows(batch), key, scale)
         with jax.named_scope("optimizer"):  # the name in profiles
-            grads = divide(grads, scale)
+            grads = unscale_gradients(grads, scale)
             grad_norm = optax.tree.norm(grads)
 
             # Each device updates the part of the weights whose moments it holds.

@@ -205,7 +205,9 @@ def microbatch_gradients(precision: PrecisionConfig, scale: float | None) -> Tre
         return step.batch_loss(parts.model, training, 2**29, counts, params, batch, None, factor)[0]
 
     grads = jax.jit(jax.grad(loss))(params)
-    return jax.device_get(loss_scaling.divide(grads, None if scale is None else jnp.float32(scale)))
+    return jax.device_get(
+        loss_scaling.unscale_gradients(grads, None if scale is None else jnp.float32(scale))
+    )
 
 
 def test_gradients_vanish_without_a_scale():
