@@ -121,6 +121,7 @@ def test_a_loss_that_says_nothing_makes_no_checkpoint_the_best():
         evaluator=SimpleNamespace(
             evaluate=lambda params, stop: scores, describe=str, is_ranked=lambda scores: False
         ),
+        evaluation_params=lambda state: state.params,
         throughput=SimpleNamespace(paused=lambda outputs: contextlib.nullcontext()),
         monitor=SimpleNamespace(scalars=lambda step, scores: None, line=lambda text: None),
         group=SimpleNamespace(share=lambda topic, value: value),

@@ -110,6 +110,7 @@ def test_layer_decay_falls_from_layer_to_layer():
             np.testing.assert_allclose(change, expected, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_stacks_of_an_encoder_decoder_decay_from_their_own_tops():
     model = models.build(tiny.ENCODER_DECODER.model)  # one layer in the encoder, two above
     moved = movement(model, layer_decay=0.5, learning_rate=1.0)
@@ -182,7 +183,11 @@ def frozen_config(base: config.Config = tiny.CONFIG, **fields) -> config.Config:
     return replace(base, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("parallel", [dict(devices=1), dict(devices=8, zero=3, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "parallel",
+    [dict(devices=1), pytest.param(dict(devices=8, zero=3, tensor=2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_frozen_parameters_keep_their_bits_and_the_others_train_on(parallel):
     """The others move as they do in a step of all parameters, but for the clipping."""
     results = []

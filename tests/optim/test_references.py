@@ -123,7 +123,7 @@ def is_matrix(name: str) -> bool:
     return any(matrix in name for matrix in MATRICES)
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("nesterov", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_muon_beside_optax(nesterov):
     """Matrices by optax's Muon, all others by its AdamW."""
     rate, other = schedule(), schedule(learning_rate=0.01)
@@ -196,6 +196,7 @@ def test_bfloat16_second_moments_keep_their_mean():
     assert float(jnp.mean(moment.astype(jnp.float32))) == pytest.approx(expected, rel=3e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_second_moments_move_the_parameters_alike():
     reference = optax.adamw(schedule(), 0.9, 0.95, weight_decay=0.1, mu_dtype="bfloat16")
     ours = train(first_moment="bfloat16", second_moment="bfloat16")

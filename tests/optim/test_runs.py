@@ -83,6 +83,7 @@ def check_the_average_is_loaded() -> None:
         assert name.endswith("bias") or np.linalg.norm(np.asarray(leaf) - y) > 0, name
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_may_not_change_is_named(folder, capsys):
     edits = (*SHORT, "training.steps=2")
     assert tiny_run.run(*edits) == 0
