@@ -92,7 +92,7 @@ def test_a_run_is_rounded_and_evaluated_on_its_validation_split(copied_run, caps
         ("source", "elsewhere", "source: must be"),
         ("step", -1, "step: must be"),
         ("format", "other", "format: is not"),
-        ("model", {"layers": 3}, "layers"),
+        ("model", {"layers": "three"}, "layers"),
     ],
 )
 def test_a_damaged_description_names_the_key(key, value, reason, copied_run):
