@@ -99,7 +99,7 @@ def round_to_levels(weight: Array, over: tuple[int, ...], bits: int) -> tuple[Ar
     weight = weight.astype(jnp.float32)
     # A product, since compilers turn a division by a constant into one.
     scales = jnp.max(jnp.abs(weight), over, keepdims=True) * jnp.float32(1 / largest)
-    scales = jnp.where(scales == 0, jnp.float32(1), scales)  # NaN stays, and can be found
+    scales = jnp.where(scales > 0, scales, jnp.float32(1))
     return jnp.clip(jnp.round(weight / scales), -largest, largest), scales
 
 
