@@ -119,10 +119,15 @@ def quantize(weight: Array, axes: Axes, bits: int, group: int = DEFAULT_GROUP) -
     return QuantizedWeight(low | high << 4, jnp.squeeze(scales, place + 1))
 
 
+def split_levels(packed: Array) -> tuple[Array, Array]:
+    """Return the int8 levels in the low and in the high bits of bytes."""
+    # A signed shift copies the sign.
+    return (packed << 4).view(jnp.int8) >> 4, packed.view(jnp.int8) >> 4
+
+
 def unpack_levels(packed: Array, axis: int) -> Array:
     """Return int8 levels of uint8 pairs along `axis`, which becomes twice as long."""
-    low = (packed << 4).view(jnp.int8) >> 4  # a signed shift copies the sign
-    return jnp.concatenate([low, packed.view(jnp.int8) >> 4], axis)
+    return jnp.concatenate(split_levels(packed), axis)
 
 
 def dequantize(weight: QuantizedWeight, axes: Axes, shape: tuple[int, ...]) -> Array:

@@ -52,6 +52,7 @@ def quantize_model(
     check_is_empty(out)
     group = (group or DEFAULT_GROUP) if bits == 4 else None
     loaded = load_model(directory, step=step, rounded=False)
+    check_finite(directory, loaded.params)
     axes, float32_bytes = loaded.model.axes, count_bytes(loaded.params)
     try:
         params = jax.jit(lambda p: quantize_params(axes, p, bits, group or DEFAULT_GROUP))(
@@ -59,8 +60,6 @@ def quantize_model(
         )
     except ValueError as error:
         raise UserError(f"--group {group}: {error}") from None
-    check_finite(directory, params)
-
     is_run = loaded.config is not None
     quantization = Quantization(
         bits, group, "run" if is_run else "hugging_face", loaded.step, loaded.model.config
@@ -93,8 +92,7 @@ def count_bytes(params: Tree) -> int:
 
 
 def check_finite(directory: Path, params: Tree) -> None:
-    """Raise UserError, with the parameter, where a scale or a vector is no number."""
+    """Raise UserError, with the parameter, where a weight is no number."""
     for name, leaf in leaves_by_path(params).items():
-        if leaf.dtype == jnp.float32 and not bool(jnp.isfinite(leaf).all()):
-            path = name.removesuffix(".scales")
-            raise UserError(f"{directory}: {path} holds NaN or infinity, which can't be rounded")
+        if not bool(jnp.isfinite(leaf).all()):
+            raise UserError(f"{directory}: {name} holds NaN or infinity, which can't be rounded")

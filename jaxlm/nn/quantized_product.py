@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.quantization import QuantizedWeight, unpack_levels
+from jaxlm.quantization import QuantizedWeight, split_levels, unpack_levels
 
 # Few rows are multiplied as integers, which reads the weight once as it is in memory.
 MOST_INTEGER_ROWS = 8
@@ -94,27 +94,37 @@ def tiled_product(x_RI: jax.Array, weight: QuantizedWeight, inputs_first: bool) 
     Without scales the values themselves are multiplied; small integers are exact in bfloat16.
     """
     channel_axis = weight.values.ndim - 1 if inputs_first else 0
-    inputs, channels = x_RI.shape[1], weight.values.shape[channel_axis]
-    tile = channel_tile(channels, TILE_BYTES // (4 * inputs))
+    channels = weight.values.shape[channel_axis]
+    tile = channel_tile(channels, TILE_BYTES // (4 * x_RI.shape[1]))
     weight_axes = "io" if inputs_first else "oi"
 
+    # At 4 bits the halves of the groups are multiplied by themselves: to put them together again
+    # would take longer than the product.
+    parts = [x_RI]
+    if weight.scales is not None:
+        half = weight.values.shape[1 if inputs_first else 2]
+        x_RNSH = x_RI.reshape(len(x_RI), -1, 2, half)
+        parts = [x_RNSH[:, :, side].reshape(len(x_RI), -1) for side in range(2)]
+
     def multiply(number: jax.Array) -> jax.Array:
-        def part(array: jax.Array) -> jax.Array:
+        def cut(array: jax.Array) -> jax.Array:
             axis = array.ndim - 1 if inputs_first else 0
             return jax.lax.dynamic_slice_in_dim(array, number * tile, tile, axis)
 
-        values = part(weight.values)
+        factors = [cut(weight.values)]
         if weight.scales is not None:
-            group_axis = 1 if inputs_first else 2
-            levels = unpack_levels(values, group_axis).astype(jnp.float32)
-            values = levels * jnp.expand_dims(part(weight.scales), group_axis)
-        shape = (inputs, tile) if inputs_first else (tile, inputs)
-        return jnp.einsum(
-            f"ri,{weight_axes}->ro",
-            x_RI,
-            values.reshape(shape).astype(x_RI.dtype),
-            preferred_element_type=jnp.float32,
-        )
+            scales = jnp.expand_dims(cut(weight.scales), 1 if inputs_first else 2)
+            factors = [half.astype(jnp.float32) * scales for half in split_levels(factors[0])]
+
+        shape = (-1, tile) if inputs_first else (tile, -1)
+        total = None
+        for part, factor in zip(parts, factors, strict=True):
+            factor = factor.reshape(shape).astype(part.dtype)
+            y_RO = jnp.einsum(
+                f"ri,{weight_axes}->ro", part, factor, preferred_element_type=jnp.float32
+            )
+            total = y_RO if total is None else total + y_RO
+        return total
 
     tiles = jax.lax.map(multiply, jnp.arange(channels // tile))
     return jnp.moveaxis(tiles, 0, 1).reshape(x_RI.shape[0], channels)

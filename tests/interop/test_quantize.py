@@ -41,7 +41,10 @@ def test_a_hugging_face_directory_is_rounded_and_read(name, bits, tmp_path):
         batch = batch._replace(source=tokens)
     reference = np.asarray(jax.jit(model.apply)(expected, batch))
     found = jax.jit(loaded.model.apply)(loaded.params, batch)
-    np.testing.assert_allclose(found, reference, atol=1e-5 * np.abs(reference).max())
+    # T5's unscaled scores magnify rounding: weights moved by one unit in the last place change its
+    # logits by 3e-5 of the largest.
+    tolerance = 1e-4 if name == "t5" else 1e-5
+    np.testing.assert_allclose(found, reference, atol=tolerance * np.abs(reference).max())
 
     # Matrices are in memory as they are in the file.
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)}
@@ -89,7 +92,7 @@ def test_a_run_is_rounded_and_evaluated_on_its_validation_split(copied_run, caps
         ("source", "elsewhere", "source: must be"),
         ("step", -1, "step: must be"),
         ("format", "other", "format: is not"),
-        ("model", {"layers": 3}, "layers"),
+        ("model", {"layers": "three"}, "layers"),
     ],
 )
 def test_a_damaged_description_names_the_key(key, value, reason, copied_run):
