@@ -190,7 +190,7 @@ def build_optimizer(
     `axes` are the logical axes of the parameters. `rate_factors` has a number for each parameter,
     by which its learning rate is multiplied (None: 1). Its weight decay is not: the product of rate
     and decay, which says over how many steps a weight forgets, is the same for all (Wang and
-    Aitchison 2024, arXiv 2405.13698, section 4; the package of Yang et al. does so, too).
+    Aitchison 2024, arXiv 2405.13698; the package of Yang et al. does so, too).
     """
     # Without clipping, an identity keeps its place in the chain: the tree of the state, and so of a
     # checkpoint, does not depend on it.
