@@ -113,7 +113,7 @@ def scale_by_state() -> optax.GradientTransformation:
         del params
         return RateState(jnp.ones((), jnp.float32))
 
-    def update(updates: Tree, state: RateState, params: Tree | None = None):
+    def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, RateState]:
         del params
         return jax.tree.map(lambda u: (u * state.factor).astype(u.dtype), updates), state
 
