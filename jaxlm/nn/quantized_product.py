@@ -117,14 +117,16 @@ def tiled_product(x_RI: jax.Array, weight: QuantizedWeight, inputs_first: bool) 
             factors = [half.astype(jnp.float32) * scales for half in split_levels(factors[0])]
 
         shape = (-1, tile) if inputs_first else (tile, -1)
-        total = None
-        for part, factor in zip(parts, factors, strict=True):
-            factor = factor.reshape(shape).astype(part.dtype)
-            y_RO = jnp.einsum(
-                f"ri,{weight_axes}->ro", part, factor, preferred_element_type=jnp.float32
+        first, *others = (
+            jnp.einsum(
+                f"ri,{weight_axes}->ro",
+                part,
+                factor.reshape(shape).astype(part.dtype),
+                preferred_element_type=jnp.float32,
             )
-            total = y_RO if total is None else total + y_RO
-        return total
+            for part, factor in zip(parts, factors, strict=True)
+        )
+        return sum(others, start=first)
 
     tiles = jax.lax.map(multiply, jnp.arange(channels // tile))
     return jnp.moveaxis(tiles, 0, 1).reshape(x_RI.shape[0], channels)

@@ -14,7 +14,7 @@ from jaxlm import models, optim
 from jaxlm.config import ConfigError, ModelConfig, OptimizerConfig
 from jaxlm.nn.parametrization import attention_scale, head_scale, is_hidden, rate_factors
 from jaxlm.state import initial_state
-from jaxlm.types import is_axes
+from jaxlm.types import Tree, is_axes
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile takes much longer than to run
 ADAMW = OptimizerConfig(schedule="constant", warmup_steps=0, gradient_clip=None)
@@ -179,18 +179,18 @@ def test_scales():
 
 def test_weight_decay_keeps_the_common_rate():
     """The factor is that of Adam's direction: the decay is that of optax at the whole rate."""
-    params = {"a": jax.numpy.array([2.0]), "b": jax.numpy.array([3.0])}
-    gradients = {"a": jax.numpy.array([0.5]), "b": jax.numpy.array([0.5])}
+    params: Tree = {"a": jax.numpy.array([2.0]), "b": jax.numpy.array([3.0])}
+    gradients: Tree = {"a": jax.numpy.array([0.5]), "b": jax.numpy.array([0.5])}
     config = replace(ADAMW, learning_rate=0.1, weight_decay=0.5, weight_decay_exclude=())
     axes, factors = {"a": (None,), "b": (None,)}, {"a": 1.0, "b": 0.25}
     ours = optim.build_optimizer(config, 10, axes, factors)
 
-    def reference(rate):
+    def reference(rate) -> Tree:
         adam = optax.adam(rate, config.beta1, config.beta2, config.epsilon)
         updates, _ = adam.update(gradients, adam.init(params))
         return updates
 
-    updates, _ = ours.update(gradients, ours.init(params), params)
+    updates: Tree = ours.update(gradients, ours.init(params), params)[0]
     for name, factor in factors.items():
         expected = reference(0.1 * factor)[name] - 0.1 * 0.5 * params[name]
         np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
