@@ -1,5 +1,6 @@
 """Training in float16: the scale against torch's, skipped steps to the bit, on every mesh."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -236,11 +237,19 @@ MESHES = {
 }
 
 
+SLOW = list(zip(tiny.FAMILIES, list(MESHES)[1:4], strict=True))
+
+
 @pytest.mark.parametrize(
     ("family", "name"),
     [
         ("small", "zero 3, tensor 2"),
-        *(pytest.param(f, n, marks=pytest.mark.slow) for f in tiny.FAMILIES for n in MESHES),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW),
+        *(
+            pytest.param(*case, marks=pytest.mark.campaign)
+            for case in itertools.product(tiny.FAMILIES, MESHES)
+            if case not in SLOW
+        ),
     ],
 )
 def test_all_devices_skip_a_step_in_which_one_overflows(one_device, family, name):

@@ -17,14 +17,14 @@ PARAMS = get_args(PrecisionConfig.__dataclass_fields__["params"].type)
 
 
 def list_cases() -> list:
-    """Return (family, params, optimizer, gradients). The newer optimizers share the chain."""
+    """Return (family, params, optimizer, gradients). Most of newer optimizers are a campaign."""
     grids = [(family, "float32") for family in tiny.FAMILIES] + [("decoder", "bfloat16")]
     cases = []
     for (family, gradients), params, optimizer in itertools.product(grids, PARAMS, OPTIMIZERS):
         if optimizer == "schedule_free" and params == "bfloat16":  # refused
             continue
         short = optimizer in ("adamw", "adafactor") or (family, gradients) == grids[0]
-        marks = [] if short else pytest.mark.slow
+        marks = [] if short else pytest.mark.campaign
         cases.append(pytest.param(family, params, optimizer, gradients, marks=marks))
     return cases
 

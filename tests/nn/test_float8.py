@@ -106,8 +106,7 @@ MESHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(("family", "name"), zip(tiny.FAMILIES, MESHES, strict=True))
 def test_float8_on_a_mesh_has_the_loss_of_one_device(family, name):
     """Each device scales its own rows, so that values are rounded a little differently."""
     config = replace(tiny.FAMILIES[family], precision=FLOAT8)
