@@ -91,10 +91,8 @@ def load_model(
     if is_run(path):
         return load_run_model(path, step, compute, devices, ema=ema, rounded=rounded)
     if step is not None or ema:
-        asked = "the average (--ema)" if step is None else f"step {step}"
-        raise UserError(
-            f"{path}: {asked}: only a run has it, and this directory has no checkpoints"
-        )
+        asked = "--ema: only a run has averages" if ema else f"step {step}: only a run has steps"
+        raise UserError(f"{path}: {asked}, and this directory has no checkpoints")
 
     if is_quantized(path):
         return load_quantized_model(path, compute, devices)

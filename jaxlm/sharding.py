@@ -153,7 +153,8 @@ class Placement(NamedTuple):
         of the moments' dimensions.
         """
         found = spec_of_part(part, whole, spec)
-        if found or len(part) < 3 or "optimizer" not in ZERO[self.zero]:
+        is_square = len(part) == 3 and part[1] == part[2]
+        if found or not is_square or "optimizer" not in ZERO[self.zero]:
             return found
         return weight_spec(self.mesh, (None, "embed", None), part, True, "a statistic")
 

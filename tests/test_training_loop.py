@@ -118,10 +118,8 @@ def test_a_loss_that_says_nothing_makes_no_checkpoint_the_best():
     scores = {"eval/loss": 0.25, "eval/unigram_entropy": 0.0, "eval/targets": 40}
     rated: list[dict] = []
     loop = SimpleNamespace(
-        evaluator=SimpleNamespace(
-            evaluate=lambda params, stop: scores, describe=str, is_ranked=lambda scores: False
-        ),
-        evaluation_params=lambda state: state.params,
+        evaluator=SimpleNamespace(describe=str, is_ranked=lambda scores: False),
+        score=lambda state, stop: scores,
         throughput=SimpleNamespace(paused=lambda outputs: contextlib.nullcontext()),
         monitor=SimpleNamespace(scalars=lambda step, scores: None, line=lambda text: None),
         group=SimpleNamespace(share=lambda topic, value: value),

@@ -330,7 +330,7 @@ def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
     ):
         harness.JaxLM(path="runs/tiny", batch_size="auto")
     with pytest.raises(
-        UserError, match="--model_args: 'steps' is not known; known: path, step, compute"
+        UserError, match="--model_args: 'steps' is not known; known: path, step, ema, compute"
     ):
         harness.JaxLM(path="runs/tiny", steps=4)
     with pytest.raises(UserError, match="--model_args: needs path=RUN"):

@@ -1,5 +1,6 @@
 """Directories of rounded weights, made by `jaxlm.convert quantize`, and packed exports."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.conversions import MADE, converted, hf_directory
 from support.hf_directories import random_weights
+from support.marks import quick_and_slow
 
 from jaxlm import config, evaluate, interop, models, quantization, runtime, train
 from jaxlm.config import UserError
@@ -23,8 +25,10 @@ def refusal(capsys, *arguments) -> str:
     return line
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    quick_and_slow([("gpt2", 4), ("bert", 8)], itertools.product(("gpt2", "bert", "t5"), (8, 4))),
+)
 def test_a_hugging_face_directory_is_rounded_and_read(name, bits, tmp_path):
     directory, out = hf_directory(tmp_path / "hf", name), tmp_path / "out"
     assert converted("quantize", directory, out, "--bits", bits) == 0
@@ -114,8 +118,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, capsys):
     assert "blocks.mlp.up_kernel holds NaN" in line
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("name", ["llama", "bert", "bart"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    quick_and_slow([("llama", 4)], itertools.product(("llama", "bert", "bart"), (8, 4))),
+)
 def test_transformers_reads_packed_weights(name, bits, tmp_path):
     pytest.importorskip("compressed_tensors")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

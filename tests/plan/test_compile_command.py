@@ -29,7 +29,7 @@ def error_of(capsys, function, *arguments: str) -> str:
         (["--target", "h100:64", "parallel.tensor=3"], "parallel.tensor: 3 does not divide"),
         (["--target", "h100:64", "parallel.fsdp=5"], "fsdp 5 x tensor 1 does not fit 64 devices"),
         (["--target", "h100:64", "training.batch_size=64"], "training.batch_size: 64 sequences"),
-        (["--target", "h100:64", "precision.loss_scale_backoff=1"], "must be below 1, got '1'"),
+        (["--target", "h100:64", "precision.loss_scale_backoff=1"], "must be below 1, got 1.0"),
         (["--target", "h100:64", "--price", "-1"], "--price: must be a number from 0 on, got '-1'"),
         (["--target", "h100:64", "--zero", "3"], "--zero: lists values for --sweep"),
         (["--target", "h100:64", "--sweep", "--tensor", "3"], "tensor 3 does not fit 64 devices"),

@@ -73,8 +73,8 @@ def test_the_average_is_scored_and_exported_on_request(folder, capsys):
     assert runtime.command(evaluate.main, ["out0", "--ema", "--data", "text.txt"]) == 2
     error = capsys.readouterr().err
     assert (
-        error == "error: out0: the average (--ema): only a run has it, and this directory has "
-        "no checkpoints\n"
+        error == "error: out0: --ema: only a run has averages, and this directory has no "
+        "checkpoints\n"
     )
 
 

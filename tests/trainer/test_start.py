@@ -105,7 +105,7 @@ def test_a_sample_cannot_end_its_block_in_tensorboard(monkeypatch):
     monitor = SimpleNamespace(
         line=lambda text: None, text=lambda step, tag, text: shown.append(text)
     )
-    run = SimpleNamespace(config=config.Config(), model=None)
+    run = SimpleNamespace(config=config.Config(), model=SimpleNamespace(rounding=None))
     others: Any = SimpleNamespace(tokenizer=None, windows=None, params=None)
     trainer.show_samples(cast(Any, run), others, others, others, cast(Any, monitor))
     assert shown == [f"`````text\n{text}\n`````"]

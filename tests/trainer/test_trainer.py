@@ -346,7 +346,7 @@ def test_an_evaluation_that_is_no_number_takes_its_checkpoint_back(copied_run, c
 
     monkeypatch.setattr(scoring, "evaluate", evaluate_to_nan)
     edits = ("evaluation.every_steps=16", "checkpoint.every_steps=1", "checkpoint.keep=1")
-    assert run("training.steps=20", *edits) == 4
+    assert run("training.steps=20", "optimizer.allow_restart=true", *edits) == 4
     assert "the validation loss is nan after step 16" in capsys.readouterr().err
     assert saved_steps() == [12, 15]  # the best so far, and the newest sound one
 
