@@ -141,6 +141,11 @@ def add_quantize_parser(commands: Any) -> None:
     rounding.add_argument(
         "--step", type=int, metavar="N", help="the checkpoint of a run to take (the newest)"
     )
+    rounding.add_argument(
+        "--ema",
+        action="store_true",
+        help="take a run's average of the weights (optimizer.ema_decay)",
+    )
 
 
 def parse_size(text: str) -> int:
@@ -203,7 +208,12 @@ def main(argv: Sequence[str]) -> int:
 
     if args.command == "quantize":
         rounded = quantize_model(
-            args.directory, args.out, bits=args.bits, group=args.group, step=args.step
+            args.directory,
+            args.out,
+            bits=args.bits,
+            group=args.group,
+            step=args.step,
+            ema=args.ema,
         )
         place = f" of step {rounded.step}" if rounded.step is not None else ""
         print(

@@ -39,19 +39,21 @@ def quantize_model(
     bits: int,
     group: int | None = None,
     step: int | None = None,
+    ema: bool = False,
     max_shard_bytes: int = interop.DEFAULT_SHARD_BYTES,
 ) -> QuantizedModel:
     """Write the rounded weights into `out`, with the config and the tokenizer of `directory`.
 
-    A run's newest checkpoint is taken unless `step` is given. `group` is the number of inputs that
-    share a scale at 4 bits. UserError where `directory` can't be read or holds rounded weights
-    already, where its weights are no numbers, where the group doesn't divide the inputs of a
-    weight, or where `out` is not empty; then there is no `out`.
+    A run's newest checkpoint is taken unless `step` is given, and with `ema` the average of its
+    weights. `group` is the number of inputs that share a scale at 4 bits. UserError where
+    `directory` can't be read or holds rounded weights already, where its weights are no numbers,
+    where the group doesn't divide the inputs of a weight, or where `out` is not empty; then there
+    is no `out`.
     """
     check_is_not_quantized(directory, "to round them again loses more; take what they were made of")
     check_is_empty(out)
     group = (group or DEFAULT_GROUP) if bits == 4 else None
-    loaded = load_model(directory, step=step, rounded=False)
+    loaded = load_model(directory, step=step, ema=ema, rounded=False)
     check_finite(directory, loaded.params)
     axes, float32_bytes = loaded.model.axes, count_bytes(loaded.params)
     try:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxlm import config, runtime
-from jaxlm.config import Config, UserError
+from jaxlm.config import Config, ConfigError, UserError
 from jaxlm.files import write_atomically
 from jaxlm.plan.sweep_command import whole_number, width_list
 
@@ -61,6 +61,9 @@ def list_configs(run_config: Config, widths: Sequence[int], *, compare: bool) ->
     from jaxlm import run_checks
     from jaxlm.plan.scaled_config import scale_width
 
+    if run_config.precision.compute == "float16":
+        reason = "plan transfer has no loss scaling: compare rates in 'bfloat16' or 'float32'"
+        raise ConfigError("precision.compute", reason)
     bases = [run_config]
     if compare:
         if run_config.model.parametrization == "standard":

@@ -87,6 +87,7 @@ def test_a_diverged_run_is_named_and_has_no_dot():
             "--compare: the recipe has model.parametrization='standard'",
         ),
         (["--widths=1.5"], "must be a whole number from 1"),
+        (["--widths=32", "precision.compute=float16"], "plan transfer has no loss scaling"),
         (["--widths=32", "--rates=0"], "--rates: must be above 0"),
         (["--widths=32", "--data=missing.txt"], "missing.txt: no such file"),
     ],

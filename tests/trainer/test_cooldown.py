@@ -12,6 +12,7 @@ from jaxlm import config, convert, evaluate, interop, runtime, train
 from jaxlm.load_model import load_model
 
 WSD = ("optimizer.schedule=wsd", "optimizer.ema_decay=0.9")
+QUANTIZE = ("quantize", "runs/tiny", "--bits", "8")
 COOLED = Path("runs/tiny-cooldown-8")
 
 
@@ -66,6 +67,13 @@ def test_the_average_is_scored_and_exported_on_request(folder, capsys):
         _, exported = interop.load(f"out{len(flags)}")
         weights = load_model("runs/tiny", ema=bool(flags)).params
         assert_same(exported["blocks"], weights["blocks"])
+
+    assert runtime.command(convert.main, [*QUANTIZE, "out8"]) == 0
+    assert runtime.command(convert.main, [*QUANTIZE, "out8-ema", "--ema"]) == 0
+    averaged, plain = (load_model(f"out8{name}").params["blocks"] for name in ("-ema", ""))
+    assert not all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), averaged, plain))
+    )
 
     different = jax.tree.map(lambda a, b: bool((a != b).any()), exported, interop.load("out0")[1])
     assert any(jax.tree.leaves(different))
