@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxlm import checkpoint, config, data, interop, models, optim, runtime, sharding
+from jaxlm import (
+    checkpoint,
+    config,
+    data,
+    interop,
+    loss_scaling,
+    models,
+    optim,
+    runtime,
+    sharding,
+)
 from jaxlm.config import (
     Config,
     ModelConfig,
@@ -189,7 +199,8 @@ def restore_weights(
         placement.optimizer_state(optimizer, target),
     )
     parts = checkpoints.restore_parts(step, {("params",): target, ("optimizer",): state})
-    return optim.evaluation_params(optimizer_config, parts["params"], parts["optimizer"])
+    optimizer_state = loss_scaling.without_scaling(parts["optimizer"])
+    return optim.evaluation_params(optimizer_config, parts["params"], optimizer_state)
 
 
 def load_quantized_model(path: Path, compute: str | None, devices: int) -> LoadedModel:

@@ -108,6 +108,11 @@ def apply_loss_scaling(
     return skip_overflows(optimizer, precision) if precision.compute == "float16" else optimizer
 
 
+def without_scaling(optimizer_state: Tree) -> Tree:
+    """Return the state of the optimizer itself, without the scale of a loss, if there is one."""
+    return optimizer_state.inner if isinstance(optimizer_state, ScaledState) else optimizer_state
+
+
 def current_scale(optimizer_state: Tree) -> Array | None:
     """Return the scale of the loss, or None where the optimizer knows none."""
     is_scaled = isinstance(optimizer_state, ScaledState)

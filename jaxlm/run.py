@@ -14,7 +14,6 @@ from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
 from jaxlm.nn.execution import Execution
-from jaxlm.nn.parametrization import rate_factors
 from jaxlm.parameter_names import merge
 from jaxlm.run_checks import check_formats, check_mesh, check_sample
 from jaxlm.sharding import Placement
@@ -126,7 +125,7 @@ def assemble_optimizer(
     It has the learning rates of the model's parametrization, and scales the loss where the run
     computes in float16.
     """
-    factors = rate_factors(config.model, axes, config.optimizer.kind)
+    factors = optim.rate_factors(config.model, axes, config.optimizer.kind)
     optimizer = optim.build_optimizer(
         config.optimizer, config.training.steps, axes, factors, placement=placement
     )
@@ -153,10 +152,12 @@ def build_evaluation_params(run: Run) -> Callable[[TrainState], Tree]:
         return lambda state: state.params
 
     shapes = state_shapes(run.model, run.optimizer).params
-    return jax.jit(
-        lambda state: optim.evaluation_params(config, state.params, state.optimizer),
-        out_shardings=run.placement.tree("parameters", shapes),
-    )
+
+    def evaluated(state: TrainState) -> Tree:
+        optimizer_state = loss_scaling.without_scaling(state.optimizer)
+        return optim.evaluation_params(config, state.params, optimizer_state)
+
+    return jax.jit(evaluated, out_shardings=run.placement.tree("parameters", shapes))
 
 
 def build_averaged_params(run: Run) -> Callable[[TrainState], Tree] | None:
@@ -168,7 +169,7 @@ def build_averaged_params(run: Run) -> Callable[[TrainState], Tree] | None:
     def averaged(state: TrainState) -> Tree:
         average = jax.tree.map(
             lambda mean, weight: mean.astype(weight.dtype),
-            optim.averaged_weights(state.optimizer),
+            optim.averaged_weights(loss_scaling.without_scaling(state.optimizer)),
             run.placement.trainable(state.params),
         )
         return merge(state.params, average)

@@ -112,12 +112,11 @@ def batch_gradients(
     """Build `gradients(params, (batch, row numbers), key, scale)`, for a jitted function.
 
     It returns the loss sums and the float32 gradients of the loss per target, which a `scale`
-    multiplies (None: 1). Every loss is divided
-    by the number of targets of the whole batch, so the gradients of all microbatches and devices
-    add up to that of the mean over all targets, however the targets are spread. Each device
-    accumulates those of its own rows; they are summed over devices once, at the end. Dropout, and
-    what a generator samples, depend on the key and the row's number. Frozen parameters have no
-    gradients. Only the shapes of `params` are read.
+    multiplies (None: 1). Every loss is divided by the number of targets of the whole batch, so the
+    gradients of all microbatches and devices add up to that of the mean over all targets, however
+    the targets are spread. Each device accumulates those of its own rows; they are summed over
+    devices once, at the end. Dropout, and what a generator samples, depend on the key and the row's
+    number. Frozen parameters have no gradients. Only the shapes of `params` are read.
     """
     detects = model.generator is not None
     specs = gradient_specs(placement, params)

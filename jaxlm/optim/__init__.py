@@ -11,6 +11,7 @@ from jaxlm.optim.resumed_rates import (
 )
 from jaxlm.optim.schedule import learning_rate_schedule
 from jaxlm.optim.schedule_free import evaluation_params
+from jaxlm.optim.width_rates import rate_factors
 
 __all__ = [
     "RatesAtResume",
@@ -21,5 +22,6 @@ __all__ = [
     "describe_rates",
     "evaluation_params",
     "learning_rate_schedule",
+    "rate_factors",
     "rates_at_resume",
 ]

@@ -53,8 +53,4 @@ def with_average(inner: optax.GradientTransformation, decay: float) -> optax.Gra
 
 def averaged_weights(optimizer_state: Tree) -> Tree | None:
     """Return the average of the weights in a run's optimizer state, float32; None without one."""
-    while not isinstance(optimizer_state, AveragedState):
-        optimizer_state = getattr(optimizer_state, "inner", None)  # the scaling of a loss
-        if optimizer_state is None:
-            return None
-    return optimizer_state.average
+    return optimizer_state.average if isinstance(optimizer_state, AveragedState) else None

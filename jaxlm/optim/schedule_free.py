@@ -31,6 +31,6 @@ def evaluation_params(config: OptimizerConfig, params: Tree, optimizer_state: Tr
     if config.kind != "schedule_free":
         return params
 
-    _, state = getattr(optimizer_state, "inner", optimizer_state)  # of the scaling of a loss
+    _, state = optimizer_state
     trained = without(params, config.frozen)
     return merge(params, optax.contrib.schedule_free_eval_params(state, trained))

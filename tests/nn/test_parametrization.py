@@ -12,7 +12,9 @@ from support import tiny
 
 from jaxlm import models, optim
 from jaxlm.config import ConfigError, ModelConfig, OptimizerConfig
-from jaxlm.nn.parametrization import attention_scale, head_scale, is_hidden, rate_factors
+from jaxlm.nn.parametrization import attention_scale, head_scale
+from jaxlm.optim import rate_factors
+from jaxlm.optim.width_rates import is_hidden
 from jaxlm.state import initial_state
 from jaxlm.types import Tree, is_axes
 

@@ -17,7 +17,7 @@ from jaxlm.nn import attention
 from jaxlm.nn.block import Block
 from jaxlm.nn.embedding import Embedding
 from jaxlm.nn.mlp import MLP
-from jaxlm.nn.parametrization import rate_factors
+from jaxlm.optim import rate_factors
 from jaxlm.types import Array, Batch, Tree
 
 CAPTURED = {

@@ -86,6 +86,23 @@ def test_the_average_is_scored_and_exported_on_request(folder, capsys):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edits", "flags", "tag"),
+    [
+        (("optimizer.ema_decay=0.9", 'optimizer.frozen=["embedding"]'), ["--ema"], "eval/ema_loss"),
+        (("optimizer.kind=schedule_free", "optimizer.schedule=constant"), [], "eval/loss"),
+    ],
+)
+def test_averages_are_read_from_beside_the_scale_of_float16(folder, edits, flags, tag):
+    half = ("precision.compute=float16", "optimizer.ema_decay=none", *edits)
+    assert tiny_run.run(*half, "evaluation.every_steps=0") == 0
+    recorded = tiny_run.rows()[tag][-1][1]
+    assert runtime.command(evaluate.main, ["runs/tiny", *flags, "--json", "scores.json"]) == 0
+    loss = json.loads(Path("scores.json").read_text())["total"]["loss"]
+    assert loss == pytest.approx(recorded, rel=1e-3)  # float16 rounds to 5e-4
+
+
 def test_a_run_without_an_average_says_so(copied_run, capsys):
     copied_run("decoder")
     assert runtime.command(evaluate.main, ["runs/tiny", "--ema"]) == 2
