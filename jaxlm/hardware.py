@@ -199,12 +199,19 @@ def peak_flops(device_kind: str) -> float | None:
     return longest.peak_flops.get("bfloat16")
 
 
+def count_cores() -> int:
+    """Return the cores that this process may use: a job may be given few of its machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_devices(most: int = 2) -> int:
     """Return how many CPU devices to emulate: one per core, up to `most`.
 
     Small models run faster on two devices than on one with two threads.
     """
-    return min(most, os.cpu_count() or 1)
+    return min(most, count_cores())
 
 
 def cpu_has_bfloat16() -> bool:
@@ -216,7 +223,7 @@ def cpu_has_bfloat16() -> bool:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "avx512_bf16" in flags and (os.cpu_count() or 1) > 1
+    return "avx512_bf16" in flags and count_cores() > 1
 
 
 def cpu_identity() -> str:
@@ -226,5 +233,5 @@ def cpu_identity() -> str:
     except OSError:
         lines = [platform.machine(), platform.processor()]
     told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    text = "\n".join([*sorted(told), str(os.cpu_count())])
+    text = "\n".join([*sorted(told), str(count_cores())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

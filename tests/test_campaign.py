@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.programs import train_recipe
 
-from jaxlm import config, data, objectives, runtime, state, step, train, trainer
+from jaxlm import config, data, objectives, runtime, state, step, trainer
 from jaxlm.config import SourceConfig
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import Stream
@@ -27,25 +28,16 @@ pytestmark = pytest.mark.campaign
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def last_values(directory: Path) -> dict[str, float]:
-    """Return the last value of every tag."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return {tag: value for line in lines for tag, value in json.loads(line).items()}
-
-
 def test_quickstart(tmp_path, capfd):
     """The run takes at most 300 s and reaches at most 0.85 of the bits per byte of gzip -9."""
     started = time.perf_counter()
-    arguments = [f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}"]
-    assert (
-        runtime.command(train.main, ["--config", str(CONFIGS / "quickstart.py"), *arguments]) == 0
-    )
+    values = train_recipe("quickstart", tmp_path / "run", f"data.store={tmp_path / 'stores'}")
     seconds = time.perf_counter() - started
     manifest = json.loads(next((tmp_path / "stores").glob("*/manifest.json")).read_text())[
         "validation"
     ]
     packed = {name: 8 * manifest[f"{name}_bytes"] / manifest["bytes"] for name in ("gzip", "xz")}
-    bits = last_values(tmp_path / "run")["eval/bits_per_byte"]
+    bits = values["eval/bits_per_byte"]
     with capfd.disabled():
         print(
             f"\nquickstart: {seconds:.0f} s in all, {bits:.4f} bits per byte, {packed}, "
@@ -61,11 +53,8 @@ def test_quickstarts_of_the_other_families(tmp_path, capfd, name):
     There are at least 50,000 targets.
     """
     started = time.perf_counter()
-    arguments = [f"run_directory={tmp_path / 'run'}", f"data.store={tmp_path / 'stores'}"]
-    assert runtime.command(train.main, ["--config", str(CONFIGS / f"{name}.py"), *arguments]) == 0
+    values = train_recipe(name, tmp_path / "run", f"data.store={tmp_path / 'stores'}")
     seconds = time.perf_counter() - started
-
-    values = last_values(tmp_path / "run")
     share = values["eval/loss"] / values["eval/unigram_entropy"]
     with capfd.disabled():
         print(
@@ -157,20 +146,14 @@ def test_nanogpt_shakespeare(tmp_path, capfd):
     text = os.environ.get("JAXLM_SHAKESPEARE")
     if not text:
         pytest.skip("JAXLM_SHAKESPEARE names no file")
-    arguments = [
+    values = train_recipe(
+        "nanogpt_shakespeare",
+        tmp_path / "run",
         "--data",
         text,
-        f"run_directory={tmp_path / 'run'}",
         f"data.store={tmp_path / 'stores'}",
         "evaluation.samples=0",
-    ]
-    assert (
-        runtime.command(
-            train.main, ["--config", str(CONFIGS / "nanogpt_shakespeare.py"), *arguments]
-        )
-        == 0
     )
-    values = last_values(tmp_path / "run")
     with capfd.disabled():
         print(
             f"\nnanoGPT's recipe: {values['eval/loss']:.4f} nats per character, "

@@ -1,6 +1,7 @@
 """Accelerators and clusters by name, and a user's own entries."""
 
 import json
+import os
 
 import pytest
 
@@ -116,3 +117,11 @@ def test_a_mistake_in_a_file_names_its_key(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: No such file"):
         hardware.find_accelerator("h100", tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this platform")
+def test_a_process_counts_the_cores_it_may_use(monkeypatch):
+    """Not those of the machine: on one core bfloat16 is no faster, and two devices are slower."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5})
+    assert hardware.count_cores() == hardware.cpu_devices() == 1
+    assert not hardware.cpu_has_bfloat16()

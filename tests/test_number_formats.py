@@ -4,35 +4,26 @@ JAXLM_FORMATS_EDITS holds edits for a smaller run, such as "model.layers=2 model
 """
 
 import functools
-import json
 import os
-from pathlib import Path
 
 import pytest
-
-from jaxlm import runtime, train
+from support.programs import train_recipe
 
 pytestmark = pytest.mark.campaign
-CONFIGS = Path(__file__).parent.parent / "configs"
 EDITS = ("training.steps=300", "runtime.measure_cpu=false", "evaluation.samples=0")
 
 
 @pytest.fixture(scope="module")
 def final_loss(tmp_path_factory):
-    """Return a function: quickstart, edits of precision -> eval/loss and the last training row."""
+    """Return a function: quickstart, edits of precision -> eval/loss and the last value of all."""
     folder = tmp_path_factory.mktemp("formats")
 
     @functools.cache
     def train_once(name: str, *precision: str) -> tuple[float, dict[str, float]]:
-        directory = folder / f"{name}-{'-'.join(precision)}"
-        places = (f"run_directory={directory}", f"data.store={folder / 'stores'}")
         smaller = os.environ.get("JAXLM_FORMATS_EDITS", "").split()
-        edits = [*places, *EDITS, *smaller, *(f"precision.{edit}" for edit in precision)]
-        assert runtime.command(train.main, ["--config", str(CONFIGS / f"{name}.py"), *edits]) == 0
-
-        values = {}
-        for line in (directory / "metrics.jsonl").read_text().splitlines():
-            values |= json.loads(line)
+        edits = [f"data.store={folder / 'stores'}", *EDITS, *smaller]
+        edits += [f"precision.{edit}" for edit in precision]
+        values = train_recipe(name, folder / f"{name}-{'-'.join(precision)}", *edits)
         return values["eval/loss"], values
 
     return train_once

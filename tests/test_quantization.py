@@ -18,7 +18,11 @@ from support.parity import samples
 from jaxlm import models, quantization, step
 from jaxlm.decoding.constraints import StopTokens
 from jaxlm.decoding.engine import Engine
-from jaxlm.nn.quantized_product import MOST_INTEGER_ROWS, quantized_product
+from jaxlm.nn.quantized_product import (
+    MOST_INTEGER_INPUTS,
+    MOST_INTEGER_ROWS,
+    quantized_product,
+)
 from jaxlm.quantization import QuantizedWeight
 from jaxlm.types import is_axes
 
@@ -87,11 +91,14 @@ def test_vectors_stay_float():
         ("BLD,DHK->BLHK", ("embed", "heads", "head"), (96, 3, 8), (1, -1, 96)),
         ("BLHK,HKD->BLD", ("heads", "head", "embed"), (4, 16, 10), (1, -1, 4, 16)),
         ("BD,VD->BV", ("vocabulary", "embed"), (50, 96), (-1, 96)),
+        # More inputs than are multiplied at once.
+        ("BLF,FD->BLD", ("mlp", "embed"), (MOST_INTEGER_INPUTS + 32, 10), (1, -1, -2)),
     ],
 )
 def test_products_are_those_of_the_dequantised_weight(spec, axes, shape, x_shape, bits, rows):
     rng = np.random.default_rng(1)
-    x_shape = tuple(rows if size == -1 else size for size in x_shape)
+    sizes = {-1: rows, -2: shape[0]}
+    x_shape = tuple(sizes.get(size, size) for size in x_shape)
     x = rng.normal(size=x_shape).astype(np.float32)
     x.reshape(-1)[0] = 40.0  # the others must not lose their bits beside it
     weight = quantization.quantize(jnp.asarray(rng.normal(size=shape), jnp.float32), axes, bits)

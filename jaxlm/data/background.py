@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config import DataConfig, UserError
-from jaxlm.data.building import count_cores
 from jaxlm.data.building.workers import end_with_parent, hidden_main
 from jaxlm.data.preparation import prepare
 from jaxlm.data.store import Store
+from jaxlm.hardware import count_cores
 
 ENDED = "data: the process that builds the store has ended early: what is done is kept, start again"
 

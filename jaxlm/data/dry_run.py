@@ -19,13 +19,13 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
-from jaxlm.data.building import count_cores
 from jaxlm.data.building.units import UNIT_BYTES
 from jaxlm.data.file_samples import Sample, take_samples
 from jaxlm.data.preparation import prepare
 from jaxlm.data.report import describe_store, show_bytes
 from jaxlm.data.rules import Predicate
 from jaxlm.data.store import TOKENIZER, Store
+from jaxlm.hardware import count_cores
 from jaxlm.progress import format_duration
 
 OFFSET_BYTES = 8  # of a document in a store

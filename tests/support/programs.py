@@ -1,5 +1,6 @@
 """Programs that tests run in a Python of their own, since they change their process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ OURS = (
     "JAX_COMPILATION_CACHE_DIR",
     "TF_CPP_MIN_LOG_LEVEL",
 )
+OF_TESTS = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
 def start_python(program: str, **environment: str) -> subprocess.Popen:
@@ -54,3 +56,18 @@ def words(program: str, **environment: str) -> list[str]:
     done = run_python(program, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def train_recipe(name: str, directory: Path, *arguments: str) -> dict[str, float]:
+    """Train configs/NAME.py as a user does, in optimized programs: the last value of every tag."""
+    clean = {key: value for key, value in os.environ.items() if key not in (*OURS, *OF_TESTS)}
+    recipe = str(ROOT / "configs" / f"{name}.py")
+    command = [sys.executable, "-m", "jaxlm.train", "--config", recipe]
+    subprocess.run(
+        [*command, *arguments, f"run_directory={directory}"],
+        cwd=ROOT,
+        env={**clean, "JAX_PLATFORMS": "cpu"},
+        check=True,
+    )
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return {tag: value for line in lines for tag, value in json.loads(line).items()}

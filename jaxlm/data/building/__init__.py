@@ -7,7 +7,6 @@ and reads the parts of the training split as they come.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +42,7 @@ from jaxlm.data.tokenizer import Fertility, Tokenizer, load_tokenizer, measure_f
 from jaxlm.data.tokenizer_training import build_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.files import write_atomically
+from jaxlm.hardware import count_cores
 
 SHARD_TOKENS = 1 << 28
 
@@ -154,13 +154,6 @@ def judge_units(
     report_notes(data, notes, extracts, report)
     judgement = read_judgement(folder) or judge_documents(data, folder, extracts, report)
     return JudgedUnits(list(units), judgement, extracts)
-
-
-def count_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # The passes

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 from jaxlm.config import UserError
 from jaxlm.data.building import (
     StoreInputs,
-    count_cores,
     encode_units,
     extract_units,
     judge_units,
@@ -27,6 +26,7 @@ from jaxlm.data.building.units import Unit, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
 from jaxlm.data.store import TOKENIZER
+from jaxlm.hardware import count_cores
 
 Stage = Literal["files", "read", "tokenizer", "tokens"]
 
