@@ -123,6 +123,7 @@ class ModelConfig:
     # The table of initializers is in jaxlm/nn/initializers.py.
     initializer: Literal["gpt2", "normal", "fan_in", "t5"] = "gpt2"
     initializer_std: PositiveFloat = 0.02  # gpt2 and normal
+    zero_head: bool = False  # an untied head starts at 0 (arXiv 2203.03466, appendix D.2)
     # mup: a learning rate that is tuned at mup_base_width holds at every width (arXiv 2203.03466).
     # All other widths and the number of heads grow with the width; of mup_wide_heads the heads
     # keep their number and get wider. docs/scaling.md has the recipe
@@ -234,6 +235,8 @@ class ModelConfig:
         self.check_positions(refuse)
         self.check_layers(refuse)
         self.check_parametrization(refuse)
+        if self.zero_head and self.tied_head:
+            refuse("zero_head", "needs tied_head=false: a tied head is the token embedding")
         if self.generator_share is not None:
             self.check_generator(refuse)
 

@@ -69,11 +69,13 @@ def decoding_config(args: argparse.Namespace) -> DecodingConfig:
 def print_completions(
     loaded: LoadedModel, prompts: Sequence[str], config: DecodingConfig, stream: bool
 ) -> list[dict]:
-    """Print each text after its prompt; with `stream` a single text appears as it is generated."""
+    """Print each text after its prompt; with `stream` a single text appears as it is generated.
+
+    The parameters are used up.
+    """
     model_config = loaded.model.config
-    generator = TextGenerator(
-        loaded.model, unstacked(loaded.params), loaded.tokenizer, loaded.special, config
-    )
+    params = unstacked(loaded.params, free=True)
+    generator = TextGenerator(loaded.model, params, loaded.tokenizer, loaded.special, config)
     is_single = len(prompts) * config.samples == 1
     shown_prompts = list(prompts) if model_config.family == "decoder" else [""] * len(prompts)
     printer = CompletionPrinter(shown_prompts, numbered=not is_single, samples=config.samples)

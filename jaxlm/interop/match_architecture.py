@@ -30,7 +30,13 @@ from jaxlm.interop.tensor_mapping import (
 from jaxlm.types import Tree
 
 # Neither the function nor the tree of parameters depends on these fields.
-TRAINING_FIELDS = ("initializer", "initializer_std", "dropout", "attention_dropout")
+TRAINING_FIELDS = (
+    "initializer",
+    "initializer_std",
+    "zero_head",
+    "dropout",
+    "attention_dropout",
+)
 MAX_FIELDS_SHOWN = 4  # in a message
 FREQUENCY_FIELDS = (
     "rotary_low_frequency_factor",

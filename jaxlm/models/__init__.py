@@ -3,7 +3,7 @@
 from jaxlm.config import ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.model import Model
-from jaxlm.models.stack import unstack
+from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
 from jaxlm.quantization import Rounding
 from jaxlm.types import Tree
@@ -32,14 +32,16 @@ def build(
     return model._replace(rounding=Rounding(precision.weights, precision.weights_start))
 
 
-def unstacked(params: Tree) -> Tree:
+def unstacked(params: Tree, *, free: bool = False) -> Tree:
     """Return the same parameters with the blocks that `decode` reads as a list of layers.
 
-    Generation is faster so: no layer is cut out of a stack for every token.
+    Generation is faster so: no layer is cut out of a stack for every token. With `free` each stack
+    is deleted when its layers are cut out, so that no two are in memory twice; not under jit.
     """
     if "decoder" in params:  # the encoder stays stacked: it reads the source once
-        return params | {"decoder": unstacked(params["decoder"])}
-    return params | {"blocks": unstack(params["blocks"])}
+        return params | {"decoder": unstacked(params["decoder"], free=free)}
+    blocks = params["blocks"]
+    return params | {"blocks": take_apart(blocks) if free else unstack(blocks)}
 
 
 __all__ = ["Model", "build", "unstacked"]

@@ -90,6 +90,16 @@ unstack.defvjp(
 )
 
 
+def take_apart(tree: Tree) -> list[Tree]:
+    """Return `unstack(tree)`, and delete the arrays of the tree, each before the next is cut."""
+    stacks, structure = jax.tree.flatten(tree)
+    layers_by_stack = []
+    for stack in stacks:
+        layers_by_stack.append(jax.block_until_ready([stack[i] for i in range(len(stack))]))
+        stack.delete()
+    return [structure.unflatten(layer) for layer in zip(*layers_by_stack, strict=True)]
+
+
 @jax.custom_vjp
 def in_turn(weights: Tree, x: jax.Array) -> tuple[Tree, jax.Array]:
     """Return both as they are. The backward pass computes their gradients before it uses any.

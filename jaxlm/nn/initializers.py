@@ -12,8 +12,9 @@ The table is by the weight's role:
     relative   bias per distance           std            std     1/sqrt(width)     1/sqrt(width)
 
 `std` is model.initializer_std, `in` the inputs of each output (fan in), N the layers, K the width
-of a head. Norm scales start at 1, all biases but the relative one at 0. Under muP these are the
-standard deviations at the base width; `parametrization.std_factor` has what follows at others.
+of a head. Norm scales start at 1, all biases but the relative one at 0; so does the head with
+model.zero_head. Under muP these are the standard deviations at the base width;
+`parametrization.std_factor` has what follows at others.
 
 Sources: gpt2, Radford et al. 2019 section 2.3 (residual layers scaled by 1/sqrt(their number));
 normal, Devlin et al. 2018 and the Llama and BLOOM releases (one std for all); fan_in, LeCun et al.
@@ -65,6 +66,8 @@ def normal(config: ModelConfig, role: Role, fan_in: int):
     """
     base_std = STD[config.initializer](role, fan_in / config.width_ratio, config)
     std = base_std * std_factor(config, role)
+    if role == "head" and config.zero_head:
+        return jax.nn.initializers.zeros
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)

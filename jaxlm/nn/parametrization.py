@@ -14,7 +14,7 @@ attention are divided by the width of a head and not by its root (definition 4.1
 wider: with "mup_wide_heads". `optim/width_rates.py` has the learning rates of all optimizers.
 
 Logits, and scores of wide heads, start smaller in wide models, by 1 / sqrt(m). Heads that start at
-0, which appendix D.2 proposes, would start alike; they train worse (docs/scaling.md).
+0 (appendix D.2; `model.zero_head`) start alike at all widths.
 """
 
 from typing import Literal

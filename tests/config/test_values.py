@@ -530,6 +530,7 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "model.mup_base_width",
         "is only used with parametrization='mup', got 'standard'",
     ),
+    (["model.zero_head=true"], "model.zero_head", "needs tied_head=false"),
     (["objective.noise_share=0"], "objective.noise_share", "between 0 and 1, got 0.0"),
     (
         ["objective.random_share=0.3"],

@@ -1,6 +1,7 @@
 """Measured starting values of every parameter against the table, written out by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -171,3 +172,17 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     For independent values its standard deviation is 1 / sqrt(their number).
     """
     return abs(float(np.corrcoef(a.ravel(), b.ravel())[0, 1]))
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_a_head_can_start_at_zero(family):
+    model = config.ModelConfig(
+        family=family, layers=1, width=16, heads=2, vocabulary_size=64, tied_head=False
+    )
+    (start,) = draws(replace(model, zero_head=True), (0,))
+    (other,) = draws(model, (0,))
+    assert start.keys() == other.keys()
+    for path, weight in start.items():
+        is_head = path.endswith("head.kernel")
+        assert not weight.any() if is_head else (weight == other[path]).all(), path
+        assert other[path].any() or not is_head
