@@ -120,20 +120,51 @@ def test_every_mesh_makes_the_same_updates(name, parallel):
 def test_every_mesh_has_the_losses_of_one_device(name, parallel):
     """By the bound that AdamW has in tests/sharding."""
     found, expected = (
-        losses(count, name, tuple(given.items())) for count, given in ((8, parallel), (1, {}))
+        losses_with(count, name, tuple(given.items())) for count, given in ((8, parallel), (1, {}))
     )
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
 @cache
-def losses(devices: int, name: str, parallel: tuple) -> list[float]:
-    parts = tiny.parts(devices, with_optimizer(name, tiny.CONFIG), **dict(parallel))
+def losses_with(devices: int, name: str, parallel: tuple) -> list[float]:
+    return losses(tiny.parts(devices, with_optimizer(name, tiny.CONFIG), **dict(parallel)), 5)
+
+
+def losses(parts: tiny.Parts, steps: int) -> list[float]:
+    """Return the losses of steps from the initial values of one device."""
     current, step = parts.place(tiny.initial_state(parts.config)), parts.step()
     found = []
-    for number in range(5):
+    for number in range(steps):
         current, metrics = step(current, parts.put(tiny.batch(number, parts.config)))
         found.append(float(metrics.loss))
     return found
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "parallel"),
+    [
+        pytest.param("decoder", "muon", dict(zero=3, tensor=2), marks=pytest.mark.slow),
+        *(
+            pytest.param(family, "adamw", mesh, marks=pytest.mark.campaign)
+            for family in tiny.FAMILIES
+            for mesh in MESHES
+        ),
+    ],
+    ids=str,
+)
+def test_every_mesh_and_microbatches_train_mup_as_one_device_does(family, kind, parallel):
+    base = tiny.FAMILIES[family]
+    width = base.model.width // 2
+    wide = replace(base.model, parametrization="mup", mup_base_width=width)
+    mup = replace(base, model=wide, optimizer=replace(base.optimizer, kind=kind))
+    expected = losses(tiny.parts(1, mup), 4)
+    # float32 sums in another order, as in tests/sharding.
+    np.testing.assert_allclose(losses(tiny.parts(8, mup, **parallel), 4), expected, rtol=2e-6)
+    halves = replace(mup, training=replace(mup.training, microbatches=2))
+    np.testing.assert_allclose(losses(tiny.parts(8, halves, **parallel), 4), expected, rtol=2e-6)
+    # The factors do something: the standard model has other losses.
+    plain = replace(mup, model=base.model)
+    assert not np.allclose(losses(tiny.parts(1, plain), 2), expected[:2], rtol=1e-4)
 
 
 # The work of Muon
