@@ -181,7 +181,7 @@ class PrecisionConfig:
     loss_scale_backoff: ShareBetween = 0.5
     # Train with matrices as `jaxlm.convert quantize` rounds them: int4 in groups of 32
     weights: Literal["int8", "int4"] | None = None
-    weights_start: ShareBelowOne = 0.75  # weights: share of the steps before the first rounded one
+    weights_start: ShareBelowOne = 0.85  # weights: share of the steps before the first rounded one
 
     def __post_init__(self):
         if self.matmul == "float8" and self.compute == "float16":

@@ -177,7 +177,7 @@ def check_output_file(option: str, path: str | None) -> None:
         return
     target = Path(path)
     try:
-        if not path or target.is_dir():
+        if path in ("", "-") or target.is_dir():  # "-" means stdout where a command has that
             raise UserError(f"{option}: {path!r} is no file name: name a file to write")
         if not target.parent.is_dir():
             raise UserError(f"{option}: {target.parent}: no such folder")

@@ -433,6 +433,11 @@ MISTAKES = {  # arguments behind the model's, by family -> what the line says
         ["--prompt", "a", "--embed", "--out", "."],
         "--out: '.' is no file name",
     ),
+    "no file to write": (
+        "encoder",
+        ["--prompt", "a", "--embed", "--out", "-"],
+        "--out: '-' is no file name",
+    ),
     "one file for two": (
         "encoder",
         ["--prompt", "a", "--embed", "--out", "results.json"],
