@@ -7,6 +7,7 @@ import sys
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.trees import random_params
@@ -562,6 +563,7 @@ def test_scores_that_are_not_finite_end_with_exit_4(use, monkeypatch, capsys, tm
         return np.where(np.arange(leaf.shape[-1]) == 3, value, leaf) if is_scale else leaf
 
     broken = jax.tree_util.tree_map_with_path(break_scale, params)
+    broken = jax.tree.map(jnp.array, broken)  # copies: `generate` uses them up
     result = LoadedModel(tmp_path, model, broken, TOKENIZER, SPECIAL[family], None, None)
     monkeypatch.setattr("jaxlm.load_model.load_model", lambda *_, **__: result)
     monkeypatch.setattr(generate, "check_model_directory", lambda _: None)

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import tiny
+from support.hf_directories import random_weights
 
 from jaxlm import config, models
 from jaxlm.losses import loss_sums
 from jaxlm.models.stack import run_stack
 from jaxlm.nn.execution import Execution
 from jaxlm.plan.operations import BARRIER, flatten
+from jaxlm.quantization import quantize_params
 from jaxlm.types import Batch, Tree
 
 # Dropout is on: its random numbers must not depend on how the stack is run either.
@@ -208,3 +210,17 @@ def test_unrolled_layers_on_gpus_finish_their_gradients_in_turn(blocks, platform
     program = flatten(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
     operands = [len(o.operands) for o in program.operations if o.name == BARRIER]
     assert operands.count(len(jax.tree.leaves(params["blocks"])) + 1) == barriers
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_stacks_are_freed_when_their_layers_are_cut_out(family):
+    """Rounded weights too, whose stacks have an array of levels and one of scales."""
+    shape = tiny.FAMILIES[family].model
+    weights = jax.tree.map(jnp.asarray, random_weights(shape))
+    params = quantize_params(models.build(shape).axes, weights, 4, group=8)
+    expected = jax.tree.map(np.asarray, models.unstacked(params))
+    stacks = params["blocks"] if family == "decoder" else params["decoder"]["blocks"]
+
+    found = models.unstacked(params, free=True)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(stack.is_deleted() for stack in jax.tree.leaves(stacks))
