@@ -249,6 +249,7 @@ def read_run_tokenizer(path: Path, run_config: Config) -> tuple[data.Tokenizer, 
         run_config.objective,
         load_tokenizer_json(file),
         read_kept_generation(path),
+        run_config.model.family,
     )
     tokenizer_config = dataclasses.replace(
         run_config.tokenizer, kind="file", path=str(file), vocabulary_size=None

@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from jaxlm.config.adapter import AdapterConfig
+from jaxlm.config.classifier import ClassifierConfig
 from jaxlm.config.data import (
     CurationConfig,
     DataConfig,
@@ -34,7 +36,9 @@ from jaxlm.config.training import (
 )
 
 __all__ = [
+    "AdapterConfig",
     "CheckpointConfig",
+    "ClassifierConfig",
     "Config",
     "ConfigError",
     "CurationConfig",

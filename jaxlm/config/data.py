@@ -64,6 +64,9 @@ class TokenizerConfig:
     # mixture_of_denoisers: the tokens of its R-, S- and X-denoisers
     denoiser_tokens: tuple[NonEmpty, NonEmpty, NonEmpty] = ("[R]", "[S]", "[X]")
     training_megabytes: PositiveDouble = 256.0  # trained kinds: MB of text to read, at most
+    # instruction, preference: the name of a template (chatml, alpaca, plain) or a file with one in
+    # Jinja. None: that of the base
+    chat_template: NonEmpty | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -124,7 +127,8 @@ class SourceConfig:
     path: SourcePath | None = None  # a file, a folder or a glob, or the URL of one
     # auto: by content, and by name where that can't tell. Files may be compressed by gzip,
     # Zstandard, xz or bzip2, but for Parquet and Arrow. pairs: a text and its target in each record
-    # of any format. tokens: ids of tokenizer.path, as nanoGPT, llm.c, Megatron or OLMo write them
+    # of any format; messages, labelled, preferences: so are conversations, texts with labels, and
+    # prompts with two answers. tokens: ids of tokenizer.path, as nanoGPT, llm.c, Megatron or OLMo write them
     format: Literal[
         "auto",
         "text",
@@ -138,12 +142,18 @@ class SourceConfig:
         "pairs",
         "python_stdlib",
         "tokens",
+        "messages",
+        "labelled",
+        "preferences",
     ] = "auto"
     text_key: str = "text"  # the key, or column, of the document
     text_keys: tuple[NonEmpty, ...] = ()  # instead: several, whose texts are joined
     text_join: str = "\n\n"  # what stands between these
     source_key: str = "source"  # pairs: the key of the encoder's text
     target_key: str = "target"  # pairs: the key of the decoder's text
+    # messages, labelled, preferences: (name, key in the file) where they differ, such as
+    # (("label", "sentiment"),). docs/finetuning.md lists the names
+    keys: tuple[tuple[NonEmpty, NonEmpty], ...] = ()
     documents: Positive | None = None  # read the first ones only. None: all
     # keep the documents in one of these, by ISO 639-1 code ("en", "de"). (): all
     languages: tuple[NonEmpty, ...] = ()
@@ -234,6 +244,9 @@ class DataConfig:
     curation: CurationConfig = CurationConfig()
     # T: weights are the tokens of the sources to the power of 1/T. None: those of the sources
     mixture_temperature: PositiveDouble | None = None
+    # Weights are the examples of the sources, each counted up to so many (FLAN, arXiv 2109.01652).
+    # None: those of the sources
+    mixture_cap: Positive | None = None
     # (step, weights): one weight for each source, from that step on
     mixture_schedule: tuple[tuple[Count, tuple[NonNegativeDouble, ...]], ...] = ()
     store: FilePath = "stores"  # folder of the tokenized corpora, shared by runs

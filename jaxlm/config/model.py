@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Literal
 
+from jaxlm.config.classifier import ClassifierConfig
 from jaxlm.config.fields import (
     Bounds,
     Count,
@@ -133,6 +134,7 @@ class ModelConfig:
     # encoders: ELECTRA (arXiv 2003.10555), whose generator has this share of the width, the heads
     # and the MLP (small and large 1/4, base 1/3). 0: its generator is not there. None: no ELECTRA
     generator_share: Share | None = None
+    classifier: ClassifierConfig = ClassifierConfig()
 
     @property
     def key_value_heads(self) -> int:

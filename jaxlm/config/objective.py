@@ -17,21 +17,35 @@ ObjectiveKind = Literal[
     "pairs",
     "mixture_of_denoisers",
     "mixture",
+    "instruction",
+    "classify",
+    "preference",
 ]
 
 Denoiser = Literal["R", "S", "X"]
 
-# The family that each objective trains; a mixture trains that of its parts.
-TRAINED_BY: dict[str, Family] = {
-    "causal": "decoder",
-    "prefix": "decoder",
-    "fill_in_the_middle": "decoder",
-    "masked": "encoder",
-    "replaced_tokens": "encoder",
-    "span": "encoder_decoder",
-    "infilling": "encoder_decoder",
-    "pairs": "encoder_decoder",
-    "mixture_of_denoisers": "encoder_decoder",
+# The families that each objective trains; a mixture trains that of its parts.
+TRAINED_BY: dict[str, tuple[Family, ...]] = {
+    "causal": ("decoder",),
+    "prefix": ("decoder",),
+    "fill_in_the_middle": ("decoder",),
+    "masked": ("encoder",),
+    "replaced_tokens": ("encoder",),
+    "span": ("encoder_decoder",),
+    "infilling": ("encoder_decoder",),
+    "pairs": ("encoder_decoder",),
+    "mixture_of_denoisers": ("encoder_decoder",),
+    "instruction": ("decoder", "encoder_decoder"),
+    "classify": ("encoder", "decoder", "encoder_decoder"),
+    "preference": ("decoder",),
+}
+
+# Objectives whose records have several parts -> the format of their sources.
+SOURCE_FORMATS = {
+    "pairs": "pairs",
+    "instruction": "messages",
+    "classify": "labelled",
+    "preference": "preferences",
 }
 
 # UL2's denoisers: token, share of noise, mean span (arXiv 2205.05131, table 1). The S-denoiser
@@ -55,6 +69,18 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "span": ("pad", "sentinels"),
     "infilling": ("pad", "mask"),
     "pairs": ("pad",),
+    "instruction": ("pad",),
+    "classify": ("pad",),
+    "preference": ("pad",),
+}
+
+
+# The kinds that read a field. All others refuse another value than the default.
+READ_BY = {
+    "too_long": ("instruction", "classify", "preference"),
+    "class_weights": ("classify",),
+    "preference_loss": ("preference",),
+    "beta": ("preference",),
 }
 
 
@@ -80,6 +106,11 @@ class ObjectiveConfig:
                 encoder-decoders: spans that were cut out in one of seven ways, which the first
                 token of the source tells (UL2)
     mixture     one of several objectives of a family in each sample: `parts`, by their weights
+    instruction
+                decoders, encoder-decoders: the assistant's turns of a conversation, from sources of
+                format "messages"
+    classify    all families: labels, from sources of format "labelled"
+    preference  decoders: the better one of two answers (DPO), from sources of format "preferences"
     """
 
     kind: ObjectiveKind = "causal"
@@ -101,6 +132,15 @@ class ObjectiveConfig:
     spm_rate: Share = 0.5  # fill_in_the_middle: of these, share with the suffix before the prefix
     # span, infilling: the source begins with the token of this denoiser. None: no such token
     denoiser: Denoiser | None = None
+    # instruction, classify, preference: what happens to examples that are longer than a sample.
+    # cut: their end is left out, of an instruction's prompt the start; drop: they are left out
+    too_long: Literal["cut", "drop"] = "cut"
+    # classify: weight of each label, in the order of model.classifier.labels. (): all the same
+    class_weights: tuple[PositiveFloat, ...] = ()
+    # preference: dpo (arXiv 2305.18290), ipo (2310.12036), or dpo by the mean of the tokens'
+    # log-probabilities
+    preference_loss: Literal["dpo", "ipo", "dpo_mean"] = "dpo"
+    beta: PositiveFloat = 0.1  # preference: strength of the pull to the reference
     parts: "tuple[ObjectiveConfig, ...]" = ()  # mixture: the objectives
     weight: PositiveFloat = 1.0  # of one of the parts: share of the samples, relative to the others
 
@@ -121,8 +161,8 @@ class ObjectiveConfig:
         )
 
     @property
-    def family(self) -> Family:
-        """Return the family that the objective trains."""
+    def families(self) -> tuple[Family, ...]:
+        """Return the families that the objective can train."""
         return TRAINED_BY[self.mixed[0].kind]
 
     @property
@@ -157,9 +197,18 @@ class ObjectiveConfig:
             refuse("mean_span", f"a span has at least one token, got {self.mean_span}")
         if self.target_length is not None and self.kind != "pairs":
             refuse("target_length", f"is only used with kind='pairs', got {self.kind!r}")
+        for name, kinds in READ_BY.items():
+            if getattr(self, name) != field_default(name) and self.kind not in kinds:
+                names = " and ".join(map(repr, kinds))
+                refuse(name, f"is only used with kind={names}, got {self.kind!r}")
         if self.denoiser is not None and self.kind not in ("span", "infilling"):
             refuse("denoiser", f"is for kind='span' and 'infilling', got {self.kind!r}")
         check_parts(self, refuse)
+
+
+def field_default(name: str) -> object:
+    """Return the default of a field of the section."""
+    return ObjectiveConfig.__dataclass_fields__[name].default
 
 
 def check_parts(config: ObjectiveConfig, refuse: Callable[[str, str], None]) -> None:
@@ -171,10 +220,14 @@ def check_parts(config: ObjectiveConfig, refuse: Callable[[str, str], None]) -> 
         return
 
     for part in config.parts:
-        if part.kind in ("pairs", "replaced_tokens", "mixture_of_denoisers", "mixture"):
+        if part.kind in SOURCE_FORMATS or part.kind in (
+            "replaced_tokens",
+            "mixture_of_denoisers",
+            "mixture",
+        ):
             refuse("parts", f"{part.kind!r} can't be part of a mixture")
     for name, values in (
-        ("trains model.family", [TRAINED_BY[part.kind] for part in config.parts]),
+        ("trains model.family", [TRAINED_BY[part.kind][0] for part in config.parts]),
         ("has decoder_start", [part.start for part in config.parts]),
     ):
         if len({*values}) > 1:

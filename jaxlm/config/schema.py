@@ -3,6 +3,8 @@
 Each section is a frozen dataclass with units in the names or beside them:
 
     model.py       model
+    classifier.py  model.classifier
+    adapter.py     adapter
     objective.py   objective
     data.py        tokenizer, data, data.sources, data.validation
     training.py    optimizer, parallel, precision, training, evaluation, checkpoint, logging
@@ -14,11 +16,12 @@ each other are refused when a section is built, with the path of the key to chan
 
 from typing import Annotated
 
+from jaxlm.config.adapter import AdapterConfig
 from jaxlm.config.data import DataConfig, TokenizerConfig
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import Bounds, FilePath, section
 from jaxlm.config.model import ModelConfig
-from jaxlm.config.objective import TRAINED_BY, ObjectiveConfig
+from jaxlm.config.objective import SOURCE_FORMATS, TRAINED_BY, ObjectiveConfig
 from jaxlm.config.runtime import RuntimeConfig
 from jaxlm.config.training import (
     CheckpointConfig,
@@ -46,8 +49,12 @@ class Config:
     """A run. Everything that follows is a function of it."""
 
     run_directory: FilePath | None = None  # None: runs/ and the name of the config file
+    # The run or Hugging Face directory whose model, tokenizer and weights the run starts from.
+    # None: random weights
+    base: FilePath | None = None
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
@@ -113,9 +120,10 @@ class Config:
     def check_objective(self) -> None:
         """Refuse a family, an objective and formats of sources that do not go together."""
         kind, family = self.objective.kind, self.model.family
-        if self.objective.family != family:
-            fitting = [repr(name) for name, trained in TRAINED_BY.items() if trained == family]
-            reason = f"{kind!r} trains model.family={self.objective.family!r}, got {family!r}"
+        if family not in self.objective.families:
+            fitting = [repr(name) for name, families in TRAINED_BY.items() if family in families]
+            trained = " and ".join(map(repr, self.objective.families))
+            reason = f"{kind!r} trains model.family={trained}, got {family!r}"
             raise ConfigError("objective.kind", f"{reason} (it takes {', '.join(fitting)})")
 
         share = self.model.generator_share
@@ -126,20 +134,33 @@ class Config:
             reason = f"{kind!r} trains no generator (model.generator_share): use 'replaced_tokens'"
             raise ConfigError("objective.kind", reason)
 
+        if (kind == "classify") != (self.model.classifier.kind != "none"):
+            reason = "'classify' needs one of 'sequence' and 'token'"
+            if kind != "classify":
+                reason = f"objective.kind={kind!r} predicts tokens, which needs 'none'"
+            got = f"got {self.model.classifier.kind!r}"
+            raise ConfigError("model.classifier.kind", f"{reason}, {got}")
+
         if self.objective.weight != 1:
             raise ConfigError("objective.weight", "is only used in objective.parts")
 
         for number, source in enumerate(self.data.sources):
-            if (source.format == "pairs") != (kind == "pairs"):
+            needed = SOURCE_FORMATS.get(kind)
+            if source.format != needed and (needed or source.format in SOURCE_FORMATS.values()):
                 reason = f"{source.format!r} does not go with objective.kind={kind!r}"
+                needs = {name: each for each, name in SOURCE_FORMATS.items()}
+                remedy = f"{kind!r} needs {needed!r}"
+                if not needed:
+                    remedy = f"{source.format!r} needs {needs[source.format]!r}"
                 key = f"data.sources.{number}.format"
-                raise ConfigError(key, f"{reason}: 'pairs' needs 'pairs'")
+                raise ConfigError(key, f"{reason}: {remedy}")
 
             if source.format == "tokens" and self.tokenizer.kind != "file":
                 reason = "'tokens' are the ids of a tokenizer that is there: "
                 reason += f"it needs tokenizer.kind='file', got {self.tokenizer.kind!r}"
                 raise ConfigError(f"data.sources.{number}.format", reason)
 
-        if kind == "pairs" and self.data.validation.method == "tail":
-            reason = "'tail' would cut pairs in two; 'hash' and 'source' keep them whole"
+        if kind in SOURCE_FORMATS and self.data.validation.method == "tail":
+            what = "pairs" if kind == "pairs" else "examples"
+            reason = f"'tail' would cut {what} in two; 'hash' and 'source' keep them whole"
             raise ConfigError("data.validation.method", reason)

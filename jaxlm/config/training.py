@@ -236,13 +236,25 @@ class EvaluationConfig:
 
 @section("checkpoint")
 class CheckpointConfig:
-    """The checkpoints: the newest `keep`, and the best by eval/loss, stay on disk.
+    """The checkpoints: the newest `keep`, and the best by one figure, stay on disk.
 
     One is always written at the end and on a signal.
     """
 
     every_steps: Count = 1000  # 0: only at the end and on a signal
     keep: Positive = 2
+    # The figure of the evaluation by which a checkpoint is the best: eval/loss, the lowest one, or
+    # of a classifier the highest eval/accuracy, eval/macro_f1, eval/micro_f1, eval/matthews,
+    # eval/spearman or eval/entity_f1
+    best: Literal[
+        "eval/loss",
+        "eval/accuracy",
+        "eval/macro_f1",
+        "eval/micro_f1",
+        "eval/matthews",
+        "eval/spearman",
+        "eval/entity_f1",
+    ] = "eval/loss"
 
 
 @section("logging")

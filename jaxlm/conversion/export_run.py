@@ -72,6 +72,7 @@ def export_run(
         run_config.objective,
         load_tokenizer_json(run / TOKENIZER_FILE),
         read_kept_generation(run),
+        run_config.model.family,
     )
     kept_generation = read_kept(run / GENERATION_CONFIG_FILE)
     kept_tokenizer = read_kept(run / TOKENIZER_CONFIG_FILE)

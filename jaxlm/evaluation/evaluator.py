@@ -157,7 +157,7 @@ class Evaluator:
             values["eval/bits_per_byte"] = scoring.bits_per_byte(
                 score.loss, score.targets, self.text_bytes
             )
-        elif self.config.objective.family == "encoder":
+        elif self.config.model.family == "encoder":
             values["eval/masked_accuracy"] = score.accuracy
         if objective != "causal":
             values["eval/unigram_entropy"] = self.unigram_entropy

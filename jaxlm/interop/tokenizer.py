@@ -232,10 +232,11 @@ def run_tokenizer_frame(
     objective: ObjectiveConfig,
     inner: tokenizers.Tokenizer,
     generation: GenerationConfig | None = None,
+    family: str | None = None,
 ) -> TokenizerFrame:
     """Return the special tokens of a run whose tokenizer.json is `inner`.
 
-    What stands around a text is what the samples of its objective have there. `generation` is what
+    `family` is that of the model; None: the first that the objective trains. What stands around a text is what the samples of its objective have there. `generation` is what
     an imported run keeps: more ends of a generation, tokens that are forced.
     """
     vocabulary = inner.get_vocab(with_added_tokens=True)
@@ -247,7 +248,7 @@ def run_tokenizer_frame(
     }
     ids = {role: vocabulary[name] for role, name in names.items() if name is not None}
 
-    family = objective.family
+    family = family or objective.families[0]
     default_bos_id = ids["end_of_text"] if family == "decoder" else None
     before, after = tokens_around_text(inner)
     if not before and not after:
