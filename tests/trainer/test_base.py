@@ -61,7 +61,7 @@ def test_a_recipe_has_the_model_of_its_base_and_its_own_dropout(tuned):
     cfg = load("tuned.py")
     assert cfg.model == base.model and cfg.model.dropout == 0.1
     assert load("tuned.py", ["data.sequence_length=32"])
-    with pytest.raises(ConfigError, match="2000 exceeds model.context_length \\(32\\)"):
+    with pytest.raises(ConfigError, match=r"2000 exceeds model\.context_length \(32\)"):
         load("tuned.py", ["data.sequence_length=2000"])
     assert load("tuned.py", ["model.dropout=0.0"]).model.dropout == 0  # though it is the default
     assert cfg.tokenizer.pad == cfg.tokenizer.end_of_text  # the tokenizer has no token for it
@@ -79,7 +79,7 @@ def test_what_does_not_fit_the_base_is_refused_in_one_line(tuned):
 
     Path("hf").mkdir()
     Path("hf/config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="becomes a run by python -m jaxlm.convert import hf RUN"):
+    with pytest.raises(ConfigError, match=r"becomes a run by python -m jaxlm\.convert import hf RUN"):
         load("tuned.py", ["base=hf"])
 
 
