@@ -79,7 +79,7 @@ def test_what_does_not_fit_the_base_is_refused_in_one_line(tuned):
 
     Path("hf").mkdir()
     Path("hf/config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"becomes a run by python -m jaxlm\.convert import hf RUN"):
+    with pytest.raises(ConfigError, match=r"becomes a run by python -m jaxlm\.convert import hf"):
         load("tuned.py", ["base=hf"])
 
 
