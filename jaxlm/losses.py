@@ -33,6 +33,20 @@ class DetectionSums(NamedTuple):
     count: Array  # tokens
 
 
+class PreferenceLoss(NamedTuple):
+    """The loss of an objective of preferences."""
+
+    kind: str  # "dpo", "ipo" or "dpo_mean"
+    beta: float
+
+
+class RewardSums(NamedTuple):
+    """Sums over pairs of the rewards of the chosen and of the rejected answers; float32 scalars."""
+
+    chosen: Array
+    rejected: Array
+
+
 class LossSums(NamedTuple):
     """Sums over the targets that count; float32 scalars. Divide them by the global count."""
 
@@ -41,6 +55,7 @@ class LossSums(NamedTuple):
     correct: Array  # targets that have the highest score
     count: Array  # weights of the targets
     detection: DetectionSums | None = None  # replaced-token detection, whose targets are hidden
+    rewards: RewardSums | None = None  # preferences, whose targets are pairs
 
 
 def zero_sums(*, detects: bool = False) -> LossSums:
