@@ -28,6 +28,7 @@ LEVELS = {
     "losses": 1,
     "loss_scaling": 2,
     "detection": 2,
+    "preference": 2,
     "mesh_execution": 2,
     "models": 2,
     "objectives": 2,
