@@ -93,6 +93,9 @@ def assemble_run(
         deterministic=config.runtime.deterministic,
     )
     model = models.build(config.model, config.precision, execution, config.adapter)
+    if config.objective.kind == "preference":
+        goal = config.objective
+        model = model._replace(preference=losses.PreferenceLoss(goal.preference_loss, goal.beta))
     placement = Placement(
         mesh,
         model.axes,

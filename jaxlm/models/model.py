@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 
 from jaxlm.config import AdapterConfig, ModelConfig
+from jaxlm.losses import PreferenceLoss
 from jaxlm.nn.adapter import is_adapter
 from jaxlm.nn.cache import Cache
 from jaxlm.parameter_names import drop
@@ -58,6 +59,9 @@ class Model(NamedTuple):
 
     # The adapters among the parameters; with rank 0 there are none.
     adapter: AdapterConfig = AdapterConfig()
+
+    # The loss of steps on pairs of answers; None: that of tokens.
+    preference: PreferenceLoss | None = None
 
     def head(self, params: Tree, x: Array) -> Array:
         """Return float32 logits [..., vocabulary_size] of features [..., D]."""
