@@ -35,6 +35,7 @@ LEVELS = {
     "sharding": 2,
     "benchmark": 3,
     "card": 3,
+    "chat": 3,
     "checkpoint": 3,
     "conversion": 3,
     "throughput": 3,
@@ -133,6 +134,7 @@ ONLY_IN = {
     "fsspec": {"data"},
     "grain": {"data"},
     "huggingface_hub": {"card"},
+    "jinja2": {"chat"},
     "lm_eval": {"harness"},
     "orbax": {"checkpoint"},
     "tensorboard": {"monitor"},
@@ -158,6 +160,7 @@ ONLY_IN = {
 WITHOUT_JAX = {
     "accelerators",
     "card",
+    "chat",
     "communication",
     "config",
     "data",
