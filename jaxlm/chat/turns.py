@@ -7,7 +7,7 @@ nowhere else. What stands before and after that character is the text around the
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxlm.chat.rendering import RenderedText, RenderingJob
+from jaxlm.chat.rendering import RenderedText, RenderingJob, TemplateRefusal
 from jaxlm.config import UserError
 
 # Private-use characters: no text has all of them, and no template treats them in its own way.
@@ -28,8 +28,8 @@ def find_turns(
 ) -> MarkedText:
     """Return the text of a conversation with the assistant's turns.
 
-    A turn begins behind the generation prompt and ends behind the mark of its end. UserError where
-    the template, `name` in messages, shows a turn in no way that can be followed.
+    A turn begins behind the generation prompt and ends behind the mark of its end. TemplateRefusal
+    where the template, `name` in messages, shows a turn in no way that can be followed.
     """
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     probe = unused_character([template, *(message["content"] for message in messages)])
@@ -48,16 +48,16 @@ def find_turns(
     tail = "" if not turns else text_after(probe, others.pop())
 
     spans: list[tuple[int, int]] = []
-    for probed, prompt in zip(others[::2], others[1::2], strict=True):
+    for place, probed, prompt in zip(turns, others[::2], others[1::2], strict=True):
         if isinstance(probed, UserError):
             raise probed
         if probed.text == whole.text:
             continue  # the template leaves the turn out
         span = compare_texts(whole.text, probed.text, probe, prompt, tail)
         if span is None or (spans and span[0] < spans[-1][1]):
-            raise UserError(
-                f"{name}: does not show where an assistant's turn begins and ends; put "
-                "{% generation %} ... {% endgeneration %} around it"
+            raise TemplateRefusal(
+                f"{name}: does not show where the assistant's turn in message {place + 1} begins "
+                "and ends; put {% generation %} ... {% endgeneration %} around it"
             )
         spans.append(span)
     return MarkedText(whole.text, tuple(spans))
