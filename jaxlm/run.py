@@ -91,6 +91,9 @@ def assemble_run(
         deterministic=config.runtime.deterministic,
     )
     model = models.build(config.model, config.precision, execution)
+    if config.objective.kind == "preference":
+        goal = config.objective
+        model = model._replace(preference=losses.PreferenceLoss(goal.preference_loss, goal.beta))
     placement = Placement(
         mesh,
         model.axes,

@@ -49,8 +49,8 @@ class Config:
     """A run. Everything that follows is a function of it."""
 
     run_directory: FilePath | None = None  # None: runs/ and the name of the config file
-    # The run or Hugging Face directory whose model, tokenizer and weights the run starts from.
-    # None: random weights
+    # The run directory whose model, tokenizer and weights the run starts from. A recipe may set
+    # the model's dropout, initial values and classifier beside it. None: random weights
     base: FilePath | None = None
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
@@ -72,7 +72,14 @@ class Config:
         """Return the size of a tokenizer that is trained for this run."""
         return self.tokenizer.vocabulary_size or self.model.vocabulary_size
 
+    @property
+    def awaits_base(self) -> bool:
+        """Return whether model and tokenizer are still to be taken from the base (`base.py`)."""
+        return self.base is not None and self.tokenizer.path is None
+
     def __post_init__(self):
+        if self.awaits_base:
+            return
         self.check_positions()
         self.check_vocabulary()
         self.check_objective()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 
 from jaxlm.config import ModelConfig
+from jaxlm.losses import PreferenceLoss
 from jaxlm.nn.cache import Cache
 from jaxlm.quantization import Rounding
 from jaxlm.types import Array, Batch, Tree, is_axes
@@ -53,6 +54,9 @@ class Model(NamedTuple):
 
     # How the steps of training and evaluation round the parameters that they are given; None: not.
     rounding: Rounding | None = None
+
+    # The loss of steps on pairs of answers; None: that of tokens.
+    preference: PreferenceLoss | None = None
 
     def head(self, params: Tree, x: Array) -> Array:
         """Return float32 logits [..., vocabulary_size] of features [..., D]."""
