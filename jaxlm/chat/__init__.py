@@ -10,10 +10,12 @@ Imports no jax.
 from jaxlm.chat.conversations import Message as Message
 from jaxlm.chat.conversations import read_conversation as read_conversation
 from jaxlm.chat.conversations import read_messages as read_messages
-from jaxlm.chat.loading import config_tokens as config_tokens
+from jaxlm.chat.loading import TEMPLATE_FILE as TEMPLATE_FILE
+from jaxlm.chat.loading import find_source as find_source
 from jaxlm.chat.loading import has_template as has_template
+from jaxlm.chat.loading import keep_template as keep_template
+from jaxlm.chat.loading import load_config_template as load_config_template
 from jaxlm.chat.loading import load_template as load_template
-from jaxlm.chat.loading import write_template as write_template
 from jaxlm.chat.rendering import TemplateRefusal as TemplateRefusal
 from jaxlm.chat.template import ChatTemplate as ChatTemplate
 from jaxlm.chat.template import Rendered as Rendered

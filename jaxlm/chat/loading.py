@@ -16,7 +16,6 @@ from jaxlm.files import expand_home, read_utf8, write_atomically
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-TOKENIZER_JSON = "tokenizer.json"
 MOST_BYTES = 10 << 20  # real ones have a few thousand
 TOKEN_KEYS = (
     "bos_token",
@@ -39,22 +38,38 @@ def load_template(
     as the folder has them. UserError where there is no template, or none that can be read.
     """
     folder = None if folder is None else Path(folder)
+    name, source = find_source(spec, folder)
     if tokens is None:
         tokens = {} if folder is None else read_template_tokens(folder)
-    if spec is None:
-        if folder is None:
-            raise UserError("tokenizer.chat_template: names no template, and there is no base")
-        name, source = read_folder_template(folder)
-    elif spec in NAMED_TEMPLATES:
-        name, source = f"chat template {spec!r}", NAMED_TEMPLATES[spec]
-        if "eos_token" in source and not tokens.get("eos_token"):
-            raise UserError(f"{name}: needs a token that ends texts (eos_token)")
-    else:
-        name, source = spec, read_template_file(spec)
+    if spec in NAMED_TEMPLATES and "eos_token" in source and not tokens.get("eos_token"):
+        raise UserError(f"{name}: needs a token that ends texts (eos_token)")
 
     template = ChatTemplate(name, source, tuple(sorted(tokens.items())))
     template.check()
     return template
+
+
+def load_config_template(tokenizer: TokenizerConfig, family: str = "decoder") -> ChatTemplate:
+    """Return the chat template of a config: the one that it names, else that of its tokenizer.
+
+    `family` is that of the model. Raises the errors of `load_template`.
+    """
+    folder = tokenizer_folder(tokenizer)
+    if tokenizer.chat_template is None and folder is None:
+        names = list_names([*NAMED_TEMPLATES])
+        raise UserError(f"tokenizer.chat_template: is needed, there is no base: {names} or a file")
+    files = {} if folder is None else read_token_files(folder)
+    return load_template(tokenizer.chat_template, folder, config_tokens(tokenizer, family, files))
+
+
+def find_source(spec: str | None, folder: Path | None = None) -> tuple[str, str]:
+    """Return the name and the text of a template, as `load_template` finds it."""
+    if spec is None:
+        assert folder is not None, "a template without a name is that of a folder"
+        return read_folder_template(folder)
+    if spec in NAMED_TEMPLATES:
+        return f"chat template {spec!r}", NAMED_TEMPLATES[spec]
+    return spec, read_template_file(spec)
 
 
 def has_template(folder: Path) -> bool:
@@ -64,9 +79,21 @@ def has_template(folder: Path) -> bool:
     return bool(read_object(folder / TOKENIZER_CONFIG).get("chat_template"))
 
 
-def write_template(run: Path, template: ChatTemplate) -> None:
-    """Write chat_template.jinja into a run directory."""
-    write_atomically(run / TEMPLATE_FILE, template.source)
+def keep_template(tokenizer: TokenizerConfig, run: Path) -> None:
+    """Write chat_template.jinja into a run directory, where its config or its tokenizer has one."""
+    folder = tokenizer_folder(tokenizer)
+    if tokenizer.chat_template is None and (folder is None or not has_template(folder)):
+        return
+    _, source = find_source(tokenizer.chat_template, folder)
+    write_atomically(run / TEMPLATE_FILE, source)
+
+
+def tokenizer_folder(tokenizer: TokenizerConfig) -> Path | None:
+    """Return the folder that a tokenizer was read from; None for one that is made here."""
+    if tokenizer.path is None:
+        return None
+    path = expand_home(tokenizer.path)
+    return path if path.is_dir() else path.parent
 
 
 def read_template_file(spec: str) -> str:
@@ -144,8 +171,7 @@ def read_template_tokens(folder: Path) -> dict[str, str]:
     if not is_run(folder):
         return tokens
     run_config = config.load(folder / CONFIG_FILE)
-    vocabulary = read_added_tokens(folder / TOKENIZER_JSON)
-    return tokens | config_tokens(run_config.tokenizer, run_config.model.family, vocabulary)
+    return config_tokens(run_config.tokenizer, run_config.model.family, tokens)
 
 
 def read_token_files(folder: Path) -> dict[str, str]:
@@ -165,25 +191,16 @@ def read_token_files(folder: Path) -> dict[str, str]:
     return tokens
 
 
-def read_added_tokens(path: Path) -> set[str]:
-    """Return the names of the added tokens of a tokenizer.json."""
-    added = read_object(path).get("added_tokens")
-    tokens = added if isinstance(added, list) else []
-    return {str(token.get("content")) for token in tokens if isinstance(token, dict)}
-
-
-def config_tokens(tokenizer: TokenizerConfig, family: str, vocabulary: set[str]) -> dict[str, str]:
+def config_tokens(
+    tokenizer: TokenizerConfig, family: str, files: Mapping[str, str]
+) -> dict[str, str]:
     """Return the special tokens of a run's config by the keys that its export gives them.
 
-    `vocabulary` has the names of the special tokens that there are.
+    `files` has those that the files of its tokenizer name, if it was read from some.
     """
     begin = tokenizer.begin_of_text
-    if begin is None and family == "decoder":
-        begin = tokenizer.end_of_text
-    tokens = {
-        "bos_token": begin,
-        "eos_token": tokenizer.end_of_text,
-        "pad_token": tokenizer.pad if tokenizer.pad in vocabulary else None,
-        "mask_token": tokenizer.mask if tokenizer.mask in vocabulary else None,
-    }
-    return {key: name for key, name in tokens.items() if name is not None}
+    if begin is None and family == "decoder" and not files:
+        begin = tokenizer.end_of_text  # GPT-2's ends a text and begins the next
+    own = {} if begin is None else {"bos_token": begin}
+    own["eos_token"] = tokenizer.end_of_text
+    return {"pad_token": tokenizer.pad, **files, **own}
