@@ -36,6 +36,7 @@ LEVELS = {
     "sharding": 2,
     "benchmark": 3,
     "card": 3,
+    "chat": 3,
     "checkpoint": 3,
     "conversion": 3,
     "throughput": 3,
@@ -141,6 +142,7 @@ ONLY_IN = {
     "fsspec": {"data"},
     "grain": {"data"},
     "huggingface_hub": {"card"},
+    "jinja2": {"chat"},
     "lm_eval": {"harness"},
     "orbax": {"checkpoint"},
     "tensorboard": {"monitor"},
@@ -166,6 +168,7 @@ ONLY_IN = {
 WITHOUT_JAX = {
     "accelerators",
     "card",
+    "chat",
     "communication",
     "config",
     "data",
