@@ -195,11 +195,15 @@ def train_step(
     choices of a generator. Scores take at most `tile_bytes` at a time on each device.
     """
     is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
-    is_random |= model.generator is not None
+    is_random |= model.generator is not None or model.adapter.dropout > 0
     shardings = state_shardings(model, optimizer, placement)
     shapes = state_shapes(model, optimizer).params
     gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
     moment_shardings = placement.tree("optimizer", shapes)
+
+    def measured(params: Tree) -> Tree:
+        # Beside adapters the frozen weights would hide all that changes, and may be rounded.
+        return placement.trainable(params) if model.adapter.rank else params
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
@@ -221,7 +225,7 @@ def train_step(
             metrics = StepMetrics(
                 loss=loss,
                 grad_norm=grad_norm,
-                param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
+                param_norm=optax.tree.norm(jax.tree.map(jnp.float32, measured(state.params))),
                 detection=detection,
                 scaling=scaling_metrics(state.optimizer, optimizer_state, grads),
                 rewards=mean_rewards(sums),
