@@ -58,11 +58,15 @@ class LossSums(NamedTuple):
     rewards: RewardSums | None = None  # preferences, whose targets are pairs
 
 
-def zero_sums(*, detects: bool = False) -> LossSums:
-    """Return the sums over no targets; with those of a detection if the model `detects`."""
+def zero_sums(*, detects: bool = False, prefers: bool = False) -> LossSums:
+    """Return the sums over no targets.
+
+    They have those of a detection if the model `detects`, of rewards if it `prefers` an answer.
+    """
     zero = jnp.zeros((), jnp.float32)
     detection = DetectionSums(zero, zero, zero, zero) if detects else None
-    return LossSums(loss=zero, z=zero, correct=zero, count=zero, detection=detection)
+    rewards = RewardSums(zero, zero) if prefers else None
+    return LossSums(zero, zero, zero, zero, detection, rewards)
 
 
 @jax.custom_vjp

@@ -59,7 +59,7 @@ def answer_log_probabilities(
 
 def counted_targets(batch: Batch) -> Array:
     """Return the weight of each target in the answer of each segment, float32 [B, L, 2]."""
-    of_segment = jnp.asarray(batch.segments)[:, :, None] == SEGMENTS
+    of_segment = jnp.asarray(batch.segments)[:, :, None] == SEGMENTS[None, None]
     return jnp.where(of_segment, jnp.asarray(batch.weights)[:, :, None], 0.0)
 
 

@@ -15,6 +15,7 @@ from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.monitor import Monitor, NullMonitor
+from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
 from jaxlm.start import Origin, Start, build_state, find_start
@@ -78,6 +79,13 @@ def train(
 
         # 4. The state: fresh, imported or resumed.
         state = build_state(run, start, checkpoints)
+
+        if config.objective.kind == "preference":
+            is_new = start.origin is not Origin.RESUMED
+            reference = state.params if is_new else None
+            use_reference(
+                run, store, stream.objective, directory, reference, is_leader=group.is_leader
+            )
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.

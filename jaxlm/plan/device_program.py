@@ -18,6 +18,7 @@ from jaxlm import losses, mesh_execution, models, sharding, state, step
 from jaxlm.config import Config, ModelConfig
 from jaxlm.config.mesh import mesh_sizes
 from jaxlm.models import Model
+from jaxlm.models.adapters import with_frozen
 from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
@@ -163,13 +164,12 @@ def trained_bytes(config: Config) -> tuple[float, float]:
 
     Frozen parameters have none. The counters of steps are left out.
     """
-    model = models.build(config.model, config.precision)
+    model = models.build(config.model, config.precision, adapter=config.adapter)
     optimizer = assemble_optimizer(config, model.axes)
     shapes = state.state_shapes(model, optimizer)
+    frozen = with_frozen(config.optimizer, config.adapter, model.axes).frozen
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    trained = sum(
-        leaf.size for leaf in jax.tree.leaves(without(shapes.params, config.optimizer.frozen))
-    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves(without(shapes.params, frozen)))
     held = sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.optimizer) if leaf.ndim
     )
@@ -239,18 +239,19 @@ def place_model(
         config.runtime.attention,
         width=model_config.width,
         token_width=model_config.token_width,
+        rank=config.adapter.rank,
         deterministic=config.runtime.deterministic,
         device=device,
     )
     if device.platform in GPUS:
         execution = execution._replace(per_device=stand_in)
-    model = models.build(model_config, config.precision, execution)
+    model = models.build(model_config, config.precision, execution, config.adapter)
     placement = sharding.Placement(
         mesh,  # type: ignore[arg-type]
         model.axes,
         config.parallel.zero,
         config.precision.gradients,
-        config.optimizer.frozen,
+        with_frozen(config.optimizer, config.adapter, model.axes).frozen,
     )
     return model, placement
 
