@@ -55,7 +55,7 @@ def train(
     store = None if group.is_single else prepare_together(config, group, predicate)
 
     with (
-        Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints,
+        Checkpoints.of_run(directory, config.checkpoint) as checkpoints,
         contextlib.ExitStack() as background,
     ):
         # 1. The config of this run, and where it starts.

@@ -107,6 +107,7 @@ SIDEWAYS = {
     ("plan", "state"): "as above",
     ("plan", "step"): "as above",
     ("plan", "trainer"): "the store and the stream of a recipe whose rates are compared",
+    ("run_checks", "evaluation"): "the figures that a classifier has",
     ("run", "run_checks"): "what a command checks before jax holds with the devices that are there",
     ("run", "runtime"): "the devices of a run",
     ("run", "state"): "bytes of the state on each device",
