@@ -16,6 +16,7 @@ from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
+from jaxlm.evaluation.label_evaluator import build_evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
@@ -114,7 +115,7 @@ def train(
                 monitor.text(start.step, "config", card.code(config_json, "json"))
 
             # 6. The steps, and what the model has learned in them.
-            evaluator = Evaluator(
+            evaluator = build_evaluator(
                 config,
                 run.model,
                 run.placement,

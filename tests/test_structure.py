@@ -116,6 +116,7 @@ SIDEWAYS = {
     ("trainer", "card"): "the trainer tells the story of a run: it calls all of these",
     ("trainer", "checkpoint"): "as above",
     ("trainer", "data"): "as above",
+    ("trainer", "evaluation"): "as above",
     ("trainer", "decoding"): "as above",
     ("trainer", "run"): "as above",
     ("trainer", "run_checks"): "as above",
