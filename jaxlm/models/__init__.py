@@ -2,7 +2,7 @@
 
 from jaxlm.config import ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
-from jaxlm.models.model import Model
+from jaxlm.models.model import Model, no_decoder
 from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
 from jaxlm.quantization import Rounding
@@ -27,6 +27,8 @@ def build(
     """
     precision = precision or PrecisionConfig(compute="float32")
     model = FAMILIES[config.family](config, precision, execution or Execution())
+    if config.is_classifier:  # it writes no text
+        model = model._replace(cache=no_decoder, decode=no_decoder)
     if precision.weights is None:
         return model
     return model._replace(rounding=Rounding(precision.weights, precision.weights_start))
