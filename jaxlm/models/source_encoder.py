@@ -1,15 +1,17 @@
 """The encoder of an encoder-decoder: the source as its batch, and the encoder by itself."""
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models.model import Model
 from jaxlm.models.transformer import build_transformer
 from jaxlm.nn.execution import Execution
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+def build(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
+) -> Model:
     """Return the encoder by itself; it reads the source, and its tree has no decoder."""
-    encoder = build_transformer(config.encoder, precision, execution, causal=False)
+    encoder = build_transformer(config.encoder, precision, execution, adapter, causal=False)
 
     def features(params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
         check_source(batch)
