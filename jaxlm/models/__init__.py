@@ -2,6 +2,7 @@
 
 from jaxlm.config import ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
+from jaxlm.models.extend_vocabulary import extend_vocabulary
 from jaxlm.models.model import Model
 from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
@@ -44,4 +45,4 @@ def unstacked(params: Tree, *, free: bool = False) -> Tree:
     return params | {"blocks": take_apart(blocks) if free else unstack(blocks)}
 
 
-__all__ = ["Model", "build", "unstacked"]
+__all__ = ["Model", "build", "extend_vocabulary", "unstacked"]
