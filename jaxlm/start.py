@@ -10,6 +10,7 @@ from jaxlm import checkpoint, models
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.load_model import restore_weights
+from jaxlm.models.adapters import attach_adapters
 from jaxlm.parameter_names import drop, merge, name_of
 from jaxlm.run import Run
 from jaxlm.sharding import Placement
@@ -57,11 +58,33 @@ def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:
     if start.origin is Origin.RESUMED:
         return checkpoints.restore(start.step, abstract_state(*parts))
     if start.origin is Origin.BASE:
-        return state_from_params(*parts, complete(run, read_base(run)))
+        return state_from_params(*parts, base_params(run))
 
     # An import saves weights alone: the optimizer starts anew.
     params = checkpoints.restore_params(start.step, abstract_state(*parts).params)
     return state_from_params(*parts, params)
+
+
+def base_params(run: Run) -> Tree:
+    """Return the parameters of a run that starts from its base, on the run's mesh.
+
+    Those of a run with adapters are the base's, kept as `adapter.base` says, and fresh adapters.
+    """
+    config, adapter = run.config, run.config.adapter
+    if not adapter.rank:
+        return complete(run, read_base(run))
+
+    plain_model = models.build(config.model, config.precision, run.execution)
+    placement = run.placement._replace(axes=plain_model.axes)
+    plain_run = run._replace(model=plain_model, placement=placement)
+    plain = complete(plain_run, read_base(run))
+
+    def attach(plain: Tree, key: jax.Array) -> Tree:
+        return attach_adapters(adapter, run.model.axes, plain, run.model.init(key))
+
+    shapes = abstract_state(run.model, run.optimizer, run.placement).params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return jax.jit(attach, out_shardings=shardings)(plain, jax.random.key(config.seed))
 
 
 def read_base(run: Run) -> Tree:

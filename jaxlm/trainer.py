@@ -14,7 +14,9 @@ from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
+from jaxlm.evaluation.label_evaluator import build_evaluator
 from jaxlm.monitor import Monitor, NullMonitor
+from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
 from jaxlm.start import Origin, Start, build_state, find_start
@@ -38,7 +40,7 @@ def train(
     store = None if group.is_single else prepare_together(config, group, predicate)
 
     with (
-        Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints,
+        Checkpoints.of_run(directory, config.checkpoint) as checkpoints,
         contextlib.ExitStack() as background,
     ):
         # 1. The config of this run, and where it starts.
@@ -79,6 +81,13 @@ def train(
         # 4. The state: fresh, imported or resumed.
         state = build_state(run, start, checkpoints)
 
+        if config.objective.kind == "preference":
+            is_new = start.origin is not Origin.RESUMED
+            reference = state.params if is_new else None
+            use_reference(
+                run, store, stream.objective, directory, reference, is_leader=group.is_leader
+            )
+
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
         if group.is_leader:
@@ -97,7 +106,7 @@ def train(
                 monitor.text(start.step, "config", card.code(config_json, "json"))
 
             # 6. The steps, and what the model has learned in them.
-            evaluator = Evaluator(
+            evaluator = build_evaluator(
                 config,
                 run.model,
                 run.placement,
@@ -159,6 +168,7 @@ def prepare_together(
             ready=group.leader_is_listening,
             seconds=config.runtime.preparation_timeout_seconds,
             needs=config.objective.needs,
+            examples=data.example_spec(config),
             predicate=predicate,
             begun=begins_early(config),
         )
@@ -235,6 +245,7 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
         config.tokenizer_vocabulary_size,
         log,
         needs=config.objective.needs,
+        examples=data.example_spec(config),
         predicate=predicate,
     )
 
@@ -297,7 +308,9 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     """
     config = run.config
     vocabulary = store.tokenizer.vocabulary
-    objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
+    objective = objectives.build(
+        config.objective, config.data.sequence_length, vocabulary, config.model
+    )
     stream = open_stream(store, config.data, objective, run.schedule, config.seed, log)
     sizes = source_sizes(stream, store, config.data)
     if len(sizes) > 1 and store.construction is not None:

@@ -83,6 +83,7 @@ class Config:
         self.check_positions()
         self.check_vocabulary()
         self.check_objective()
+        self.check_adapter()
 
         if self.optimizer.kind == "schedule_free" and self.precision.params != "float32":
             reason = "the average of 'schedule_free' needs 'float32'"
@@ -90,6 +91,31 @@ class Config:
         if self.runtime.attention == "cudnn" and self.precision.compute == "float32":
             reason = "'cudnn' needs precision.compute='bfloat16' or 'float16'"
             raise ConfigError("runtime.attention", reason)
+
+    def check_adapter(self) -> None:
+        """Refuse adapters of matrices that the model lacks, and what does not go with them."""
+        adapter, model = self.adapter, self.model
+        if not adapter.rank:
+            return
+
+        if "gate" in adapter.targets and not model.gated:
+            raise ConfigError("adapter.targets", "'gate' needs model.gated=true")
+        if "qkv" in adapter.targets and model.family == "encoder_decoder":
+            reason = "'qkv' has one input, and cross attention has two: use 'query', 'key', 'value'"
+            raise ConfigError("adapter.targets", reason)
+        if self.precision.weights is not None:
+            reason = "rounds weights that are trained, and those beside adapters are frozen"
+            remedy = "adapter.base='int8' keeps them rounded"
+            raise ConfigError("precision.weights", f"{reason}: {remedy}")
+        if self.precision.matmul is not None and adapter.base == "int8":
+            reason = f"{self.precision.matmul!r} does not go with adapter.base='int8'"
+            raise ConfigError("precision.matmul", reason)
+        if model.parametrization != "standard":
+            reason = f"{model.parametrization!r} has no learning rates for adapters"
+            raise ConfigError("model.parametrization", f"{reason}: set adapter.rank=0")
+        if self.optimizer.kind in ("muon", "shampoo"):
+            reason = f"{self.optimizer.kind!r} is for whole matrices, not for those of adapters"
+            raise ConfigError("optimizer.kind", f"{reason}: use 'adamw'")
 
     def check_positions(self) -> None:
         """Refuse samples that are longer than the table of learned positions."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm import data, interop, runtime
-from jaxlm.config import Config, SourceConfig, UserError
+from jaxlm.config import AdapterConfig, Config, SourceConfig, UserError
 from jaxlm.conversion.import_model import (
     add_tokens,
     check_is_empty,
@@ -123,6 +123,7 @@ def extend_model(
         loaded.config,
         run_directory=str(out),
         base=None,
+        adapter=AdapterConfig(),  # they are merged into the weights
         tokenizer=replace(
             loaded.config.tokenizer,
             kind="file",

@@ -93,8 +93,12 @@ class Evaluator:
             SourceWindows(name, part, LocalBatches(part, placement.rows))
             for name, part in zip(names, parts, strict=True)
         ]
-        self.step = eval_step(
-            model, config.training, placement, params, compiler_options=compiler_options
+        self.step = self.build_step(model, params, compiler_options)
+
+    def build_step(self, model: Model, params: Tree, compiler_options: dict | None) -> Callable:
+        """Build the jitted `step(params, batch) -> LossSums`."""
+        return eval_step(
+            model, self.config.training, self.placement, params, compiler_options=compiler_options
         )
 
     @cached_property
@@ -142,7 +146,15 @@ class Evaluator:
         score = scoring.combine(parts)
         if not score.targets:
             return {"eval/targets": 0}
-        if score.detection is None:
+        if score.rewards is not None:
+            margin = score.rewards.chosen - score.rewards.rejected
+            values = {
+                "eval/loss": score.loss,
+                "eval/reward_accuracy": score.accuracy,
+                "eval/reward_margin": margin / score.targets,
+                "eval/targets": score.targets,
+            }
+        elif score.detection is None:
             values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
         else:
             figures = scoring.detection_means(score.detection)
@@ -159,7 +171,7 @@ class Evaluator:
             )
         elif self.config.model.family == "encoder":
             values["eval/masked_accuracy"] = score.accuracy
-        if objective != "causal":
+        if objective not in ("causal", "preference"):
             values["eval/unigram_entropy"] = self.unigram_entropy
             values["eval/targets"] = score.targets
 
@@ -218,6 +230,11 @@ class Evaluator:
                 f"{scores['eval/replaced_share']:.2%} replaced (loss "
                 f"{scores['eval/detection_loss']:.4f}); generator {masked_loss:.4f}"
             )
+        if "eval/reward_accuracy" in scores:
+            text += (
+                f", {scores['eval/reward_accuracy']:.1%} of {int(scores['eval/targets']):,} pairs "
+                f"right, margin {scores['eval/reward_margin']:.4f}"
+            )
         if "eval/masked_accuracy" in scores:
             text += f", {scores['eval/masked_accuracy']:.1%} right"
 
@@ -240,9 +257,12 @@ class Evaluator:
             if compressors:
                 text += f" ({', '.join(compressors)})"
 
+        return text + self._losses_by_source(scores)
+
+    def _losses_by_source(self, scores: dict[str, float]) -> str:
         tags = {source.name: f"eval/loss/{source.name}" for source in self.sources}
         losses = [f"{name} {scores[tag]:.4f}" for name, tag in tags.items() if tag in scores]
-        return f"{text}; by source {', '.join(losses)}" if losses else text
+        return f"; by source {', '.join(losses)}" if losses else ""
 
     def _no_targets(self) -> str:
         reason = "without targets"

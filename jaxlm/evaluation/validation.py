@@ -49,7 +49,7 @@ class EvaluationWindows:
         self.objective = objective
         self.batch_size = batch_size
         self.seed = seed
-        self.pads = not (objective.random or objective.source_length)
+        self.pads = not (objective.random or objective.source_length or objective.examples)
         self.draws = draws if objective.random else 1
 
         if self.pads:
@@ -59,6 +59,9 @@ class EvaluationWindows:
         self.ends = np.cumsum(counts, dtype=np.int64)  # windows up to and including each array
         self.windows = sum(counts)
 
+        if not self.windows and objective.examples is not None:
+            reason = "no example of the validation split fits into a sample"
+            raise ConfigError("data.sequence_length", reason)
         if not self.windows and not self.pads:
             longest = max(map(len, arrays), default=0)
             raise ConfigError(
@@ -111,7 +114,8 @@ class EvaluationWindows:
         rows, lengths = self.read(numbers % self.windows)
 
         batch = self.objective.make_batch(rows, numbers, self.seed)
-        weights = np.asarray(batch.weights) * is_sample[:, None]
+        weights = np.asarray(batch.weights)
+        weights = weights * is_sample.reshape(-1, *[1] * (weights.ndim - 1))
         if self.pads:
             weights *= np.arange(1, self.objective.window) < lengths[:, None]
         return batch._replace(weights=weights)
@@ -206,15 +210,18 @@ def evaluation_batch_size(config: Config) -> int:
     return config.evaluation.batch_size or microbatch
 
 
-def most_samples(config: Config, objective: Objective) -> int:
-    """Return how many samples an evaluation reads at most.
+def most_samples(config: Config, objective: Objective) -> int | None:
+    """Return how many samples an evaluation reads at most; None: all of them.
 
     That is evaluation.steps batches, or else a share of what the steps between two evaluations
-    take. It depends on the config alone, so that it is the same on any devices.
+    take. It depends on the config alone, so that it is the same on any devices. Classifiers read
+    all samples by default: their figures are compared with those of others on the same split.
     """
     if config.evaluation.steps is not None:
         batch_size = config.evaluation.batch_size or config.training.batch_size
         return config.evaluation.steps * batch_size
+    if config.model.classifier.kind != "none":
+        return None
 
     steps_between = config.evaluation.every_steps or config.training.steps
     samples_between = steps_between * config.training.batch_size
