@@ -8,7 +8,7 @@ renders them.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,24 @@ def describe_added_tokens(inner: tokenizers.Tokenizer) -> dict[str, Any]:
         | {flag: getattr(token, flag) for flag in TOKEN_FLAGS}
         for number, token in sorted(inner.get_added_tokens_decoder().items())
     }
+
+
+def keep_new_tokens(run: Path, names: Sequence[str]) -> None:
+    """Add special tokens to the tokenizer_config.json that a run keeps, if it keeps one."""
+    path = run / TOKENIZER_CONFIG_FILE
+    values = read_kept(path)
+    if values is None or not names:
+        return
+
+    key = next((key for key in EXTRA_TOKEN_KEYS if values.get(key)), EXTRA_TOKEN_KEYS[0])
+    tokens = values.get(key) or []
+    # Some name their tokens: {"image_token": "<image>"}.
+    if isinstance(tokens, dict):
+        values[key] = tokens | {name: name for name in names}
+    else:
+        values[key] = [*tokens, *names]
+    document = {**values, VERSION_KEY: {"version": VERSION}}
+    write_atomically(path, format_document(document))
 
 
 # --- of a run ---

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from jaxlm.data.tokenizer import special_token_names
 from jaxlm.interop.hf_config import format_document
 from jaxlm.interop.kept_files import (
     CHAT_TEMPLATE_FILE,
@@ -78,7 +79,7 @@ def write_tokenizer(
     if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after):
         inner.post_processor = frame_processor(inner, frame)  # type: ignore[assignment]
     names = kept_token_names(kept or {}) | token_names(inner, frame)
-    names |= extra_tokens(frame, kept or {})
+    names |= extra_tokens(inner, frame, kept, set(names.values()))
 
     inputs = ["input_ids", "token_type_ids"] if token_types else ["input_ids"]
     tokenizer_config = {
@@ -136,9 +137,22 @@ def kept_token_names(kept: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-def extra_tokens(frame: TokenizerFrame, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the special tokens without a role, under the key that `kept` has for them."""
+def extra_tokens(
+    inner: tokenizers.Tokenizer,
+    frame: TokenizerFrame,
+    kept: Mapping[str, Any] | None,
+    named: set[str],
+) -> dict[str, Any]:
+    """Return the special tokens without a role, under the key that `kept` has for them.
+
+    `named` are those with a role. An imported tokenizer names its own.
+    """
     sentinels = [f"<extra_id_{number}>" for number in range(frame.sentinels)]
+    if kept is None:
+        others = special_token_names(inner)
+        names = [*sentinels, *(name for name in others if name not in named | set(sentinels))]
+        return {EXTRA_TOKEN_KEYS[0]: names} if names else {}
+
     key = next((key for key in EXTRA_TOKEN_KEYS if kept.get(key)), EXTRA_TOKEN_KEYS[0])
     tokens = kept.get(key) or []
     if isinstance(tokens, dict):  # by names of their own
