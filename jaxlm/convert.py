@@ -78,7 +78,9 @@ def build_convert_parser() -> runtime.Parser:
         "--step", type=int, metavar="N", help="the checkpoint to take (the newest)"
     )
     checkpoint.add_argument(
-        "--best", action="store_true", help="take the checkpoint with the lowest eval/loss"
+        "--best",
+        action="store_true",
+        help="take the best checkpoint, by checkpoint.best (the lowest eval/loss)",
     )
     exporting.add_argument(
         "--ema",

@@ -142,7 +142,7 @@ def load_run_model(
         jax.eval_shape(model.init, jax.random.key(0)),
         shardings,
     )
-    with checkpoint.Checkpoints(path / "checkpoints", run_config.checkpoint.keep) as checkpoints:
+    with checkpoint.Checkpoints.of_run(path, run_config.checkpoint) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")

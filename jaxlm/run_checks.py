@@ -8,6 +8,7 @@ from jaxlm.config import Config, ConfigError, ModelConfig
 from jaxlm.config.mesh import check_batches, check_tensor, check_widths, mesh_sizes
 from jaxlm.config.training import INT4_GROUP
 from jaxlm.data.schedule import BatchSchedule
+from jaxlm.evaluation.label_scores import figure_names
 from jaxlm.types import Batch
 
 # Platforms whose devices multiply in float16: XLA does so on every CPU and GPU.
@@ -24,6 +25,25 @@ def check_trainable(config: Config) -> None:
         check_groups(config.model)
     if config.parallel.tensor > 0:
         check_tensor(config.parallel.tensor, config.model)
+    check_best(config)
+
+
+def check_best(config: Config) -> None:
+    """Raise ConfigError if checkpoints are ranked by a figure that the evaluation hasn't."""
+    best, classifier = config.checkpoint.best, config.model.classifier
+    whose, names = f"objective.kind={config.objective.kind!r}", ["eval/loss"]
+    if classifier.kind != "none":
+        whose = f"model.classifier.kind={classifier.kind!r} with problem={classifier.problem!r}"
+        # Of the squared error less is better: it is the loss.
+        names += [f"eval/{name}" for name in figure_names(classifier) if name != "mse"]
+    if best in names:
+        return
+
+    if best == "eval/entity_f1" and classifier.kind == "token":
+        reason = "'eval/entity_f1' needs model.classifier.labels such as B-PER, I-PER and O"
+    else:
+        reason = f"{best!r} is no figure of {whose}, which has {', '.join(map(repr, names))}"
+    raise ConfigError("checkpoint.best", reason)
 
 
 def check_groups(model: ModelConfig) -> None:

@@ -14,6 +14,7 @@ from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
+from jaxlm.evaluation.label_evaluator import build_evaluator
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
@@ -39,7 +40,7 @@ def train(
     store = None if group.is_single else prepare_together(config, group, predicate)
 
     with (
-        Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints,
+        Checkpoints.of_run(directory, config.checkpoint) as checkpoints,
         contextlib.ExitStack() as background,
     ):
         # 1. The config of this run, and where it starts.
@@ -105,7 +106,7 @@ def train(
                 monitor.text(start.step, "config", card.code(config_json, "json"))
 
             # 6. The steps, and what the model has learned in them.
-            evaluator = Evaluator(
+            evaluator = build_evaluator(
                 config,
                 run.model,
                 run.placement,

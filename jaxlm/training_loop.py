@@ -91,7 +91,7 @@ class TrainingLoop:
         self.parameter_norm = jax.jit(parameter_norm, out_shardings=run.placement.replicated())
         self.evaluation_params = build_evaluation_params(run)
         self.averaged_params = build_averaged_params(run)
-        self.best_loss = checkpoints.best_loss()
+        self.lowest_cost = checkpoints.lowest_cost()
         self.best_saves = 0  # of a better model at steps without a checkpoint of their own
         self.throughput = build_throughput(run, stream)
         # Whether the store is built meanwhile.
@@ -258,20 +258,20 @@ class TrainingLoop:
 
         if not self.evaluator.is_ranked(scores):
             scores = {tag: value for tag, value in scores.items() if tag != "eval/loss"}
-        loss = scores.get("eval/loss", math.inf)
+        cost = self.checkpoints.cost(scores)
 
         if unsaved is None:
             # Training does not wait until a large checkpoint is on the disk.
             is_on_disk = self.group.share(f"rate/{step}", str(not self.checkpoints.is_saving()))
             with self.throughput.paused(state):
                 self.checkpoints.rate(step, scores, now=is_on_disk == "True")
-        elif loss >= self.best_loss or not self.affords_best(step):
+        elif not cost < self.lowest_cost or not self.affords_best(step):
             return True
         else:
             self.check(step, state.params, unsaved)
             self.save(step, state, scores)
             self.best_saves += 1
-        self.best_loss = min(self.best_loss, loss)
+        self.lowest_cost = min(self.lowest_cost, cost)
         return True
 
     def score(self, state: TrainState, stop: StopSignal | PeerStop) -> dict[str, float] | None:
@@ -296,8 +296,11 @@ class TrainingLoop:
         allowed = best_saves_allowed(seconds, self.throughput.elapsed())
         fits = self.group.share(f"best/{step}", str(self.best_saves < allowed)) == "True"
         if not fits:
+            figure = "lowest loss"
+            if self.checkpoints.ranked_by != "eval/loss":
+                figure = f"highest {self.checkpoints.ranked_by}"
             self.monitor.line(
-                f"step {step}: the lowest loss so far, but not saved: at {seconds:.0f} s each such "
+                f"step {step}: the {figure} so far, but not saved: at {seconds:.0f} s each such "
                 f"checkpoints would take more than {BEST_SHARE:.0%} of the time "
                 "(checkpoint.every_steps sets the steps that are saved)"
             )

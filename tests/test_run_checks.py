@@ -15,9 +15,32 @@ ELECTRA = (
     "model.head_transform=true",
     "model.generator_share=0.25",
 )
+CLASSIFIER = (
+    "model.family=encoder",
+    "objective.kind=classify",
+    "data.sources.0.format=labelled",
+    "data.sources.0.path=texts.jsonl",
+    "model.classifier.kind=token",
+    'model.classifier.labels=["NOUN", "VERB"]',
+)
 SPANS = ("model.family=encoder_decoder", "objective.kind=span")
 
 REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on 8 TPUs
+    (
+        ["checkpoint.best=eval/accuracy"],
+        "checkpoint.best",
+        "'eval/accuracy' is no figure of objective.kind='causal', which has 'eval/loss'",
+    ),
+    (
+        [*CLASSIFIER, "checkpoint.best=eval/matthews"],
+        "checkpoint.best",
+        "kind='token' with problem='single_label', which has 'eval/loss', 'eval/accuracy'",
+    ),
+    (
+        [*CLASSIFIER, "checkpoint.best=eval/entity_f1"],
+        "checkpoint.best",
+        "needs model.classifier.labels such as B-PER, I-PER and O",
+    ),
     (["precision.weights=int4", "model.width=48"], "precision.weights", "do not divide the width"),
     (["precision.compute=float16"], "precision.compute", "'tpu' have no products in 'float16'"),
     (["precision.matmul=float8"], "precision.matmul", "8.9 or newer (Ada, Hopper), got platform"),

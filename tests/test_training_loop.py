@@ -124,13 +124,15 @@ def test_a_loss_that_says_nothing_makes_no_checkpoint_the_best():
         monitor=SimpleNamespace(scalars=lambda step, scores: None, line=lambda text: None),
         group=SimpleNamespace(share=lambda topic, value: value),
         checkpoints=SimpleNamespace(
-            is_saving=lambda: False, rate=lambda step, scores, now: rated.append(scores)
+            is_saving=lambda: False,
+            rate=lambda step, scores, now: rated.append(scores),
+            cost=lambda scores: scores.get("eval/loss", np.inf),
         ),
-        best_loss=1.0,
+        lowest_cost=1.0,
     )
     state, stop = SimpleNamespace(params=None), SimpleNamespace(reached=lambda: False)
     assert TrainingLoop.evaluate(cast(Any, loop), 4, cast(Any, state), cast(Any, stop))
-    assert rated == [{"eval/unigram_entropy": 0.0, "eval/targets": 40}] and loop.best_loss == 1.0
+    assert rated == [{"eval/unigram_entropy": 0.0, "eval/targets": 40}] and loop.lowest_cost == 1.0
 
 
 def test_a_state_is_only_saved_if_it_computes_a_loss():

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxlm.checkpoint.descriptions import describe_arrays, root_cause
-from jaxlm.config import NoCheckpointError, UserError
+from jaxlm.config import CheckpointConfig, NoCheckpointError, UserError
 from jaxlm.files import write_atomically
 from jaxlm.types import Tree
 
@@ -21,20 +21,21 @@ STATE, METRICS = "state", "scores"  # folders of a step; Orbax keeps the name "m
 STRUCTURE = "_METADATA"  # file of a state: names, shapes and dtypes of its arrays
 TIMES = "_CHECKPOINT_METADATA"  # file of a step: when its save began and ended
 PARAMS = "params"  # the parameters' name in a state
-RANKED_BY = "eval/loss"  # lower is better
+LOSS = "eval/loss"  # lower is better; of all other figures higher is
 LISTED_DIFFERENCES = 3  # in an error
 
 
 class Checkpoints:
-    """The checkpoints in one directory: the newest `keep` stay, and the best by `eval/loss`.
+    """The checkpoints in one directory: the newest `keep` stay, and the best by one figure.
 
-    Makes the directory. One process (or one group of jax processes) saves at a time; any number may
+    The figure is the tag `best` of the evaluations: eval/loss, or one of which more is better. Makes the directory. One process (or one group of jax processes) saves at a time; any number may
     read.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, best: str = LOSS):
         self.directory = Path(directory).absolute()
         self._keep = keep
+        self.ranked_by = best
         self._abandoned: set[int] = set()  # steps after the restored one
         self._unrated: int | None = None  # the newest step, while its evaluation runs
         self._rating: tuple[int, dict[str, float]] | None = None  # that is still to be written
@@ -54,7 +55,12 @@ class Checkpoints:
         # An empty folder, such as an interrupted copy leaves, is no checkpoint.
         all_steps = self._manager.all_steps()
         self._empty = {step for step in all_steps if is_empty(self.directory / str(step))}
-        self._losses = {step: self._read_loss(step) for step in self.steps()}
+        self._costs = {step: self.cost(self._read_scores(step)) for step in self.steps()}
+
+    @classmethod
+    def of_run(cls, run: Path, config: CheckpointConfig) -> "Checkpoints":
+        """Open those of a run directory."""
+        return cls(run / "checkpoints", config.keep, config.best)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -108,7 +114,7 @@ class Checkpoints:
             )
 
         scores = {tag: float(value) for tag, value in (metrics or {}).items()}
-        self._losses[step] = scores.get(RANKED_BY, math.inf)
+        self._costs[step] = self.cost(scores)
         self._unrated = None if evaluated else step
         items = {STATE: ocp.args.StandardSave(state), METRICS: ocp.args.JsonSave(scores)}
         try:
@@ -127,7 +133,7 @@ class Checkpoints:
         UserError as `save` does.
         """
         scores = {tag: float(value) for tag, value in metrics.items()}
-        self._losses[step] = scores.get(RANKED_BY, math.inf)
+        self._costs[step] = self.cost(scores)
         self._rating = step, scores
         if now:
             self.wait()
@@ -213,13 +219,32 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """Return the step with the lowest eval/loss; None if no checkpoint has one."""
+        """Return the best step; None if no checkpoint has the figure."""
         return self._best_of(self.steps())
 
-    def best_loss(self) -> float:
-        """Return the lowest eval/loss of a checkpoint; infinity if none has one."""
+    def require_best(self) -> int:
+        """Return the best step. Raises NoCheckpointError if no checkpoint has the figure."""
         best = self.best()
-        return math.inf if best is None else self._losses[best]
+        if best is None:
+            reason = f"no checkpoint has an {self.ranked_by}"
+            raise NoCheckpointError(f"{self.directory}: --best: {reason}")
+        return best
+
+    def lowest_cost(self) -> float:
+        """Return the cost of the best checkpoint; infinity if there is none."""
+        best = self.best()
+        return math.inf if best is None else self._costs[best]
+
+    def cost(self, scores: Mapping[str, Any]) -> float:
+        """Return what the best checkpoint has least of: the loss, or minus another figure.
+
+        It is infinite where the evaluation has no such figure.
+        """
+        try:
+            value = float(scores[self.ranked_by])
+        except (ValueError, KeyError, TypeError):
+            return math.inf
+        return value if self.ranked_by == LOSS else -value
 
     def is_rated(self, step: int) -> bool:
         """Return whether the evaluation of a step is recorded, whatever it says."""
@@ -238,16 +263,9 @@ class Checkpoints:
         return {*steps[-newest:], self._best_of(steps)}
 
     def _best_of(self, steps: list[int]) -> int | None:
-        """Return the step with the lowest finite eval/loss, the newest of equals; or None."""
-        ranked = [step for step in steps if math.isfinite(self._losses.get(step, math.inf))]
-        return min(ranked, key=lambda step: (self._losses[step], -step), default=None)
-
-    def _read_loss(self, step: int) -> float:
-        """Return the eval/loss of a checkpoint on disk; infinity where it has none."""
-        try:
-            return float(self._read_scores(step)[RANKED_BY])
-        except (ValueError, KeyError, TypeError):
-            return math.inf
+        """Return the step with the lowest finite cost, the newest of equals; or None."""
+        ranked = [step for step in steps if math.isfinite(self._costs.get(step, math.inf))]
+        return min(ranked, key=lambda step: (self._costs[step], -step), default=None)
 
     def _read_scores(self, step: int) -> dict[str, Any]:
         """Return the recorded evaluation of a checkpoint; empty where there is none.

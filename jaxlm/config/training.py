@@ -245,7 +245,7 @@ class CheckpointConfig:
     keep: Positive = 2
     # The figure of the evaluation by which a checkpoint is the best: eval/loss, the lowest one, or
     # of a classifier the highest eval/accuracy, eval/macro_f1, eval/micro_f1, eval/matthews,
-    # eval/spearman or eval/entity_f1
+    # eval/spearman, eval/pearson or eval/entity_f1
     best: Literal[
         "eval/loss",
         "eval/accuracy",
@@ -253,6 +253,7 @@ class CheckpointConfig:
         "eval/micro_f1",
         "eval/matthews",
         "eval/spearman",
+        "eval/pearson",
         "eval/entity_f1",
     ] = "eval/loss"
 

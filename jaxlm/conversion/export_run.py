@@ -54,7 +54,7 @@ def export_run(
 ) -> ExportedModel:
     """Write config.json, weights, tokenizer, generation_config.json and the card into `out`.
 
-    The newest checkpoint is taken unless `step` is given or `best` asks for the lowest eval/loss;
+    The newest checkpoint is taken unless `step` is given or `best` asks for the best by `checkpoint.best`;
     with `ema` the average of its weights. `archive` adds model.tar.gz, and `packing` rounds the
     matrices of the blocks. UserError where `transformers` has no such model or `out` is not empty,
     NoCheckpointError where the run has no such checkpoint; then there is no `out`.
@@ -120,13 +120,9 @@ def export_run(
 
 
 def find_best_step(run: Path, run_config: Config) -> int:
-    """Return the step of the checkpoint with the lowest eval/loss."""
-    folder = run / "checkpoints"
-    with Checkpoints(folder, run_config.checkpoint.keep) as checkpoints:
-        best = checkpoints.best()
-    if best is None:
-        raise NoCheckpointError(f"{folder}: --best: no checkpoint has an eval/loss")
-    return best
+    """Return the step of the best checkpoint, by `checkpoint.best`."""
+    with Checkpoints.of_run(run, run_config.checkpoint) as checkpoints:
+        return checkpoints.require_best()
 
 
 def token_ids(

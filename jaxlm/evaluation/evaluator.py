@@ -93,8 +93,12 @@ class Evaluator:
             SourceWindows(name, part, LocalBatches(part, placement.rows))
             for name, part in zip(names, parts, strict=True)
         ]
-        self.step = eval_step(
-            model, config.training, placement, params, compiler_options=compiler_options
+        self.step = self.build_step(model, params, compiler_options)
+
+    def build_step(self, model: Model, params: Tree, compiler_options: dict | None) -> Callable:
+        """Build the jitted `step(params, batch) -> LossSums`."""
+        return eval_step(
+            model, self.config.training, self.placement, params, compiler_options=compiler_options
         )
 
     @cached_property
@@ -253,9 +257,12 @@ class Evaluator:
             if compressors:
                 text += f" ({', '.join(compressors)})"
 
+        return text + self._losses_by_source(scores)
+
+    def _losses_by_source(self, scores: dict[str, float]) -> str:
         tags = {source.name: f"eval/loss/{source.name}" for source in self.sources}
         losses = [f"{name} {scores[tag]:.4f}" for name, tag in tags.items() if tag in scores]
-        return f"{text}; by source {', '.join(losses)}" if losses else text
+        return f"; by source {', '.join(losses)}" if losses else ""
 
     def _no_targets(self) -> str:
         reason = "without targets"

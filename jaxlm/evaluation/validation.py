@@ -210,15 +210,18 @@ def evaluation_batch_size(config: Config) -> int:
     return config.evaluation.batch_size or microbatch
 
 
-def most_samples(config: Config, objective: Objective) -> int:
-    """Return how many samples an evaluation reads at most.
+def most_samples(config: Config, objective: Objective) -> int | None:
+    """Return how many samples an evaluation reads at most; None: all of them.
 
     That is evaluation.steps batches, or else a share of what the steps between two evaluations
-    take. It depends on the config alone, so that it is the same on any devices.
+    take. It depends on the config alone, so that it is the same on any devices. Classifiers read
+    all samples by default: their figures are compared with those of others on the same split.
     """
     if config.evaluation.steps is not None:
         batch_size = config.evaluation.batch_size or config.training.batch_size
         return config.evaluation.steps * batch_size
+    if config.model.classifier.kind != "none":
+        return None
 
     steps_between = config.evaluation.every_steps or config.training.steps
     samples_between = steps_between * config.training.batch_size

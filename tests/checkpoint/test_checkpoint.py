@@ -134,7 +134,7 @@ def test_the_newest_and_the_best_stay(checkpoints):
         checkpoints.save(step, state, None if loss is None else {"eval/loss": loss})
     checkpoints.wait()
     for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
-        assert (reopened.steps(), reopened.latest(), reopened.best(), reopened.best_loss()) == (
+        assert (reopened.steps(), reopened.latest(), reopened.best(), reopened.lowest_cost()) == (
             [2, 5, 6],
             6,
             2,
@@ -146,9 +146,24 @@ def test_the_newest_and_the_best_stay(checkpoints):
     assert (reopened.steps(), reopened.best()) == ([6, 7], 7)
 
 
+def test_the_best_by_another_figure_is_the_highest(tmp_path):
+    folder, state = tmp_path / "checkpoints", make()
+    figures = {1: (0.5, 1.0), 2: (0.9, 3.0), 3: (0.7, 2.0), 4: (None, 0.5)}  # accuracy, loss
+    with Checkpoints(folder, keep=1, best="eval/accuracy") as kept:
+        for step, (accuracy, loss) in figures.items():
+            accuracies = {} if accuracy is None else {"eval/accuracy": accuracy}
+            kept.save(step, state, {"eval/loss": loss} | accuracies)
+    reopened = Checkpoints(folder, keep=1, best="eval/accuracy")
+    assert (reopened.steps(), reopened.best(), reopened.lowest_cost()) == ([2, 4], 2, -0.9)
+    # All figures are on the disk: a resumed run may rank them by another one.
+    assert Checkpoints(folder, keep=1).best() == 4
+    with pytest.raises(NoCheckpointError, match="--best: no checkpoint has an eval/matthews"):
+        Checkpoints(folder, keep=1, best="eval/matthews").require_best()
+
+
 def test_without_a_loss_there_is_no_best(checkpoints):
     assert (checkpoints.latest(), checkpoints.best(), checkpoints.steps()) == (None, None, [])
-    assert checkpoints.best_loss() == float("inf")
+    assert checkpoints.lowest_cost() == float("inf")
     checkpoints.save(1, make(), {"train/loss": 1.0})
     checkpoints.wait()
     assert (checkpoints.latest(), checkpoints.best()) == (1, None)
@@ -159,7 +174,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(checkpoints):
         checkpoints.save(step, make(), {"eval/loss": loss})
     checkpoints.wait()
     for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
-        assert (reopened.best(), reopened.best_loss()) == (2, 2.5)
+        assert (reopened.best(), reopened.lowest_cost()) == (2, 2.5)
 
 
 def test_a_step_is_saved_once(checkpoints):
@@ -282,7 +297,7 @@ def test_a_step_is_rated_after_it_was_saved(checkpoints):
         assert not checkpoints.is_rated(step)
         checkpoints.rate(step, {"eval/loss": loss})
     for reopened in (checkpoints, Checkpoints(checkpoints.directory, keep=2)):
-        assert (reopened.steps(), reopened.best(), reopened.best_loss()) == ([3, 4], 3, 2.0)
+        assert (reopened.steps(), reopened.best(), reopened.lowest_cost()) == ([3, 4], 3, 2.0)
         assert reopened.is_rated(4)
 
 
