@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -18,7 +19,9 @@ from jaxlm.state import TrainState, abstract_state, create_state, state_from_par
 from jaxlm.types import Tree
 
 # Parts of a model's parameters that a base may lack, or that may be left out of those of a base.
-HEADS = ("head", "classifier")
+HEADS = ("head", "pooler", "classifier")
+# Whole stacks that a classifier may do without.
+STACKS = ("decoder", "generator")
 SHOWN = 3  # names in a message
 
 
@@ -128,7 +131,7 @@ def complete(run: Run, base: Tree) -> Tree:
         for name in names
         if not (name in wanted and name in there and wanted[name].shape == there[name].shape)
     ]
-    wrong = [name for name in unlike if not is_head(name)]
+    wrong = [name for name in unlike if not is_head(name) and not is_left_out(name, wanted)]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         shown = ", ".join(wrong[:SHOWN]) + more
@@ -149,6 +152,13 @@ def complete(run: Run, base: Tree) -> Tree:
 
     added = jax.jit(fresh, out_shardings=drop(shardings, lambda name: name not in unlike))
     return merge(merge(abstract, params), added(jax.random.key(run.config.seed)))
+
+
+def is_left_out(name: str, wanted: Iterable[str]) -> bool:
+    """Return whether a parameter of a base is in a stack of which the run has nothing."""
+    stack = name.partition(".")[0]
+    has_stack = any(other.startswith(f"{stack}.") for other in wanted)
+    return stack in STACKS and not has_stack
 
 
 def is_head(name: str) -> bool:
