@@ -1,7 +1,7 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from jaxlm import (
     sharding,
 )
 from jaxlm.config import (
+    AdapterConfig,
     Config,
     ModelConfig,
     NoCheckpointError,
@@ -44,6 +45,7 @@ from jaxlm.interop.tokenizer import (
     widen_special_tokens,
 )
 from jaxlm.mesh_execution import build_execution
+from jaxlm.models.adapters import merge_adapters, with_frozen
 from jaxlm.parameter_names import merge
 from jaxlm.precision import cast_for_gather
 from jaxlm.quantization import DEFAULT_GROUP, quantize_params, round_params
@@ -132,7 +134,7 @@ def load_run_model(
         raise UserError(f"{path}: --ema: {reason}")
     compute = compute or run_config.precision.compute
     precision = inference_precision(compute, run_config.precision.params)
-    model, shardings = place_model(run_config.model, precision, devices)
+    model, shardings = place_model(run_config.model, precision, devices, run_config.adapter)
 
     # The checkpoint is restored to where the parameters belong, shard by shard.
     target = jax.tree.map(
@@ -145,6 +147,11 @@ def load_run_model(
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         params = restore_weights(checkpoints, step, model, run_config, target, ema=ema)
+    if run_config.adapter.rank:
+        plain, shardings = place_model(run_config.model, precision, devices)
+        merge_params = partial(merge_adapters, run_config.adapter, model.axes)
+        params = jax.jit(merge_params, out_shardings=shardings)(params)
+        model = plain
     if rounded and run_config.precision.weights is not None:
         params = round_params(model.axes, params, run_config.precision.weights)
 
@@ -176,6 +183,7 @@ def restore_weights(
     """
     optimizer_config = run_config.optimizer
     mesh = jax.tree.leaves(target)[0].sharding.mesh
+    optimizer_config = with_frozen(optimizer_config, run_config.adapter, model.axes)
     placement = sharding.Placement(mesh, model.axes, 0, frozen=optimizer_config.frozen)
 
     if ema:
@@ -271,16 +279,22 @@ def inference_precision(compute: str, params: str = "float32") -> PrecisionConfi
 
 
 def place_model(
-    model_config: ModelConfig, precision: PrecisionConfig, devices: int
+    model_config: ModelConfig,
+    precision: PrecisionConfig,
+    devices: int,
+    adapter: AdapterConfig | None = None,
 ) -> tuple[models.Model, Tree]:
     """Return the model, split over `devices` devices, and the sharding of each parameter."""
-    model, mesh = build_model(model_config, precision, devices)
+    model, mesh = build_model(model_config, precision, devices, adapter)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return model, sharding.Placement(mesh, model.axes, zero=0).tree("parameters", shapes)
 
 
 def build_model(
-    model_config: ModelConfig, precision: PrecisionConfig, devices: int
+    model_config: ModelConfig,
+    precision: PrecisionConfig,
+    devices: int,
+    adapter: AdapterConfig | None = None,
 ) -> tuple[models.Model, Mesh]:
     """Return the model, split over `devices` devices, and their mesh."""
     mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
@@ -296,7 +310,7 @@ def build_model(
         width=model_config.width,
         token_width=model_config.token_width,
     )
-    return models.build(model_config, precision, execution), mesh
+    return models.build(model_config, precision, execution, adapter), mesh
 
 
 def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:

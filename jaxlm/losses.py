@@ -33,6 +33,20 @@ class DetectionSums(NamedTuple):
     count: Array  # tokens
 
 
+class PreferenceLoss(NamedTuple):
+    """The loss of an objective of preferences."""
+
+    kind: str  # "dpo", "ipo" or "dpo_mean"
+    beta: float
+
+
+class RewardSums(NamedTuple):
+    """Sums over pairs of the rewards of the chosen and of the rejected answers; float32 scalars."""
+
+    chosen: Array
+    rejected: Array
+
+
 class LossSums(NamedTuple):
     """Sums over the targets that count; float32 scalars. Divide them by the global count."""
 
@@ -41,13 +55,18 @@ class LossSums(NamedTuple):
     correct: Array  # targets that have the highest score
     count: Array  # weights of the targets
     detection: DetectionSums | None = None  # replaced-token detection, whose targets are hidden
+    rewards: RewardSums | None = None  # preferences, whose targets are pairs
 
 
-def zero_sums(*, detects: bool = False) -> LossSums:
-    """Return the sums over no targets; with those of a detection if the model `detects`."""
+def zero_sums(*, detects: bool = False, prefers: bool = False) -> LossSums:
+    """Return the sums over no targets.
+
+    They have those of a detection if the model `detects`, of rewards if it `prefers` an answer.
+    """
     zero = jnp.zeros((), jnp.float32)
     detection = DetectionSums(zero, zero, zero, zero) if detects else None
-    return LossSums(loss=zero, z=zero, correct=zero, count=zero, detection=detection)
+    rewards = RewardSums(zero, zero) if prefers else None
+    return LossSums(zero, zero, zero, zero, detection, rewards)
 
 
 @jax.custom_vjp

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.config import ParallelConfig, PrecisionConfig
 from jaxlm.nn.execution import Execution
 from jaxlm.precision import VECTOR_AXES, cast_for_compute, cast_for_gather
-from jaxlm.quantization import QuantizedWeight
+from jaxlm.quantization import QuantizedWeight, quantized_axes
 from jaxlm.sharding import ACTIVATIONS, BATCH, MESH_AXES, ZERO, Placement, weight_spec
 from jaxlm.types import Array, Axes, Tree, is_axes
 
@@ -36,13 +36,14 @@ def build_execution(
     *,
     width: int,
     token_width: int | None = None,
+    rank: int = 0,
     deterministic: bool = False,
     device: Any = None,
 ) -> Execution:
     """Build the description of how the layers of a model of this `width` run on `mesh`.
 
-    `token_width` is that of its token table (None: the same). `device` stands for those of a mesh
-    that has none (jax.sharding.AbstractMesh).
+    `token_width` is that of its token table (None: the same), `rank` that of its adapters.
+    `device` stands for those of a mesh that has none (jax.sharding.AbstractMesh).
     """
     device = mesh.devices.flat[0] if device is None else device
     # Unrolled blocks are faster. Under ZeRO-3 their gathered weights would all be alive at once.
@@ -51,7 +52,7 @@ def build_execution(
     )
 
     # What ZeRO 3 splits of each weight. A device, which sees its part alone, can't tell.
-    sizes = {"embed": width, "token_embed": token_width or width}
+    sizes = {"embed": width, "token_embed": token_width or width, "rank": rank}
     fsdp = mesh.shape["fsdp"]
     split = {name for name, size in sizes.items() if size % fsdp == 0}
     if parallel.zero != 3 or fsdp == 1:
@@ -163,14 +164,34 @@ def gather(
     """
 
     def whole(path: tuple, axes: Axes, weight: Any) -> Any:
-        if isinstance(weight, QuantizedWeight):  # of inference, which splits nothing over fsdp
-            return weight
+        if isinstance(weight, QuantizedWeight):
+            return gather_rounded(mesh, split, axes, weight)
         if "fsdp" in manual_axes():
             dimension = next((i for i, name in enumerate(axes) if name in split), None)
             return gather_part(mesh, precision, axes, dimension, weight)
         return gather_global(mesh, precision, jax.tree_util.keystr(path), axes, weight)
 
     return jax.tree_util.tree_map_with_path(whole, axes, weights, is_leaf=is_axes)
+
+
+def gather_rounded(
+    mesh: Mesh, split: Set[str], axes: Axes, weight: QuantizedWeight
+) -> QuantizedWeight:
+    """Return a rounded weight whole over fsdp, still rounded. It has no gradient."""
+
+    def whole(axes: Axes, part: Array) -> Array:
+        dimension = next((i for i, name in enumerate(axes) if name in split), None)
+        if dimension is None:
+            return part
+        if "fsdp" in manual_axes():
+            return jax.lax.all_gather(part, "fsdp", axis=dimension, tiled=True)
+        spec = weight_spec(mesh, axes, part.shape, split=False, path="a rounded weight")
+        return jax.lax.with_sharding_constraint(part, NamedSharding(mesh, spec))
+
+    if not split:  # nothing is split over fsdp
+        return weight
+    parts = quantized_axes(axes, weight.bits)
+    return QuantizedWeight(whole(parts.values, weight.values), whole(parts.scales, weight.scales))
 
 
 def gather_part(

@@ -13,6 +13,7 @@ from jaxlm.config import Config, ConfigError
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.mesh_execution import build_execution
 from jaxlm.models import Model
+from jaxlm.models.adapters import with_frozen
 from jaxlm.nn.execution import Execution
 from jaxlm.parameter_names import merge
 from jaxlm.run_checks import check_formats, check_mesh, check_sample
@@ -88,15 +89,19 @@ def assemble_run(
         config.runtime.attention,
         width=config.model.width,
         token_width=config.model.token_width,
+        rank=config.adapter.rank,
         deterministic=config.runtime.deterministic,
     )
-    model = models.build(config.model, config.precision, execution)
+    model = models.build(config.model, config.precision, execution, config.adapter)
+    if config.objective.kind == "preference":
+        goal = config.objective
+        model = model._replace(preference=losses.PreferenceLoss(goal.preference_loss, goal.beta))
     placement = Placement(
         mesh,
         model.axes,
         config.parallel.zero,
         config.precision.gradients,
-        config.optimizer.frozen,
+        with_frozen(config.optimizer, config.adapter, model.axes).frozen,
     )
     optimizer = assemble_optimizer(config, model.axes, placement)
 
@@ -126,8 +131,9 @@ def assemble_optimizer(
     computes in float16.
     """
     factors = optim.rate_factors(config.model, axes, config.optimizer.kind)
+    optimizer_config = with_frozen(config.optimizer, config.adapter, axes)
     optimizer = optim.build_optimizer(
-        config.optimizer, config.training.steps, axes, factors, placement=placement
+        optimizer_config, config.training.steps, axes, factors, placement=placement
     )
     return loss_scaling.apply_loss_scaling(optimizer, config.precision)
 
@@ -147,7 +153,7 @@ def build_update(run: Run) -> Update:
 
 def build_evaluation_params(run: Run) -> Callable[[TrainState], Tree]:
     """Return the function from a state to the parameters that are evaluated."""
-    config = run.config.optimizer
+    config = with_frozen(run.config.optimizer, run.config.adapter, run.model.axes)
     if config.kind != "schedule_free":
         return lambda state: state.params
 
@@ -236,6 +242,9 @@ def describe_run(run: Run, hosts: Sequence[str]) -> list[str]:
     ]
     if run.model.generator is not None:
         lines[-1] += f", and {run.model.generator_parameter_count():,} of its generator"
+
+    if config.adapter.rank:
+        lines[-1] += f", and {run.model.adapter_parameter_count():,} of adapters"
 
     params, optimizer = state_bytes(run)
     lines.append(f"bytes per device: parameters {params:,}, optimizer state {optimizer:,}")

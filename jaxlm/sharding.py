@@ -34,8 +34,8 @@ ZERO: dict[int, frozenset[str]] = {
     3: frozenset({"optimizer", "gradients", "parameters"}),
 }
 
-# Logical axis of a weight -> mesh axis. "embed" and "token_embed" are the dimensions that ZeRO
-# splits.
+# Logical axis of a weight -> mesh axis. "embed", "token_embed" and "rank" are the dimensions that
+# ZeRO splits.
 WEIGHTS: dict[str, str | None] = {
     "embed": "fsdp",
     "token_embed": "fsdp",
@@ -43,6 +43,7 @@ WEIGHTS: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "rank": "fsdp",
     "head": None,
     "position": None,
     "norm": None,
@@ -50,7 +51,7 @@ WEIGHTS: dict[str, str | None] = {
 }
 
 # Axes that a model may do without. Every other rule of WEIGHTS must be used by some parameter.
-OPTIONAL_AXES = {"token_embed", "head", "position", "norm", "layers"}
+OPTIONAL_AXES = {"token_embed", "rank", "head", "position", "norm", "layers"}
 
 # Logical axis of an activation -> mesh axes.
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {

@@ -25,6 +25,7 @@ from jaxlm.mesh_execution import (
 from jaxlm.models import Model
 from jaxlm.nn.dropout import fold_rows
 from jaxlm.parameter_names import merge
+from jaxlm.preference import count_pairs, preference_loss
 from jaxlm.sharding import ZERO, Placement
 from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
@@ -39,6 +40,14 @@ class DetectionMetrics(NamedTuple):
     replaced: Array  # share of the tokens that are not those of the text
 
 
+class RewardMetrics(NamedTuple):
+    """Float32 scalars of the pairs of answers of a step: means over the pairs."""
+
+    chosen: Array  # reward of the chosen answers
+    rejected: Array  # and of the rejected ones
+    accuracy: Array  # share of the pairs whose chosen answer has the higher reward
+
+
 class StepMetrics(NamedTuple):
     """Float32 scalars of one step. They stay on the device until somebody reads them."""
 
@@ -47,6 +56,7 @@ class StepMetrics(NamedTuple):
     param_norm: Array  # before the update
     detection: DetectionMetrics | None = None
     scaling: ScalingMetrics | None = None  # of the loss, in float16
+    rewards: RewardMetrics | None = None  # of an objective of preferences
 
 
 class Counts(NamedTuple):
@@ -86,7 +96,9 @@ def batch_loss(
         tile_bytes=tile_bytes,
     )
 
-    if model.generator is None:
+    if model.preference is not None:
+        loss, sums = preference_loss(model, params, batch, key, tile)
+    elif model.generator is None:
         x = model.features(params, batch, key)
         head = model.head_weights(params)
         loss, sums = tiled_loss(
@@ -118,7 +130,7 @@ def batch_gradients(
     devices once, at the end. Dropout, and what a generator samples, depend on the key and the row's
     number. Frozen parameters have no gradients. Only the shapes of `params` are read.
     """
-    detects = model.generator is not None
+    detects, prefers = model.generator is not None, model.preference is not None
     specs = gradient_specs(placement, params)
     dimensions = scatter_dimensions(specs)
 
@@ -127,7 +139,8 @@ def batch_gradients(
     ) -> tuple[LossSums, Tree]:
         batch, row_numbers = rows
         row_keys = None if key is None else fold_rows(key, row_numbers)
-        targets = sum_over_rows(placement, jnp.sum(jnp.asarray(batch.weights)))
+        targets = count_pairs(batch) if prefers else jnp.sum(jnp.asarray(batch.weights))
+        targets = sum_over_rows(placement, targets)
         counts = Counts(jnp.maximum(targets, 1.0))
         if detects:
             judged = sum_over_rows(placement, jnp.sum(judged_tokens(batch)))
@@ -147,12 +160,12 @@ def batch_gradients(
                 return jax.tree.map(jnp.add, total, (sums, grads)), None
 
             parts = jax.tree.map(lambda x: split_rows(x, training.microbatches), (batch, row_keys))
-            zeros = zero_sums(detects=detects), zero_gradients(placement, dimensions, trained)
+            zeros = zeros_of(model), zero_gradients(placement, dimensions, trained)
             (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, parts)
 
         return sum_over_rows(placement, sums), sum_gradients(placement, dimensions, grads)
 
-    return on_each_device(placement, gradients, params, out=(sum_specs(detects), specs))
+    return on_each_device(placement, gradients, params, out=(sum_specs(model), specs))
 
 
 def number_rows(batch: Batch) -> tuple[Batch, Array]:
@@ -182,11 +195,15 @@ def train_step(
     choices of a generator. Scores take at most `tile_bytes` at a time on each device.
     """
     is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
-    is_random |= model.generator is not None
+    is_random |= model.generator is not None or model.adapter.dropout > 0
     shardings = state_shardings(model, optimizer, placement)
     shapes = state_shapes(model, optimizer).params
     gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
     moment_shardings = placement.tree("optimizer", shapes)
+
+    def measured(params: Tree) -> Tree:
+        # Beside adapters the frozen weights would hide all that changes, and may be rounded.
+        return placement.trainable(params) if model.adapter.rank else params
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
@@ -208,9 +225,10 @@ def train_step(
             metrics = StepMetrics(
                 loss=loss,
                 grad_norm=grad_norm,
-                param_norm=optax.tree.norm(jax.tree.map(jnp.float32, state.params)),
+                param_norm=optax.tree.norm(jax.tree.map(jnp.float32, measured(state.params))),
                 detection=detection,
                 scaling=scaling_metrics(state.optimizer, optimizer_state, grads),
+                rewards=mean_rewards(sums),
             )
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
@@ -249,13 +267,12 @@ def eval_step(
     A model that is trained with rounded weights is evaluated with them at every step. Only the
     shapes of `params` are read.
     """
-    detects = model.generator is not None
 
     def device_sums(params: Tree, batch: Batch) -> LossSums:
         _, sums = batch_loss(model, training, tile_bytes, Counts(1.0), params, batch, None)
         return sum_over_rows(placement, sums)
 
-    sums_of = on_each_device(placement, device_sums, params, out=sum_specs(detects))
+    sums_of = on_each_device(placement, device_sums, params, out=sum_specs(model))
 
     def rounded_sums(params: Tree, batch: Batch) -> LossSums:
         assert model.rounding is not None
@@ -281,6 +298,21 @@ def mean_loss(training: TrainingConfig, sums: LossSums) -> tuple[Array, Detectio
     return loss + training.detection_weight * means.loss, detection
 
 
-def sum_specs(detects: bool) -> LossSums:
+def mean_rewards(sums: LossSums) -> RewardMetrics | None:
+    """Return the metrics of pairs of answers; None for other objectives."""
+    if sums.rewards is None:
+        return None
+    pairs = jnp.maximum(sums.count, 1.0)
+    return RewardMetrics(
+        sums.rewards.chosen / pairs, sums.rewards.rejected / pairs, sums.correct / pairs
+    )
+
+
+def zeros_of(model: Model) -> LossSums:
+    """Return the sums of a model's loss over no targets."""
+    return zero_sums(detects=model.generator is not None, prefers=model.preference is not None)
+
+
+def sum_specs(model: Model) -> LossSums:
     """Return the PartitionSpecs of sums that every device has."""
-    return jax.tree.map(lambda _: P(), zero_sums(detects=detects))
+    return jax.tree.map(lambda _: P(), zeros_of(model))

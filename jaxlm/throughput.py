@@ -60,6 +60,57 @@ def list_overflows(scaling: ScalingMetrics) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def metrics_row(
+    step: int,
+    metrics: StepMetrics,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    throughput: "Throughput",
+) -> dict[str, float]:
+    """Return the values to log for `step`, by tag. `metrics` are on the host."""
+    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0. Steps
+    # that were skipped before this one are not among it.
+    scaling, skipped_before = {}, 0
+    if metrics.scaling is not None:
+        skipped = int(metrics.scaling.skipped_steps)
+        scaling = {
+            "train/loss_scale": float(metrics.scaling.scale),
+            "train/skipped_steps": skipped,
+        }
+        skipped_before = skipped - bool(list_overflows(metrics.scaling))
+    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1 - skipped_before))))
+
+    detection = {}
+    if metrics.detection is not None:
+        detection = {
+            "train/generator_loss": float(metrics.detection.generator_loss),
+            "train/detection_loss": float(metrics.detection.loss),
+            "train/detection_accuracy": float(metrics.detection.accuracy),
+            "train/replaced_share": float(metrics.detection.replaced),
+        }
+
+    rewards = {}
+    if metrics.rewards is not None:
+        chosen, rejected = float(metrics.rewards.chosen), float(metrics.rewards.rejected)
+        rewards = {
+            "train/reward_chosen": chosen,
+            "train/reward_rejected": rejected,
+            "train/reward_margin": chosen - rejected,
+            "train/reward_accuracy": float(metrics.rewards.accuracy),
+        }
+
+    return {
+        "train/loss": float(metrics.loss),
+        **detection,
+        **rewards,
+        "train/learning_rate": float(rate),
+        "train/grad_norm": float(metrics.grad_norm),
+        "train/param_norm": float(metrics.param_norm),
+        **scaling,
+        "train/tokens": throughput.tokens_read(step),
+        **throughput.report(step),
+    }
+
+
 class Throughput:
     """Measure tokens/s and MFU, without the time of compilation, evaluation and saving.
 

@@ -5,8 +5,6 @@ step before. So resuming is to load the newest checkpoint and to continue at its
 """
 
 import contextlib
-import dataclasses
-import enum
 from functools import partial
 from pathlib import Path
 
@@ -18,26 +16,12 @@ from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.evaluation.label_evaluator import build_evaluator
 from jaxlm.monitor import Monitor, NullMonitor
+from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
-from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
+from jaxlm.start import Origin, Start, build_state, find_start
+from jaxlm.state import TrainState
 from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
-
-
-class Origin(enum.Enum):
-    """The source of the state from which this process trains."""
-
-    FRESH = "random weights"
-    IMPORTED = "weights without an optimizer state, saved as step 0 by an import"
-    RESUMED = "a whole state, saved after a step"
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """The point from which this process trains: the origin of its state, and the steps done."""
-
-    origin: Origin
-    step: int
 
 
 def train(
@@ -62,11 +46,11 @@ def train(
         # 1. The config of this run, and where it starts.
         # A directory with a checkpoint is continued. What the new config changes is printed, and
         # refused where it would make another run of it.
-        start = find_start(checkpoints.latest())
+        start = find_start(checkpoints.latest(), config.base)
         group.require_equal("step", {"the newest checkpoint": str(checkpoints.latest())})
 
         saved_config = None
-        if start.origin is not Origin.FRESH:
+        if start.origin not in (Origin.FRESH, Origin.BASE):
             saved_config, config = continue_run(config, directory, start)
 
         # A run that was stopped in an evaluation continues there, even if all steps are done.
@@ -96,6 +80,13 @@ def train(
 
         # 4. The state: fresh, imported or resumed.
         state = build_state(run, start, checkpoints)
+
+        if config.objective.kind == "preference":
+            is_new = start.origin is not Origin.RESUMED
+            reference = state.params if is_new else None
+            use_reference(
+                run, store, stream.objective, directory, reference, is_leader=group.is_leader
+            )
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
@@ -189,13 +180,6 @@ def prepare_together(
     facts |= runtime.versions()
     group.require_equal("config", {key: str(value) for key, value in facts.items()})
     return data.open_begun(folder)
-
-
-def find_start(newest: int | None) -> Start:
-    """Return where a run starts whose newest checkpoint is of step `newest` (None: it has none)."""
-    if newest is None:
-        return Start(Origin.FRESH, 0)
-    return Start(Origin.RESUMED if newest else Origin.IMPORTED, newest)
 
 
 def continue_run(config: Config, directory: Path, start: Start) -> tuple[Config, Config]:
@@ -344,20 +328,6 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")
     return stream
-
-
-def build_state(run: Run, start: Start, checkpoints: Checkpoints) -> TrainState:
-    """Return the state before the first step, each shard on its own device."""
-    parts = run.model, run.optimizer, run.placement
-
-    if start.origin is Origin.FRESH:
-        return create_state(*parts, run.config.seed)
-    if start.origin is Origin.RESUMED:
-        return checkpoints.restore(start.step, abstract_state(*parts))
-
-    # An import saves weights alone: the optimizer starts anew.
-    params = checkpoints.restore_params(start.step, abstract_state(*parts).params)
-    return state_from_params(*parts, params)
 
 
 def show_samples(

@@ -28,7 +28,7 @@ from jaxlm.run import (
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
 from jaxlm.state import TrainState
 from jaxlm.step import StepMetrics
-from jaxlm.throughput import Throughput, fetch_metrics, list_overflows
+from jaxlm.throughput import Throughput, fetch_metrics, metrics_row
 from jaxlm.types import Array, Tree
 
 # Saves of a better model that are not due otherwise: all of them where they take less than this,
@@ -350,43 +350,3 @@ def build_throughput(run: Run, stream: Stream) -> Throughput:
         tokens_read=lambda steps: stream.schedule.first_sample(steps) * objective.tokens,
         steps_in_flight=run.steps_in_flight,
     )
-
-
-def metrics_row(
-    step: int,
-    metrics: StepMetrics,
-    learning_rate: Callable[[jax.Array], jax.Array],
-    throughput: Throughput,
-) -> dict[str, float]:
-    """Return the values to log for `step`, by tag. `metrics` are on the host."""
-    # Sync: the schedule runs on the device, on the optimizer's count, which starts from 0. Steps
-    # that were skipped before this one are not among it.
-    scaling, skipped_before = {}, 0
-    if metrics.scaling is not None:
-        skipped = int(metrics.scaling.skipped_steps)
-        scaling = {
-            "train/loss_scale": float(metrics.scaling.scale),
-            "train/skipped_steps": skipped,
-        }
-        skipped_before = skipped - bool(list_overflows(metrics.scaling))
-    rate = jax.device_get(learning_rate(jax.device_put(np.int32(step - 1 - skipped_before))))
-
-    detection = {}
-    if metrics.detection is not None:
-        detection = {
-            "train/generator_loss": float(metrics.detection.generator_loss),
-            "train/detection_loss": float(metrics.detection.loss),
-            "train/detection_accuracy": float(metrics.detection.accuracy),
-            "train/replaced_share": float(metrics.detection.replaced),
-        }
-
-    return {
-        "train/loss": float(metrics.loss),
-        **detection,
-        "train/learning_rate": float(rate),
-        "train/grad_norm": float(metrics.grad_norm),
-        "train/param_norm": float(metrics.param_norm),
-        **scaling,
-        "train/tokens": throughput.tokens_read(step),
-        **throughput.report(step),
-    }

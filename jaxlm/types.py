@@ -44,6 +44,8 @@ class Batch(NamedTuple):
     predict: Array | None = None  # int32 [B, M]: positions whose features reach the head
     targets: Array | None = None  # int32 [B, L]
     weights: Array | None = None  # float32 [B, L]: 1 where the target counts, else 0
+    # float32 [B, 2]: pairs of answers: the log-probability of each by the reference, in nats
+    reference: Array | None = None
 
 
 class Batches(Protocol):

@@ -1,5 +1,6 @@
 """The section `adapter`: small matrices that are trained in place of the weights."""
 
+import math
 from typing import Literal
 
 from jaxlm.config.fields import Count, PositiveFloat, ShareBelowOne, refuser, section
@@ -23,7 +24,13 @@ class AdapterConfig:
     rank_stabilised: bool = False  # the scale is alpha / sqrt(rank) (arXiv 2312.03732)
     # A trained norm of each output channel beside the direction W + scale * A B (arXiv 2402.09353)
     dora: bool = False
-    base: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # how the frozen matrices are kept
+    # How the frozen matrices are kept. int8: those of the blocks are, and the tables are bfloat16
+    base: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+
+    @property
+    def scale(self) -> float:
+        """Return the factor of A B."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
     def __post_init__(self):
         refuse = refuser("adapter")

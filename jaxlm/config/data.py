@@ -128,7 +128,8 @@ class SourceConfig:
     # auto: by content, and by name where that can't tell. Files may be compressed by gzip,
     # Zstandard, xz or bzip2, but for Parquet and Arrow. pairs: a text and its target in each record
     # of any format; messages, labelled, preferences: so are conversations, texts with labels, and
-    # prompts with two answers. tokens: ids of tokenizer.path, as nanoGPT, llm.c, Megatron or OLMo write them
+    # prompts with two answers. tokens: ids of tokenizer.path, as nanoGPT, llm.c, Megatron or OLMo
+    # write them
     format: Literal[
         "auto",
         "text",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from jaxlm.config.base import adopt_base
 from jaxlm.config.edits import apply_edits
 from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import nearest
@@ -28,12 +29,16 @@ def load(path: str | Path, edits: Sequence[str] = (), data: str | None = None) -
     """Load the config of a Python file (its `config = Config(...)`) or of a saved config.json.
 
     `data` (a file, folder or glob) replaces the sources. `edits` are `key=value` strings that are
-    applied on top. `run_directory` defaults to runs/ and the name of the file.
+    applied on top. `run_directory` defaults to runs/ and the name of the file. A recipe with a
+    `base` has the model and the tokenizer of that run.
     """
     path = Path(path)
     check_readable(path)
     config = load_json(path) if path.suffix == ".json" else load_python(path)
     config = apply_edits(config, edits, data)
+    if config.base is not None and path.suffix != ".json":  # a saved config is whole
+        edited_keys = tuple(edit.partition("=")[0] for edit in edits)
+        config = adopt_base(config, load_base(Path(config.base)), edited_keys)
 
     if config.run_directory is None:
         config = dataclasses.replace(config, run_directory=f"runs/{path.stem}")
@@ -54,6 +59,22 @@ def check_readable(path: Path) -> None:
         raise ConfigError(str(path), f"no such config file{hint}") from error
     except OSError as error:
         raise ConfigError(str(path), str(error.strerror)) from error
+
+
+def load_base(directory: Path) -> Config:
+    """Load the config of the run that another one starts from.
+
+    Raises ConfigError where the directory is none of a run.
+    """
+    file = directory / "config.json"
+    if not directory.is_dir():
+        raise ConfigError("base", f"there is no directory {directory}")
+    if not file.is_file():
+        raise ConfigError("base", f"{directory} is not a run directory: it has no config.json")
+    if not (directory / "checkpoints").is_dir():
+        problem = f"{directory} has no checkpoints; a Hugging Face directory becomes a run by"
+        raise ConfigError("base", f"{problem} python -m jaxlm.convert import {directory} RUN")
+    return load_json(file)
 
 
 # Python files

@@ -11,8 +11,8 @@ from jaxlm.config.urls import is_url
 def find_paths(config: Config, start: Path) -> Config:
     """Return the config with relative paths that are not found from here taken from `start`.
 
-    These are the texts, the token store and the tokenizer. `start` is the folder in which the run
-    was started. A path that is not found there either stays as it is.
+    These are the texts, the token store, the tokenizer and the base. `start` is the folder in which
+    the run was started. A path that is not found there either stays as it is.
     """
     data, tokenizer = config.data, config.tokenizer
     sources = tuple(
@@ -23,7 +23,8 @@ def find_paths(config: Config, start: Path) -> Config:
         data, sources=sources, validation=validation, store=find_path(data.store, start)
     )
     tokenizer = dataclasses.replace(tokenizer, path=find_path(tokenizer.path, start))
-    return dataclasses.replace(config, data=data, tokenizer=tokenizer)
+    base = find_path(config.base, start)
+    return dataclasses.replace(config, data=data, tokenizer=tokenizer, base=base)
 
 
 def find_path(path: str | None, start: Path) -> str | None:

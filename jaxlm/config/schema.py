@@ -49,8 +49,8 @@ class Config:
     """A run. Everything that follows is a function of it."""
 
     run_directory: FilePath | None = None  # None: runs/ and the name of the config file
-    # The run or Hugging Face directory whose model, tokenizer and weights the run starts from.
-    # None: random weights
+    # The run directory whose model, tokenizer and weights the run starts from. A recipe may set
+    # the model's dropout, initial values and classifier beside it. None: random weights
     base: FilePath | None = None
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
@@ -72,10 +72,18 @@ class Config:
         """Return the size of a tokenizer that is trained for this run."""
         return self.tokenizer.vocabulary_size or self.model.vocabulary_size
 
+    @property
+    def awaits_base(self) -> bool:
+        """Return whether model and tokenizer are still to be taken from the base (`base.py`)."""
+        return self.base is not None and self.tokenizer.path is None
+
     def __post_init__(self):
+        if self.awaits_base:
+            return
         self.check_positions()
         self.check_vocabulary()
         self.check_objective()
+        self.check_adapter()
 
         if self.optimizer.kind == "schedule_free" and self.precision.params != "float32":
             reason = "the average of 'schedule_free' needs 'float32'"
@@ -83,6 +91,31 @@ class Config:
         if self.runtime.attention == "cudnn" and self.precision.compute == "float32":
             reason = "'cudnn' needs precision.compute='bfloat16' or 'float16'"
             raise ConfigError("runtime.attention", reason)
+
+    def check_adapter(self) -> None:
+        """Refuse adapters of matrices that the model lacks, and what does not go with them."""
+        adapter, model = self.adapter, self.model
+        if not adapter.rank:
+            return
+
+        if "gate" in adapter.targets and not model.gated:
+            raise ConfigError("adapter.targets", "'gate' needs model.gated=true")
+        if "qkv" in adapter.targets and model.family == "encoder_decoder":
+            reason = "'qkv' has one input, and cross attention has two: use 'query', 'key', 'value'"
+            raise ConfigError("adapter.targets", reason)
+        if self.precision.weights is not None:
+            reason = "rounds weights that are trained, and those beside adapters are frozen"
+            remedy = "adapter.base='int8' keeps them rounded"
+            raise ConfigError("precision.weights", f"{reason}: {remedy}")
+        if self.precision.matmul is not None and adapter.base == "int8":
+            reason = f"{self.precision.matmul!r} does not go with adapter.base='int8'"
+            raise ConfigError("precision.matmul", reason)
+        if model.parametrization != "standard":
+            reason = f"{model.parametrization!r} has no learning rates for adapters"
+            raise ConfigError("model.parametrization", f"{reason}: set adapter.rank=0")
+        if self.optimizer.kind in ("muon", "shampoo"):
+            reason = f"{self.optimizer.kind!r} is for whole matrices, not for those of adapters"
+            raise ConfigError("optimizer.kind", f"{reason}: use 'adamw'")
 
     def check_positions(self) -> None:
         """Refuse samples that are longer than the table of learned positions."""

@@ -146,7 +146,15 @@ class Evaluator:
         score = scoring.combine(parts)
         if not score.targets:
             return {"eval/targets": 0}
-        if score.detection is None:
+        if score.rewards is not None:
+            margin = score.rewards.chosen - score.rewards.rejected
+            values = {
+                "eval/loss": score.loss,
+                "eval/reward_accuracy": score.accuracy,
+                "eval/reward_margin": margin / score.targets,
+                "eval/targets": score.targets,
+            }
+        elif score.detection is None:
             values = {"eval/loss": score.loss, "eval/perplexity": score.perplexity}
         else:
             figures = scoring.detection_means(score.detection)
@@ -163,7 +171,7 @@ class Evaluator:
             )
         elif self.config.model.family == "encoder":
             values["eval/masked_accuracy"] = score.accuracy
-        if objective != "causal":
+        if objective not in ("causal", "preference"):
             values["eval/unigram_entropy"] = self.unigram_entropy
             values["eval/targets"] = score.targets
 
@@ -221,6 +229,11 @@ class Evaluator:
                 f", {scores['eval/detection_accuracy']:.2%} of the tokens judged right with "
                 f"{scores['eval/replaced_share']:.2%} replaced (loss "
                 f"{scores['eval/detection_loss']:.4f}); generator {masked_loss:.4f}"
+            )
+        if "eval/reward_accuracy" in scores:
+            text += (
+                f", {scores['eval/reward_accuracy']:.1%} of {int(scores['eval/targets']):,} pairs "
+                f"right, margin {scores['eval/reward_margin']:.4f}"
             )
         if "eval/masked_accuracy" in scores:
             text += f", {scores['eval/masked_accuracy']:.1%} right"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlm.losses import DetectionSums, LossSums
+from jaxlm.losses import DetectionSums, LossSums, RewardSums
 from jaxlm.types import Batch, Batches, Tree
 
 
@@ -17,6 +17,7 @@ class Score(NamedTuple):
     accuracy: float  # share of the targets with the highest score
     targets: int
     detection: DetectionSums | None = None  # sums, on the host
+    rewards: RewardSums | None = None  # the same, of pairs of answers
 
     @property
     def perplexity(self) -> float:
@@ -33,7 +34,15 @@ def combine(scores: Sequence[Score]) -> Score:
     correct = sum(score.accuracy * score.targets for score in scores)
     detections = [score.detection for score in scores if score.detection is not None]
     detection = add_detections(detections) if detections else None
-    return Score(loss / max(targets, 1), correct / max(targets, 1), targets, detection)
+    rewards = add_rewards([score.rewards for score in scores if score.rewards is not None])
+    return Score(loss / max(targets, 1), correct / max(targets, 1), targets, detection, rewards)
+
+
+def add_rewards(sums: Sequence[RewardSums]) -> RewardSums | None:
+    """Return the sums over all pairs, float64; None where there are none."""
+    if not sums:
+        return None
+    return RewardSums(*(sum(map(float, column)) for column in zip(*sums, strict=True)))
 
 
 def add_detections(sums: Sequence[DetectionSums]) -> DetectionSums:
@@ -66,6 +75,7 @@ def evaluate(
     """
     loss = correct = targets = 0.0
     detections: list[DetectionSums] = []
+    rewards: list[RewardSums] = []
     pending: list[LossSums] = []
     count = min(len(windows), batches or len(windows))
 
@@ -81,9 +91,11 @@ def evaluate(
             targets += float(sums.count)
             if sums.detection is not None:
                 detections.append(sums.detection)
+            if sums.rewards is not None:
+                rewards.append(sums.rewards)
 
-    detection = add_detections(detections) if detections else None
-    return Score(loss / max(targets, 1.0), correct / max(targets, 1.0), int(targets), detection)
+    detection, divisor = add_detections(detections) if detections else None, max(targets, 1.0)
+    return Score(loss / divisor, correct / divisor, int(targets), detection, add_rewards(rewards))
 
 
 def bits_per_byte(loss: float, targets: int, text_bytes: int) -> float:

@@ -236,8 +236,9 @@ def run_tokenizer_frame(
 ) -> TokenizerFrame:
     """Return the special tokens of a run whose tokenizer.json is `inner`.
 
-    `family` is that of the model; None: the first that the objective trains. What stands around a text is what the samples of its objective have there. `generation` is what
-    an imported run keeps: more ends of a generation, tokens that are forced.
+    `family` is that of the model; None: the first that the objective trains. What stands around a
+    text is what the samples of its objective have there. `generation` is what an imported run
+    keeps: more ends of a generation, tokens that are forced.
     """
     vocabulary = inner.get_vocab(with_added_tokens=True)
     names = {

@@ -1,7 +1,8 @@
 """`build` makes the model of a config: pure functions over plain dicts. Flax ends here."""
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
+from jaxlm.models.adapters import with_adapters
 from jaxlm.models.model import Model
 from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
@@ -19,14 +20,19 @@ def build(
     config: ModelConfig,
     precision: PrecisionConfig | None = None,
     execution: Execution | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> Model:
     """Return the model of a config.
 
     It computes in float32 throughout unless a `precision` is given, and in plain single-device JAX
-    unless an `execution` is.
+    unless an `execution` is. With an `adapter` its parameters have adapters beside frozen weights.
     """
     precision = precision or PrecisionConfig(compute="float32")
-    model = FAMILIES[config.family](config, precision, execution or Execution())
+    adapter = adapter or AdapterConfig()
+    model = FAMILIES[config.family](config, precision, execution or Execution(), adapter)
+    if adapter.rank:
+        init = with_adapters(model.init, adapter, model.axes)
+        model = model._replace(init=init, adapter=adapter)
     if precision.weights is None:
         return model
     return model._replace(rounding=Rounding(precision.weights, precision.weights_start))

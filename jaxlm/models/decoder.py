@@ -1,14 +1,16 @@
 """Causal decoders: GPT, Llama, BLOOM and their relatives, by config alone."""
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models.model import Model
 from jaxlm.models.transformer import build_transformer
 from jaxlm.nn.execution import Execution
 
 
-def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+def build(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
+) -> Model:
     """Return the decoder of a config."""
-    decoder = build_transformer(config, precision, execution, causal=True)
+    decoder = build_transformer(config, precision, execution, adapter, causal=True)
     return Model(
         config=config,
         init=decoder.init,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models.model import Model
 from jaxlm.models.transformer import (
     Component,
@@ -92,12 +92,16 @@ class Electra(NamedTuple):
         return kernels
 
 
-def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+def build(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
+) -> Model:
     """Return the discriminator of a config, with its `generator` if it has one."""
-    discriminator = build_network(config, precision, execution, owns_embedding=True)
+    discriminator = build_network(config, precision, execution, adapter, owns_embedding=True)
     generator = None
     if config.generator is not None:
-        generator = build_network(config.generator, precision, execution, owns_embedding=False)
+        generator = build_network(
+            config.generator, precision, execution, adapter, owns_embedding=False
+        )
     electra = Electra(discriminator, generator)
 
     def model(name: str) -> Model:
@@ -130,7 +134,12 @@ def embedding_config(config: ModelConfig) -> ModelConfig:
 
 
 def build_network(
-    config: ModelConfig, precision: PrecisionConfig, execution: Execution, *, owns_embedding: bool
+    config: ModelConfig,
+    precision: PrecisionConfig,
+    execution: Execution,
+    adapter: AdapterConfig,
+    *,
+    owns_embedding: bool,
 ) -> Transformer:
     """Return one network; the one that `owns_embedding` is the discriminator."""
     dtype, compute = jnp.dtype(precision.params), jnp.dtype(precision.compute)
@@ -163,7 +172,7 @@ def build_network(
             projection, projection, lambda: (jnp.zeros((1, 1, table.width)),)
         )
     trunk = build_transformer(
-        config, precision, execution, causal=False, embedding=False, head=False
+        config, precision, execution, adapter, causal=False, embedding=False, head=False
     )
     components |= trunk.components
     components["head"] = Component(head(execution), head(Execution()), head_inputs)

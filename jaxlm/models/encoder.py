@@ -1,17 +1,19 @@
 """Bidirectional encoders: BERT, RoBERTa and their relatives, by config alone."""
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models import electra
 from jaxlm.models.model import Model
 from jaxlm.models.transformer import build_transformer
 from jaxlm.nn.execution import Execution
 
 
-def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+def build(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
+) -> Model:
     """Return the encoder of a config; with a `generator_share` it is ELECTRA's."""
     if config.generator_share is not None:
-        return electra.build(config, precision, execution)
-    encoder = build_transformer(config, precision, execution, causal=False)
+        return electra.build(config, precision, execution, adapter)
+    encoder = build_transformer(config, precision, execution, adapter, causal=False)
     return Model(
         config=config,
         init=encoder.init,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models.model import Model
 from jaxlm.models.transformer import Transformer, build_transformer
 from jaxlm.nn.attention import EncoderOutput, attention_kernel
@@ -15,11 +15,21 @@ from jaxlm.nn.mask import Mask
 from jaxlm.types import Array, Batch, Tree
 
 
-def build(config: ModelConfig, precision: PrecisionConfig, execution: Execution) -> Model:
+def build(
+    config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
+) -> Model:
     """Return the encoder-decoder of a config. A shared token table is the encoder's."""
-    encoder = build_transformer(config.encoder, precision, execution, causal=False, head=False)
+    encoder = build_transformer(
+        config.encoder, precision, execution, adapter, causal=False, head=False
+    )
     decoder = build_transformer(
-        config, precision, execution, causal=True, cross=True, own_table=not config.shared_embedding
+        config,
+        precision,
+        execution,
+        adapter,
+        causal=True,
+        cross=True,
+        own_table=not config.shared_embedding,
     )
     both = EncoderDecoder(config, encoder, decoder)
     return Model(

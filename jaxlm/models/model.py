@@ -5,9 +5,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import AdapterConfig, ModelConfig
+from jaxlm.losses import PreferenceLoss
+from jaxlm.nn.adapter import is_adapter
 from jaxlm.nn.cache import Cache
-from jaxlm.quantization import Rounding
+from jaxlm.parameter_names import drop
+from jaxlm.quantization import QuantizedWeight, Rounding
 from jaxlm.types import Array, Batch, Tree, is_axes
 
 
@@ -54,6 +57,12 @@ class Model(NamedTuple):
     # How the steps of training and evaluation round the parameters that they are given; None: not.
     rounding: Rounding | None = None
 
+    # The adapters among the parameters; with rank 0 there are none.
+    adapter: AdapterConfig = AdapterConfig()
+
+    # The loss of steps on pairs of answers; None: that of tokens.
+    preference: PreferenceLoss | None = None
+
     def head(self, params: Tree, x: Array) -> Array:
         """Return float32 logits [..., vocabulary_size] of features [..., D]."""
         return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
@@ -70,9 +79,11 @@ class Model(NamedTuple):
 
         Rows that only pad the vocabulary are left out, and so is the norm before the first
         layer's attention in each stack where the model does without it. Of ELECTRA the
-        discriminator is counted; what its generator adds is `generator_parameter_count`.
+        discriminator is counted; what its generator adds is `generator_parameter_count`. Adapters
+        are left out: `adapter_parameter_count` counts them.
         """
-        shapes, axes = jax.eval_shape(self.init, jax.random.key(0)), self.axes
+        shapes = drop(jax.eval_shape(self.init, jax.random.key(0)), is_adapter)
+        axes = drop(self.axes, is_adapter)
         if "discriminator" in axes:
             shapes, axes = shapes["discriminator"], axes["discriminator"]
         sizes = jax.tree.map(self._logical_size, axes, shapes, is_leaf=is_axes)
@@ -90,8 +101,13 @@ class Model(NamedTuple):
         sizes = jax.tree.map(self._logical_size, axes, shapes, is_leaf=is_axes)
         return sum(jax.tree.leaves(sizes))
 
-    def _logical_size(self, names: tuple, leaf: jax.ShapeDtypeStruct) -> int:
-        size = 1
+    def adapter_parameter_count(self) -> int:
+        """Return the parameters of all adapters."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(drop(shapes, lambda n: not is_adapter(n))))
+
+    def _logical_size(self, names: tuple, leaf: Any) -> int:
+        leaf, size = leaf.values if isinstance(leaf, QuantizedWeight) else leaf, 1
         for name, dimension in zip(names, leaf.shape, strict=True):
             size *= self.config.vocabulary_size if name == "vocabulary" else dimension
         return size

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxlm.nn.adapter import is_adapter
 from jaxlm.nn.attention import AttentionInputs
 from jaxlm.nn.blockwise import ATTENTION_OUTPUT
 from jaxlm.nn.dot_product import SCORES
@@ -19,6 +20,7 @@ from jaxlm.nn.execution import Execution
 from jaxlm.nn.kernel_choice import GPUS
 from jaxlm.nn.matmul import PRODUCT
 from jaxlm.nn.parameters import init_params, param_axes
+from jaxlm.parameter_names import drop, merge
 from jaxlm.types import Tree, is_axes
 
 Layer = Callable[[Tree, jax.Array, Any], jax.Array]  # (weights, x, index of the layer) -> x
@@ -90,6 +92,20 @@ unstack.defvjp(
 )
 
 
+def adapters_of(tree: Tree) -> Tree:
+    """Return the adapters in the parameters of blocks."""
+    return drop(tree, lambda name: not is_adapter(name))
+
+
+def unstack_frozen(tree: Tree) -> list[Tree]:
+    """Return `unstack(tree)` of blocks with adapters. All else has no gradient."""
+    adapters = unstack(adapters_of(tree))
+    return [
+        merge(jax.tree.map(lambda w: w[i], tree), part)  # noqa: B023 (called now)
+        for i, part in enumerate(adapters)
+    ]
+
+
 def take_apart(tree: Tree) -> list[Tree]:
     """Return `unstack(tree)`, and delete the arrays of the tree, each before the next is cut."""
     stacks, structure = jax.tree.flatten(tree)
@@ -125,11 +141,13 @@ def run_stack(
     x: jax.Array,
     dropout_key: jax.Array | None,
     execution: Execution,
+    *,
+    adapts: bool = False,
 ) -> jax.Array:
     """Apply `block` with every layer of `params` [layers, ...] in turn.
 
     Layer i reads `inputs[i % len(inputs)]`, and its dropout key is folded from i. `axes` are the
-    logical axes of `params`.
+    logical axes of `params`. With `adapts` the adapters among these alone have gradients.
     """
     weight_axes = layer_axes(axes)
     layers, period = jax.tree.leaves(params)[0].shape[0], len(inputs)
@@ -138,7 +156,8 @@ def run_stack(
         def layer(weights: Tree, x: jax.Array, index: Any) -> jax.Array:
             weights = execution.gather(weights, weight_axes)
             if execution.platform in GPUS and execution.blocks == "unrolled":
-                weights, x = in_turn(weights, x)
+                trained, x = in_turn(adapters_of(weights) if adapts else weights, x)
+                weights = merge(weights, trained) if adapts else trained
             key = site_key(dropout_key, index)
             x, _ = block.apply({"params": weights}, x, layer_inputs, key, None, index == 0)
             return x
@@ -172,6 +191,6 @@ def run_stack(
     # All layers where the stack is unrolled; where it is scanned, those of a last, shorter period.
     if scanned < layers:
         rest = jax.tree.map(lambda w: w[scanned:], params) if scanned else params
-        for index, weights in enumerate(unstack(rest), scanned):
+        for index, weights in enumerate(unstack_frozen(rest) if adapts else unstack(rest), scanned):
             x = period_layers[index % period](weights, x, index)
     return x

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm.config import ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models.stack import init_stack, layer_axes, run_stack, stack_axes, unstack
+from jaxlm.nn.adapter import adapted
 from jaxlm.nn.attention import AttentionInputs, EncoderOutput, attention_kernel
 from jaxlm.nn.block import Block
 from jaxlm.nn.cache import Cache, empty_cache
@@ -102,14 +103,16 @@ class Transformer(NamedTuple):
         x_BLD = embedded
         if x_BLD is None:
             x_BLD = self.embed(params, batch, positions_BL, table, dropout_key)
+        block = self.components["blocks"].module
         x_BLD = run_stack(
-            self.components["blocks"].module,
+            block,
             inputs,
             params["blocks"],
             self.axes["blocks"],
             x_BLD,
             dropout_key,
             self.execution,
+            adapts=bool(block.adapter.rank),
         )
         return self.final_norm(params, x_BLD, batch.predict)
 
@@ -299,6 +302,7 @@ def build_transformer(
     config: ModelConfig,
     precision: PrecisionConfig,
     execution: Execution,
+    adapter: AdapterConfig,
     *,
     causal: bool,
     cross: bool = False,
@@ -341,8 +345,11 @@ def build_transformer(
         components["embedding"] = component(
             lambda e: Embedding(config, e, dtype, compute), embedding_inputs
         )
+    product = MATMULS[precision.matmul]
+    if adapter.rank:
+        product = adapted(product)
     components["blocks"] = component(
-        lambda e: Block(config, e, dtype, cross, MATMULS[precision.matmul]), block_inputs
+        lambda e: Block(config, e, dtype, cross, product, adapter), block_inputs
     )
     if config.positions == "relative":
         components["relative_bias"] = component(

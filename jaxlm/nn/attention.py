@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import AdapterConfig, ModelConfig
+from jaxlm.nn.adapter import adapt, declare_a
 from jaxlm.nn.cache import KeyValues, LayerCache
 from jaxlm.nn.dot_product import attend
 from jaxlm.nn.execution import Execution
@@ -48,7 +49,7 @@ class AttentionInputs(NamedTuple):
 class Projection(NamedTuple):
     """The weights of a query, key or value projection."""
 
-    kernel_DHK: jax.Array
+    kernel_DHK: Any  # an array, or what stands for one
     bias_HK: jax.Array | None
 
 
@@ -59,14 +60,23 @@ class MultiHeadAttention(nn.Module):
     execution: Execution = Execution()
     dtype: Any = jnp.float32  # of the parameters
     product: Callable[..., jax.Array] = matmul  # of the projections
+    adapter: AdapterConfig = AdapterConfig()
 
-    def projection(self, name: str, heads: int, axis: str) -> Projection:
+    def projection(
+        self,
+        name: str,
+        heads: int,
+        axis: str,
+        dropout_key: jax.Array | None = None,
+        shared_a: jax.Array | None = None,
+    ) -> Projection:
         """Declare the weights of the projection `name` to `heads` heads, whose axis is `axis`."""
         config, dtype = self.config, self.dtype
         D, K = config.width, config.width_per_head
         init = normal(config, "query" if name == "query" else "input", D)
         axes = ("embed", axis, "head")
         kernel_DHK = parameter(self, f"{name}_kernel", init, (D, heads, K), axes, dtype)
+        kernel_DHK = adapt(self, name, kernel_DHK, (D, heads, K), axes, dropout_key, shared_a)
         if not config.attention_bias:
             return Projection(kernel_DHK, None)
 
@@ -109,12 +119,13 @@ class MultiHeadAttention(nn.Module):
         )
         return self.execution.constrain(y_BLHK, HEADS)
 
-    def output(self, y_BLHK: jax.Array) -> jax.Array:
+    def output(self, y_BLHK: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         """Return the projection of all heads' outputs to [B, L, D]."""
         config, dtype = self.config, self.dtype
         D, (H, K) = config.width, y_BLHK.shape[2:]
         init, axes = normal(config, "residual", H * K), ("heads", "head", "embed")
         kernel_HKD = parameter(self, "output_kernel", init, (H, K, D), axes, dtype)
+        kernel_HKD = adapt(self, "output", kernel_HKD, (H, K, D), axes, dropout_key)
         y_BLD = self.product("BLHK,HKD->BLD", y_BLHK, kernel_HKD)
         if not config.attention_output_bias:
             return y_BLD
@@ -139,9 +150,13 @@ class SelfAttention(MultiHeadAttention):
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         config, constrain = self.config, self.execution.constrain
-        query = self.projection("query", config.heads, "heads")
-        key = self.projection("key", config.key_value_heads, "kv_heads")
-        value = self.projection("value", config.key_value_heads, "kv_heads")
+        shared_a = None
+        if self.adapter.rank and "qkv" in self.adapter.targets:
+            shared_a = declare_a(self, "qkv", (config.width,), ("embed",), self.adapter)
+        adapters = dropout_key, shared_a
+        query = self.projection("query", config.heads, "heads", *adapters)
+        key = self.projection("key", config.key_value_heads, "kv_heads", *adapters)
+        value = self.projection("value", config.key_value_heads, "kv_heads", *adapters)
 
         q_BLHK = add_bias(self.product("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
         k_BLGK = add_bias(self.product("BLD,DGK->BLGK", x_BLD, key.kernel_DHK), key.bias_HK)
@@ -162,7 +177,7 @@ class SelfAttention(MultiHeadAttention):
             key_values = cache.own
 
         y_BLHK = self.attend(q_BLHK, key_values, inputs.mask, inputs.bias, dropout_key)
-        return self.output(y_BLHK), cache
+        return self.output(y_BLHK, dropout_key), cache
 
 
 class CrossAttention(MultiHeadAttention):
@@ -181,7 +196,7 @@ class CrossAttention(MultiHeadAttention):
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         config, constrain = self.config, self.execution.constrain
-        query = self.projection("query", config.heads, "heads")
+        query = self.projection("query", config.heads, "heads", dropout_key)
 
         q_BLHK = add_bias(self.product("BLD,DHK->BLHK", x_BLD, query.kernel_DHK), query.bias_HK)
         q_BLHK = constrain(q_BLHK, HEADS)
@@ -192,18 +207,18 @@ class CrossAttention(MultiHeadAttention):
             key_values = cache.cross
         else:
             assert encoder.states_BSD is not None
-            key_values = self.key_values(encoder.states_BSD)
+            key_values = self.key_values(encoder.states_BSD, dropout_key)
             if cache is not None:
                 cache = cache._replace(cross=key_values)
 
         y_BLHK = self.attend(q_BLHK, key_values, encoder.mask, None, dropout_key)
-        return self.output(y_BLHK), cache
+        return self.output(y_BLHK, dropout_key), cache
 
-    def key_values(self, states_BSD: jax.Array) -> KeyValues:
+    def key_values(self, states_BSD: jax.Array, dropout_key: jax.Array | None) -> KeyValues:
         """Return the keys and values of the encoder's states."""
         config, constrain = self.config, self.execution.constrain
-        key = self.projection("key", config.key_value_heads, "kv_heads")
-        value = self.projection("value", config.key_value_heads, "kv_heads")
+        key = self.projection("key", config.key_value_heads, "kv_heads", dropout_key)
+        value = self.projection("value", config.key_value_heads, "kv_heads", dropout_key)
 
         k_BSGK = add_bias(self.product("BSD,DGK->BSGK", states_BSD, key.kernel_DHK), key.bias_HK)
         v_BSGK = add_bias(

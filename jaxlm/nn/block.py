@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import ModelConfig
+from jaxlm.config import AdapterConfig, ModelConfig
 from jaxlm.nn.attention import AttentionInputs, CrossAttention, SelfAttention
 from jaxlm.nn.cache import LayerCache
 from jaxlm.nn.dropout import dropout, site_key
@@ -40,6 +40,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32  # of the parameters
     cross: bool = False  # also reads an encoder
     product: Callable[..., jax.Array] = matmul  # with the weights of attention and MLP
+    adapter: AdapterConfig = AdapterConfig()
 
     @nn.compact
     def __call__(
@@ -51,7 +52,7 @@ class Block(nn.Module):
         first: bool | jax.Array = False,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; `first` says whether it is the first one of the stack."""
-        options = (self.config, self.execution, self.dtype, self.product)
+        options = (self.config, self.execution, self.dtype, self.product, self.adapter)
         start_BLD = x_BLD
 
         normed_BLD = self.norm_before("attention", x_BLD)
@@ -72,7 +73,7 @@ class Block(nn.Module):
 
         parallel = self.config.residual == "parallel"
         normed_BLD = self.norm_before("mlp", start_BLD if parallel else x_BLD)
-        y_BLD = MLP(*options, name="mlp")(normed_BLD)
+        y_BLD = MLP(*options, name="mlp")(normed_BLD, site_key(dropout_key, 2))
         x_BLD = self.add_residual("mlp", x_BLD, normed_BLD, y_BLD, site_key(dropout_key, 2))
         return x_BLD, cache
 

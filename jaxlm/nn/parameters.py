@@ -4,6 +4,7 @@ Weights name logical axes. `jaxlm.sharding` maps them to mesh axes:
 
     embed                   the model's width, the dimension that ZeRO splits
     token_embed             the width of the token table where that is another; ZeRO splits it too
+    rank                    of adapters, which have no embed there; ZeRO splits it too
     vocabulary              rows of the token table, padded to a multiple of 128
     heads, kv_heads, mlp    split by tensor parallelism
     head, position, norm    never split

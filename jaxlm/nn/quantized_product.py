@@ -157,6 +157,47 @@ def channel_tile(channels: int, most: int) -> int:
     return next(size for size in range(most, 0, -1) if channels % size == 0)
 
 
+def product_at_once(spec: str, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
+    """Return `quantized_product` of a weight [inputs, channels] of 8 bits, without tiles.
+
+    The levels, which are exact in bfloat16, are multiplied; the sums are scaled in float32.
+    """
+    y = jnp.einsum(spec, x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (y * weight.scales).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def quantized_matmul(spec: str, x: jax.Array, weight: QuantizedWeight) -> jax.Array:
+    """Return `quantized_product` with a gradient of x, that of the dequantised weight.
+
+    The weight, [inputs, channels] of 8 bits, has none. Training multiplies all of it at once.
+    """
+    return quantized_product(spec, x, weight)
+
+
+def quantized_forward(
+    spec: str, x: jax.Array, weight: QuantizedWeight
+) -> tuple[jax.Array, QuantizedWeight]:
+    """Return the product, and the rounded weight, which its gradient needs."""
+    return product_at_once(spec, x, weight), weight
+
+
+def quantized_backward(
+    spec: str, weight: QuantizedWeight, gradient: jax.Array
+) -> tuple[jax.Array, None]:
+    """Return the gradient of x, in its dtype."""
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    scaled = (gradient.astype(jnp.float32) * weight.scales).astype(gradient.dtype)
+    values = weight.values.astype(gradient.dtype)
+    spec = f"{out},{right}->{left}"
+    dx = jnp.einsum(spec, scaled, values, preferred_element_type=jnp.float32)
+    return dx.astype(gradient.dtype), None
+
+
+quantized_matmul.defvjp(quantized_forward, quantized_backward)
+
+
 def lookup_rows(table: Any, ids: jax.Array) -> jax.Array:
     """Return rows of a table [rows, width], which may be rounded: [..., width], then float32."""
     if not isinstance(table, QuantizedWeight):

@@ -18,10 +18,12 @@ from jaxlm import losses, mesh_execution, models, sharding, state, step
 from jaxlm.config import Config, ModelConfig
 from jaxlm.config.mesh import mesh_sizes
 from jaxlm.models import Model
+from jaxlm.models.adapters import with_frozen
 from jaxlm.nn.dot_product import pad_for_cudnn
 from jaxlm.nn.embedding import padded_vocabulary
 from jaxlm.nn.kernel_choice import GPUS
 from jaxlm.parameter_names import without
+from jaxlm.quantization import QuantizedWeight, quantized_axes
 from jaxlm.run import assemble_optimizer
 from jaxlm.run_checks import check_mesh, check_sample
 from jaxlm.types import Array, Axes, Batch, Tree
@@ -158,22 +160,22 @@ def matrix_bytes(kind: str, placement: sharding.Placement, shapes: Tree) -> int:
     return 3 * 4 * max(stacks, default=0) // placement.mesh.size
 
 
-def trained_bytes(config: Config) -> tuple[float, float]:
-    """Return the bytes of gradients and of optimizer state per parameter of the model.
+def trained_bytes(config: Config) -> tuple[float, float, float]:
+    """Return the bytes of weights, gradients and optimizer state per parameter of the model.
 
     Frozen parameters have none. The counters of steps are left out.
     """
-    model = models.build(config.model, config.precision)
+    model = models.build(config.model, config.precision, adapter=config.adapter)
     optimizer = assemble_optimizer(config, model.axes)
     shapes = state.state_shapes(model, optimizer)
+    frozen = with_frozen(config.optimizer, config.adapter, model.axes).frozen
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    trained = sum(
-        leaf.size for leaf in jax.tree.leaves(without(shapes.params, config.optimizer.frozen))
-    )
+    trained = sum(leaf.size for leaf in jax.tree.leaves(without(shapes.params, frozen)))
     held = sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.optimizer) if leaf.ndim
     )
-    return 4 * trained / parameters, held / parameters
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
+    return weights / parameters, 4 * trained / parameters, held / parameters
 
 
 def trace_step(
@@ -208,7 +210,7 @@ def trace_step(
     width = padded_vocabulary(local.vocabulary_size)
     return TracedStep(
         gradients=trace_gradients(config, model, placement, batch),
-        weight_shapes=weight_shapes(shapes, shardings),
+        weight_shapes=weight_shapes(shapes, placement.trainable(shapes), shardings),
         scores_width=width,
         # Where the vocabulary is split, the loss and its gradient each have scores of their own.
         second_scores=4 * device_rows * tile * width if sizes["tensor"] > 1 else 0,
@@ -216,12 +218,14 @@ def trace_step(
     )
 
 
-def weight_shapes(shapes: Tree, shardings: Tree) -> set[tuple[int, ...]]:
-    """Return the shapes of matrices and of their parts, with and without a first axis of layers."""
+def weight_shapes(shapes: Tree, trained: Tree, shardings: Tree) -> set[tuple[int, ...]]:
+    """Return the shapes of matrices and of their parts, with and without a first axis of layers.
+
+    `shardings` are those of the `trained` ones of all `shapes`.
+    """
     wholes = [x.shape for x in jax.tree.leaves(shapes)]
-    parts = [
-        s.shard_shape(shape) for shape, s in zip(wholes, jax.tree.leaves(shardings), strict=True)
-    ]
+    pairs = zip(jax.tree.leaves(trained), jax.tree.leaves(shardings), strict=True)
+    parts = [sharding.shard_shape(leaf.shape) for leaf, sharding in pairs]
     found = {shape for shape in (*wholes, *parts) if len(shape) > 1}
     found |= {shape[1:] for shape in found if len(shape) > 2}
     return found | {(1, *shape) for shape in found}
@@ -239,18 +243,19 @@ def place_model(
         config.runtime.attention,
         width=model_config.width,
         token_width=model_config.token_width,
+        rank=config.adapter.rank,
         deterministic=config.runtime.deterministic,
         device=device,
     )
     if device.platform in GPUS:
         execution = execution._replace(per_device=stand_in)
-    model = models.build(model_config, config.precision, execution)
+    model = models.build(model_config, config.precision, execution, config.adapter)
     placement = sharding.Placement(
         mesh,  # type: ignore[arg-type]
         model.axes,
         config.parallel.zero,
         config.precision.gradients,
-        config.optimizer.frozen,
+        with_frozen(config.optimizer, config.adapter, model.axes).frozen,
     )
     return model, placement
 
@@ -314,7 +319,11 @@ def copied_bytes(shapes: Tree, shardings: Tree, placement: sharding.Placement) -
     if placement.zero < 3:
         return 0
 
-    def size(axes: Axes, shape: jax.ShapeDtypeStruct, where: Any) -> int:
+    def size(axes: Axes, shape: Any, where: Any) -> int:
+        if isinstance(shape, QuantizedWeight):
+            parts = quantized_axes(axes, shape.bits)
+            values = size(parts.values, shape.values, where.values)
+            return values + size(parts.scales, shape.scales, where.scales)
         spec = list(where.spec)
         first = 1 if axes[0] == "layers" else 0
         is_split = "fsdp" in spec and placement.mesh.shape["fsdp"] > 1

@@ -23,7 +23,7 @@ from jaxlm.plan.memory_report import (
     judge,
     stages_document,
 )
-from jaxlm.plan.state_bytes import ITEM_BYTES, BytesPerParameter
+from jaxlm.plan.state_bytes import BytesPerParameter
 from jaxlm.run_checks import check_sample
 
 # What a part of a step is called in the report.
@@ -76,8 +76,7 @@ def with_length(config: Config, length: int) -> Config:
 
 def bytes_of(config: Config) -> BytesPerParameter:
     """Return the bytes per parameter of a config's state."""
-    gradients, optimizer = trained_bytes(config)
-    return BytesPerParameter(ITEM_BYTES[config.precision.params], gradients, optimizer)
+    return BytesPerParameter(*trained_bytes(config))
 
 
 # The report
@@ -112,9 +111,10 @@ def format_plan(plan: MemoryPlan) -> str:
 
 def size_rows(plan: MemoryPlan) -> list[tuple[str, ...]]:
     """Return the table of bytes by what they are for."""
-    estimate, precision = plan.estimate, plan.config.precision
+    estimate, precision, adapter = plan.estimate, plan.config.precision, plan.config.adapter
+    frozen = f", {adapter.base} where frozen" if adapter.rank else ""
     formats = {
-        "parameters": precision.params,
+        "parameters": precision.params + frozen,
         "gradients": "float32",
         "optimizer": optimizer_format(plan.config.optimizer),
         "activations": precision.compute,

@@ -260,7 +260,7 @@ def test_samples_of_sources_at_any_size():
 )
 def test_lengths_are_those_of_the_real_vocabulary(kind):
     name = "masked" if kind == "framed" else kind
-    base = tiny.FAMILIES[config.objective.TRAINED_BY[name]]
+    base = tiny.FAMILIES[config.objective.TRAINED_BY[name][0]]
     begin = "<s>" if kind in ("framed", "infilling") else None
     source = config.SourceConfig(
         name="text", path="text.txt", format="pairs" if kind == "pairs" else "text"

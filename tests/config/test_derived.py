@@ -80,7 +80,7 @@ def test_a_mixture_needs_what_its_parts_need():
     parts = [ObjectiveConfig(kind=kind, decoder_start="pad") for kind in ("infilling", "span")]
     mixture = ObjectiveConfig(kind="mixture", parts=tuple(parts))
     assert mixture.needs == ("pad", "mask", "sentinels")
-    assert (mixture.family, mixture.start) == ("encoder_decoder", "pad")
+    assert (mixture.families, mixture.start) == (("encoder_decoder",), "pad")
 
 
 def test_special_tokens_are_counted():

@@ -19,6 +19,8 @@ from jaxlm.config import (
     ParallelConfig,
     SourceConfig,
     TrainingConfig,
+    adapter,
+    classifier,
     data,
     fields,
     model,
@@ -28,7 +30,7 @@ from jaxlm.config import (
 )
 from jaxlm.config import runtime as runtime_section
 
-SECTIONS = (schema, model, objective, data, training, runtime_section)
+SECTIONS = (schema, model, classifier, adapter, objective, data, training, runtime_section)
 
 
 def edit_mistake(*edits):
@@ -488,7 +490,72 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         ["objective.kind=masked"],
         "objective.kind",
         "trains model.family='encoder', got 'decoder' "
-        "(it takes 'causal', 'prefix', 'fill_in_the_middle')",
+        "(it takes 'causal', 'prefix', 'fill_in_the_middle', 'instruction', 'classify', "
+        "'preference')",
+    ),
+    (
+        ["objective.kind=classify", 'data.sources=[{"name":"a","path":"a","format":"labelled"}]'],
+        "model.classifier.kind",
+        "'classify' needs one of 'sequence' and 'token', got 'none'",
+    ),
+    (
+        ["model.classifier.kind=sequence", 'model.classifier.labels=["a","b"]'],
+        "model.classifier.kind",
+        "objective.kind='causal' predicts tokens, which needs 'none', got 'sequence'",
+    ),
+    (
+        ["objective.beta=0.2"],
+        "objective.beta",
+        "is only used with kind='preference', got 'causal'",
+    ),
+    (
+        ['model.classifier.labels=["a"]'],
+        "model.classifier.labels",
+        "are only used with kind='sequence' and 'token', got 'none'",
+    ),
+    (
+        ["model.classifier.kind=sequence"],
+        "model.classifier.labels",
+        "kind='sequence' needs the names of the labels",
+    ),
+    (
+        ["model.classifier.kind=sequence", 'model.classifier.labels=["a","a"]'],
+        "model.classifier.labels",
+        "a label stands there twice: a, a",
+    ),
+    (
+        ["model.classifier.kind=token", 'model.classifier.labels=["a"]'],
+        "model.classifier.labels",
+        "problem='single_label' needs two at least, got 'a'",
+    ),
+    (
+        [
+            "model.classifier.kind=token",
+            'model.classifier.labels=["a"]',
+            "model.classifier.problem=regression",
+        ],
+        "model.classifier.problem",
+        "'regression' is only used with kind='sequence', got 'token'",
+    ),
+    (
+        [
+            "model.classifier.kind=token",
+            'model.classifier.labels=["a","b"]',
+            "model.classifier.pooling=mean",
+        ],
+        "model.classifier.pooling",
+        "is only used with kind='sequence', got 'token'",
+    ),
+    (["adapter.rank=4", "adapter.targets=[]"], "adapter.targets", "names no matrix"),
+    (
+        ["adapter.rank=4", 'adapter.targets=["up","up"]'],
+        "adapter.targets",
+        "names a matrix twice: up, up",
+    ),
+    (
+        ["adapter.rank=4", 'adapter.targets=["qkv","key"]'],
+        "adapter.targets",
+        "'qkv' has query, key and value already",
     ),
     (
         ["model.family=encoder", "objective.kind=replaced_tokens"],

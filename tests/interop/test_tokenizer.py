@@ -393,7 +393,7 @@ def test_prompts_of_a_run_and_of_its_export_are_the_same(kind, objective, tmp_pa
     """As `generate RUN`, `generate OUT` and AutoTokenizer read mask and sentinels."""
     transformers = pytest.importorskip("transformers")
     goal = config.ObjectiveConfig(kind=objective)
-    family = TRAINED_BY[objective]
+    family = TRAINED_BY[objective][0]
     made = config.TokenizerConfig(end_of_text="</s>", begin_of_text="<s>", sentinels=2)
     needs = special_tokens(made, goal.needs)
     run, out = tmp_path / "run", tmp_path / "out"

@@ -232,7 +232,7 @@ def choose_data(config: dict[str, Any], draw: random.Random) -> None:
     if kind != "mixture":
         config["objective.parts"] = ()
     parts = config["objective.parts"]
-    config["model.family"] = TRAINED_BY[parts[0]["kind"] if parts else kind]
+    config["model.family"] = TRAINED_BY[parts[0]["kind"] if parts else kind][0]
     config["model.generator_share"] = 1.0 if kind == "replaced_tokens" else None
     if kind == "replaced_tokens":
         config["model.head_transform"] = True

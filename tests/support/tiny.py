@@ -22,6 +22,7 @@ from jaxlm.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+from jaxlm.models.adapters import with_frozen
 from jaxlm.run import assemble_optimizer
 from jaxlm.types import Batch
 
@@ -140,14 +141,15 @@ def parts(devices: int, config: Config = CONFIG, **parallel) -> Parts:
         "auto",
         width=config.model.width,
         token_width=config.model.token_width,
+        rank=config.adapter.rank,
     )
-    model = models.build(config.model, config.precision, execution)
+    model = models.build(config.model, config.precision, execution, config.adapter)
     placement = sharding.Placement(
         mesh,
         model.axes,
         config.parallel.zero,
         config.precision.gradients,
-        config.optimizer.frozen,
+        with_frozen(config.optimizer, config.adapter, model.axes).frozen,
     )
     optimizer = assemble_optimizer(config, model.axes, placement)
     return Parts(config, model, placement, optimizer)

@@ -15,7 +15,7 @@ from support.trees import assert_same
 
 from jaxlm import checkpoint, config, models, runtime, trainer
 from jaxlm.config import NoCheckpointError, UserError
-from jaxlm.trainer import Origin, Start
+from jaxlm.start import Origin, Start, find_start
 
 
 def abstract(params):
@@ -30,9 +30,9 @@ def state():
 
 
 def test_a_run_starts_fresh_from_an_import_or_from_its_newest_checkpoint():
-    assert trainer.find_start(None) == Start(Origin.FRESH, 0)
-    assert trainer.find_start(0) == Start(Origin.IMPORTED, 0)
-    assert trainer.find_start(7) == Start(Origin.RESUMED, 7)
+    assert find_start(None) == Start(Origin.FRESH, 0)
+    assert find_start(0) == Start(Origin.IMPORTED, 0)
+    assert find_start(7) == Start(Origin.RESUMED, 7)
 
 
 def test_parameters_are_read_alone(tmp_path, state):
