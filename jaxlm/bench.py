@@ -141,6 +141,7 @@ def prepare_store(run_config: config.Config, keep: str | None, start_up: StartUp
         run_config.tokenizer_vocabulary_size,
         lambda line: print(line, flush=True),
         needs=run_config.objective.needs,
+        examples=data.example_spec(run_config),
         predicate=None if keep is None else load_predicate(keep),
     )
 

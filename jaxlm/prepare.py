@@ -99,6 +99,7 @@ def estimate(run_config: config.Config, args: Any) -> int:
         run_config.objective.needs,
         args.sample_megabytes,
         load_predicate(args.keep),
+        data.example_spec(run_config),
     )
     print(format_estimate(facts))
     if args.json is not None:
@@ -120,6 +121,7 @@ def prepare_part(run_config: config.Config, args: Any) -> int:
         stage=args.stage,
         part=parse_part(args.part),
         needs=run_config.objective.needs,
+        examples=data.example_spec(run_config),
         workers=args.workers,
         predicate=load_predicate(args.keep),
     )
@@ -155,6 +157,7 @@ def prepare_store(
         run_config.tokenizer_vocabulary_size,
         lambda line: print(line, flush=True),
         needs=run_config.objective.needs,
+        examples=data.example_spec(run_config),
         workers=workers,
         predicate=predicate,
     )
@@ -295,7 +298,9 @@ def read_sample(
     from jaxlm.evaluation.validation import EvaluationWindows
 
     length = run_config.data.sequence_length
-    objective = objectives.build(run_config.objective, length, store.tokenizer.vocabulary)
+    objective = objectives.build(
+        run_config.objective, length, store.tokenizer.vocabulary, run_config.model
+    )
     if split == "train":
         schedule = batch_schedule(run_config)
         stream = open_stream(store, run_config.data, objective, schedule, run_config.seed)

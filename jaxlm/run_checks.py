@@ -81,6 +81,7 @@ def check_sample(config: Config) -> Batch:
         config.data.sequence_length,
         config.tokenizer.sentinels,
         config.data.sequences,
+        config.model,
     )
 
     model = config.model

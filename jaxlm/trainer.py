@@ -168,6 +168,7 @@ def prepare_together(
             ready=group.leader_is_listening,
             seconds=config.runtime.preparation_timeout_seconds,
             needs=config.objective.needs,
+            examples=data.example_spec(config),
             predicate=predicate,
             begun=begins_early(config),
         )
@@ -244,6 +245,7 @@ def prepare_store(config: Config, predicate: Predicate | None) -> data.Store:
         config.tokenizer_vocabulary_size,
         log,
         needs=config.objective.needs,
+        examples=data.example_spec(config),
         predicate=predicate,
     )
 
@@ -306,7 +308,9 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     """
     config = run.config
     vocabulary = store.tokenizer.vocabulary
-    objective = objectives.build(config.objective, config.data.sequence_length, vocabulary)
+    objective = objectives.build(
+        config.objective, config.data.sequence_length, vocabulary, config.model
+    )
     stream = open_stream(store, config.data, objective, run.schedule, config.seed, log)
     sizes = source_sizes(stream, store, config.data)
     if len(sizes) > 1 and store.construction is not None:

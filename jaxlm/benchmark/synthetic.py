@@ -43,7 +43,9 @@ def first_text_id(config: Config) -> int:
 
 def objective(config: Config) -> objectives.Objective:
     """Return the config's objective over that vocabulary."""
-    return objectives.build(config.objective, config.data.sequence_length, vocabulary(config))
+    return objectives.build(
+        config.objective, config.data.sequence_length, vocabulary(config), config.model
+    )
 
 
 def batch(config: Config, number: int) -> Batch:
@@ -61,10 +63,14 @@ def batch(config: Config, number: int) -> Batch:
     random = np.random.default_rng(number)
     cumulative = np.cumsum(1 / np.arange(1, count + 1))
     columns = built.window if packed is None else packed.part
+    if built.examples is not None:
+        columns = config.data.sequence_length
     drawn = np.searchsorted(cumulative, random.random((rows, columns)) * cumulative[-1])
     windows = (first + np.minimum(drawn, count - 1)).astype(np.int32)
 
     samples = np.arange(rows, dtype=np.int64) + rows * number
+    if built.examples is not None:
+        windows = np.stack([objectives.make_window(built, text) for text in windows])
     if packed is None:
         return built.make_batch(windows, samples, config.seed)
     previous = np.concatenate([np.zeros((rows, 1), np.int32), windows[:, :-1]], axis=1)

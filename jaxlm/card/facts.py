@@ -293,7 +293,7 @@ def sample_lengths(config: Config) -> Objective:
         denoiser_x=0,
     )
 
-    return objectives.build(config.objective, config.data.sequence_length, vocabulary)
+    return objectives.build(config.objective, config.data.sequence_length, vocabulary, config.model)
 
 
 def samples_by_source(mixture: Mixture | MixtureStages, samples: int) -> list[int]:

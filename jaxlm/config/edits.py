@@ -19,6 +19,7 @@ from jaxlm.config.fields import (
     split_optional,
     suggestion,
 )
+from jaxlm.config.objective import SOURCE_FORMATS
 from jaxlm.config.plain_data import build_section, to_dict
 from jaxlm.config.schema import Config
 from jaxlm.config.urls import hide_credentials
@@ -35,7 +36,7 @@ def apply_edits(config: Config, edits: Sequence[str], data: str | None = None) -
         return config
 
     document = to_dict(config)
-    pairs_source = find_pairs_source(document)
+    replaced = find_record_source(document)
     edited_keys = [edit.partition("=")[0] for edit in edits]
     if data is not None:
         check_data_edits(edited_keys)
@@ -48,7 +49,7 @@ def apply_edits(config: Config, edits: Sequence[str], data: str | None = None) -
         apply_edit(document, key, text)
 
     if data is not None:
-        keep_pairs(document, pairs_source)
+        keep_format(document, replaced)
 
     try:
         return build_section(Config, document, "")
@@ -71,22 +72,24 @@ def check_data_edits(edited_keys: Sequence[str]) -> None:
             raise ConfigError(key, "--data names the source already; leave out one of the two")
 
 
-def find_pairs_source(document: dict) -> dict:
-    """Return the first source of pairs in plain data; {} if there is none."""
+def find_record_source(document: dict) -> dict:
+    """Return the first source whose records have several parts, in plain data; {} without one."""
     sources = document["data"]["sources"]
-    return next((source for source in sources if source["format"] == "pairs"), {})
+    return next((each for each in sources if each["format"] in SOURCE_FORMATS.values()), {})
 
 
-def keep_pairs(document: dict, replaced: dict) -> None:
-    """Let the source of `--data` hold pairs, as the one that it replaced, if the objective does.
+def keep_format(document: dict, replaced: dict) -> None:
+    """Let the source of `--data` have the format that the objective needs.
 
-    Keys that an edit has set stay.
+    Its keys are those of the source that it replaced. Keys that an edit has set stay.
     """
     objective = document["objective"]
-    if isinstance(objective, dict) and objective.get("kind") == "pairs":
-        keys = {name: replaced[name] for name in ("source_key", "target_key") if name in replaced}
+    kind = objective.get("kind") if isinstance(objective, dict) else None
+    if isinstance(kind, str) and kind in SOURCE_FORMATS:
+        names = ("source_key", "target_key") if kind == "pairs" else ("keys",)
+        keys = {name: replaced[name] for name in names if name in replaced}
         source = document["data"]["sources"][0]
-        document["data"]["sources"][0] = {"format": "pairs", **keys, **source}
+        document["data"]["sources"][0] = {"format": SOURCE_FORMATS[kind], **keys, **source}
 
 
 def apply_edit(document: dict, key: str, text: str) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxlm.data.background import built_meanwhile, whole_store_reason
     from jaxlm.data.corpus import check_files
     from jaxlm.data.documents import Document
+    from jaxlm.data.examples import ExampleSpec, example_spec
     from jaxlm.data.growing import current_manifest, open_begun
     from jaxlm.data.identity import StoreIdentity, identify_store
     from jaxlm.data.mixture_plan import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "Document": "documents",
+    "ExampleSpec": "examples",
     "SourceSize": "mixture_plan",
     "SpecialTokens": "vocabulary",
     "Store": "store",
@@ -46,6 +48,7 @@ MODULES = {
     "describe_change": "mixture_plan",
     "describe_mixture": "mixture_plan",
     "describe_store": "report",
+    "example_spec": "examples",
     "format_mixture": "mixture_plan",
     "format_report": "report",
     "identify_store": "identity",
@@ -61,6 +64,7 @@ MODULES = {
 
 __all__ = [
     "Document",
+    "ExampleSpec",
     "SourceSize",
     "SpecialTokens",
     "Store",
@@ -76,6 +80,7 @@ __all__ = [
     "describe_change",
     "describe_mixture",
     "describe_store",
+    "example_spec",
     "format_mixture",
     "format_report",
     "identify_store",

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxlm.config import DataConfig, UserError
 from jaxlm.data.building.workers import end_with_parent, hidden_main
+from jaxlm.data.documents import RECORD_SHAPES
 from jaxlm.data.preparation import prepare
 from jaxlm.data.store import Store
 from jaxlm.hardware import count_cores
@@ -102,6 +103,6 @@ def whole_store_reason(data: DataConfig) -> str | None:
         return f"data.sequences={data.sequences!r} lays out all documents together"
     if data.mixes_by_size:
         return "the mixture follows from the sizes of the sources"
-    if any(source.format == "pairs" for source in data.sources):
-        return "a source holds pairs"
+    if any(source.format in RECORD_SHAPES for source in data.sources):
+        return "a source holds pairs or examples"
     return None

@@ -55,6 +55,7 @@ def validation_source(data: DataConfig, keys: SourceKeys) -> SourceConfig:
         text_join=first.text_join,
         source_key=first.source_key,
         target_key=first.target_key,
+        keys=first.keys,
     )
     if source.format == "text" and any(map(is_json_lines, list_files(source, keys))):
         return replace(source, format="auto")

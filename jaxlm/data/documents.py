@@ -4,21 +4,50 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.remote_files import SourceFile
 
 
 class Document(NamedTuple):
-    """A text, or a pair of texts, and where it comes from."""
+    """A text, or the texts of a record, and where it comes from."""
 
     name: str  # path relative to the source; for a record with `:NUMBER`
-    text: str  # of a pair: the source
-    target: str | None = None  # of a pair
+    text: str  # of a record with several: the first
+    more: tuple[str, ...] = ()  # the other texts of a record
     ids: np.ndarray | None = None  # of files of tokens: what the text was decoded from
+    facts: str | None = None  # of examples: what is no text, as JSON (examples.py)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The text, or source and target."""
-        return (self.text,) if self.target is None else (self.text, self.target)
+        """All texts, in the order of their places in the store."""
+        return (self.text, *self.more)
+
+
+class RecordShape(NamedTuple):
+    """What a record of a source has."""
+
+    texts: int = 1
+    has_facts: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Texts and facts: as many documents of a store make a record."""
+        return self.texts + self.has_facts
+
+
+# Formats whose records are more than a text.
+RECORD_SHAPES = {
+    "pairs": RecordShape(2),
+    "messages": RecordShape(1, has_facts=True),
+    "labelled": RecordShape(2, has_facts=True),
+    "preferences": RecordShape(3),
+}
+EXAMPLE_FORMATS = ("messages", "labelled", "preferences")
+
+
+def record_shape(source: SourceConfig) -> RecordShape:
+    """Return what the records of a source have."""
+    return RECORD_SHAPES.get(source.format, RecordShape())
 
 
 class Record(NamedTuple):
@@ -27,6 +56,18 @@ class Record(NamedTuple):
     number: int  # of the line, row or page in its file, from 1
     fields: dict[str, Any]
     remark: str = ""  # what is told of it though it is read, with the count of its kind
+
+
+class Columns(NamedTuple):
+    """The keys of a record that are read."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All keys."""
+        return (*self.required, *self.optional)
 
 
 class FilePart(NamedTuple):
@@ -58,3 +99,14 @@ class SourceKeys(NamedTuple):
 
 FIRST_SOURCE = SourceKeys("data.sources.0.path", "data.sources.0")
 COMMAND_OPTIONS = SourceKeys("--data", None)
+
+
+def check_unicode(text: str, place: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell (\\ud800) but UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: half a surrogate pair at character {error.start:,}, "
+            "which is not Unicode text"
+        ) from error

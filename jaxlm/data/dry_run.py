@@ -20,6 +20,8 @@ from jaxlm.config import (
     UserError,
 )
 from jaxlm.data.building.units import UNIT_BYTES
+from jaxlm.data.documents import RECORD_SHAPES
+from jaxlm.data.examples import ExampleSpec
 from jaxlm.data.file_samples import Sample, take_samples
 from jaxlm.data.preparation import prepare
 from jaxlm.data.report import describe_store, show_bytes
@@ -39,6 +41,7 @@ def estimate_preparation(
     needs: tuple[str, ...],
     megabytes: float,
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
 ) -> dict[str, Any]:
     """Return the estimated yield, size and time of a preparation as JSON data.
 
@@ -51,7 +54,7 @@ def estimate_preparation(
         folder = Path(name)
         sampled, samples = take_samples(data, folder, megabytes * 1e6)
         store, seconds, training = time_preparation(
-            sampled, tokenizer, vocabulary_size, needs, folder, predicate
+            sampled, tokenizer, vocabulary_size, needs, folder, predicate, examples
         )
         facts = describe_store(store)
 
@@ -93,13 +96,14 @@ def time_preparation(
     needs: tuple[str, ...],
     folder: Path,
     predicate: Predicate | None,
+    examples: ExampleSpec | None,
 ) -> tuple[Store, float, float]:
     """Return the store of a sample, the seconds that it took, and those of training a tokenizer.
 
     A tokenizer that is trained makes it two preparations: the second one loads it.
     """
     started = time.monotonic()
-    store = prepare_sample(data, tokenizer, vocabulary_size, needs, predicate)
+    store = prepare_sample(data, tokenizer, vocabulary_size, needs, predicate, examples)
     seconds = time.monotonic() - started
     if tokenizer.kind != "bpe":
         return store, seconds, 0.0
@@ -107,7 +111,7 @@ def time_preparation(
     loaded = replace(tokenizer, kind="file", path=str(store.path / TOKENIZER), vocabulary_size=None)
     data = replace(data, store=str(folder / "again"))
     started = time.monotonic()
-    store = prepare_sample(data, loaded, vocabulary_size, needs, predicate)
+    store = prepare_sample(data, loaded, vocabulary_size, needs, predicate, examples)
     passes = time.monotonic() - started
     return store, passes, max(seconds - passes, 0.0)
 
@@ -118,6 +122,7 @@ def prepare_sample(
     vocabulary_size: int,
     needs: tuple[str, ...],
     predicate: Predicate | None,
+    examples: ExampleSpec | None,
 ) -> Store:
     """Return the store of a sample. One of too few documents is divided by its tail."""
 
@@ -130,6 +135,7 @@ def prepare_sample(
             needs=needs,
             workers=1,
             predicate=predicate,
+            examples=examples,
         )
 
     try:
@@ -137,8 +143,8 @@ def prepare_sample(
     except ConfigError as error:
         if data.validation.method != "hash" or not error.path.startswith("data.validation"):
             raise
-        if any(source.format == "pairs" for source in data.sources):
-            reason = "the sample has too few pairs to hold some out"
+        if any(source.format in RECORD_SHAPES for source in data.sources):
+            reason = "the sample has too few pairs or examples to hold some out"
             raise UserError(f"--sample-megabytes: {reason}: raise it") from error
 
     validation = replace(data.validation, method="tail")

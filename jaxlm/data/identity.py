@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TextIO
 
 from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.corpus import check_files, numbered_sources
-from jaxlm.data.documents import SourceKeys
+from jaxlm.data.documents import EXAMPLE_FORMATS, SourceKeys
+from jaxlm.data.examples import ExampleSpec
 from jaxlm.data.fingerprints import fingerprint_source
 from jaxlm.data.formats import is_json_lines
 from jaxlm.data.listing import list_files
@@ -46,11 +47,13 @@ def identify_store(
     vocabulary_size: int,
     needs: tuple[str, ...],
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
 ) -> StoreIdentity:
     """Return which store the config means, whether or not it is built.
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
-    objective needs (`ObjectiveConfig.needs`). The `predicate` chooses documents beside the rules.
+    objective needs (`ObjectiveConfig.needs`). The `predicate` chooses documents beside the rules,
+    `examples` says how records become examples.
     """
     root = expand_home(data.store)
     special = special_tokens(tokenizer, needs)
@@ -87,6 +90,8 @@ def identify_store(
         inputs["curation"] = duplicates
     if rules:
         inputs["rules"] = rules
+    if examples is not None:
+        inputs["examples"] = examples.describe()
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     return StoreIdentity(root / key, inputs, special, newlines)
 
@@ -148,6 +153,8 @@ def record_keys(source: SourceConfig) -> dict[str, Any]:
     keys: dict[str, Any] = {"text_key": source.text_key}
     if source.format == "pairs":
         keys = {"source_key": source.source_key, "target_key": source.target_key}
+    if source.format in EXAMPLE_FORMATS:
+        keys = {"keys": sorted(map(list, source.keys))}
     # Older stores know nothing of these: where they are not used, the name stays the same.
     if source.text_keys:
         keys |= {"text_keys": source.text_keys, "text_join": source.text_join}

@@ -23,6 +23,7 @@ from jaxlm.data.building import (
 from jaxlm.data.building.stages import Part, Stage, run_stage
 from jaxlm.data.building.workers import LostWorkerError
 from jaxlm.data.corpus import numbered_sources
+from jaxlm.data.examples import ExampleSpec
 from jaxlm.data.growing import BEGUN, open_begun, unfinished_path
 from jaxlm.data.identity import (
     FINGERPRINTS,
@@ -51,11 +52,12 @@ def prepare(
     needs: tuple[str, ...] = (),
     workers: int | None = None,
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
 ) -> Store:
     """Return the store of `data`, built if it is not there yet; `report` gets plain lines.
 
     `workers` processes build it; None: one for each core. The `predicate` chooses documents beside
-    the rules of the config.
+    the rules of the config; `examples` says how records become examples (`example_spec`).
 
     `vocabulary_size` is the size of a BPE to be trained, `needs` are the special tokens that the
     objective needs beside the end of text (`ObjectiveConfig.needs`). Raises `ConfigError` or
@@ -64,13 +66,19 @@ def prepare(
     """
     check_weights(data)
     with removed_if_unused(expand_home(data.store)):
-        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
+        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate, examples)
         folder = identity.folder
         if not is_built(folder):
             with unfinished_folder(folder, report) as unfinished:
                 if unfinished is not None:
                     inputs = store_inputs(
-                        data, tokenizer, vocabulary_size, identity, predicate, shard_tokens
+                        data,
+                        tokenizer,
+                        vocabulary_size,
+                        identity,
+                        predicate,
+                        examples,
+                        shard_tokens,
                     )
                     start_building(unfinished, report)
                     # One that was killed after its manifest has only to be cleared up.
@@ -93,6 +101,7 @@ def begin(
     report: Callable[[str], None],
     needs: tuple[str, ...] = (),
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
 ) -> Store:
     """Return the store of `data`; where it is not built yet, as soon as a run can begin with it.
 
@@ -101,16 +110,24 @@ def begin(
     """
     check_weights(data)
     with removed_if_unused(expand_home(data.store)):
-        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
+        identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate, examples)
         folder = identity.folder
         if (unfinished_path(folder) / MANIFEST).exists():  # it has only to be cleared up
             return prepare(
-                data, tokenizer, vocabulary_size, report, needs=needs, predicate=predicate
+                data,
+                tokenizer,
+                vocabulary_size,
+                report,
+                needs=needs,
+                predicate=predicate,
+                examples=examples,
             )
         if not is_built(folder) and not has_begun(folder):
             with unfinished_folder(folder, report, completes=False) as unfinished:
                 if unfinished is not None:
-                    inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate)
+                    inputs = store_inputs(
+                        data, tokenizer, vocabulary_size, identity, predicate, examples
+                    )
                     start_building(unfinished, report)
                     manifest = begin_store(unfinished, inputs, None, report)
                     check_unchanged(data, identity)
@@ -139,19 +156,20 @@ def prepare_stage(
     needs: tuple[str, ...] = (),
     workers: int | None = None,
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
 ) -> None:
     """Do a part of a stage of `prepare`, so that several machines can share it.
 
     They have the folder of the stores in common. Raises as `prepare` does.
     """
     check_weights(data)
-    identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate)
+    identity = identify_store(data, tokenizer, vocabulary_size, needs, predicate, examples)
     if is_built(identity.folder):
         report(f"store {identity.folder}: is there already")
         return
 
     unfinished = unfinished_path(identity.folder)
-    inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate)
+    inputs = store_inputs(data, tokenizer, vocabulary_size, identity, predicate, examples)
     with store_errors(identity.folder):
         # One of several machines makes the folder.
         with file_lock(lock_path(identity.folder), lambda: None):
@@ -174,6 +192,7 @@ def store_inputs(
     vocabulary_size: int,
     identity: StoreIdentity,
     predicate: Predicate | None,
+    examples: ExampleSpec | None = None,
     shard_tokens: int = SHARD_TOKENS,
 ) -> StoreInputs:
     """Return what the store of a config is built of."""
@@ -185,6 +204,7 @@ def store_inputs(
         identity.newlines,
         shard_tokens,
         predicate,
+        examples,
     )
 
 
@@ -299,6 +319,7 @@ def await_store(
     seconds: float,
     needs: tuple[str, ...] = (),
     predicate: Predicate | None = None,
+    examples: ExampleSpec | None = None,
     *,
     begun: bool = False,
 ) -> Path:
@@ -310,7 +331,7 @@ def await_store(
     Raises LostError after `seconds`.
     """
     deadline = time.monotonic() + seconds
-    folder = identify_store(data, tokenizer, vocabulary_size, needs, predicate).folder
+    folder = identify_store(data, tokenizer, vocabulary_size, needs, predicate, examples).folder
     if not is_built(folder):
         report(f"store {folder}: waiting up to {seconds:g} s until process 0 has prepared it")
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.columns import align_columns
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION
-from jaxlm.data.store import Store
+from jaxlm.data.store import Store, count_records
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 READ, CUT, KEPT = "read", "cut from documents", "kept"  # stages beside the reasons
@@ -42,7 +42,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         for entry in manifest["splits"][split]:
             name = entry["source"]
             source = sources.setdefault(name, {"kept": 0, "bytes": 0, "tokens": 0})
-            source["kept"] += entry.get("pairs", entry["documents"])
+            source["kept"] += count_records(entry)
             source["bytes"] += entry["bytes"]
             source["tokens"] += entry["tokens"]
             tokens[split][name] = entry["tokens"]

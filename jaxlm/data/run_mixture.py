@@ -23,7 +23,7 @@ def format_run_mixture(config: Config, store: Store) -> str:
     steps, batches = config.training.steps, batch_schedule(config)
     try:
         length, vocabulary = config.data.sequence_length, store.tokenizer.vocabulary
-        objective = objectives.build(config.objective, length, vocabulary)
+        objective = objectives.build(config.objective, length, vocabulary, config.model)
         stream = open_stream(store, config.data, objective, batches, config.seed)
         sizes = source_sizes(stream, store, config.data)
         mixture = plan_mixture(config, sizes)

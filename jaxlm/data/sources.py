@@ -10,7 +10,22 @@ from itertools import islice
 
 from jaxlm.config import SourceConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.data.documents import FIRST_SOURCE, Document, FilePart, Record, SourceKeys
+from jaxlm.data.documents import (
+    EXAMPLE_FORMATS,
+    FIRST_SOURCE,
+    Columns,
+    Document,
+    FilePart,
+    Record,
+    SourceKeys,
+    check_unicode,
+)
+from jaxlm.data.examples import (
+    ExampleRecord,
+    ExampleSpec,
+    example_columns,
+    read_example,
+)
 from jaxlm.data.formats import find_format, find_json, format_by_name
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines
@@ -23,7 +38,7 @@ from jaxlm.data.reading_notes import NAMES, ReadingNotes
 from jaxlm.data.remote_files import SourceFile
 from jaxlm.files import strip_byte_order_mark
 
-READERS: dict[str, Callable[[SourceFile, tuple[str, ...]], Iterator[Record | UserError]]] = {
+READERS: dict[str, Callable[[SourceFile, Columns], Iterator[Record | UserError]]] = {
     "jsonl": read_json_lines,
     "csv": functools.partial(read_csv, delimiter=","),
     "tsv": functools.partial(read_csv, delimiter="\t"),
@@ -39,31 +54,41 @@ def read_documents(
     source: SourceConfig,
     keys: SourceKeys = FIRST_SOURCE,
     notes: ReadingNotes | None = None,
+    examples: ExampleSpec | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of a source in the order of its files.
 
-    Empty documents are skipped; one of the two texts of a pair may be empty. Raises `UserError`
+    Empty documents are skipped; one of the two texts of a pair may be empty. `examples` says how
+    the records of formats such as "labelled" become texts. Raises `UserError`
     naming the file and the line or byte at fault, unless the `notes` skip it, and `ConfigError` at
     `keys.path` if there are no files.
     """
     notes = notes or ReadingNotes()
     parts = [FilePart(path) for path in list_files(source, keys, notes.left_out)]
-    yield from read_parts(parts, source, keys, notes)
+    yield from read_parts(parts, source, keys, notes, examples)
 
 
 def read_parts(
-    parts: Sequence[FilePart], source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
+    parts: Sequence[FilePart],
+    source: SourceConfig,
+    keys: SourceKeys,
+    notes: ReadingNotes,
+    examples: ExampleSpec | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of some of a source's files, as `read_documents` does."""
-    documents = filter(notes.has_text, read_files(parts, source, keys, notes))
+    documents = filter(notes.has_text, read_files(parts, source, keys, notes, examples))
     yield from islice(documents, source.documents)
 
 
 def read_files(
-    parts: Sequence[FilePart], source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
+    parts: Sequence[FilePart],
+    source: SourceConfig,
+    keys: SourceKeys,
+    notes: ReadingNotes,
+    examples: ExampleSpec | None,
 ) -> Iterator[Document]:
     """Yield the documents of files, also empty ones."""
-    base = base_folder(source)
+    base, columns = base_folder(source), read_keys(source, examples)
     for part in parts:
         path = part.path
         name = path.relative_to(base).as_posix()
@@ -81,10 +106,10 @@ def read_files(
                 continue
             has_records = True
             if part.start or part.stop is not None:
-                records = read_json_lines(path, read_keys(source), part)
+                records = read_json_lines(path, columns, part)
             else:
-                records = READERS[kind](path, read_keys(source))
-            yield from read_records(records, path, name, source, keys, notes)
+                records = READERS[kind](path, columns)
+            yield from read_records(records, path, name, source, keys, notes, examples)
         except MissingLibraryError:
             raise
         except UserError as fault:
@@ -95,16 +120,17 @@ def choose_reader(
     path: SourceFile, source: SourceConfig, keys: SourceKeys, notes: ReadingNotes
 ) -> str:
     """Return the key of the reader of a file, or "text"."""
-    if source.format not in ("auto", "pairs"):
+    has_parts = source.format == "pairs" or source.format in EXAMPLE_FORMATS
+    if source.format != "auto" and not has_parts:
         return source.format
 
     head, compression = read_head(path)
     head = strip_byte_order_mark(head)
     found = find_format(path, head)
-    if found is None and source.format == "pairs":
+    if found is None and has_parts:
         return "jsonl"
     if found is None:
-        found = find_json(path, head, read_keys(source)[0], keys)
+        found = find_json(path, head, read_keys(source).required[0], keys)
     if found in UNPACKED and compression is not None:
         raise UserError(f"{path}: is {NAMES[found]} in {compression}: unpack it first")
     if not head and format_by_name(path) in UNPACKED:
@@ -113,11 +139,13 @@ def choose_reader(
     return found
 
 
-def read_keys(source: SourceConfig) -> tuple[str, ...]:
+def read_keys(source: SourceConfig, examples: ExampleSpec | None = None) -> Columns:
     """Return the keys of a record that are read, in the order of their texts."""
+    if source.format in EXAMPLE_FORMATS:
+        return example_columns(source, examples)
     if source.format == "pairs":
-        return source.source_key, source.target_key
-    return source.text_keys or (source.text_key,)
+        return Columns((source.source_key, source.target_key))
+    return Columns(source.text_keys or (source.text_key,))
 
 
 def read_stdlib_module(path: SourceFile, name: str) -> Iterator[Document]:
@@ -138,6 +166,7 @@ def read_records(
     source: SourceConfig,
     keys: SourceKeys,
     notes: ReadingNotes,
+    examples: ExampleSpec | None,
 ) -> Iterator[Document]:
     """Yield the documents of the records of a file."""
     for record in records:
@@ -145,7 +174,7 @@ def read_records(
             notes.add_fault(record)
             continue
         try:
-            document = record_document(record, path, name, source, keys)
+            document = record_document(record, path, name, source, keys, examples)
         except UserError as fault:
             notes.add_fault(fault)
         else:
@@ -155,14 +184,21 @@ def read_records(
 
 
 def record_document(
-    record: Record, path: SourceFile, name: str, source: SourceConfig, keys: SourceKeys
+    record: Record,
+    path: SourceFile,
+    name: str,
+    source: SourceConfig,
+    keys: SourceKeys,
+    examples: ExampleSpec | None,
 ) -> Document:
     """Return the document of a record. Raises UserError naming the file and the record."""
     place, number = f"{path}:{record.number}", f"{name}:{record.number}"
+    if source.format in EXAMPLE_FORMATS:
+        return read_example(number, ExampleRecord(record, place, source, keys), source, examples)
     if source.format == "pairs":
         text = read_field(record, place, "source_key", source.source_key, keys)
         target = read_field(record, place, "target_key", source.target_key, keys)
-        return Document(number, text, target)
+        return Document(number, text, (target,))
 
     if not source.text_keys:
         return Document(number, read_field(record, place, "text_key", source.text_key, keys))
@@ -190,14 +226,3 @@ def read_field(record: Record, place: str, field: str, key: str, keys: SourceKey
     if not text.isascii():
         check_unicode(text, place)
     return text
-
-
-def check_unicode(text: str, place: str) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell (\\ud800) but UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{place}: half a surrogate pair at character {error.start:,}, "
-            "which is not Unicode text"
-        ) from error

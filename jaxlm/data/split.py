@@ -17,7 +17,8 @@ class SplitDocument(NamedTuple):
 
     name: str  # of the file, with the line in JSON lines
     split: str
-    texts: tuple[str, ...]  # one; of a pair, source and target
+    texts: tuple[str, ...]  # one; of a record, all
+    facts: str | None = None  # of examples
 
 
 class SplitSize(NamedTuple):

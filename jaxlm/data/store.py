@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from jaxlm.config import ConfigError, UserError
+from jaxlm.data.example_array import ExampleArray, StoredParts
 from jaxlm.data.pairs import PairArray
 from jaxlm.data.samples import SampleArray
 from jaxlm.data.shards import TokenArray
@@ -32,14 +33,14 @@ class Store:
     """A store: finished, or complete but for its training split, which grows (`growing.py`).
 
     `train` has an array per source, in the order of the config; `validation` has those that are
-    not empty. Sources of format "pairs" are `PairArray`s.
+    not empty. Sources of format "pairs" are `PairArray`s, those of examples `ExampleArray`s.
     """
 
     hash: str
     path: Path
     tokenizer: Tokenizer
     train: tuple[SampleArray, ...]
-    validation: tuple[TokenArray | PairArray, ...]
+    validation: tuple[TokenArray | PairArray | ExampleArray, ...]
     manifest: dict[str, Any]
     construction: "Construction | None" = None  # None: it is finished
 
@@ -122,12 +123,20 @@ def read_description(folder: Path, name: str) -> tuple[dict[str, Any], Tokenizer
 
 def open_array(
     folder: Path, entry: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer
-) -> TokenArray | PairArray:
+) -> TokenArray | PairArray | ExampleArray:
     """Open the array of a source in a split by its entry in the manifest."""
     tokens = open_tokens(folder, entry, dtype)
+    if "examples" in entry:
+        offsets, counts = folder / entry["offsets"], (entry["examples"], entry["parts"])
+        return ExampleArray(StoredParts(tokens, offsets, *counts))
     if "pairs" not in entry:
         return tokens
     return PairArray(tokens, folder / entry["offsets"], entry["pairs"], tokenizer.vocabulary)
+
+
+def count_records(entry: dict[str, Any]) -> int:
+    """Return the number of documents, pairs or examples of an entry in a manifest."""
+    return entry.get("examples", entry.get("pairs", entry["documents"]))
 
 
 def open_tokens(
@@ -154,6 +163,6 @@ def summarize_store(store: Store) -> str:
         return f"store {store.path}: train {size:,} bytes, tokenised during the run, {held_out}"
 
     entries = store.manifest["splits"][TRAIN]
-    unit = "pairs" if "pairs" in entries[0] else "documents"
+    unit = next((key for key in ("pairs", "examples") if key in entries[0]), "documents")
     tokens, count = (sum(entry[key] for entry in entries) for key in ("tokens", unit))
     return f"store {store.path}: train {tokens:,} tokens in {count:,} {unit}, {held_out}"

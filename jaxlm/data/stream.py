@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxlm import counter_rng, objectives
 from jaxlm.config import ConfigError, DataConfig
+from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.growing import ALL_TOKENS, GrowingArray
 from jaxlm.data.mixture import MixtureStages
 from jaxlm.data.mixture_plan import SourceSize
@@ -73,6 +74,8 @@ class Stream:
                     raise ConfigError("data.sequences", reason)
                 self.row_arrays.append(rows)
                 log(f"source {name!r}: {rows.describe()}")
+            elif isinstance(array, ExampleArray):
+                self.check_examples(name, array, objective, log)
             elif isinstance(array, GrowingArray) and not array.wait(objective.window):
                 continue  # there is a window
             elif not array.start_count(objective):
@@ -90,6 +93,16 @@ class Stream:
         ]
         self.schedule, self.seed = schedule, seed
         self.set_mixture(MixtureSchedule(tuple(weights)))
+
+    def check_examples(
+        self, name: str, array: ExampleArray, objective: Objective, log: Callable[[str], None]
+    ) -> None:
+        """Report what is left out of a source. Raises `ConfigError` where nothing is left."""
+        if found := array.describe(objective):
+            log(f"source {name!r}: {found}")
+        if not array.start_count(objective):
+            reason = f"no example of the training split of source {name!r} fits into a sample"
+            raise ConfigError("data.sequence_length", reason)
 
     def set_mixture(self, mixture: MixtureSchedule) -> None:
         """Take the weights of the sources by step. No batch has been read yet."""

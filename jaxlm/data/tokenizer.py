@@ -87,6 +87,15 @@ class Tokenizer:
         return find_boundary(json.loads(self.inner.to_str()), separators, self.special.names)
 
     @property
+    def spells_spaces(self) -> bool:
+        """Whether a token begins with the space before its word, as in GPT-2."""
+        splitter = json.loads(self.inner.to_str())["pre_tokenizer"] or {}
+        steps = splitter.get("pretokenizers", [splitter])
+        return any(
+            step.get("type") == "ByteLevel" and not step["add_prefix_space"] for step in steps
+        )
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the tokenizer.json."""
         return hashlib.sha256(self.inner.to_str().encode()).hexdigest()

@@ -29,6 +29,7 @@ import tokenizers
 
 from jaxlm.config import TokenizerConfig
 from jaxlm.objectives import Vocabulary
+from jaxlm.objectives.objective import SECOND_TEXT, TEXT, Frame
 
 FIM_ROLES = ("fim_prefix", "fim_middle", "fim_suffix")
 DENOISER_ROLES = ("denoiser_r", "denoiser_s", "denoiser_x")
@@ -38,6 +39,7 @@ ROLES = ("end_of_text", "pad", "begin_of_text", "mask", *FIM_ROLES, *DENOISER_RO
 
 LETTER, DIGIT, OTHER = 0, 1, 2
 STARTS, ENDS = -1, -2  # as first and last class: equal to nothing
+PROBES = ("a", "the", "1", ".")  # words, one of which has tokens in any tokenizer
 REPLACEMENT = "\ufffd"  # Python's substitute for bytes that are no whole character
 FALLBACK_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -148,8 +150,30 @@ def build_vocabulary(inner: tokenizers.Tokenizer, special: SpecialTokens, size: 
         first_class=np.array([spelling.first_class for spelling in texts], np.int8),
         last_class=np.array([spelling.last_class for spelling in texts], np.int8),
         ends_sentence=np.array(ends_sentence),
+        text_frame=find_frame(inner),
+        pair_frame=find_frame(inner, is_pair=True),
         **{role: ids[name] for role, name in special.named.items()},
     )
+
+
+def find_frame(inner: tokenizers.Tokenizer, *, is_pair: bool = False) -> Frame | None:
+    """Return what a tokenizer puts around a text, or a pair of texts; None for nothing."""
+    if inner.post_processor is None:
+        return None
+    for word in PROBES:
+        encoding = inner.encode(word, word if is_pair else None)
+        frame: list[tuple[int, int]] = []
+        for number, kind, text in zip(
+            encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True
+        ):
+            place = number if text is None else SECOND_TEXT if text else TEXT
+            if place >= 0 or (place, kind) != (frame or [None])[-1]:
+                frame.append((place, kind))
+        ids, types = zip(*frame, strict=True) if frame else ((), ())
+        # A word that has no tokens shows no place.
+        if TEXT in ids and (SECOND_TEXT in ids or not is_pair):
+            return Frame(ids, types) if max(ids) >= 0 else None
+    return None
 
 
 def choose_spelling(inner: tokenizers.Tokenizer) -> Callable[[str], Spelling]:

@@ -21,6 +21,7 @@ from jaxlm.config import (
 from jaxlm.data import Document, Store, identify_store
 from jaxlm.data.documents import COMMAND_OPTIONS
 from jaxlm.data.sources import read_documents as read_source
+from jaxlm.data.store import count_records
 from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
@@ -131,7 +132,7 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
     entries = store.manifest["splits"]["validation"]
     scores = SourceScores(
         name="validation",
-        documents=sum(entry.get("pairs", entry["documents"]) for entry in entries),
+        documents=sum(count_records(entry) for entry in entries),
         tokens=store.manifest["validation"]["tokens"],
         bytes=count_bytes(store, windows) if is_causal else store.validation_bytes,
         words=None,
@@ -159,14 +160,14 @@ def open_run_store(directory: Path, config: Config) -> Store:
         return data.open_store(folder)
 
     inputs = (config.data, config.tokenizer, config.tokenizer_vocabulary_size)
-    needs = config.objective.needs
-    present = identify_store(*inputs, needs)[0].name
+    needs, examples = config.objective.needs, data.example_spec(config)
+    present = identify_store(*inputs, needs, examples=examples).folder.name
     if present != trained_on:
         raise UserError(
             f"{directory}: its text is not what it was trained on (prepared data: "
             f"{trained_on} -> {present}); say --data PATH"
         )
-    return data.prepare(*inputs, print, needs=needs)
+    return data.prepare(*inputs, print, needs=needs, examples=examples)
 
 
 # Any model on any text

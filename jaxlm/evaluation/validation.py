@@ -49,7 +49,7 @@ class EvaluationWindows:
         self.objective = objective
         self.batch_size = batch_size
         self.seed = seed
-        self.pads = not (objective.random or objective.source_length)
+        self.pads = not (objective.random or objective.source_length or objective.examples)
         self.draws = draws if objective.random else 1
 
         if self.pads:
@@ -59,6 +59,9 @@ class EvaluationWindows:
         self.ends = np.cumsum(counts, dtype=np.int64)  # windows up to and including each array
         self.windows = sum(counts)
 
+        if not self.windows and objective.examples is not None:
+            reason = "no example of the validation split fits into a sample"
+            raise ConfigError("data.sequence_length", reason)
         if not self.windows and not self.pads:
             longest = max(map(len, arrays), default=0)
             raise ConfigError(
@@ -111,7 +114,8 @@ class EvaluationWindows:
         rows, lengths = self.read(numbers % self.windows)
 
         batch = self.objective.make_batch(rows, numbers, self.seed)
-        weights = np.asarray(batch.weights) * is_sample[:, None]
+        weights = np.asarray(batch.weights)
+        weights = weights * is_sample.reshape(-1, *[1] * (weights.ndim - 1))
         if self.pads:
             weights *= np.arange(1, self.objective.window) < lengths[:, None]
         return batch._replace(weights=weights)

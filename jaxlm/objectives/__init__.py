@@ -5,9 +5,10 @@ They are pure numpy. All random choices come from `counter_rng`.
 
 import numpy as np
 
-from jaxlm.config import ConfigError, ObjectiveConfig
+from jaxlm.config import ConfigError, ModelConfig, ObjectiveConfig
 from jaxlm.objectives import (
     causal,
+    classify,
     denoisers,
     fill_in_the_middle,
     infilling,
@@ -34,11 +35,26 @@ BUILDERS = {
 }
 
 
-def build(config: ObjectiveConfig, sequence_length: int, vocabulary: Vocabulary) -> Objective:
-    """Build the objective that the config names.
+# Of examples, which depend on the model that they are for.
+EXAMPLE_BUILDERS = {
+    "classify": classify.build,
+}
+
+
+def build(
+    config: ObjectiveConfig,
+    sequence_length: int,
+    vocabulary: Vocabulary,
+    model: ModelConfig | None = None,
+) -> Objective:
+    """Build the objective that the config names. Objectives of examples need the `model`.
 
     Raises `ConfigError` at the key that can't be used with such samples or such a vocabulary.
     """
+    if config.kind in EXAMPLE_BUILDERS:
+        if model is None:
+            raise ValueError(f"objective.kind={config.kind!r} depends on the model")
+        return EXAMPLE_BUILDERS[config.kind](config, sequence_length, vocabulary, model)
     if len(config.mixed) > 1 or config.parts:
         return objective_mixture.build(config, sequence_length, vocabulary, build)
 
@@ -64,7 +80,11 @@ def packed_rows(objective: Objective, sequences: str) -> PackedRows | None:
 
 
 def example(
-    config: ObjectiveConfig, sequence_length: int, sentinels: int, sequences: str = "windows"
+    config: ObjectiveConfig,
+    sequence_length: int,
+    sentinels: int,
+    sequences: str = "windows",
+    model: ModelConfig | None = None,
 ) -> Batch:
     """Return the batch of one sample of meaningless text, with the errors of `build`.
 
@@ -88,7 +108,7 @@ def example(
         last_class=np.zeros(len(special), np.int8),
         ends_sentence=np.zeros(len(special), bool),
     )
-    objective = build(config, sequence_length, vocabulary)
+    objective = build(config, sequence_length, vocabulary, model)
 
     packed = packed_rows(objective, sequences)
     if packed is not None:
@@ -97,7 +117,17 @@ def example(
         return packed.make_batch(row, np.zeros(1, np.int64), 0)
 
     text = np.full((1, objective.window), len(special) - 1, np.int32)
+    if objective.examples is not None:
+        text = make_window(objective, text[0, :sequence_length])[None]
     return objective.make_batch(text, np.zeros(1, np.int64), 0)
 
 
-__all__ = ["Objective", "Vocabulary", "build", "example", "packed_rows"]
+def make_window(objective: Objective, text: np.ndarray) -> np.ndarray:
+    """Return the window of an example that is made of a text (int32 [n]); int32 [window]."""
+    assert objective.examples is not None, "an objective of examples"
+    window = np.zeros(objective.window, np.int32)
+    objective.examples.fill(window, objective.examples.parts_of(text))
+    return window
+
+
+__all__ = ["Objective", "Vocabulary", "build", "example", "make_window", "packed_rows"]

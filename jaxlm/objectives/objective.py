@@ -1,12 +1,27 @@
 """The type of an objective, and the tokenizer as an objective sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.config import ObjectiveConfig
 from jaxlm.types import Batch
+
+
+class Frame(NamedTuple):
+    """The ids around one or two texts, and the type of each."""
+
+    ids: tuple[int, ...]  # TEXT and SECOND_TEXT stand for the texts
+    types: tuple[int, ...]
+
+    @property
+    def added(self) -> int:
+        """Return the number of tokens beside the texts."""
+        return sum(number >= 0 for number in self.ids)
+
+
+TEXT, SECOND_TEXT = -1, -2
 
 
 class Vocabulary(NamedTuple):
@@ -34,6 +49,9 @@ class Vocabulary(NamedTuple):
     first_class: np.ndarray = np.zeros(0, np.int8)  # int8 [V]
     last_class: np.ndarray = np.zeros(0, np.int8)  # int8 [V]
     ends_sentence: np.ndarray = np.zeros(0, bool)  # bool [V]
+    # What the tokenizer itself puts around a text, and a pair of texts. None: nothing
+    text_frame: Frame | None = None
+    pair_frame: Frame | None = None
 
 
 class Pieces(NamedTuple):
@@ -66,6 +84,21 @@ class PackedRows(NamedTuple):
     make_batch: Callable[[Pieces, np.ndarray, int], Batch]
 
 
+class ExampleLayout(NamedTuple):
+    """How the parts of an example, such as its texts, become the window of a sample."""
+
+    # lengths of the parts of examples, int64 [n, parts] -> positions that each takes, int64 [n],
+    # 0 where it is left out; whether it is cut, bool [n]
+    measure: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    # (window of zeros, int32 [window], parts of one example, int32 each): lays out the parts
+    fill: Callable[[np.ndarray, Sequence[np.ndarray]], None]
+    # text, int32 [n] -> the parts of an example of it, where no records are read
+    parts_of: Callable[[np.ndarray], list[np.ndarray]]
+    # (windows int32 [E, window], their rows int64 [E], ascending, number of rows B) -> a batch of
+    # several examples in each row. None: examples can't share a row
+    pack: Callable[[np.ndarray, np.ndarray, int], Batch] | None = None
+
+
 class Objective(NamedTuple):
     """How samples are cut from the text and become batches."""
 
@@ -79,6 +112,7 @@ class Objective(NamedTuple):
     # True: another sample number gives another batch. False: every token that can be is a target.
     random: bool = True
     packed: PackedRows | None = None  # None: documents can't share a row
+    examples: ExampleLayout | None = None  # None: samples are cut from running text, or pairs
 
     @property
     def tokens(self) -> int:

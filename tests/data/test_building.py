@@ -297,12 +297,12 @@ def interrupt(*arguments):
 
 def test_documents_are_found_behind_blocks_that_are_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(extracts, "BLOCK_BYTES", 50)
-    writer = extracts.ExtractWriter(tmp_path, "0", texts=1)
+    writer = extracts.ExtractWriter(tmp_path, "0")
     for number in range(20):
         writer.add(f"name {number}", [f"text {number}".encode()])
     writer.close()
 
-    sizes = extracts.read_sizes(tmp_path, "0", texts=1)
+    sizes = extracts.read_sizes(tmp_path, "0", parts=1)
     wanted = np.isin(np.arange(20), [7, 8, 19])
     assert list(extracts.read_extract(tmp_path, "0", sizes, wanted)) == [
         (number, [f"name {number}", f"text {number}"]) for number in (7, 8, 19)

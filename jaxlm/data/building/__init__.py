@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.config import DataConfig, TokenizerConfig
+from jaxlm.config import DataConfig, SourceConfig, TokenizerConfig
 from jaxlm.data.building.assembly import is_joined, join_parts, read_joined
 from jaxlm.data.building.encoding import encode_unit, is_encoded, read_kept
 from jaxlm.data.building.extraction import Extract, extract_unit, is_extracted, read_facts
@@ -21,6 +21,7 @@ from jaxlm.data.building.judging import (
     judge_documents,
     read_judgement,
 )
+from jaxlm.data.building.label_counts import count_labels
 from jaxlm.data.building.manifest import (
     describe_manifest,
     describe_parts,
@@ -33,6 +34,8 @@ from jaxlm.data.building.token_units import place_tokenizer
 from jaxlm.data.building.units import Unit, order_units, plan_units
 from jaxlm.data.building.workers import Pool
 from jaxlm.data.corpus import new_notes, numbered_sources
+from jaxlm.data.documents import record_shape
+from jaxlm.data.examples import ExampleSpec
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import Predicate
 from jaxlm.data.shards import token_dtype
@@ -57,6 +60,7 @@ class StoreInputs(NamedTuple):
     newlines: Mapping[str, Sequence[int]]  # of large files (fingerprints.py)
     shard_tokens: int = SHARD_TOKENS
     predicate: Predicate | None = None
+    examples: ExampleSpec | None = None  # how examples become texts
 
 
 class JudgedUnits(NamedTuple):
@@ -65,6 +69,7 @@ class JudgedUnits(NamedTuple):
     units: list[Unit]
     judgement: Judgement
     extracts: list[Extract]
+    labels: dict[str, dict[str, int]] | None = None  # examples of each, by split
 
 
 def build_store(
@@ -108,6 +113,8 @@ def do_first_pass(
     units = plan_units(data, inputs.newlines, notes)
     extract_units(pool, folder, inputs, units)
     judged = judge_units(folder, data, units, notes, report)
+    labels = count_labels(folder, data, units, judged.judgement, inputs.examples, report)
+    judged = judged._replace(labels=labels)
     return judged, make_tokenizer(folder, inputs, judged, report)
 
 
@@ -139,7 +146,8 @@ def describe_store(
     validation = measure_validation(folder, judged.units, judged.judgement, entries)
     dtype = token_dtype(tokenizer.size).name
     curation = describe_curation(inputs.data, judged.judgement, judged.extracts)
-    return describe_manifest(dtype, tokenizer, entries, curation, fertility, validation)
+    manifest = describe_manifest(dtype, tokenizer, entries, curation, fertility, validation)
+    return manifest if judged.labels is None else {**manifest, "labels": judged.labels}
 
 
 def judge_units(
@@ -164,7 +172,7 @@ def extract_units(pool: Pool, folder: Path, inputs: StoreInputs, units: Sequence
     if any(source.format == "tokens" for source in inputs.data.sources):
         place_tokenizer(folder, inputs.tokenizer, inputs.special)
     left = [unit for unit in units if not is_extracted(folder, unit)]
-    arguments = inputs.predicate, inputs.special
+    arguments = inputs.predicate, inputs.special, inputs.examples
     pool.run(
         [(extract_unit, (folder, inputs.data, unit, *arguments)) for unit in left],
         size=sum(unit.size for unit in left),
@@ -189,9 +197,9 @@ def encode_units(
     jobs = []
     for unit in order_units(units, data.first_weights):
         left = [split for split in splits if not is_encoded(folder, unit, split)]
-        texts, cut = count_texts(data, unit), judgement.cuts.get(unit.source)
+        source, cut = source_of(data, unit), judgement.cuts.get(unit.source)
         if left:
-            arguments = (folder, unit, texts, inputs.special, cut, left, keeps_validation)
+            arguments = (folder, unit, source, inputs.special, cut, left, keeps_validation)
             jobs.append((encode_unit, arguments))
     kept = sum(total_size(judgement.sizes, split).bytes for split in splits)
     share = len(jobs) / max(len(units), 1)
@@ -230,9 +238,9 @@ def of_source(units: Sequence[Unit], source: int) -> list[Unit]:
     return [unit for unit in units if unit.source == source]
 
 
-def count_texts(data: DataConfig, unit: Unit) -> int:
-    """Return how many texts a document of a unit has."""
-    return 2 if numbered_sources(data)[unit.source].config.format == "pairs" else 1
+def source_of(data: DataConfig, unit: Unit) -> SourceConfig:
+    """Return the source of a unit."""
+    return numbered_sources(data)[unit.source].config
 
 
 def remove_intermediate(folder: Path) -> None:
@@ -289,5 +297,5 @@ def kept_texts(
     """Yield the texts of some units that are kept, of one split or of both."""
     for unit in units:
         cut = judgement.cuts.get(unit.source)
-        for document in read_kept(folder, unit, count_texts(data, unit), cut, split):
+        for document in read_kept(folder, unit, record_shape(source_of(data, unit)), cut, split):
             yield from document.texts

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.config import UserError
+from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.building.extracts import read_extract, read_sizes
 from jaxlm.data.building.judging import CUT, IN_TRAIN, IN_VALIDATION, Cut
 from jaxlm.data.building.token_units import has_ids, read_ids
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
+from jaxlm.data.documents import EXAMPLE_FORMATS, RecordShape, record_shape
+from jaxlm.data.examples import encode_examples
 from jaxlm.data.shards import TokenWriter, token_dtype
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SplitDocument
 from jaxlm.data.store import TOKENIZER
@@ -52,13 +54,13 @@ def is_encoded(folder: Path, unit: Unit, split: str) -> bool:
 def encode_unit(
     folder: Path,
     unit: Unit,
-    texts: int,
+    source: SourceConfig,
     special: SpecialTokens,
     cut: Cut | None,
     splits: Sequence[str],
     keeps_validation: bool,
 ) -> None:
-    """Write the tokens of some splits of a unit, whose documents have so many `texts`."""
+    """Write the tokens of some splits of a unit of a source."""
     tokenizer = cached_tokenizer(folder / TOKENIZER, special)
     dtype = token_dtype(tokenizer.size)
     writers = {
@@ -67,7 +69,7 @@ def encode_unit(
     }
     validation_text = bytearray()
     only = None if len(splits) == len(SPLITS) else splits[0]
-    for piece, ids in read_pieces(folder, unit, texts, cut, tokenizer, only):
+    for piece, ids in read_pieces(folder, unit, source, cut, tokenizer, only):
         writer = writers[piece.split]
         writer.add(ids)
         if piece.is_last:
@@ -94,7 +96,11 @@ def read_part_entry(folder: Path, unit: str, split: str) -> dict[str, Any]:
 
 
 def read_kept(
-    folder: Path, unit: Unit, texts: int, cut: Cut | None, split: str | None = None
+    folder: Path,
+    unit: Unit,
+    shape: RecordShape,
+    cut: Cut | None,
+    split: str | None = None,
 ) -> Iterator[SplitDocument]:
     """Yield the documents of a unit that are kept (those of one `split`), in order.
 
@@ -102,11 +108,12 @@ def read_kept(
     """
     codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
     wanted = choose_kept(codes, split)
-    sizes = read_sizes(folder, unit.name, texts)
+    sizes = read_sizes(folder, unit.name, shape.parts)
     for number, (name, *strings) in read_extract(folder, unit.name, sizes, wanted):
         if codes[number] != CUT:
             where = TRAIN if codes[number] == IN_TRAIN else VALIDATION
-            yield SplitDocument(name, where, tuple(strings))
+            facts = strings[-1] if shape.has_facts else None
+            yield SplitDocument(name, where, tuple(strings[: shape.texts]), facts)
             continue
 
         assert cut is not None
@@ -127,13 +134,16 @@ def choose_kept(codes: np.ndarray, split: str | None) -> np.ndarray:
 def read_pieces(
     folder: Path,
     unit: Unit,
-    texts: int,
+    source: SourceConfig,
     cut: Cut | None,
     tokenizer: Tokenizer,
     split: str | None,
 ) -> Iterator[tuple[Piece, np.ndarray]]:
     """Yield (piece, its ids) of the documents of a unit that are kept, in order."""
-    documents = read_kept(folder, unit, texts, cut, split)
+    documents = read_kept(folder, unit, record_shape(source), cut, split)
+    if source.format in EXAMPLE_FORMATS:
+        yield from tokenize_examples(documents, tokenizer)
+        return
     if not has_ids(folder, unit.name):
         yield from tokenize(documents, tokenizer)
         return
@@ -167,6 +177,31 @@ def tokenize(
     for batch in batch_pieces(cut_pieces(documents, tokenizer)):
         yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
         advance(sum(len(piece.text.encode()) + len(piece.gap) for piece in batch))
+
+
+def tokenize_examples(
+    documents: Iterator[SplitDocument], tokenizer: Tokenizer
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield (piece, its ids) for each part of the examples, in order."""
+    for batch in batch_documents(documents):
+        for document, parts in zip(batch, encode_examples(batch, tokenizer), strict=True):
+            texts = [*document.texts, *[""] * (len(parts) - len(document.texts))]
+            for text, ids in zip(texts, parts, strict=True):
+                yield Piece(document.split, text, "", is_last=True), ids
+        advance(sum(len(text.encode()) for document in batch for text in document.texts))
+
+
+def batch_documents(documents: Iterator[SplitDocument]) -> Iterator[list[SplitDocument]]:
+    """Yield lists of documents of about BATCH_CHARACTERS."""
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += sum(map(len, document.texts))
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def cut_pieces(documents: Iterator[SplitDocument], tokenizer: Tokenizer) -> Iterator[Piece]:

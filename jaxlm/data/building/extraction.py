@@ -24,7 +24,8 @@ from jaxlm.data.building.token_units import IdWriter, read_token_parts
 from jaxlm.data.building.units import Unit
 from jaxlm.data.building.workers import advance
 from jaxlm.data.corpus import new_notes, numbered_sources
-from jaxlm.data.documents import Document
+from jaxlm.data.documents import Document, RecordShape, record_shape
+from jaxlm.data.examples import ExampleSpec
 from jaxlm.data.near_duplicates import MINIMA, sign_text
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.rules import DocumentRules, Predicate
@@ -41,7 +42,7 @@ class Extract(NamedTuple):
 
     folder: Path
     unit: Unit
-    texts: int  # of a document
+    shape: RecordShape
     facts: dict[str, Any]
 
     @property
@@ -51,8 +52,8 @@ class Extract(NamedTuple):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of the name and of each text, int64 [documents, 1 + texts]."""
-        return read_sizes(self.folder, self.unit.name, self.texts)
+        """Bytes of the name, of each text and of the facts; int64 [documents, 1 + parts]."""
+        return read_sizes(self.folder, self.unit.name, self.shape.parts)
 
     @property
     def digests(self) -> np.ndarray:
@@ -63,7 +64,7 @@ class Extract(NamedTuple):
     @property
     def text_bytes(self) -> np.ndarray:
         """Bytes of the texts of each document, int64 [documents]."""
-        return self.sizes[:, 1:].sum(axis=1)
+        return self.sizes[:, 1 : 1 + self.shape.texts].sum(axis=1)
 
 
 class DropCounts:
@@ -99,19 +100,20 @@ def extract_unit(
     unit: Unit,
     predicate: Predicate | None,
     special: SpecialTokens,
+    examples: ExampleSpec | None = None,
 ) -> None:
     """Read a unit and write its files. Raises UserError for what can't be read."""
     source, keys = numbered_sources(data)[unit.source]
     is_judged = unit.source < len(data.sources)  # validation files are taken as they are
     signs = is_judged and data.curation.near_duplicates is not None
     notes, drops = new_notes(data), DropCounts()
-    writer = ExtractWriter(folder, unit.name, texts=2 if source.format == "pairs" else 1)
+    writer = ExtractWriter(folder, unit.name)
     copies, splits = array("Q"), array("Q")
     signatures: list[np.ndarray] = []
     rules = cached_rules(data.curation, source, predicate) if is_judged else None
     count = size = 0
 
-    documents, ids = read_parts(unit.parts, source, keys, notes), None
+    documents, ids = read_parts(unit.parts, source, keys, notes, examples), None
     if source.format == "tokens":
         documents = read_token_parts(folder, unit.parts, source, special, notes)
         ids = IdWriter(folder, unit.name)
@@ -128,7 +130,8 @@ def extract_unit(
             if kept is not document:
                 document, texts = kept, [text.encode() for text in kept.texts]
 
-        writer.add(document.name, texts)
+        facts = [] if document.facts is None else [document.facts.encode()]
+        writer.add(document.name, [*texts, *facts])
         if ids is not None and document.ids is not None:
             ids.add(document.ids)
         copy, split = digest_texts(texts)
@@ -183,7 +186,7 @@ def read_facts(folder: Path, data: DataConfig, unit: Unit) -> Extract:
     """Return what the first pass over a unit found."""
     source = numbered_sources(data)[unit.source].config
     facts = json.loads((folder / f"extract-{unit.name}.json").read_bytes())
-    return Extract(folder, unit, 2 if source.format == "pairs" else 1, facts)
+    return Extract(folder, unit, record_shape(source), facts)
 
 
 def read_signatures(folder: Path, unit: Unit, documents: int) -> np.ndarray:

@@ -19,12 +19,11 @@ HEADER = struct.Struct("<QQ")
 
 
 class ExtractWriter:
-    """Write documents, each of a name and `texts` texts, to the files of a unit."""
+    """Write documents, each of a name and as many strings as the others, to the files of a unit."""
 
-    def __init__(self, folder: Path, unit: str, texts: int):
+    def __init__(self, folder: Path, unit: str):
         self.sizes_path = folder / f"extract-{unit}.sizes"
         self.file = (folder / f"extract-{unit}.text").open("wb")
-        self.texts = texts
         self.sizes: list[int] = []
         self.block: list[bytes] = []
         self.block_bytes = self.block_documents = 0
@@ -60,9 +59,9 @@ class ExtractWriter:
             file.close()
 
 
-def read_sizes(folder: Path, unit: str, texts: int) -> np.ndarray:
-    """Return the bytes of the name and the texts of each document, int64 [documents, 1 + texts]."""
-    return np.fromfile(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + texts)
+def read_sizes(folder: Path, unit: str, parts: int) -> np.ndarray:
+    """Return the bytes of the name and the parts of each document, int64 [documents, 1 + parts]."""
+    return np.fromfile(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + parts)
 
 
 def read_extract(

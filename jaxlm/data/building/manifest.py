@@ -11,6 +11,7 @@ from jaxlm.data.building.extraction import Extract, merge_notes
 from jaxlm.data.building.judging import Judgement
 from jaxlm.data.building.units import Unit
 from jaxlm.data.corpus import numbered_sources
+from jaxlm.data.documents import EXAMPLE_FORMATS, record_shape
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SourceSplit, SplitSize, total_size
 from jaxlm.data.tokenizer import Tokenizer
@@ -77,11 +78,16 @@ def report_notes(
 
 
 def describe_text(data: DataConfig, source: int, size: SplitSize) -> dict[str, Any]:
-    """Return what the manifest says of a source's text. Each pair counts as two documents."""
+    """Return what the manifest says of a source's text.
+
+    A record with several parts counts as so many documents.
+    """
     config: SourceConfig = numbered_sources(data)[source].config
     entry: dict[str, Any] = {"source": config.name, "bytes": size.bytes}
     if config.format == "pairs":
         entry["pairs"] = size.documents
+    elif config.format in EXAMPLE_FORMATS:
+        entry |= {"examples": size.documents, "parts": record_shape(config).parts}
     return entry
 
 

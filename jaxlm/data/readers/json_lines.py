@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.config import UserError
-from jaxlm.data.documents import FilePart, Record
+from jaxlm.data.documents import Columns, FilePart, Record
 from jaxlm.data.formats import check_json_lines
 from jaxlm.data.readers.streams import open_stream, read_lines, too_long
 from jaxlm.data.readers.text import decode_utf8
@@ -15,12 +15,12 @@ from jaxlm.files import strip_byte_order_mark
 
 
 def read_json_lines(
-    path: SourceFile, names: tuple[str, ...], part: FilePart | None = None
+    path: SourceFile, columns: Columns, part: FilePart | None = None
 ) -> Iterator[Record | UserError]:
     """Yield the objects of a JSON lines file, or what is wrong with a line; blank ones are skipped.
 
-    `names` are the keys that are read: none of them may stand in an object twice. Of a file that is
-    not compressed a `part` can be read alone.
+    None of the keys that are read may stand in an object twice. Of a file that is not compressed a
+    `part` can be read alone.
     """
     with open_stream(path) as stream:
         for number, line in read_lines(stream, part or FilePart(path)):
@@ -34,7 +34,7 @@ def read_json_lines(
                 check_json_lines(path, line)
             if line.strip():
                 try:
-                    record = Record(number, parse_json_object(line, place, names))
+                    record = Record(number, parse_json_object(line, place, columns.names))
                 except UserError as error:
                     yield error
                 else:

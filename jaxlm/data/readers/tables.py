@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlm.config import UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.data.documents import FilePart, Record
+from jaxlm.data.documents import Columns, FilePart, Record
 from jaxlm.data.readers.streams import (
     LONGEST_RECORD,
     describe,
@@ -42,13 +42,12 @@ class TextLines:
         return decode_utf8(strip_byte_order_mark(line) if number == 1 else line, str(self.path))
 
 
-def read_csv(
-    path: SourceFile, names: tuple[str, ...], delimiter: str
-) -> Iterator[Record | UserError]:
+def read_csv(path: SourceFile, columns: Columns, delimiter: str) -> Iterator[Record | UserError]:
     """Yield the rows of a table whose first line names its columns, or what is wrong with a row.
 
-    Records are numbered by the line in which they end. Raises UserError where the table has no
-    such columns.
+    Where all keys that are read are numbers, none of which stands in the first line, it is a row,
+    and the columns are numbered from 1. Records are numbered by the line in which they end. Raises
+    UserError where the table has no such columns.
     """
     csv.field_size_limit(LONGEST_RECORD)
     with open_stream(path) as stream:
@@ -57,11 +56,14 @@ def read_csv(
             header = next(rows, [])
         except csv.Error as error:
             raise UserError(f"{path}:1: {describe(error)}") from error
-        check_columns(path, header, names)
+        first = None
+        if is_headerless(header, columns.required):
+            header, first = [str(number + 1) for number in range(len(header))], header
+        check_columns(path, header, columns.required)
 
         while True:
             try:
-                row = next(rows, None)
+                row, first = next(rows, None) if first is None else first, None
             except csv.Error as error:
                 place = f"{path}:{rows.line_num}"
                 if "field limit" in str(error):
@@ -84,6 +86,13 @@ def read_csv(
                 yield UserError(f"{path}:{rows.line_num}: {reason}")
 
 
+def is_headerless(first_line: list[str], names: tuple[str, ...]) -> bool:
+    """Return whether the keys that are read are numbers of columns."""
+    return bool(names) and all(
+        name.isdecimal() and name.isascii() and name not in first_line for name in names
+    )
+
+
 def check_columns(path: SourceFile, columns: list[str], names: tuple[str, ...]) -> None:
     """Raise UserError if a column that is read is missing, or is there twice."""
     for name in names:
@@ -94,8 +103,8 @@ def check_columns(path: SourceFile, columns: list[str], names: tuple[str, ...]) 
             raise UserError(f"{path}: no column {name!r}{near}")
 
 
-def read_parquet(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
-    """Yield the rows of a Parquet file with the columns `names`.
+def read_parquet(path: SourceFile, columns: Columns) -> Iterator[Record | UserError]:
+    """Yield the rows of a Parquet file with the columns that are read.
 
     Raises UserError where one is missing or the file is damaged.
     """
@@ -103,8 +112,8 @@ def read_parquet(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | 
     arrow = import_reader("pyarrow", f"{path}: Parquet")
     try:
         with open_table(path) as table, parquet.ParquetFile(table) as file:
-            check_columns(path, file.schema_arrow.names, names)
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(names))
+            names = choose_columns(path, file.schema_arrow.names, columns)
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names)
             yield from number_rows(batches, path)
     except RemoteError as error:
         raise UserError(f"{path}: {error.strerror}") from error
@@ -112,8 +121,8 @@ def read_parquet(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | 
         raise UserError(f"{path}: damaged Parquet: {describe(error)}") from error
 
 
-def read_arrow(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
-    """Yield the rows of an Arrow file or stream with the columns `names`.
+def read_arrow(path: SourceFile, columns: Columns) -> Iterator[Record | UserError]:
+    """Yield the rows of an Arrow file or stream with the columns that are read.
 
     Raises UserError where one is missing or the file is damaged.
     """
@@ -124,10 +133,10 @@ def read_arrow(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | Us
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
             reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
-            check_columns(path, reader.schema.names, names)
+            names = choose_columns(path, reader.schema.names, columns)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             small = (
-                batch.select(list(names)).slice(start, BATCH_ROWS)
+                batch.select(names).slice(start, BATCH_ROWS)
                 for batch in batches
                 for start in range(0, batch.num_rows, BATCH_ROWS)
             )
@@ -136,6 +145,13 @@ def read_arrow(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | Us
         raise UserError(f"{path}: {error.strerror}") from error
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged Arrow file: {describe(error)}") from error
+
+
+def choose_columns(path: SourceFile, names: list[str], columns: Columns) -> list[str]:
+    """Return the columns that are read of those that are there. Raises as `check_columns` does."""
+    optional = [name for name in columns.optional if name in names]
+    check_columns(path, names, (*columns.required, *optional))
+    return [*columns.required, *optional]
 
 
 def open_table(path: SourceFile) -> contextlib.AbstractContextManager[Path | io.BufferedReader]:

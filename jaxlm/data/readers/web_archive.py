@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.config import UserError
-from jaxlm.data.documents import Record
+from jaxlm.data.documents import Columns, Record
 from jaxlm.data.readers.streams import (
     BUFFER,
     LONGEST_RECORD,
@@ -23,13 +23,13 @@ LONGEST_HEADER = 1 << 22
 TRUNCATED = "pages were cut short when they were crawled, and are read as far as they go"
 
 
-def read_web_archive(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_web_archive(path: SourceFile, columns: Columns) -> Iterator[Record | UserError]:
     """Yield the fields "text", "url" and "date" of each page, or what is wrong with it.
 
     Of an HTML page the text is its main content, without menus; "" if it has none. Other responses
     than text are left out. Records are numbered as they stand in the file.
     """
-    del names
+    del columns
     warcio = import_reader("warcio", f"{path}: WARC")
     library = import_reader("warcio.exceptions", f"{path}: WARC")
     with open_stream(path) as stream:

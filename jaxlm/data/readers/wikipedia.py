@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from jaxlm.config import UserError
-from jaxlm.data.documents import Record
+from jaxlm.data.documents import Columns, Record
 from jaxlm.data.readers.streams import (
     LONGEST_RECORD,
     describe,
@@ -23,13 +23,13 @@ EMPTY_LINES = re.compile(r"\n{3,}")
 EMPTY_BRACKETS = re.compile(r" ?\((?:[\s,;]|&nbsp;)*\)")
 
 
-def read_wikipedia(path: SourceFile, names: tuple[str, ...]) -> Iterator[Record | UserError]:
+def read_wikipedia(path: SourceFile, columns: Columns) -> Iterator[Record | UserError]:
     """Yield the fields "text", "title" and "id" of each article, numbered as in the dump.
 
     Redirects and other namespaces (talk, users, templates) are left out. Raises UserError, with the
     line, where the file is not XML.
     """
-    del names
+    del columns
     parser = import_reader("mwparserfromhell", f"{path}: MediaWiki's XML")
     hidden = {"file", "image", "category"}
     number = 0

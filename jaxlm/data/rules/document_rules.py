@@ -92,7 +92,7 @@ class DocumentRules:
     def __call__(self, document: Document) -> tuple[Document, str]:
         """Return a document, perhaps with changed text, and why it is dropped, or "".
 
-        Both texts of a pair are changed; they are judged as one text, joined by a newline.
+        All texts of a record are changed; they are judged as one text, joined by newlines.
         """
         for change in self.changes:
             document = change_texts(document, change)
@@ -137,18 +137,17 @@ def apply_rule(document: Document, rule: str) -> tuple[Document, str]:
 
 def join_texts(document: Document) -> str:
     """Return the text of a document that is judged."""
-    return document.text if document.target is None else f"{document.text}\n{document.target}"
+    return "\n".join(document.texts)
 
 
 def change_texts(document: Document, change: Callable[[str], str]) -> Document:
-    """Return a document with a change of its text, or of both texts of a pair."""
+    """Return a document with a change of each of its texts."""
     return with_texts(document, [change(text) for text in document.texts])
 
 
 def with_texts(document: Document, texts: list[str]) -> Document:
     """Return a document with other texts."""
-    target = texts[1] if len(texts) > 1 else None
-    return Document(document.name, texts[0], target)
+    return document._replace(text=texts[0], more=tuple(texts[1:]))
 
 
 def read_evaluation(path: str) -> EvaluationNgrams:

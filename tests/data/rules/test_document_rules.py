@@ -106,13 +106,13 @@ def test_rules_hold_in_the_order_in_which_they_are_named():
 
 
 def test_pairs_are_judged_as_one_text_and_both_texts_are_changed():
-    pair = Document("p", "\n".join(["Menu", *FIVE[:3]]), "\n".join([*FIVE[3:], "Imprint"]))
+    pair = Document("p", "\n".join(["Menu", *FIVE[:3]]), ("\n".join([*FIVE[3:], "Imprint"]),))
     kept, reason = rules_of(rules=(C4,))(pair)
-    assert (kept, reason) == (Document("p", "\n".join(FIVE[:3]), "\n".join(FIVE[3:])), "")
-    pair = Document("p", "a\x00 b@example.org", "c@example.org")
+    assert (kept, reason) == (Document("p", "\n".join(FIVE[:3]), ("\n".join(FIVE[3:]),)), "")
+    pair = Document("p", "a\x00 b@example.org", ("c@example.org",))
     mask = "|||EMAIL_ADDRESS|||"
     rules = rules_of(remove_addresses=True, normalization="NFC")
-    assert rules(pair) == (Document("p", f"a {mask}", mask), "")
+    assert rules(pair) == (Document("p", f"a {mask}", (mask,)), "")
 
 
 def test_rules_are_active_where_anything_is_switched_on():
