@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
         compute=args.compute,
         devices=args.devices or 1,
     )
+    loaded.require_tokens()
     family = loaded.model.config.family
     use = "embeds" if args.embed else "fills masks" if family == "encoder" else "writes"
     if template is not None:

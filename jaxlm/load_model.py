@@ -1,6 +1,7 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
+import shlex
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
@@ -64,6 +65,14 @@ class LoadedModel(NamedTuple):
     config: Config | None  # None for a Hugging Face directory
     step: int | None  # of the checkpoint; None for a Hugging Face directory
 
+    def require_tokens(self) -> None:
+        """Raise UserError if the model gives labels in place of tokens."""
+        if self.model.config.classifier.kind != "none":
+            raise UserError(
+                f"{self.path}: is a classifier, which gives labels in place of tokens: "
+                f"python -m jaxlm.predict {shlex.quote(str(self.path))} --texts FILE"
+            )
+
     def mask_filler(self) -> models.Model:
         """Return the model that fills masks: ELECTRA's generator, else the model itself.
 
@@ -125,6 +134,16 @@ def load_model(
         config=None,
         step=None,
     )
+
+
+def find_best_step(run: Path) -> int:
+    """Return the step of a run's best checkpoint, by `checkpoint.best`.
+
+    Raises NoCheckpointError if no checkpoint has the figure.
+    """
+    run_config, _ = checkpoint.read_run_config(run)
+    with checkpoint.Checkpoints.of_run(run, run_config.checkpoint) as checkpoints:
+        return checkpoints.require_best()
 
 
 def load_run_model(

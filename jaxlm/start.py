@@ -109,7 +109,7 @@ def read_base(run: Run) -> Tree:
         shapes,
         placement.tree("parameters", shapes),
     )
-    with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with Checkpoints.of_run(directory, config.checkpoint) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise NoCheckpointError(f"base: {directory / 'checkpoints'}: there is no checkpoint")

@@ -364,7 +364,7 @@ def show_samples(
 ) -> None:
     """Print what the model writes, or how it fills what is hidden in the first evaluation texts."""
     config = run.config
-    if not config.evaluation.samples:
+    if not config.evaluation.samples or config.model.is_classifier:
         return
     params = build_evaluation_params(run)(state)
     if run.model.rounding is not None:
