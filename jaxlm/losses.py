@@ -1,4 +1,4 @@
-"""Cross-entropy as sums over target tokens, dense or tiled over positions."""
+"""Cross-entropy as sums over target tokens, dense or tiled over positions; losses of labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -168,6 +168,44 @@ def tile_length(
     """
     limit = requested or max(1, tile_bytes // (4 * rows * vocabulary_size))
     return next(n for n in range(min(limit, positions), 0, -1) if positions % n == 0)
+
+
+# Labels of a classifier that are no single class
+
+
+def binary_losses(scores: Array, targets: Array) -> tuple[Array, Array]:
+    """Return the binary cross-entropy of each label, and whether its score is on the right side."""
+    losses = jax.nn.softplus(scores) - targets * scores
+    return losses, (scores > 0) == (targets > 0.5)
+
+
+def squared_errors(scores: Array, targets: Array) -> tuple[Array, Array]:
+    """Return the squared error of each label; none counts as right or wrong."""
+    return jnp.square(scores - targets), jnp.zeros(scores.shape, bool)
+
+
+# By `model.classifier.problem`. "single_label" is the cross-entropy of `loss_sums`.
+LABEL_LOSSES = {"multi_label": binary_losses, "regression": squared_errors}
+
+
+@jax.named_scope("loss")
+def label_loss(
+    problem: str, scores_BLC: Array, targets_BLC: Array, weights_BL: Array
+) -> tuple[Array, LossSums]:
+    """Return the summed loss and all sums of labels that are yes or no, or numbers.
+
+    Targets are float32. The loss of a position is the mean over its labels, as torch's is, times
+    its weight; it is right where all of its labels are.
+    """
+    losses_BLC, is_right_BLC = LABEL_LOSSES[problem](scores_BLC, targets_BLC.astype(jnp.float32))
+    is_right_BL = jnp.all(is_right_BLC, axis=-1).astype(jnp.float32)
+    sums = LossSums(
+        loss=jnp.sum(jnp.mean(losses_BLC, axis=-1) * weights_BL),
+        z=jnp.zeros((), jnp.float32),
+        correct=jnp.sum(is_right_BL * weights_BL),
+        count=jnp.sum(weights_BL),
+    )
+    return sums.loss, jax.lax.stop_gradient(sums)
 
 
 # Scores from the weights of a head and features.

@@ -8,7 +8,7 @@ from jaxlm.types import Array, Axes
 
 # Norms and biases along the width have these axes alone. They are small, and are used and summed in
 # float32.
-VECTOR_AXES = {"norm", "layers", None}
+VECTOR_AXES = {"norm", "labels", "layers", None}
 
 
 def cast_for_gather(axes: Axes, weight: Array, precision: PrecisionConfig) -> Array:

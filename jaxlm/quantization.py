@@ -9,7 +9,7 @@ training with rounded weights (`precision.weights`) round by the same function.
               bits are the first and the second half of a group; a scale for each group and channel
 
 Only matrices along the width are rounded: projections, MLPs, tables of tokens and positions, the
-head. Norms, biases and T5's table of relative positions stay float32.
+head. Norms, biases, T5's table of relative positions and the scores of a classifier stay float32.
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from jaxlm.types import Array, Axes, Tree, is_axes
 
 WIDTH_AXES = {"embed", "token_embed"}  # a matrix reads or writes the width
 TABLE_AXES = {"vocabulary", "position"}  # first axis of tables, whose rows are output channels
+LABELS_AXIS = "labels"  # the scores of a classifier stay float32
 LARGEST_LEVEL = {8: 127, 4: 7}
 DEFAULT_GROUP = INT4_GROUP  # inputs that share a scale at 4 bits
 TRAINED_BITS = {"int8": 8, "int4": 4}  # by the names of `precision.weights`
@@ -70,7 +71,7 @@ def input_axes(axes: Axes) -> InputAxes | None:
     """
     first = int(axes[:1] == ("layers",))
     names = axes[first:]
-    if len(names) < 2 or not WIDTH_AXES & set(names):
+    if len(names) < 2 or not WIDTH_AXES & set(names) or LABELS_AXIS in names:
         return None
     if names[0] in TABLE_AXES:
         return InputAxes(len(axes) - 1, len(axes))

@@ -47,11 +47,12 @@ WEIGHTS: dict[str, str | None] = {
     "head": None,
     "position": None,
     "norm": None,
+    "labels": None,
     "layers": None,
 }
 
 # Axes that a model may do without. Every other rule of WEIGHTS must be used by some parameter.
-OPTIONAL_AXES = {"token_embed", "rank", "head", "position", "norm", "layers"}
+OPTIONAL_AXES = {"token_embed", "rank", "head", "position", "norm", "labels", "layers"}
 
 # Logical axis of an activation -> mesh axes.
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {

@@ -12,7 +12,15 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.config import TrainingConfig
 from jaxlm.detection import judged_tokens, replaced_token_loss
 from jaxlm.loss_scaling import ScalingMetrics, current_scale, scaling_metrics, unscale_gradients
-from jaxlm.losses import TILE_BYTES, LossSums, tile_length, tiled_loss, zero_sums
+from jaxlm.losses import (
+    LABEL_LOSSES,
+    TILE_BYTES,
+    LossSums,
+    label_loss,
+    tile_length,
+    tiled_loss,
+    zero_sums,
+)
 from jaxlm.mesh_execution import (
     gradient_specs,
     on_each_device,
@@ -26,7 +34,7 @@ from jaxlm.models import Model
 from jaxlm.nn.dropout import fold_rows
 from jaxlm.parameter_names import merge
 from jaxlm.preference import count_pairs, preference_loss
-from jaxlm.sharding import ZERO, Placement
+from jaxlm.sharding import BATCH, ZERO, Placement
 from jaxlm.state import TrainState, state_shapes, state_shardings
 from jaxlm.types import Array, Batch, Tree
 
@@ -87,11 +95,11 @@ def batch_loss(
     assert batch.targets is not None
     if all_params is not None:
         params = merge(all_params, params)
-    rows, positions = batch.targets.shape
+    rows, positions = batch.targets.shape[:2]
     tile = tile_length(
         rows=rows,
         positions=positions,
-        vocabulary_size=model.config.vocabulary_size,
+        vocabulary_size=model.config.outputs,
         requested=training.loss_tile,
         tile_bytes=tile_bytes,
     )
@@ -100,10 +108,14 @@ def batch_loss(
         loss, sums = preference_loss(model, params, batch, key, tile)
     elif model.generator is None:
         x = model.features(params, batch, key)
-        head = model.head_weights(params)
-        loss, sums = tiled_loss(
-            model.scores, head, x, batch.targets, batch.weights, tile, training.z_loss
-        )
+        head, problem = model.head_weights(params), model.config.classifier.problem
+        if problem in LABEL_LOSSES:
+            scores = model.scores(head, x)
+            loss, sums = label_loss(problem, scores, batch.targets, batch.weights)
+        else:
+            loss, sums = tiled_loss(
+                model.scores, head, x, batch.targets, batch.weights, tile, training.z_loss
+            )
     else:
         loss, sums = replaced_token_loss(model, params, batch, key, tile, training.z_loss)
 
@@ -196,6 +208,7 @@ def train_step(
     """
     is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
     is_random |= model.generator is not None or model.adapter.dropout > 0
+    is_random |= model.config.is_classifier and bool(model.config.label_head.dropout)
     shardings = state_shardings(model, optimizer, placement)
     shapes = state_shapes(model, optimizer).params
     gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
@@ -280,6 +293,34 @@ def eval_step(
 
     return jax.jit(
         sums_of if model.rounding is None else rounded_sums,
+        in_shardings=(placement.tree("parameters", params), placement.batch()),
+        out_shardings=placement.replicated(),
+        compiler_options=compiler_options,
+    )
+
+
+def score_step(
+    model: Model,
+    placement: Placement,
+    params: Tree,
+    *,
+    compiler_options: dict[str, Any] | None = None,
+) -> Callable[[Tree, Batch], Array]:
+    """Build the jitted `step(params, batch) -> scores` of a classifier, without dropout.
+
+    The scores are float32, [B, C] for texts and [B, L, C] for tokens, whole on every device. As in
+    `eval_step`, weights are rounded where they are in training, and only the shapes of `params` are
+    read.
+    """
+
+    def rounded_scores(params: Tree, batch: Batch) -> Array:
+        if model.rounding is not None:
+            params = model.rounding.params(model.axes, params)
+        return scores_of(params, batch)
+
+    scores_of = on_each_device(placement, model.apply, params, out=P(BATCH))
+    return jax.jit(
+        rounded_scores,
         in_shardings=(placement.tree("parameters", params), placement.batch()),
         out_shardings=placement.replicated(),
         compiler_options=compiler_options,

@@ -23,11 +23,15 @@ class ClassifierConfig:
     # sequence: the position, or positions, whose features are read. last: the last token that is no
     # padding. None: encoders first, others last
     pooling: Literal["first", "mean", "last"] | None = None
-    # The activation of a dense layer before the scores (BERT and RoBERTa tanh, DistilBERT relu).
-    # none: no such layer (GPT-2, Llama)
-    transform: Literal["none", "tanh", "relu", "gelu"] | None = None  # None: as the family has it
-    bias: bool = True  # on the scores (GPT-2 and Llama for sequences: false)
+    # A dense layer before the scores, with this activation (BERT and RoBERTa tanh, DistilBERT relu,
+    # ELECTRA gelu). none: no such layer (GPT-2, Llama); head: that of model.head_transform, with
+    # its norm (ModernBERT). None: as the family has it
+    transform: Literal["none", "tanh", "relu", "gelu", "head"] | None = None
+    # On the scores. None: all but decoders' scores for texts (GPT-2 and Llama) have one
+    bias: bool | None = None
     dropout: ShareBelowOne | None = None  # before the scores. None: model.dropout
+    # the same dropout before `transform`, too (RoBERTa, ELECTRA, T5, BART)
+    transform_dropout: bool = False
 
     def __post_init__(self):
         refuse = refuser("model.classifier")

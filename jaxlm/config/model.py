@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from jaxlm.config.classifier import ClassifierConfig
+from jaxlm.config.errors import ConfigError
 from jaxlm.config.fields import (
     Bounds,
     Count,
@@ -23,6 +24,9 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu"]
 Length = Annotated[int, Bounds(low=1, high=2**30)]
 
 ROUNDING = 0.01  # of a size that is a share of another: 0.33333 of 768 is 256
+
+# The token that a classifier of texts reads.
+FIRST_OR_LAST = {"encoder": "first", "decoder": "last", "encoder_decoder": "last"}
 
 ENCODER_SIZES = ("encoder_layers", "encoder_heads", "encoder_kv_heads", "encoder_mlp_width")
 
@@ -202,7 +206,7 @@ class ModelConfig:
     def generator(self) -> "ModelConfig | None":
         """Return the config of ELECTRA's generator, which reads the token table of the model."""
         share = self.generator_share
-        if not share:
+        if not share or self.is_classifier:
             return None
         return replace(
             self,
@@ -218,6 +222,39 @@ class ModelConfig:
     def base_of(self, width: int) -> int | None:
         """Return muP's base of a part of the model that has this width; None without muP."""
         return self.mup_base_width and max(1, round(width / self.width_ratio))
+
+    @property
+    def is_classifier(self) -> bool:
+        """Return whether the model gives labels in place of tokens."""
+        return self.classifier.kind != "none"
+
+    @property
+    def outputs(self) -> int:
+        """Return how many scores a position has: one of each token, or of each label."""
+        return len(self.classifier.labels) or self.vocabulary_size
+
+    @property
+    def label_head(self) -> ClassifierConfig:
+        """Return the config of a classifier's head, with what None stands for."""
+        head = self.classifier
+        is_decoder, is_token = self.family == "decoder", head.kind == "token"
+        transform = "tanh"
+        if self.head_transform and self.norm_placement == "pre":  # as ModernBERT
+            transform = "head"
+        elif is_token or is_decoder:
+            transform = "none"
+        elif self.generator_share is not None:  # as ELECTRA
+            transform = "gelu"
+        elif self.family == "encoder" and not self.token_types:  # as DistilBERT
+            transform = "relu"
+
+        return replace(
+            head,
+            pooling=head.pooling or (None if is_token else FIRST_OR_LAST[self.family]),
+            transform=head.transform or transform,
+            bias=head.bias if head.bias is not None else is_token or not is_decoder,
+            dropout=self.dropout if head.dropout is None else head.dropout,
+        )
 
     @property
     def stacks(self) -> dict[str, "ModelConfig"]:
@@ -241,6 +278,9 @@ class ModelConfig:
             refuse("zero_head", "needs tied_head=false: a tied head is the token embedding")
         if self.generator_share is not None:
             self.check_generator(refuse)
+        if self.label_head.transform == "head" and not self.head_transform:
+            reason = "'head' needs model.head_transform=true: it is that layer"
+            raise ConfigError("model.classifier.transform", reason)
 
     def check_family(self, refuse: Callable[[str, str], None]) -> None:
         """Refuse the fields of another family, and encoder sizes that do not fit each other."""

@@ -163,7 +163,7 @@ class Config:
         if kind == "replaced_tokens" and not share:
             reason = f"objective.kind={kind!r} needs a generator: 0.25 or 0.33333, got {share}"
             raise ConfigError("model.generator_share", reason)
-        if kind != "replaced_tokens" and share is not None:
+        if kind not in ("replaced_tokens", "classify") and share is not None:
             reason = f"{kind!r} trains no generator (model.generator_share): use 'replaced_tokens'"
             raise ConfigError("objective.kind", reason)
 

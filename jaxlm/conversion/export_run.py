@@ -18,7 +18,12 @@ from jaxlm.interop.generation_config import (
     GENERATION_CONFIG_FILE,
     write_generation_config,
 )
-from jaxlm.interop.kept_files import read_kept, read_kept_generation
+from jaxlm.interop.kept_files import (
+    CHAT_TEMPLATE_FILE,
+    read_kept,
+    read_kept_generation,
+    read_template,
+)
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
@@ -76,6 +81,8 @@ def export_run(
     )
     kept_generation = read_kept(run / GENERATION_CONFIG_FILE)
     kept_tokenizer = read_kept(run / TOKENIZER_CONFIG_FILE)
+    template_file = run / CHAT_TEMPLATE_FILE
+    chat_template = read_template(template_file) if template_file.exists() else None
     tokens = token_ids(frame, architecture, kept_generation)
     interop.add_token_ids(architecture, model_config, values, tokens)
 
@@ -100,6 +107,7 @@ def export_run(
                 model_config.context_length,
                 token_types=model_config.token_types > 1,
                 kept=kept_tokenizer,
+                chat_template=chat_template,
             )
         if model_config.family != "encoder":
             write_generation_config(

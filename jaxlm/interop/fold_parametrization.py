@@ -29,11 +29,12 @@ def fold_parametrization(model: ModelConfig, params: Tree) -> tuple[ModelConfig,
     if model.generator_share is not None:
         folded = fold_electra(model, params)
     elif model.family == "encoder_decoder":
+        stacks = {"encoder": model.encoder, "decoder": model}
         folded = {
-            "encoder": fold_embedding(model, fold_queries(model.encoder, params["encoder"])),
-            "decoder": fold_embedding(model, fold_queries(model, params["decoder"])),
+            name: fold_embedding(model, fold_queries(stacks[name], params[name])) for name in params
         }
-        folded["decoder"] = fold_head(model, folded["decoder"])
+        last = "decoder" if "decoder" in params else "encoder"  # whose output the head reads
+        folded[last] = fold_head(model, folded[last])
     else:
         folded = fold_head(model, fold_embedding(model, fold_queries(model, params)))
     return standard_model(model), folded
@@ -43,6 +44,8 @@ def fold_electra(model: ModelConfig, params: Tree) -> Tree:
     """Return the parameters of ELECTRA's networks. Their embeddings are a model of their own."""
     discriminator = fold_queries(model, params["discriminator"])
     discriminator = fold_embedding(embedding_config(model), discriminator)
+    if model.is_classifier:
+        return {"discriminator": fold_head(model, discriminator)}
     head = discriminator["head"]
     kernel = multiply(head["kernel"], 1 / model.width_ratio)
     folded = {"discriminator": discriminator | {"head": head | {"kernel": kernel}}}
@@ -96,6 +99,11 @@ def fold_embedding(config: ModelConfig, params: Tree) -> Tree:
 
 def fold_head(config: ModelConfig, params: Tree) -> Tree:
     """Return the parameters with the factor of the head in a weight that only the head reads."""
+    if config.is_classifier:
+        scores = params["classifier"]
+        kernel = multiply(scores["kernel"], 1 / config.width_ratio)
+        return params | {"classifier": scores | {"kernel": kernel}}
+
     factor, head = head_factor(config), params.get("head", {})
     for name in ("kernel", "projection"):
         if name in head:

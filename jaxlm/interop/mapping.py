@@ -9,6 +9,7 @@ a row: "d 3hk" is query, key and value, each "dhk"; "h3k d" holds the three of e
     d  width           h  query heads      k  width of a head   v  vocabulary (padded in jaxlm)
     e  token width     g  key/value heads  f  width of the MLP  p  positions
     t  token types     b  relative buckets o  one
+    c  labels of a classifier
 """
 
 from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ class Architecture(NamedTuple):
     aliases: Mapping[str, str] = {}
     # Renames (re.sub) of names in old files: {r"LayerNorm\.gamma$": "LayerNorm.weight"}
     renamed: Mapping[str, str] = {}
+    classifier: str = "none"  # the kind of ClassifierConfig that the classes are
     # Folders inside that hold another network of the model. The values of config.json have those
     # of each folder's config.json under its name.
     subfolders: "Mapping[str, Architecture]" = MappingProxyType({})

@@ -118,6 +118,8 @@ def find_match(model: ModelConfig) -> ArchitectureMatch:
     for architecture in (*ARCHITECTURES.values(), *OTHER_CLASSES):
         if architecture.family != model.family:
             continue
+        if architecture.classifier != model.classifier.kind:
+            continue
         for equivalent in equivalent_models(model):
             try:
                 match, differing = try_architecture(architecture, model, equivalent)
@@ -193,6 +195,8 @@ def equal_fields(one: Any, other: Any) -> bool:
 def canonical_fields(model: ModelConfig) -> dict[str, Any]:
     """Return the fields with what None stands for, and the default where a field is not used."""
     values = {name: value for name, value in asdict(model).items() if name not in TRAINING_FIELDS}
+    values.pop("classifier")
+    values |= canonical_classifier(model)
     values |= {
         "kv_heads": model.key_value_heads,
         "mlp_width": model.hidden_width,
@@ -220,7 +224,24 @@ def canonical_fields(model: ModelConfig) -> dict[str, Any]:
         unused.append("norm_bias")
     if not model.head_transform:
         unused += ["head_transform_bias", "head_activation"]
+    if model.is_classifier:
+        unused += ["tied_head", "head_bias", "head_scaling", "logit_softcap"]
+        if model.label_head.transform != "head":
+            unused += ["head_transform", "head_transform_bias", "head_activation"]
     return values | {name: MODEL_DEFAULTS[name] for name in unused}
+
+
+def canonical_classifier(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields of a classifier that its function depends on; {} for other models.
+
+    ELECTRA's has no generator, whatever the share of one is.
+    """
+    if not model.is_classifier:
+        return {}
+    fields = {f"classifier.{name}": value for name, value in asdict(model.label_head).items()}
+    for name in ("dropout", "transform_dropout"):
+        fields.pop(f"classifier.{name}")
+    return fields | {"generator_share": None if model.generator_share is None else 0.0}
 
 
 def layer_window_types(model: ModelConfig) -> tuple[str, ...]:

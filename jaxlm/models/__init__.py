@@ -4,7 +4,7 @@ from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.adapters import with_adapters
 from jaxlm.models.extend_vocabulary import extend_vocabulary
-from jaxlm.models.model import Model
+from jaxlm.models.model import Model, no_decoder
 from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
 from jaxlm.quantization import Rounding
@@ -31,6 +31,8 @@ def build(
     precision = precision or PrecisionConfig(compute="float32")
     adapter = adapter or AdapterConfig()
     model = FAMILIES[config.family](config, precision, execution or Execution(), adapter)
+    if config.is_classifier:  # it writes no text
+        model = model._replace(cache=no_decoder, decode=no_decoder)
     if adapter.rank:
         init = with_adapters(model.init, adapter, model.axes)
         model = model._replace(init=init, adapter=adapter)

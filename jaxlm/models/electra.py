@@ -13,15 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
+from jaxlm.config import AdapterConfig, ClassifierConfig, ModelConfig, PrecisionConfig
+from jaxlm.models.components import Component, component_axes, label_components
 from jaxlm.models.model import Model
-from jaxlm.models.transformer import (
-    Component,
-    Transformer,
-    build_transformer,
-    component_axes,
-    token_positions,
-)
+from jaxlm.models.transformer import Transformer, build_transformer, token_positions
 from jaxlm.nn.dropout import site_key
 from jaxlm.nn.electra import DetectionHead, GeneratorHead, Projection
 from jaxlm.nn.embedding import Embedding, padded_vocabulary
@@ -80,6 +75,8 @@ class Electra(NamedTuple):
     def head_weights(self, name: str, params: Tree) -> Tree:
         """Return the whole weights of a network's head."""
         network, table = self.networks[name], None
+        if network.config.is_classifier:
+            return network.head_weights(params[name])
         if name == "generator" and network.config.tied_head:
             table = self.discriminator.token_table(params["discriminator"])
         return {"own": network.weights(params[name], "head"), "table": table}
@@ -130,6 +127,7 @@ def embedding_config(config: ModelConfig) -> ModelConfig:
         embedding_width=None,
         generator_share=None,
         head_transform=False,
+        classifier=ClassifierConfig(),
     )
 
 
@@ -175,5 +173,8 @@ def build_network(
         config, precision, execution, adapter, causal=False, embedding=False, head=False
     )
     components |= trunk.components
-    components["head"] = Component(head(execution), head(Execution()), head_inputs)
+    if config.is_classifier:
+        components |= label_components(config, dtype, lambda: (jnp.zeros((1, 1, config.width)),))
+    else:
+        components["head"] = Component(head(execution), head(Execution()), head_inputs)
     return trunk._replace(components=components, axes=component_axes(components))

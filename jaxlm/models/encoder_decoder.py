@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 
 from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
+from jaxlm.models import source_encoder
 from jaxlm.models.model import Model
+from jaxlm.models.source_encoder import check_source, encoder_batch
 from jaxlm.models.transformer import Transformer, build_transformer
 from jaxlm.nn.attention import EncoderOutput, attention_kernel
 from jaxlm.nn.cache import Cache
@@ -18,7 +20,12 @@ from jaxlm.types import Array, Batch, Tree
 def build(
     config: ModelConfig, precision: PrecisionConfig, execution: Execution, adapter: AdapterConfig
 ) -> Model:
-    """Return the encoder-decoder of a config. A shared token table is the encoder's."""
+    """Return the encoder-decoder of a config. A shared token table is the encoder's.
+
+    A classifier of tokens is its encoder alone.
+    """
+    if config.classifier.kind == "token":
+        return source_encoder.build(config, precision, execution, adapter)
     encoder = build_transformer(
         config.encoder, precision, execution, adapter, causal=False, head=False
     )
@@ -62,11 +69,7 @@ class EncoderDecoder(NamedTuple):
 
     def features(self, params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
         """Return the decoder's [B, L, D], or [B, M, D] at the positions `batch.predict`."""
-        if batch.source is None:
-            raise ValueError(
-                "an encoder-decoder reads Batch.source; Batch.tokens is what its decoder reads"
-            )
-
+        check_source(batch)
         table = self.shared_table(params)
         states_BSD = self.encoder.features(
             params["encoder"], encoder_batch(batch), site_key(dropout_key, 0)
@@ -104,7 +107,8 @@ class EncoderDecoder(NamedTuple):
 
     def head_weights(self, params: Tree) -> Tree:
         """Return the whole weights that `scores` reads."""
-        table = self.shared_table(params) if self.config.tied_head else None
+        reads_table = self.config.tied_head and not self.config.is_classifier
+        table = self.shared_table(params) if reads_table else None
         return self.decoder.head_weights(params["decoder"], table)
 
     def shared_table(self, params: Tree) -> Array | None:
@@ -127,16 +131,6 @@ class EncoderDecoder(NamedTuple):
             execution=self.decoder.execution,
         )
         return encoder | decoder | {"cross attention": cross}
-
-
-def encoder_batch(batch: Batch) -> Batch:
-    """Return the source as the batch of the encoder."""
-    return Batch(
-        tokens=batch.source,
-        lengths=batch.source_lengths,
-        segments=batch.source_segments,
-        positions=batch.source_positions,
-    )
 
 
 def cross_mask(batch: Batch) -> Mask:

@@ -15,8 +15,8 @@ from jaxlm.types import Array, Batch, Tree, is_axes
 
 
 def no_decoder(*_: Any) -> NoReturn:
-    """Raise ValueError: the model has no decoder."""
-    raise ValueError("an encoder reads whole texts: it has no cache")
+    """Raise ValueError: the model writes no text."""
+    raise ValueError("encoders and classifiers read whole texts: they have no cache")
 
 
 class Model(NamedTuple):
@@ -31,12 +31,14 @@ class Model(NamedTuple):
     axes: Tree
 
     # (params, batch, dropout_key=None) -> [B, L, D], or [B, M, D] at the positions `batch.predict`.
+    # A classifier of texts: [B, 1, D].
     features: Callable[..., Array]
 
     # params -> the whole weights that `scores` reads; called outside a loop over tiles.
     head_weights: Callable[[Tree], Tree]
 
-    # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others.
+    # (head_weights, [..., D]) -> float32 [..., padded V], padded columns far below all others; or
+    # [..., C] of a classifier.
     scores: Callable[[Tree, Array], Array]
 
     # Batch or its shapes -> the kernel of each kind of attention, and why.
@@ -64,15 +66,17 @@ class Model(NamedTuple):
     preference: PreferenceLoss | None = None
 
     def head(self, params: Tree, x: Array) -> Array:
-        """Return float32 logits [..., vocabulary_size] of features [..., D]."""
-        return self.scores(self.head_weights(params), x)[..., : self.config.vocabulary_size]
+        """Return float32 logits [..., vocabulary_size], or [..., C], of features [..., D]."""
+        return self.scores(self.head_weights(params), x)[..., : self.config.outputs]
 
     def apply(self, params: Tree, batch: Batch) -> Array:
         """Return float32 logits [B, L or M, vocabulary_size].
 
-        `batch.targets[b, i]` is what `logits[b, i]` predicts.
+        `batch.targets[b, i]` is what `logits[b, i]` predicts. A classifier returns the scores of
+        its labels: [B, C] for texts, [B, L, C] for tokens.
         """
-        return self.head(params, self.features(params, batch))
+        logits = self.head(params, self.features(params, batch))
+        return logits[:, 0] if self.config.classifier.kind == "sequence" else logits
 
     def parameter_count(self) -> int:
         """Return the parameters as published tables count them.

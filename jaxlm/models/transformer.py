@@ -11,28 +11,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
-from jaxlm.models.stack import init_stack, layer_axes, run_stack, stack_axes, unstack
+from jaxlm.models.components import Component, component_axes, label_components
+from jaxlm.models.stack import init_stack, layer_axes, run_stack, unstack
 from jaxlm.nn.adapter import adapted
 from jaxlm.nn.attention import AttentionInputs, EncoderOutput, attention_kernel
 from jaxlm.nn.block import Block
 from jaxlm.nn.cache import Cache, empty_cache
-from jaxlm.nn.dropout import site_key
+from jaxlm.nn.classifier import pool
+from jaxlm.nn.dropout import dropout, site_key
 from jaxlm.nn.embedding import Embedding, Head, padded_vocabulary
 from jaxlm.nn.execution import Execution
 from jaxlm.nn.mask import Mask
 from jaxlm.nn.matmul import MATMULS
 from jaxlm.nn.norms import Norm
-from jaxlm.nn.parameters import init_params, param_axes
+from jaxlm.nn.parameters import init_params
 from jaxlm.nn.positions import RelativeBias, alibi_bias, rotation_at
 from jaxlm.types import Array, Batch, Tree
-
-
-class Component(NamedTuple):
-    """A Flax module with a name of its own in the parameters."""
-
-    module: nn.Module  # with the execution that it runs with
-    template: nn.Module  # the same on one device, for shapes and initial values
-    example_inputs: Callable[[], tuple]  # smallest arguments of its call
 
 
 class Transformer(NamedTuple):
@@ -90,7 +84,8 @@ class Transformer(NamedTuple):
     ) -> Array:
         """Return [B, L, D], or [B, M, D] at the positions `batch.predict`.
 
-        `table` is the token table of a transformer that has none of its own, and `embedded` are the
+        Those of a classifier are what it computes scores from: [B, 1, D] for texts. `table` is the
+        token table of a transformer that has none of its own, and `embedded` are the
         tokens [B, L, D] of one that has no embedding. `encoder_output` is what cross attention
         reads.
         """
@@ -114,6 +109,8 @@ class Transformer(NamedTuple):
             self.execution,
             adapts=bool(block.adapter.rank),
         )
+        if "classifier" in self.components:
+            return self.label_features(params, x_BLD, batch.lengths, dropout_key)
         return self.final_norm(params, x_BLD, batch.predict)
 
     def check_length(self, batch: Batch) -> None:
@@ -196,6 +193,22 @@ class Transformer(NamedTuple):
             x_BLD = jax.vmap(lambda x_LD, at_M: x_LD[at_M])(x_BLD, predict_BM)
         return self.apply(params, "final_norm", x_BLD) if "final_norm" in self.components else x_BLD
 
+    def label_features(
+        self, params: Tree, x_BLD: Array, lengths_B: Array | None, dropout_key: Array | None
+    ) -> Array:
+        """Return the features that a classifier computes scores from, [B, 1 or L, D]."""
+        head, layers = self.config.label_head, self.config.layers
+        x_BLD = pool(self.final_norm(params, x_BLD, None), lengths_B, head.pooling)
+
+        # The layers and the embedding use sites 0 to `layers`.
+        first_key, second_key = site_key(dropout_key, layers + 1), site_key(dropout_key, layers + 2)
+        for name in ("head", "pooler"):
+            if name in self.components:
+                if head.transform_dropout:
+                    x_BLD = dropout(x_BLD, head.dropout, first_key)
+                x_BLD = self.apply(params, name, x_BLD)
+        return dropout(x_BLD, head.dropout, second_key)
+
     # Generation, chunk by chunk
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
@@ -254,6 +267,8 @@ class Transformer(NamedTuple):
 
         `table` is the token table of a transformer that has none of its own.
         """
+        if "classifier" in self.components:
+            return {"own": self.weights(params, "classifier"), "table": None}
         if not self.config.tied_head:
             table = None
         elif table is None:
@@ -261,9 +276,11 @@ class Transformer(NamedTuple):
         return {"own": self.weights(params, "head"), "table": table}
 
     def scores(self, weights: Tree, x: Array) -> Array:
-        """Return float32 scores [..., padded V] of features [..., D]."""
-        head, variables = self.components["head"].module, {"params": weights["own"]}
-        return head.apply(variables, x, weights["table"])  # type: ignore[return-value]
+        """Return float32 scores [..., padded V], a classifier's [..., C], of features [..., D]."""
+        is_classifier = "classifier" in self.components
+        module = self.components["classifier" if is_classifier else "head"].module
+        inputs = (x,) if is_classifier else (x, weights["table"])
+        return module.apply({"params": weights["own"]}, *inputs)  # type: ignore[return-value]
 
     # What runs where
 
@@ -355,21 +372,12 @@ def build_transformer(
         components["relative_bias"] = component(
             lambda e: RelativeBias(config, not causal, e, dtype), lambda: (1, 1)
         )
-    if head:
+    if head and config.is_classifier:
+        components |= label_components(config, dtype, lambda: (example_x(),))
+    elif head:
         components["head"] = component(lambda e: Head(config, e, dtype), head_inputs)
     if config.norm_placement != "post":  # such blocks end in a norm already
         components["final_norm"] = component(lambda _: Norm(config, dtype), lambda: (example_x(),))
 
     axes = component_axes(components)
     return Transformer(config, precision.compute, execution, causal, components, axes)
-
-
-def component_axes(components: dict[str, Component]) -> Tree:
-    """Return the logical axes of the parameters of components, by their names."""
-    axes = {}
-    for name, part in components.items():
-        read_axes = stack_axes if name == "blocks" else param_axes
-        part_axes = read_axes(part.template, part.example_inputs)
-        if part_axes:  # without weights: no entry
-            axes[name] = part_axes
-    return axes

@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Function] = {
     "relu": jax.nn.relu,
     "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv 2109.08668
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 

@@ -109,7 +109,7 @@ class Head(nn.Module):
         leading = "BLMN"[: x.ndim - 1]  # the letters of x's axes before the last
 
         if config.head_transform:
-            x = self.transform(x, leading)
+            x = transform(self, x)
         if (scale := head_scale(config)) != 1:
             x = x * scale
         if config.embedding_width is not None:
@@ -141,16 +141,32 @@ class Head(nn.Module):
         real = (jnp.arange(rows) < config.vocabulary_size).reshape(row_shape)
         return jnp.where(real, scores, MASKED)
 
-    def transform(self, x: jax.Array, leading: str) -> jax.Array:
-        """Return norm(act(x W + b)), BERT's layer between the stack and the vocabulary."""
-        config, dtype, D = self.config, self.dtype, self.config.width
-        init = normal(config, "transform", D)
-        kernel_DO = parameter(self, "transform_kernel", init, (D, D), ("embed", None), dtype)
-        y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
 
-        bias_D = None
-        if config.head_transform_bias:
-            zeros = nn.initializers.zeros
-            bias_D = parameter(self, "transform_bias", zeros, (D,), ("norm",), dtype)
-        y = activate(config.head_activation or config.activation, add_bias(y, bias_D))
-        return Norm(config, dtype, name="transform_norm")(y)
+class HeadTransform(nn.Module):
+    """The transform of `Head`, with the same names of parameters: [..., D] -> [..., D]."""
+
+    config: ModelConfig
+    dtype: Any = jnp.float32  # of the parameters
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return transform(self, x)
+
+
+def transform(module: Head | HeadTransform, x: jax.Array) -> jax.Array:
+    """Return norm(act(x W + b)), BERT's layer between the stack and the vocabulary.
+
+    The parameters are those of `module`, which is being called.
+    """
+    config, dtype, D = module.config, module.dtype, module.config.width
+    leading = "BLMN"[: x.ndim - 1]
+    init = normal(config, "transform", D)
+    kernel_DO = parameter(module, "transform_kernel", init, (D, D), ("embed", None), dtype)
+    y = matmul(f"{leading}D,DO->{leading}O", x, kernel_DO)
+
+    bias_D = None
+    if config.head_transform_bias:
+        zeros = nn.initializers.zeros
+        bias_D = parameter(module, "transform_bias", zeros, (D,), ("norm",), dtype)
+    y = activate(config.head_activation or config.activation, add_bias(y, bias_D))
+    return Norm(config, dtype, name="transform_norm")(y)

@@ -8,6 +8,7 @@ Weights name logical axes. `jaxlm.sharding` maps them to mesh axes:
     vocabulary              rows of the token table, padded to a multiple of 128
     heads, kv_heads, mlp    split by tensor parallelism
     head, position, norm    never split
+    labels                  those of a classifier; never split, and never rounded
     layers                  the leading dimension of everything in the blocks
 """
 

@@ -3,7 +3,6 @@
 `support/parity.py` compares, and gives the reasons of its tolerances.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,9 @@ from support.decoder_cases import DECODERS
 from support.encoder_cases import ENCODERS
 from support.encoder_decoder_cases import ENCODER_DECODERS
 from support.parity import VOCABULARY, our_loss, reference_logits, reference_loss
+from support.torch_adamw import OUR_ADAMW, STEPS, reference_adamw, reference_rate
 
 from jaxlm import models, optim
-from jaxlm.config import OptimizerConfig
 from jaxlm.types import Tree, is_axes
 
 PAIRS: dict[str, Callable[[], Pair]] = DECODERS | ENCODERS | ENCODER_DECODERS
@@ -78,25 +77,6 @@ def by_layer(tree: Tree) -> dict[str, np.ndarray]:
     return tensors
 
 
-STEPS, WARMUP, PEAK, FINAL = 20, 5, 3e-3, 0.1
-
-
-def reference_rate(index: int) -> float:
-    decay = 0.5 * (1 + math.cos(math.pi * (index - WARMUP) / (STEPS - WARMUP)))
-    return PEAK * (index + 1) / WARMUP if index < WARMUP else PEAK * (FINAL + (1 - FINAL) * decay)
-
-
-def reference_adamw(reference: Any) -> Any:
-    """Return torch's AdamW, with decay on everything but biases and norms."""
-    parameters = dict(reference.named_parameters())
-    plain = {name for name, p in parameters.items() if p.ndim == 1 or "bias" in name}
-    groups = [
-        {"params": [p for name, p in parameters.items() if name not in plain], "weight_decay": 0.3},
-        {"params": [parameters[name] for name in plain], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.97), eps=1e-8)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -112,20 +92,11 @@ def test_twenty_adamw_steps(name):
     Key biases drift: Adam makes steps of their rounding errors.
     """
     pair = PAIRS[name]()
-    fields = {
-        "learning_rate": PEAK,
-        "warmup_steps": WARMUP,
-        "final_learning_rate_ratio": FINAL,
-        "weight_decay": 0.3,
-        "beta2": 0.97,
-    }
     model, params = (
         models.build(pair.config),
         pair.convert(model_references.weights(pair.reference)),
     )
-    optimizer = optim.build_optimizer(
-        OptimizerConfig(**fields, schedule="cosine", gradient_clip=1.0), STEPS, model.axes
-    )
+    optimizer = optim.build_optimizer(OUR_ADAMW, STEPS, model.axes)
     state = optimizer.init(params)
 
     @jax.jit

@@ -7,6 +7,7 @@ from jaxlm.interop.architectures.bart import BART
 from jaxlm.interop.architectures.bert import BERT, DISTILBERT, ROBERTA
 from jaxlm.interop.architectures.blenderbot import BLENDERBOT, MARIAN, MBART
 from jaxlm.interop.architectures.bloom import BLOOM
+from jaxlm.interop.architectures.classifiers import CLASSIFIERS
 from jaxlm.interop.architectures.electra import ELECTRA, ELECTRA_ENCODER
 from jaxlm.interop.architectures.gemma2 import GEMMA2
 from jaxlm.interop.architectures.gpt2 import GPT2
@@ -40,4 +41,4 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # Other classes of a `model_type` above, which are models of another kind.
-OTHER_CLASSES: tuple[Architecture, ...] = (ELECTRA_ENCODER,)
+OTHER_CLASSES: tuple[Architecture, ...] = (ELECTRA_ENCODER, *CLASSIFIERS)
