@@ -54,6 +54,7 @@ LEVELS = {
     "files": 1,
     "markdown": 1,
     "progress": 1,
+    "run_weights": 3,
     "start": 3,
     "state": 3,
     "reference": 3,
