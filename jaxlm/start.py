@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from jaxlm import checkpoint, models
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.load_model import restore_weights
-from jaxlm.models.adapters import attach_adapters
+from jaxlm.models.adapters import attach_adapters, base_part, merge_adapters
 from jaxlm.parameter_names import drop, merge, name_of
 from jaxlm.run import Run
 from jaxlm.sharding import Placement
@@ -99,7 +100,7 @@ def read_base(run: Run) -> Tree:
     directory = Path(run.config.base)
     config, _ = checkpoint.read_run_config(directory)
     precision = dataclasses.replace(run.config.precision, params=config.precision.params)
-    model = models.build(config.model, precision, run.execution)
+    model = models.build(config.model, precision, run.execution, config.adapter)
     placement = Placement(run.placement.mesh, model.axes, run.placement.zero)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -108,12 +109,20 @@ def read_base(run: Run) -> Tree:
         shapes,
         placement.tree("parameters", shapes),
     )
-    with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with Checkpoints.of_run(directory, config.checkpoint) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise NoCheckpointError(f"base: {directory / 'checkpoints'}: there is no checkpoint")
         print(f"base: {directory} after step {step}", flush=True)
-        return restore_weights(checkpoints, step, model, config, target, ema=False)
+        params = restore_weights(checkpoints, step, model, config, target, ema=False)
+    if not config.adapter.rank:
+        return params
+
+    # The adapters of the base become a part of its weights.
+    merge_params = partial(merge_adapters, config.adapter, model.axes)
+    plain = placement._replace(axes=base_part(model.axes))
+    shardings = plain.tree("parameters", jax.eval_shape(merge_params, shapes))
+    return jax.jit(merge_params, out_shardings=shardings)(params)
 
 
 def complete(run: Run, base: Tree) -> Tree:
