@@ -55,7 +55,9 @@ def check_scaling_law(config: Config) -> None:
     """Raise ConfigError for a loss that no scaling law of language models is about."""
     if config.model.is_classifier:
         reason = "'classify': scaling laws are of losses per token, not of labels"
-        raise ConfigError("objective.kind", f"{reason}; plan memory, plan compile and bench take it")
+        raise ConfigError(
+            "objective.kind", f"{reason}; plan memory, plan compile and bench take it"
+        )
 
 
 def check_groups(model: ModelConfig) -> None:

@@ -252,7 +252,7 @@ def train_step(
 
 
 def is_random(model: Model) -> bool:
-    """Return whether a training step needs a key: for dropout, or for the choices of a generator."""
+    """Return whether a training step needs a key: for dropout, or for what a generator chooses."""
     config = model.config
     rates = [config.dropout, config.attention_dropout, model.adapter.dropout]
     if config.is_classifier:

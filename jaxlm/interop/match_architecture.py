@@ -149,12 +149,13 @@ def find_match(model: ModelConfig) -> ArchitectureMatch:
 
 
 def describe_classes(model: ModelConfig) -> str:
-    """Return which architectures of a family have a class of the model's kind of classifier."""
+    """Return which architectures of a model's family have a class of its kind of classifier."""
     kind, names = model.classifier.kind, []
     for architecture in OTHER_CLASSES:
         if (architecture.family, architecture.classifier) == (model.family, kind):
             names.append(architecture.model_type)
-    return f"classes of kind {kind!r} are there of {', '.join(names)} alone"
+    verb = "has" if len(names) == 1 else "have"
+    return f"only {', '.join(names)} {verb} a class of kind {kind!r}"
 
 
 def try_architecture(
