@@ -546,6 +546,27 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "model.classifier.pooling",
         "is only used with kind='sequence', got 'token'",
     ),
+    (
+        [
+            "model.classifier.kind=token",
+            'model.classifier.labels=["a","b"]',
+            "model.classifier.transform=head",
+        ],
+        "model.classifier.transform",
+        "'head' needs model.head_transform=true: it is that layer",
+    ),
+    (
+        [
+            "objective.kind=classify",
+            'data.sources=[{"name":"a","path":"a","format":"labelled"}]',
+            "model.classifier.kind=sequence",
+            'model.classifier.labels=["a"]',
+            "model.classifier.problem=regression",
+            "training.z_loss=1e-4",
+        ],
+        "training.z_loss",
+        "is for cross-entropy, got model.classifier.problem='regression'",
+    ),
     (["adapter.rank=4", "adapter.targets=[]"], "adapter.targets", "names no matrix"),
     (
         ["adapter.rank=4", 'adapter.targets=["up","up"]'],
