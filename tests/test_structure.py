@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxlm"
 LEVELS = {
     "config": 0,
     "types": 0,
+    "base_identity": 2,
     "communication": 2,
     "accelerators": 0,
     "flops": 1,

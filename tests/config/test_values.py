@@ -579,6 +579,42 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "'qkv' has query, key and value already",
     ),
     (
+        ["adapter.rank=4", 'adapter.targets=["gate"]'],
+        "adapter.targets",
+        "'gate' needs model.gated=true",
+    ),
+    (
+        [
+            "adapter.rank=4",
+            'adapter.targets=["qkv"]',
+            "model.family=encoder_decoder",
+            "objective.kind=span",
+        ],
+        "adapter.targets",
+        "'qkv' has one input, and cross attention has two: use 'query', 'key', 'value'",
+    ),
+    (
+        ["adapter.rank=4", "precision.weights=int8"],
+        "precision.weights",
+        "rounds weights that are trained, and those beside adapters are frozen: "
+        "adapter.base='int8' keeps them rounded",
+    ),
+    (
+        ["adapter.rank=4", "adapter.base=int8", "precision.matmul=float8"],
+        "precision.matmul",
+        "'float8' does not go with adapter.base='int8'",
+    ),
+    (
+        ["adapter.rank=4", "model.parametrization=mup", "model.mup_base_width=128"],
+        "model.parametrization",
+        "'mup' has no learning rates for adapters: set adapter.rank=0",
+    ),
+    (
+        ["adapter.rank=4", "optimizer.kind=muon"],
+        "optimizer.kind",
+        "'muon' is for whole matrices, not for those of adapters: use 'adamw'",
+    ),
+    (
         ["model.family=encoder", "objective.kind=replaced_tokens"],
         "model.generator_share",
         "objective.kind='replaced_tokens' needs a generator: 0.25 or 0.33333, got None",

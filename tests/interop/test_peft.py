@@ -83,13 +83,13 @@ BASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("query", "value", "output", "up"),
     ),
 }
-NO_DROPOUT = {  # under the names of all classes
-    name: 0.0
-    for name in (
+NO_DROPOUT = dict.fromkeys(
+    (
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "dropout"),
         *("attention_probs_dropout_prob", "attention_dropout"),
-    )
-}
+    ),
+    0.0,
+)
 
 
 class Base(NamedTuple):
