@@ -245,8 +245,8 @@ class DataConfig:
     curation: CurationConfig = CurationConfig()
     # T: weights are the tokens of the sources to the power of 1/T. None: those of the sources
     mixture_temperature: PositiveDouble | None = None
-    # Weights are the examples of the sources, each counted up to so many (FLAN, arXiv 2109.01652).
-    # None: those of the sources
+    # Weights are the examples of the sources, each counted up to so many (FLAN, arXiv 2109.01652);
+    # with a temperature T to the power of 1/T. None: those of the sources
     mixture_cap: Positive | None = None
     # (step, weights): one weight for each source, from that step on
     mixture_schedule: tuple[tuple[Count, tuple[NonNegativeDouble, ...]], ...] = ()
@@ -275,7 +275,8 @@ class DataConfig:
     def mixes_by_size(self) -> bool:
         """Return whether the weights follow from the number of tokens of the sources."""
         limits = [limit for source in self.sources for limit in (source.tokens, source.max_epochs)]
-        return self.mixture_temperature is not None or any(limit is not None for limit in limits)
+        rules = (self.mixture_temperature, self.mixture_cap)
+        return any(value is not None for value in (*rules, *limits))
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -333,14 +334,15 @@ class DataConfig:
             if source.tokens is not None and source.weight != 1:
                 reason = f"{key}.tokens says already how much is read; leave out one of the two"
                 raise ConfigError(f"{key}.weight", reason)
-            if self.mixture_temperature is not None and source.weight != 1:
-                reason = "data.mixture_temperature sets the weights; leave out one of the two"
-                raise ConfigError(f"{key}.weight", reason)
+            for rule in ("mixture_temperature", "mixture_cap"):
+                if getattr(self, rule) is not None and source.weight != 1:
+                    reason = f"data.{rule} sets the weights; leave out one of the two"
+                    raise ConfigError(f"{key}.weight", reason)
 
         if not starts_at_zero and not any(self.weights):
             raise ConfigError("data.sources", "one source needs a weight above 0")
         # The schedule of a saved config.json begins at step 0 with the weights that were found.
         if self.mixes_by_size and self.mixture_schedule and not starts_at_zero:
-            reason = "takes the weights of the sources alone: leave out tokens, max_epochs and "
-            reason += "mixture_temperature, or begin the schedule at step 0"
+            reason = "takes the weights of the sources alone: leave out tokens, max_epochs, "
+            reason += "mixture_temperature and mixture_cap, or begin the schedule at step 0"
             raise ConfigError("data.mixture_schedule", reason)

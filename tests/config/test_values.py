@@ -751,6 +751,11 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "data.mixture_temperature sets the weights",
     ),
     (
+        ["data.mixture_cap=2", "data.sources.0.weight=2"],
+        "data.sources.0.weight",
+        "data.mixture_cap sets the weights",
+    ),
+    (
         ["data.mixture_temperature=2", "data.mixture_schedule=[[5, [1.0]]]"],
         "data.mixture_schedule",
         "takes the weights of the sources alone",
