@@ -1,4 +1,7 @@
-"""python -m jaxlm.convert import HF_DIR RUN | export RUN OUT | quantize DIR OUT: convert models."""
+"""Convert models.
+
+python -m jaxlm.convert import HF_DIR RUN | export RUN OUT | quantize DIR OUT | extend DIR OUT
+"""
 
 import argparse
 import math
@@ -12,7 +15,12 @@ from typing import Any
 from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
-from jaxlm.directories import check_is_not_quantized, check_model_directory, check_run_directory
+from jaxlm.directories import (
+    check_is_not_quantized,
+    check_model_directory,
+    check_run_directory,
+    is_adapter,
+)
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -24,13 +32,20 @@ EXAMPLE = """examples:
   python -m jaxlm.convert export runs/llama llama-hf --step 20000 --dtype bfloat16 \\
       --max-shard-size 2GB --archive
   python -m jaxlm.convert quantize runs/llama llama-int8 --bits 8
+  python -m jaxlm.convert extend runs/quickstart runs/peps --from-text 'peps/*.rst' --count 500
+  python -m jaxlm.convert extend gpt2/ runs/chat --special '<|im_start|>' '<|im_end|>'
+  python -m jaxlm.convert export runs/lora lora-peft --adapter
+  python -m jaxlm.convert import lora-peft runs/lora2 base=runs/gpt2
 
 HF_DIR is a folder with config.json, safetensors and tokenizer.json or, for some models, vocab.json
-and merges.txt, vocab.txt, spiece.model or tokenizer.model. RUN is a run_directory.
+and merges.txt, vocab.txt, spiece.model or tokenizer.model, or an adapter of PEFT
+(adapter_config.json). RUN is a run_directory.
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
-COMMANDS = ("import", "export", "quantize")
+MOST_WORDS = 50_000  # of a text that become tokens
+MOST_SHOWN = 8  # of them
+COMMANDS = ("import", "export", "quantize", "extend")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -114,7 +129,13 @@ def build_convert_parser() -> runtime.Parser:
     exporting.add_argument(
         "--group", type=int, choices=(32, 64), help="inputs that share a scale, at 4 bits (32)"
     )
+    exporting.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapters alone, as PEFT loads them onto the exported base",
+    )
     add_quantize_parser(commands)
+    add_extend_parser(commands)
     return parser
 
 
@@ -150,6 +171,45 @@ def add_quantize_parser(commands: Any) -> None:
     )
 
 
+def add_extend_parser(commands: Any) -> None:
+    """Add the parser of `extend` to the commands."""
+    extending = commands.add_parser(
+        "extend",
+        description="Make a run directory of a model whose tokenizer has more tokens. The rows of "
+        "a new token are the mean of those of the pieces that the tokenizer made of it.",
+        epilog=EXAMPLE,
+        help="RUN|HF_DIR OUT: make a run directory whose tokenizer has more tokens",
+    )
+    add = extending.add_argument
+    add("directory", type=parse_path, metavar="RUN|HF_DIR", help="a run, or a Hugging Face model")
+    add("out", type=parse_path, metavar="OUT", help="the run directory to make")
+    add(
+        "--special",
+        nargs="+",
+        default=[],
+        metavar="TOKEN",
+        help="special tokens, such as those of a chat template; no document is read as these",
+    )
+    add(
+        "--tokens",
+        type=parse_path,
+        metavar="FILE",
+        help="a token on each line; a space before it is part of it",
+    )
+    add(
+        "--from-text",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="take the words of a file, folder or glob that save the most tokens; may be repeated",
+    )
+    add("--count", type=parse_count, default=500, metavar="N", help="words of --from-text (500)")
+    add("--text-key", default="text", metavar="KEY", help="the key, or column, of the text (text)")
+    add("--step", type=int, metavar="N", help="the checkpoint of a run to take (the newest)")
+    add("--ema", action="store_true", help="take a run's average of the weights")
+    add("--json", metavar="FILE", help="write the new tokens with their ids")
+
+
 def parse_size(text: str) -> int:
     """Return a size in bytes: 500MB is 500,000,000. argparse turns the error into ours."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B|)", text)
@@ -157,6 +217,13 @@ def parse_size(text: str) -> int:
     if not 1 <= size < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
     return int(size)
+
+
+def parse_count(text: str) -> int:
+    """Return a number of tokens. argparse turns the error into ours."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MOST_WORDS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_WORDS:,}, got {shorten(text)}")
+    return int(text)
 
 
 def parse_path(text: str) -> Path:
@@ -183,7 +250,7 @@ def check_command(argv: Sequence[str]) -> None:
         near = suggestion(words[0], COMMANDS)
         raise UserError(
             f"{shorten(words[0])} is no command{near}: write import HF_DIR RUN, export RUN OUT, "
-            "or quantize RUN|HF_DIR OUT"
+            "quantize RUN|HF_DIR OUT, or extend RUN|HF_DIR OUT"
         )
 
 
@@ -194,16 +261,24 @@ def main(argv: Sequence[str]) -> int:
     if args.command == "export":
         check_run_directory(args.run)
         check_is_not_quantized(args.run, "export the run itself, or quantize for jaxlm")
+    elif args.command == "import" and is_adapter(args.directory):
+        pass
     else:
         check_model_directory(args.directory)
         reason = "a run needs the weights that they were made of"
         if args.command == "quantize":
             reason = "to round them again loses more; take what they were made of"
         check_is_not_quantized(args.directory, reason)
-    if args.command != "import" and args.bits != 4 and args.group is not None:
+    if args.command in ("export", "quantize") and args.bits != 4 and args.group is not None:
         raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
+    if args.command == "extend":
+        return extend(args)
+    if args.command == "export" and args.adapter and (args.bits or args.archive):
+        option = "--bits" if args.bits else "--archive"
+        raise UserError(f"{option} is for whole models, which --adapter doesn't write")
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm import interop
+    from jaxlm.conversion.adapters import export_adapter, import_adapter
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model
     from jaxlm.conversion.quantize import quantize_model
@@ -226,7 +301,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     if args.command == "import":
-        imported = import_model(args.directory, args.run, args.edits)
+        read = import_adapter if is_adapter(args.directory) else import_model
+        imported = read(args.directory, args.run, args.edits)
         for note in imported.notes:
             print(f"note: {note}", flush=True)
         print_warnings(imported.warnings)
@@ -236,6 +312,15 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{args.run}: {imported.model_type}, objective {objective}. Train it with\n"
             f"  python -m jaxlm.train --config {run_config} --data {data} training.steps=N",
+            flush=True,
+        )
+        return 0
+
+    if args.adapter:
+        written = export_adapter(args.run, args.out, step=args.step, best=args.best, ema=args.ema)
+        print(
+            f"{args.out}: adapter of {written.model_type} of step {written.step}, "
+            f"{written.parameter_count:,} parameters",
             flush=True,
         )
         return 0
@@ -258,6 +343,51 @@ def main(argv: Sequence[str]) -> int:
         f"{exported.parameter_count:,} parameters",
         flush=True,
     )
+    return 0
+
+
+def extend(args: argparse.Namespace) -> int:
+    """Run the command `extend`; return its exit code."""
+    if not (args.special or args.tokens or args.from_text):
+        raise UserError("extend needs new tokens: --special, --tokens or --from-text")
+    runtime.check_output_file("--json", args.json)
+    sources = [
+        config.SourceConfig(name=path, path=path, text_key=args.text_key) for path in args.from_text
+    ]
+    runtime.configure(config.RuntimeConfig(platform="cpu"))
+    from jaxlm.conversion.extend_model import TokenRequest, collect_tokens, extend_model
+
+    request = TokenRequest(args.special, args.tokens, sources, args.count)
+    collected = collect_tokens(args.directory, request)
+    if collected.bytes_per_token is not None:
+        old, new = collected.bytes_per_token
+        names = ", ".join(repr(token.content) for token in collected.proposed[:MOST_SHOWN])
+        print(
+            f"words: {names} ...\nbytes per token of the text: {old:.3f} -> {new:.3f}", flush=True
+        )
+    extended = extend_model(
+        args.directory, args.out, collected.tokens, step=args.step, ema=args.ema
+    )
+    for note in extended.notes:
+        print(f"note: {note}", flush=True)
+    print_warnings(extended.warnings)
+
+    size = extended.config.model.vocabulary_size
+    run_config = shlex.quote(str(args.out / "config.json"))
+    print(
+        f"{args.out}: {len(extended.ids):,} new tokens, vocabulary {extended.old_size:,} -> "
+        f"{size:,}. Train it with\n"
+        f"  python -m jaxlm.train --config {run_config} --data TEXT training.steps=N",
+        flush=True,
+    )
+    if args.json is not None:
+        proposed = {token.content: token._asdict() for token in collected.proposed}
+        rows = [
+            {"content": name, "id": number} | proposed.get(name, {})
+            for name, number in extended.ids.items()
+        ]
+        document = {"vocabulary_size": size, "tokens": rows}
+        runtime.write_json(args.json, document)
     return 0
 
 

@@ -3,7 +3,10 @@
 The commands call these before jax is imported, and `run.build_run` with the devices that are there.
 """
 
+from pathlib import Path
+
 from jaxlm import objectives
+from jaxlm.chat import check_named_template
 from jaxlm.config import Config, ConfigError, ModelConfig
 from jaxlm.config.mesh import check_batches, check_tensor, check_widths, mesh_sizes
 from jaxlm.config.training import INT4_GROUP
@@ -26,6 +29,8 @@ def check_trainable(config: Config) -> None:
     if config.parallel.tensor > 0:
         check_tensor(config.parallel.tensor, config.model)
     check_best(config)
+    if config.run_directory is not None:
+        check_named_template(config.tokenizer, Path(config.run_directory))
 
 
 def check_best(config: Config) -> None:

@@ -8,13 +8,14 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
-from jaxlm import card, checkpoint, data, decoding, objectives, optim, runtime
+from jaxlm import card, chat, checkpoint, data, decoding, objectives, optim, runtime
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
 from jaxlm.evaluation.label_evaluator import build_evaluator
+from jaxlm.interop.kept_files import copy_kept_files
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
@@ -78,21 +79,16 @@ def train(
         config = data.record_mixture(config, stream.mixture.schedule)
         run = run._replace(config=config)
 
-        # 4. The state: fresh, imported or resumed.
+        # 4. The state: fresh, of a base, imported or resumed.
         state = build_state(run, start, checkpoints)
-
         if config.objective.kind == "preference":
-            is_new = start.origin is not Origin.RESUMED
-            reference = state.params if is_new else None
-            use_reference(
-                run, store, stream.objective, directory, reference, is_leader=group.is_leader
-            )
+            prepare_reference(run, store, stream, start, state, group)
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
         if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
-            write_tokenizer(directory, store)
+            write_tokenizer(directory, config, store, start)
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
             record_save = partial(record_progress, directory, card_start, store)
@@ -222,11 +218,18 @@ def rates_at_resume(saved_config: Config, config: Config, step: int) -> optim.Ra
     return optim.rates_at_resume(before, after, step)
 
 
-def write_tokenizer(directory: Path, store: data.Store) -> None:
-    """Write tokenizer.json. Raises UserError if the file can't be written."""
+def write_tokenizer(directory: Path, config: Config, store: data.Store, start: Start) -> None:
+    """Write tokenizer.json, and in a new run its chat template and what its base keeps.
+
+    Raises UserError if a file can't be written.
+    """
     path = directory / "tokenizer.json"
     try:
         store.tokenizer.save(path)
+        if start.origin is Origin.BASE and config.base is not None:
+            copy_kept_files(Path(config.base), directory)
+        if start.origin is not Origin.RESUMED:
+            chat.keep_template(config.tokenizer, directory)
     except OSError as error:
         raise UserError(f"run_directory: can't write {path}: {error.strerror}") from error
 
@@ -334,6 +337,24 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     return stream
 
 
+def prepare_reference(
+    run: Run,
+    store: data.Store,
+    stream: Stream,
+    start: Start,
+    state: TrainState,
+    group: runtime.ProcessGroup,
+) -> None:
+    """Give the pairs of answers their log-probabilities by the weights that the run started from.
+
+    A run that is resumed has them on file.
+    """
+    params = None if start.origin is Origin.RESUMED else state.params
+    use_reference(
+        run, store, stream.objective, group.run_directory, params, is_leader=group.is_leader
+    )
+
+
 def show_samples(
     run: Run,
     store: data.Store,
@@ -343,7 +364,7 @@ def show_samples(
 ) -> None:
     """Print what the model writes, or how it fills what is hidden in the first evaluation texts."""
     config = run.config
-    if not config.evaluation.samples:
+    if not config.evaluation.samples or config.model.is_classifier:
         return
     params = build_evaluation_params(run)(state)
     if run.model.rounding is not None:

@@ -12,6 +12,7 @@ from jaxlm.chat.conversations import Message as Message
 from jaxlm.chat.conversations import read_conversation as read_conversation
 from jaxlm.chat.conversations import read_messages as read_messages
 from jaxlm.chat.loading import TEMPLATE_FILE as TEMPLATE_FILE
+from jaxlm.chat.loading import check_named_template as check_named_template
 from jaxlm.chat.loading import find_source as find_source
 from jaxlm.chat.loading import has_template as has_template
 from jaxlm.chat.loading import keep_template as keep_template

@@ -8,9 +8,9 @@ from typing import Any
 from jaxlm import config
 from jaxlm.chat.named_templates import NAMED_TEMPLATES
 from jaxlm.chat.template import ChatTemplate
-from jaxlm.config import TokenizerConfig, UserError
+from jaxlm.config import ConfigError, TokenizerConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.directories import CONFIG_FILE, is_run
+from jaxlm.directories import CONFIG_FILE
 from jaxlm.files import expand_home, read_utf8, write_atomically
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -57,7 +57,8 @@ def load_config_template(tokenizer: TokenizerConfig, family: str = "decoder") ->
     folder = tokenizer_folder(tokenizer)
     if tokenizer.chat_template is None and folder is None:
         names = list_names([*NAMED_TEMPLATES])
-        raise UserError(f"tokenizer.chat_template: is needed, there is no base: {names} or a file")
+        reason = f"is needed where there is no base: {names} or a file"
+        raise ConfigError("tokenizer.chat_template", reason)
     files = {} if folder is None else read_token_files(folder)
     return load_template(tokenizer.chat_template, folder, config_tokens(tokenizer, family, files))
 
@@ -80,12 +81,27 @@ def has_template(folder: Path) -> bool:
 
 
 def keep_template(tokenizer: TokenizerConfig, run: Path) -> None:
-    """Write chat_template.jinja into a run directory, where its config or its tokenizer has one."""
+    """Write chat_template.jinja into a run directory, where its config or its tokenizer has one.
+
+    Raises UserError for a template that the config names and that can't be read, OSError where the
+    file can't be written.
+    """
     folder = tokenizer_folder(tokenizer)
-    if tokenizer.chat_template is None and (folder is None or not has_template(folder)):
+    if tokenizer.chat_template is None and folder is None:
         return
-    _, source = find_source(tokenizer.chat_template, folder)
+    try:
+        _, source = find_source(tokenizer.chat_template, folder)
+    except UserError:
+        if tokenizer.chat_template is not None:
+            raise
+        return  # most tokenizers have none, and most runs need none
     write_atomically(run / TEMPLATE_FILE, source)
+
+
+def check_named_template(tokenizer: TokenizerConfig, run: Path) -> None:
+    """Raise ConfigError if a config names a template that isn't there; a run has its own copy."""
+    if tokenizer.chat_template is not None and not (run / TEMPLATE_FILE).exists():
+        find_source(tokenizer.chat_template)
 
 
 def tokenizer_folder(tokenizer: TokenizerConfig) -> Path | None:
@@ -97,17 +113,19 @@ def tokenizer_folder(tokenizer: TokenizerConfig) -> Path | None:
 
 
 def read_template_file(spec: str) -> str:
-    """Return the text of the file that a config names; UserError where it can't be read."""
-    path = expand_home(spec)
-    key = "tokenizer.chat_template"
+    """Return the text of the file that a config names; ConfigError where it can't be read."""
+    path, key = expand_home(spec), "tokenizer.chat_template"
     try:
         if not path.exists():
             near = suggestion(spec, NAMED_TEMPLATES)
             names = list_names([*NAMED_TEMPLATES])
-            raise UserError(f"{key}: {spec}: there is no such file or template: {names}{near}")
+            raise ConfigError(key, f"{spec}: there is no such file or template{near}; {names}")
     except OSError as error:
-        raise UserError(f"{key}: {spec}: {error.strerror}") from error
-    return read_text_file(path, f"{key}: {spec}")
+        raise ConfigError(key, f"{spec}: {error.strerror}") from error
+    try:
+        return read_text_file(path, spec)
+    except UserError as error:
+        raise ConfigError(key, str(error)) from error
 
 
 def read_folder_template(folder: Path) -> tuple[str, str]:
@@ -168,7 +186,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_template_tokens(folder: Path) -> dict[str, str]:
     """Return the special tokens of a run or a Hugging Face directory by keys like "eos_token"."""
     tokens = read_token_files(folder)
-    if not is_run(folder):
+    if "run_directory" not in read_object(folder / CONFIG_FILE):
         return tokens
     run_config = config.load(folder / CONFIG_FILE)
     return config_tokens(run_config.tokenizer, run_config.model.family, tokens)

@@ -43,6 +43,7 @@ FREE_AT_START = (
     "model.attention_dropout",
     "model.initializer",
     "model.initializer_std",
+    "tokenizer.chat_template",
 )
 
 

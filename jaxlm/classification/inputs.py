@@ -124,7 +124,7 @@ def parse_object(line: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: not JSON: {error}") from error
     if not isinstance(record, dict):
         shown = json.dumps(record)[:MOST_SHOWN]
-        raise UserError(f"{place}: must be a JSON object such as {{\"text\": ...}}, got {shown}")
+        raise UserError(f'{place}: must be a JSON object such as {{"text": ...}}, got {shown}')
     return record
 
 

@@ -22,7 +22,12 @@ def find_paths(config: Config, start: Path) -> Config:
     data = dataclasses.replace(
         data, sources=sources, validation=validation, store=find_path(data.store, start)
     )
-    tokenizer = dataclasses.replace(tokenizer, path=find_path(tokenizer.path, start))
+    template = tokenizer.chat_template
+    if template is not None and Path(template).suffix:  # others are names
+        template = find_path(template, start)
+    tokenizer = dataclasses.replace(
+        tokenizer, path=find_path(tokenizer.path, start), chat_template=template
+    )
     base = find_path(config.base, start)
     return dataclasses.replace(config, data=data, tokenizer=tokenizer, base=base)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm import card, checkpoint, interop
-from jaxlm.checkpoint import Checkpoints
-from jaxlm.config import Config, NoCheckpointError, UserError
+from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.conversion.import_model import check_is_empty, nonfinite_warnings
 from jaxlm.directories import is_run
 from jaxlm.interop.archive import write_archive
@@ -18,7 +17,12 @@ from jaxlm.interop.generation_config import (
     GENERATION_CONFIG_FILE,
     write_generation_config,
 )
-from jaxlm.interop.kept_files import read_kept, read_kept_generation
+from jaxlm.interop.kept_files import (
+    CHAT_TEMPLATE_FILE,
+    read_kept,
+    read_kept_generation,
+    read_template,
+)
 from jaxlm.interop.mapping import Architecture
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
@@ -28,7 +32,7 @@ from jaxlm.interop.tokenizer import (
     run_tokenizer_frame,
 )
 from jaxlm.interop.write_tokenizer import write_tokenizer
-from jaxlm.load_model import load_model
+from jaxlm.load_model import find_best_step, load_model
 
 
 class ExportedModel(NamedTuple):
@@ -76,10 +80,12 @@ def export_run(
     )
     kept_generation = read_kept(run / GENERATION_CONFIG_FILE)
     kept_tokenizer = read_kept(run / TOKENIZER_CONFIG_FILE)
+    template_file = run / CHAT_TEMPLATE_FILE
+    chat_template = read_template(template_file) if template_file.exists() else None
     tokens = token_ids(frame, architecture, kept_generation)
     interop.add_token_ids(architecture, model_config, values, tokens)
 
-    step = find_best_step(run, run_config) if best else step
+    step = find_best_step(run) if best else step
     loaded = load_model(run, step=step, ema=ema)
     parameter_count = loaded.model.parameter_count()
     with new_directory(out) as folder:
@@ -100,6 +106,7 @@ def export_run(
                 model_config.context_length,
                 token_types=model_config.token_types > 1,
                 kept=kept_tokenizer,
+                chat_template=chat_template,
             )
         if model_config.family != "encoder":
             write_generation_config(
@@ -117,12 +124,6 @@ def export_run(
         names = interop.nonfinite_tensors(folder, loaded.params)
     warnings = nonfinite_warnings(out, names)
     return ExportedModel(architecture.model_type, loaded.step, parameter_count, warnings)
-
-
-def find_best_step(run: Path, run_config: Config) -> int:
-    """Return the step of the best checkpoint, by `checkpoint.best`."""
-    with Checkpoints.of_run(run, run_config.checkpoint) as checkpoints:
-        return checkpoints.require_best()
 
 
 def token_ids(

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm import card, checkpoint, config, data, interop, objectives, runtime
+from jaxlm import card, checkpoint, config, data, interop, models, objectives, runtime
 from jaxlm.config import Config, ModelConfig, ObjectiveConfig, TokenizerConfig, UserError
+from jaxlm.data.new_tokens import NewToken, add_new_tokens
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.directories import is_run
 from jaxlm.interop.generation_config import read_generation_config
@@ -22,6 +23,7 @@ from jaxlm.interop.tokenizer import (
     load_tokenizer_json,
     read_tokenizer,
 )
+from jaxlm.types import Tree
 
 # Tokens of a sample, where the model leaves a choice.
 MAX_SAMPLE_LENGTH, MIN_SAMPLE_LENGTH = 1024, 16
@@ -37,11 +39,14 @@ class ImportedRun(NamedTuple):
     warnings: list[str]  # what is wrong with the model
 
 
-def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRun:
+def import_model(
+    directory: Path, run: Path, edits: Sequence[str], new_tokens: Sequence[NewToken] = ()
+) -> ImportedRun:
     """Make the run directory `run`, with the parameters of `directory` as step 0.
 
-    `edits` are key=value changes to the run's config. UserError where the directory can't be read,
-    where the edits make another model of it, or where `run` is not empty; then there is no `run`.
+    `edits` are key=value changes to the run's config. `new_tokens` are added to the tokenizer, and
+    their rows to the parameters. UserError where the directory can't be read, where the edits make
+    another model of it, or where `run` is not empty; then there is no `run`.
     """
     check_is_empty(run)
     check_is_no_run(directory)
@@ -75,18 +80,42 @@ def import_model(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRu
     _, params = interop.load(directory)
     warnings = nonfinite_warnings(directory, interop.nonfinite_tensors(directory, params))
 
+    if new_tokens:
+        add_new_tokens(inner, new_tokens)  # the flags of its tokens are kept
+        run_config, tokenizer, params = add_tokens(run_config, tokenizer, params, new_tokens)
+
     with runtime.lock_run_directory(run):
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
-            tokenizer.save(run / TOKENIZER_FILE)
             keep_files(directory, run, hf_config, inner)
-            keep = run_config.checkpoint.keep
-            with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
-                checkpoints.save_params(params)
             card.record_import(run, architecture.model_type)
-            # The last file: it turns the folder into a run.
-            checkpoint.write_run_config(run, run_config, None, runtime.versions())
+            write_first_step(run, run_config, tokenizer, params)
     return ImportedRun(architecture.model_type, run_config, notes, warnings)
+
+
+def add_tokens(
+    run_config: Config, tokenizer: data.Tokenizer, params: Tree, new_tokens: Sequence[NewToken]
+) -> tuple[Config, data.Tokenizer, Tree]:
+    """Return config, tokenizer and parameters of a run with more tokens.
+
+    Raises the errors of `add_new_tokens`.
+    """
+    pieces = add_new_tokens(tokenizer.inner, new_tokens)
+    extended = data.Tokenizer(tokenizer.inner, tokenizer.special)
+    model = models.build(run_config.model)
+    model_config, params = models.extend_vocabulary(model, params, pieces)
+    return replace(run_config, model=model_config), extended, params
+
+
+def write_first_step(
+    run: Path, run_config: Config, tokenizer: data.Tokenizer, params: Tree
+) -> None:
+    """Write the files that make a folder a run whose step 0 are these weights."""
+    tokenizer.save(run / TOKENIZER_FILE)
+    with checkpoint.Checkpoints(run / "checkpoints", run_config.checkpoint.keep) as checkpoints:
+        checkpoints.save_params(params)
+    # The last file: it turns the folder into a run.
+    checkpoint.write_run_config(run, run_config, None, runtime.versions())
 
 
 def check_is_no_run(directory: Path) -> None:

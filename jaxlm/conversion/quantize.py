@@ -20,7 +20,13 @@ from jaxlm.types import Tree
 
 # Beside the weights: configs, tokenizers and their vocabularies, chat templates.
 KEPT_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
-RUN_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+RUN_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 class QuantizedModel(NamedTuple):

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlm.config import ClassifierConfig, Config
 from jaxlm.data import Store

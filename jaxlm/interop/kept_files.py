@@ -2,11 +2,13 @@
 
 A run has two more files beside its tokenizer.json, in the form of Hugging Face and with a section
 "jaxlm" that has their version. generation_config.json has the rules of generation.
-tokenizer_config.json has the chat template, padding side and so on, and the flags of added tokens.
-Templates are text: they are never executed.
+tokenizer_config.json has the chat templates, padding side and so on, and the flags of added tokens.
+The chat template that counts is in chat_template.jinja. Templates are text here: `chat/` alone
+renders them.
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def keep_files(
     directory: Path, run: Path, hf_config: HFConfig, inner: tokenizers.Tokenizer
 ) -> None:
-    """Write the two files of `run` from those of `directory`.
+    """Write the two files of `run` from those of `directory`, and its chat template.
 
     `hf_config` is its config.json, and `inner` its tokenizer.json.
     """
@@ -72,6 +74,10 @@ def keep_files(
     for file, content in values.items():
         document = {**content, VERSION_KEY: {"version": VERSION}}
         write_atomically(run / file, format_document(document))
+
+    template = named_templates(values[TOKENIZER_CONFIG_FILE]).get("default")
+    if template is not None:
+        write_atomically(run / CHAT_TEMPLATE_FILE, template)
 
 
 def collect_generation_values(directory: Path, hf_config: HFConfig) -> dict[str, Any]:
@@ -141,6 +147,19 @@ def read_template(path: Path) -> str:
         raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from error
 
 
+def named_templates(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chat templates of a tokenizer_config.json by name; a single one is "default"."""
+    value = tokenizer_config.get("chat_template")
+    items = value if isinstance(value, list) else [{"name": "default", "template": value}]
+    templates = {}
+    for item in items:
+        name = item.get("name") if isinstance(item, dict) else None
+        template = item.get("template") if isinstance(item, dict) else None
+        if isinstance(name, str) and isinstance(template, str):
+            templates[name] = template
+    return templates
+
+
 def describe_added_tokens(inner: tokenizers.Tokenizer) -> dict[str, Any]:
     """Return the added tokens by id, with their flags, as tokenizer_config.json has them."""
     return {
@@ -150,7 +169,35 @@ def describe_added_tokens(inner: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
+def keep_new_tokens(run: Path, names: Sequence[str]) -> None:
+    """Add special tokens to the tokenizer_config.json that a run keeps, if it keeps one."""
+    path = run / TOKENIZER_CONFIG_FILE
+    values = read_kept(path)
+    if values is None or not names:
+        return
+
+    key = next((key for key in EXTRA_TOKEN_KEYS if values.get(key)), EXTRA_TOKEN_KEYS[0])
+    tokens = values.get(key) or []
+    # Some name their tokens: {"image_token": "<image>"}.
+    if isinstance(tokens, dict):
+        values[key] = tokens | {name: name for name in names}
+    else:
+        values[key] = [*tokens, *names]
+    document = {**values, VERSION_KEY: {"version": VERSION}}
+    write_atomically(path, format_document(document))
+
+
 # --- of a run ---
+
+
+def copy_kept_files(base: Path, run: Path) -> None:
+    """Copy what the run `base` keeps into a run that starts from it, if that is not there yet.
+
+    Raises OSError.
+    """
+    for file in (GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE):
+        if (base / file).is_file() and not (run / file).exists():
+            shutil.copyfile(base / file, run / file)
 
 
 def read_kept(path: Path) -> dict[str, Any] | None:

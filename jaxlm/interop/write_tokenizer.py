@@ -1,6 +1,7 @@
 """Write the tokenizer of a run as the fast tokenizers of `transformers` read it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,16 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from jaxlm.data.tokenizer import special_token_names
 from jaxlm.interop.hf_config import format_document
-from jaxlm.interop.kept_files import EXTRA_TOKEN_KEYS, describe_added_tokens, restore_flags
+from jaxlm.interop.kept_files import (
+    CHAT_TEMPLATE_FILE,
+    CHAT_TEMPLATE_FOLDER,
+    EXTRA_TOKEN_KEYS,
+    describe_added_tokens,
+    named_templates,
+    restore_flags,
+)
 from jaxlm.interop.token_names import SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import (
     TOKENIZER_FILE,
@@ -27,6 +36,7 @@ ROLES = (
     "mask_token",
     "unk_token",
 )
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # of a chat template, as a file
 # Entries of an imported tokenizer_config.json that an export doesn't repeat: where files lie, code
 # that comes with a checkpoint, and classes that would build another tokenizer than tokenizer.json.
 UNWRITTEN_KEYS = (
@@ -52,12 +62,14 @@ def write_tokenizer(
     context_length: int,
     token_types: bool = False,
     kept: Mapping[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> None:
-    """Write tokenizer.json and the files about its special tokens.
+    """Write tokenizer.json, the files about its special tokens, and its chat templates.
 
     `text` is the tokenizer.json of a run. If it puts nothing around a text, it gets the frame's
     tokens. `token_types`: the model has them as an input. `kept` is the tokenizer_config.json that
-    the run was imported with. The fast tokenizers of `transformers` read these files.
+    the run was imported with, and `chat_template` takes the place of its template. The fast
+    tokenizers of `transformers` read these files.
     """
     inner = tokenizers.Tokenizer.from_str(text)
     if kept is None:
@@ -67,7 +79,7 @@ def write_tokenizer(
     if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after):
         inner.post_processor = frame_processor(inner, frame)  # type: ignore[assignment]
     names = kept_token_names(kept or {}) | token_names(inner, frame)
-    names |= extra_tokens(frame, kept or {})
+    names |= extra_tokens(inner, frame, kept, set(names.values()))
 
     inputs = ["input_ids", "token_type_ids"] if token_types else ["input_ids"]
     tokenizer_config = {
@@ -80,10 +92,38 @@ def write_tokenizer(
     }
     if kept is not None:
         tokenizer_config["added_tokens_decoder"] = describe_added_tokens(inner)
+    write_templates(directory, tokenizer_config, chat_template)
 
     (directory / TOKENIZER_FILE).write_text(inner.to_str(pretty=True), encoding="utf-8")
     for file, values in ((TOKENIZER_CONFIG_FILE, tokenizer_config), (SPECIAL_TOKENS_FILE, names)):
         (directory / file).write_text(format_document(values), encoding="utf-8")
+
+
+def write_templates(
+    directory: Path, tokenizer_config: dict[str, Any], chat_template: str | None
+) -> None:
+    """Write chat templates as files, and into `tokenizer_config`, which older readers look at.
+
+    `chat_template` takes the place of the template "default".
+    """
+    templates = named_templates(tokenizer_config)
+    if chat_template is not None:
+        templates["default"] = chat_template
+        tokenizer_config["chat_template"] = chat_template
+    if templates.keys() - {"default"}:
+        tokenizer_config["chat_template"] = [
+            {"name": name, "template": template} for name, template in templates.items()
+        ]
+
+    # A file hides the entry. So all templates are files, or none where a name is no file's.
+    if not all(PLAIN_NAME.fullmatch(name) for name in templates):
+        return
+    for name, template in templates.items():
+        path = directory / CHAT_TEMPLATE_FILE
+        if name != "default":
+            path = directory / CHAT_TEMPLATE_FOLDER / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8", newline="")
 
 
 def kept_token_names(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,9 +137,22 @@ def kept_token_names(kept: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-def extra_tokens(frame: TokenizerFrame, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the special tokens without a role, under the key that `kept` has for them."""
+def extra_tokens(
+    inner: tokenizers.Tokenizer,
+    frame: TokenizerFrame,
+    kept: Mapping[str, Any] | None,
+    named: set[str],
+) -> dict[str, Any]:
+    """Return the special tokens without a role, under the key that `kept` has for them.
+
+    `named` are those with a role. An imported tokenizer names its own.
+    """
     sentinels = [f"<extra_id_{number}>" for number in range(frame.sentinels)]
+    if kept is None:
+        others = special_token_names(inner)
+        names = [*sentinels, *(name for name in others if name not in named | set(sentinels))]
+        return {EXTRA_TOKEN_KEYS[0]: names} if names else {}
+
     key = next((key for key in EXTRA_TOKEN_KEYS if kept.get(key)), EXTRA_TOKEN_KEYS[0])
     tokens = kept.get(key) or []
     if isinstance(tokens, dict):  # by names of their own

@@ -3,6 +3,7 @@
 from jaxlm.config import AdapterConfig, ModelConfig, PrecisionConfig
 from jaxlm.models import decoder, encoder, encoder_decoder
 from jaxlm.models.adapters import with_adapters
+from jaxlm.models.extend_vocabulary import extend_vocabulary
 from jaxlm.models.model import Model, no_decoder
 from jaxlm.models.stack import take_apart, unstack
 from jaxlm.nn.execution import Execution
@@ -52,4 +53,4 @@ def unstacked(params: Tree, *, free: bool = False) -> Tree:
     return params | {"blocks": take_apart(blocks) if free else unstack(blocks)}
 
 
-__all__ = ["Model", "build", "unstacked"]
+__all__ = ["Model", "build", "extend_vocabulary", "unstacked"]
