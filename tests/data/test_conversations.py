@@ -11,8 +11,10 @@ from support import tokenizer_files
 from support.marks import quick_and_slow
 
 from jaxlm import config, data, objectives
+from jaxlm.chat import FIELD_NAMES
 from jaxlm.chat.named_templates import NAMED_TEMPLATES
 from jaxlm.config import UserError
+from jaxlm.config.data import KEY_NAMES
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import open_stream
 
@@ -276,3 +278,7 @@ def test_packed_rows_are_read_by_step_alone(tmp_path):
     epoch = stream.make_batch(np.arange(rows))
     alone = store.train[0].read_samples(np.arange(len(store.train[0])), objective)
     assert epoch.weights.sum() == objective.make_batch(alone, np.arange(1), 0).weights.sum()
+
+
+def test_the_config_knows_the_names_of_a_conversation():
+    assert {*KEY_NAMES["messages"]} == {*FIELD_NAMES}
