@@ -808,6 +808,24 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "data.mixture_temperature sets the weights",
     ),
     (
+        [
+            'data.sources=[{"name": "a", "path": "x", "format": "labelled",'
+            ' "keys": [["lable", "x"]]}]',
+        ],
+        "data.sources.0.keys",
+        "has no 'lable': it has 'text', 'pair', 'label', 'tokens' (did you mean 'label'?)",
+    ),
+    (
+        ['data.sources.0.keys=[["text", "x"]]'],
+        "data.sources.0.keys",
+        "has no 'text': it has none",
+    ),
+    (
+        ["data.mixture_cap=2", "data.sources.0.weight=2"],
+        "data.sources.0.weight",
+        "data.mixture_cap sets the weights",
+    ),
+    (
         ["data.mixture_temperature=2", "data.mixture_schedule=[[5, [1.0]]]"],
         "data.mixture_schedule",
         "takes the weights of the sources alone",
