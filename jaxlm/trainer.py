@@ -89,6 +89,8 @@ def train(
         if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
             write_tokenizer(directory, config, store, start)
+            if start.origin is Origin.BASE and config.base is not None:
+                card.record_base(directory, Path(config.base))
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
             record_save = partial(record_progress, directory, card_start, store)
