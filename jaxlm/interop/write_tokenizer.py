@@ -76,7 +76,7 @@ def write_tokenizer(
         widen_special_tokens(inner, frame)
     else:
         restore_flags(inner, kept)
-    if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after):
+    if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after or frame.between):
         inner.post_processor = frame_processor(inner, frame)  # type: ignore[assignment]
     names = kept_token_names(kept or {}) | token_names(inner, frame)
     names |= extra_tokens(inner, frame, kept, set(names.values()))
@@ -193,14 +193,15 @@ def frame_processor(
 
     The second text of a pair is followed by `after` once more.
     """
+    between = frame.after or frame.between
     before = [inner.id_to_token(number) for number in frame.before]
     after = [inner.id_to_token(number) for number in frame.after]
     special_tokens = [
-        (inner.id_to_token(number), number) for number in {*frame.before, *frame.after}
+        (inner.id_to_token(number), number) for number in {*frame.before, *frame.after, *between}
     ]
 
     return processors.TemplateProcessing(
         single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, "$B", *after],
+        pair=[*before, "$A", *map(inner.id_to_token, between), "$B", *after],
         special_tokens=special_tokens,
     )
