@@ -105,6 +105,7 @@ def export_run(
                 frame,
                 model_config.context_length,
                 token_types=model_config.token_types > 1,
+                words=model_config.classifier.kind == "token",
                 kept=kept_tokenizer,
                 chat_template=chat_template,
             )
