@@ -1,6 +1,7 @@
 """Score a model on texts: loss, perplexity, bits per byte, pseudo-perplexity.
 
 python -m jaxlm.evaluate RUN|HF_DIR [--data PATH]
+python -m jaxlm.evaluate RUN|HF_DIR ... --against RUN|HF_DIR --data NAME=PATH ...
 """
 
 import argparse
@@ -8,13 +9,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlm import runtime
 from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
 from jaxlm.config.urls import hide_credentials, is_url
 from jaxlm.directories import check_model_directory
+from jaxlm.files import output_writer
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
 
@@ -24,6 +27,8 @@ EXAMPLES = """examples:
 --json figures.json
   python -m jaxlm.evaluate gpt2/ --data wiki.test.txt --stride 512
   python -m jaxlm.evaluate bert/ --data reviews.jsonl --text-key review --limit 100
+  python -m jaxlm.evaluate runs/plain runs/replay --against runs/books \
+--data 'books=held_out/*.txt' --data peps=peps/ --picture domains.svg
 
 RUN is the run_directory of a training, HF_DIR a folder with config.json, model.safetensors and
 tokenizer.json. Without --data a run is scored on its own validation split, on the same windows as
@@ -36,26 +41,70 @@ encoders            loss and accuracy where tokens are hidden as in training, do
                     the pseudo-perplexity: every token hidden alone (arXiv 1910.14659), which takes
                     a forward pass for each
 encoder-decoders    the loss of the objective that the model was trained with: spans, infilling or
-                    pairs"""
+                    pairs
+
+--against compares the bits per byte of decoders, whatever their tokenizers, and the losses of other
+models. Its texts should be ones that no model was trained on."""
 
 
 def main(argv: Sequence[str]) -> int:
     args = build_evaluate_parser().parse_intermixed_args(argv)
     sources = parse_sources(args.data, args.text_key, args.format)
+    paths = list(args.paths)
+    if args.against is not None:
+        paths = check_comparison(args, paths, sources)
+    elif len(paths) > 1:
+        raise UserError(f"{paths[1]}: several models are compared with one: --against {paths[0]}")
+    elif args.picture is not None:
+        raise UserError("--picture: is drawn with --against")
     if not sources:
         refuse_without_data(args)
     runtime.check_output_file("--json", args.json)
-    check_model_directory(args.path)
+    runtime.check_output_file("--picture", args.picture)
+    for path in paths:
+        check_model_directory(path)
     check_files(sources)
     # Where the terminal lacks a character, show a question mark.
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
     runtime.configure(RuntimeConfig(devices=args.devices))
 
+    if args.against is not None:
+        # Models with different tokenizers read the same text: whole documents, the first ones.
+        sources = tuple(replace(source, documents=args.limit) for source in sources)
+        args.limit = None
+        compare(args, [score_path(args, path, sources) for path in paths])
+        return 0
+
+    from jaxlm.evaluation import report
+
+    scored = score_path(args, paths[0], sources)
+    rows, total = scored.rows, scored.total
+    print(report.format_table([*rows, total] if len(rows) > 1 else rows))
+    if args.json is not None:
+        document = {**scored.model, **scored.details, "sources": rows, "total": total}
+        runtime.write_json(args.json, document)
+    return 0
+
+
+class ScoredModel(NamedTuple):
+    """The figures of a model, as JSON data."""
+
+    model: dict[str, Any]  # which one
+    tokenizer: str  # its hash
+    details: dict[str, Any]  # how it was scored, with the objective
+    rows: list[dict[str, Any]]  # of each source
+    total: dict[str, Any]
+
+
+def score_path(
+    args: argparse.Namespace, path: str, sources: tuple[SourceConfig, ...]
+) -> ScoredModel:
+    """Load a model and score it on the sources, or a run on its validation split."""
     from jaxlm.evaluation import report, score_model
     from jaxlm.load_model import load_model
 
     loaded = load_model(
-        Path(args.path),
+        Path(path),
         step=args.step,
         ema=args.ema,
         compute=args.compute,
@@ -67,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     place = f" after step {loaded.step}" if loaded.step is not None else ""
     place += ", average of the weights" if args.ema else ""
     print(
-        f"{args.path}{place}: {loaded.model.config.family}, "
+        f"{path}{place}: {loaded.model.config.family}, "
         f"{loaded.model.parameter_count():,} parameters, {compute}, "
         f"{runtime.describe_devices(scorer.devices)}"
     )
@@ -78,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     if sources:
         pseudo_windows = args.pseudo_windows
         if pseudo_windows is None:
-            pseudo_windows = args.limit or PSEUDO_WINDOWS
+            pseudo_windows = 0 if args.against is not None else args.limit or PSEUDO_WINDOWS
         options = score_model.EvaluationOptions(
             sources=sources,
             context=args.context,
@@ -96,20 +145,65 @@ def main(argv: Sequence[str]) -> int:
     else:
         objective, scores, details = score_model.score_validation_split(loaded, scorer)
 
-    rows = [report.compute_metrics(source, objective) for source in scores]
-    total = report.compute_metrics(report.total_scores(scores), objective)
-    print(report.format_table([*rows, total] if len(rows) > 1 else rows))
+    model = {
+        "model": path,
+        "step": loaded.step,
+        "ema": args.ema,
+        "family": loaded.model.config.family,
+        "compute": compute,
+    }
+    return ScoredModel(
+        model,
+        loaded.tokenizer.hash,
+        {"objective": objective, **details},
+        [report.compute_metrics(source, objective) for source in scores],
+        report.compute_metrics(report.total_scores(scores), objective),
+    )
+
+
+def check_comparison(
+    args: argparse.Namespace, paths: Sequence[str], sources: Sequence[SourceConfig]
+) -> list[str]:
+    """Return the paths of all models, the base first. UserError for what doesn't go with it."""
+    if not sources:
+        raise UserError("--against: say on which texts with --data NAME=PATH, once for each domain")
+    if args.step is not None:
+        raise UserError("--step: is for one model; --against takes the newest checkpoints")
+    every = [args.against, *paths]
+    for path in every:
+        if every.count(path) > 1:
+            raise UserError(f"{path}: is compared with itself; --against names the model before")
+    return every
+
+
+def compare(args: argparse.Namespace, scored: Sequence[ScoredModel]) -> None:
+    """Print, draw and write how models differ from the first one in each domain."""
+    from jaxlm.evaluation import comparison, comparison_plot
+
+    base, *models = (
+        comparison.ModelFigures(
+            one.model["model"], one.details["objective"], one.tokenizer, one.rows
+        )
+        for one in scored
+    )
+    figure = comparison.choose_figure(base, models)
+    changes = comparison.compare_models(base, models)
+    print(comparison.format_comparison(changes, base.name, figure))
+    if args.picture is not None:
+        picture = comparison_plot.draw_comparison(changes, base.name, figure)
+        try:
+            with output_writer(Path(args.picture)) as file:
+                file.write(picture.encode())
+        except OSError as error:
+            raise UserError(f"--picture: {args.picture}: {error.strerror}") from error
     if args.json is not None:
-        model = {
-            "model": args.path,
-            "step": loaded.step,
-            "ema": args.ema,
-            "family": loaded.model.config.family,
-            "compute": compute,
+        document = {
+            "against": base.name,
+            "figure": figure,
+            "changes": comparison.changes_as_data(changes),
+            "models": [{**one.model, **one.details, "sources": one.rows} for one in scored],
         }
-        document = {**model, "objective": objective, **details, "sources": rows, "total": total}
         runtime.write_json(args.json, document)
-    return 0
 
 
 def build_evaluate_parser() -> runtime.Parser:
@@ -119,7 +213,12 @@ def build_evaluate_parser() -> runtime.Parser:
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("path", metavar="RUN|HF_DIR", help="the model")
+    add("paths", metavar="RUN|HF_DIR", nargs="+", help="the model; several with --against")
+    add(
+        "--against",
+        metavar="RUN|HF_DIR",
+        help="the model before: say what was gained and lost against it on each --data",
+    )
     add(
         "--data",
         action="append",
@@ -152,7 +251,7 @@ def build_evaluate_parser() -> runtime.Parser:
         "--limit",
         type=positive_integer,
         metavar="N",
-        help="windows of each source; with --per-document, documents",
+        help="windows of each source; with --per-document or --against, documents",
     )
     add("--batch-size", type=batch_integer, default=8, metavar="N", help="windows at a time (8)")
 
@@ -193,6 +292,7 @@ def build_evaluate_parser() -> runtime.Parser:
         help="dtype of the matrix products (as the run was trained; float32 of an HF_DIR)",
     )
     add("--json", metavar="FILE", help="write the figures, with all their digits")
+    add("--picture", metavar="FILE", help="with --against: draw the figures as an SVG")
     return parser
 
 

@@ -76,6 +76,8 @@ class ExampleArray:
 
     def __init__(self, parts: ExampleParts):
         self.parts = parts
+        # Pairs of answers: log-probabilities by a reference, float32 [starts, 2]
+        self.reference: np.ndarray | None = None
         self.measured: tuple[ExampleLayout, np.ndarray, np.ndarray, int] | None = None
 
     def __len__(self) -> int:
@@ -122,4 +124,6 @@ class ExampleArray:
         rows = np.zeros((len(starts), objective.window), np.int32)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             layout.fill(row, self.parts.read(number))
+        if self.reference is not None:
+            rows[:, -2:] = self.reference[starts].view(np.int32)
         return rows

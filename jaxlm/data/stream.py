@@ -154,6 +154,12 @@ class Stream:
         batch = self.make_batch(samples)
         return batch.weights is None or bool(np.any(batch.weights))
 
+    def sample_examples(self, source: int, start: int) -> list[int]:
+        """Return the numbers of the examples of a sample, among those that are kept."""
+        if self.example_rows:
+            return self.example_rows[source].row_examples(start).tolist()
+        return [start]
+
     def make_batch(self, samples: np.ndarray) -> Batch:
         """Return the batch of consecutive samples (int64 [n])."""
         if self.example_rows:

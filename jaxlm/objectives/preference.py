@@ -23,7 +23,8 @@ def build(
     Batches have tokens, segments, positions, targets and weights [B, 2 L]: the chosen answer in
     segment 1, the rejected one in segment 2, and weights at the tokens of the answers. Of a pair
     that is too long the start of the prompt is cut, but for its begin_of_text and one more token,
-    and then the ends of the answers; both keep the same prompt.
+    and then the ends of the answers; both keep the same prompt. The last two columns of a window
+    are the log-probabilities by the reference (`reference.py`), as the bits of float32.
     """
     del model
     length, width = sequence_length, sequence_length + 1
@@ -62,6 +63,7 @@ def build(
             positions=positions,
             targets=targets,
             weights=weights.astype(np.float32),
+            reference=np.ascontiguousarray(windows[:, -2:]).view(np.float32),
         )
 
     def read_side(windows: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
@@ -83,7 +85,7 @@ def build(
         return [text[:1], text, text]
 
     return Objective(
-        window=3 + 2 * width,
+        window=3 + 2 * width + 2,
         stride=1,
         length=2 * length,
         source_length=0,
