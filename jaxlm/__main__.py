@@ -9,6 +9,7 @@ COMMANDS = {
     "prepare": "turn raw text into a token store, and report what it holds",
     "train": "train a language model, or resume a run",
     "generate": "write texts, fill masks, or make vectors",
+    "predict": "label texts, with probabilities",
     "evaluate": "measure loss, perplexity and bits per byte",
     "convert": "import from Hugging Face transformers, and export for it",
     "plan": "budgets, memory, a step compiled for GPUs that are not there, scaling laws",

@@ -15,7 +15,12 @@ from typing import Any
 from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
-from jaxlm.directories import check_is_not_quantized, check_model_directory, check_run_directory
+from jaxlm.directories import (
+    check_is_not_quantized,
+    check_model_directory,
+    check_run_directory,
+    is_adapter,
+)
 
 EXAMPLE = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -29,9 +34,12 @@ EXAMPLE = """examples:
   python -m jaxlm.convert quantize runs/llama llama-int8 --bits 8
   python -m jaxlm.convert extend runs/quickstart runs/peps --from-text 'peps/*.rst' --count 500
   python -m jaxlm.convert extend gpt2/ runs/chat --special '<|im_start|>' '<|im_end|>'
+  python -m jaxlm.convert export runs/lora lora-peft --adapter
+  python -m jaxlm.convert import lora-peft runs/lora2 base=runs/gpt2
 
 HF_DIR is a folder with config.json, safetensors and tokenizer.json or, for some models, vocab.json
-and merges.txt, vocab.txt, spiece.model or tokenizer.model. RUN is a run_directory.
+and merges.txt, vocab.txt, spiece.model or tokenizer.model, or an adapter of PEFT
+(adapter_config.json). RUN is a run_directory.
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
@@ -120,6 +128,11 @@ def build_convert_parser() -> runtime.Parser:
     )
     exporting.add_argument(
         "--group", type=int, choices=(32, 64), help="inputs that share a scale, at 4 bits (32)"
+    )
+    exporting.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapters alone, as PEFT loads them onto the exported base",
     )
     add_quantize_parser(commands)
     add_extend_parser(commands)
@@ -248,6 +261,8 @@ def main(argv: Sequence[str]) -> int:
     if args.command == "export":
         check_run_directory(args.run)
         check_is_not_quantized(args.run, "export the run itself, or quantize for jaxlm")
+    elif args.command == "import" and is_adapter(args.directory):
+        pass
     else:
         check_model_directory(args.directory)
         reason = "a run needs the weights that they were made of"
@@ -258,8 +273,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
     if args.command == "extend":
         return extend(args)
+    if args.command == "export" and args.adapter and (args.bits or args.archive):
+        option = "--bits" if args.bits else "--archive"
+        raise UserError(f"{option} is for whole models, which --adapter doesn't write")
     runtime.configure(config.RuntimeConfig(platform="cpu"))
     from jaxlm import interop
+    from jaxlm.conversion.adapters import export_adapter, import_adapter
     from jaxlm.conversion.export_run import export_run
     from jaxlm.conversion.import_model import import_model
     from jaxlm.conversion.quantize import quantize_model
@@ -282,7 +301,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     if args.command == "import":
-        imported = import_model(args.directory, args.run, args.edits)
+        read = import_adapter if is_adapter(args.directory) else import_model
+        imported = read(args.directory, args.run, args.edits)
         for note in imported.notes:
             print(f"note: {note}", flush=True)
         print_warnings(imported.warnings)
@@ -292,6 +312,15 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{args.run}: {imported.model_type}, objective {objective}. Train it with\n"
             f"  python -m jaxlm.train --config {run_config} --data {data} training.steps=N",
+            flush=True,
+        )
+        return 0
+
+    if args.adapter:
+        written = export_adapter(args.run, args.out, step=args.step, best=args.best, ema=args.ema)
+        print(
+            f"{args.out}: adapter of {written.model_type} of step {written.step}, "
+            f"{written.parameter_count:,} parameters",
             flush=True,
         )
         return 0

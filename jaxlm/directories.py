@@ -1,4 +1,4 @@
-"""Tell what a directory holds: a run, or a Hugging Face model. Imports no jax.
+"""Tell what a directory holds: a run, a Hugging Face model or an adapter. Imports no jax.
 
 The commands refuse a wrong directory before they import jax; whoever reads it checks it again.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxlm.config import UserError
 
 CONFIG_FILE = "config.json"  # of a run, and of a Hugging Face model
+ADAPTER_FILE = "adapter_config.json"  # of an adapter of PEFT
 QUANTIZATION_FILE = "quantization.json"  # of a model that `jaxlm.convert quantize` wrote
 
 
@@ -17,6 +18,12 @@ def is_run(directory: Path) -> bool:
         return (directory / "checkpoints").is_dir()
     except OSError:  # it can't be looked at, which reading its config.json will say
         return False
+
+
+def is_adapter(directory: Path) -> bool:
+    """Return whether a directory holds an adapter of PEFT, and no model."""
+    has_adapter = not is_missing(directory / ADAPTER_FILE)
+    return has_adapter and is_missing(directory / CONFIG_FILE)
 
 
 def is_quantized(directory: Path) -> bool:

@@ -108,6 +108,7 @@ def score_path(args: argparse.Namespace, path: str, sources: tuple[Any, ...]) ->
         compute=args.compute,
         devices=args.devices,
     )
+    loaded.require_tokens()
     scorer = score_model.ModelScorer(loaded)
     compute = args.compute or (loaded.config.precision.compute if loaded.config else "float32")
     place = f" after step {loaded.step}" if loaded.step is not None else ""

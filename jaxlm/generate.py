@@ -1,4 +1,4 @@
-"""python -m jaxlm.generate RUN|HF_DIR --prompt TEXT: continue, fill or embed texts."""
+"""python -m jaxlm.generate RUN|HF_DIR --prompt TEXT: continue, fill or embed texts, or chat."""
 
 import argparse
 import json
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import config, runtime
+from jaxlm.chat import load_template
 from jaxlm.config import UserError
 from jaxlm.directories import check_model_directory
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
-each text."""
+each text. With --chat: a conversation on the terminal."""
 
 EXAMPLES = """examples:
   python -m jaxlm.generate runs/quickstart --prompt 'Once upon a time'
@@ -24,11 +25,13 @@ EXAMPLES = """examples:
   python -m jaxlm.generate t5/ --prompt 'It was the <extra_id_0> of times.'
   python -m jaxlm.generate bert/ --prompt 'It was the [MASK] of times.' --top 5
   python -m jaxlm.generate bert/ --prompts texts.jsonl --embed --pool mean --out vectors.npy
+  python -m jaxlm.generate runs/assistant --chat --system 'Answer in one sentence.'
   fortune | python -m jaxlm.generate runs/quickstart --prompt -
 
 The likeliest token is taken each time (greedy), unless --temperature is above 0, or --top-k,
 --top-p, --min-p or several --samples ask for sampling: then the temperature is 1. The same seed
-gives the same texts, whatever the batch size."""
+gives the same texts, whatever the batch size. --chat takes a message a line, and the lines /reset
+(forget the conversation) and /quit; Ctrl-C ends an answer."""
 
 PROMPT_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
@@ -54,18 +57,27 @@ MOST_TOKENS, MOST_ROWS = 1 << 20, 1 << 16  # above, mistakes are likelier than s
 MOST_PROMPT_BYTES = 1 << 28  # of a file or stdin, which may have no end
 MOST_LENGTH_PENALTY = 30  # as in decoding.beam
 
-OPTIONS_BY_USE = {"writes": TEXT_OPTIONS, "fills masks": ("top",), "embeds": ("pool", "out")}
+# A conversation has one answer at a time, which is shown while it is written.
+NOT_CHAT = ("samples", "beams", "length_penalty", "early_stopping")
+OPTIONS_BY_USE = {
+    "writes": TEXT_OPTIONS,
+    "fills masks": ("top",),
+    "embeds": ("pool", "out"),
+    "chats": (*(name for name in TEXT_OPTIONS if name not in NOT_CHAT), "system"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
     args = build_generate_parser().parse_args(argv)
     check_arguments(args)
-    prompts = read_prompts(args)
+    prompts = [] if args.chat else read_prompts(args)
     check_model_directory(args.model)
+    template = load_template(None, args.model) if args.chat else None
 
     # jax is imported after the platform is set up.
     runtime.configure(config.RuntimeConfig(devices=args.devices))
     from jaxlm.decoding import run_prompts
+    from jaxlm.decoding.conversation import run_chat
     from jaxlm.load_model import load_model
 
     loaded = load_model(
@@ -75,14 +87,22 @@ def main(argv: Sequence[str]) -> int:
         compute=args.compute,
         devices=args.devices or 1,
     )
+    loaded.require_tokens()
     family = loaded.model.config.family
     use = "embeds" if args.embed else "fills masks" if family == "encoder" else "writes"
+    if template is not None:
+        if family == "encoder":
+            raise UserError(f"--chat: {args.model} is an encoder, which {use}")
+        use = "chats"
     check_use(args, use)
     # Where the terminal lacks a character, show a question mark.
     getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="replace")
 
     started = time.perf_counter()
     with runtime.memory_errors("lower --batch-size, --beams or --max-new-tokens"):
+        if template is not None:
+            run_chat(loaded, template, args)
+            return 0
         if use == "writes":
             for note in loaded.special.notes:
                 print(f"note: {note}", file=sys.stderr)
@@ -175,7 +195,7 @@ def build_generate_parser() -> runtime.Parser:
     stopping_help = "beams: stop with N finished beams; never: only when no other can win"
     stop_help = "end before this text (repeatable)"
     stream_help = "print a text when it is complete, on a terminal too"
-    add(texts, "--max-new-tokens", "N", TOKENS, "most tokens (default 128)")
+    add(texts, "--max-new-tokens", "N", TOKENS, "most tokens (default 128, --chat 512)")
     add(texts, "--min-new-tokens", "N", COUNT, "tokens before the text may end (default 0)")
     add(texts, "--temperature", "T", TEMPERATURE, "0: the likeliest token; above: sampling")
     add(texts, "--top-k", "K", COUNT, "sample from the K likeliest tokens (0: from all)")
@@ -190,6 +210,9 @@ def build_generate_parser() -> runtime.Parser:
     add(texts, "--seed", "N", SEED, "of the sampling (default 0)")
     texts.add_argument("--no-stream", action="store_true", help=stream_help)
 
+    parser.add_argument("--chat", action="store_true", help="answer what is typed, in turn")
+    add(texts, "--system", "TEXT", str, "what the model is told before the conversation")
+
     vectors = parser.add_argument_group("encoders, vectors")
     embed_help = "a vector for each text, from an encoder or a decoder"
     pool_help = "which token's features, or their mean (default)"
@@ -202,7 +225,9 @@ def build_generate_parser() -> runtime.Parser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise UserError for options that contradict each other."""
-    if not args.prompt and args.prompts is None:
+    if args.chat:
+        check_chat_arguments(args)
+    elif not args.prompt and args.prompts is None:
         raise UserError(
             "--prompt TEXT, or --prompts FILE, is needed (see python -m jaxlm.generate --help)"
         )
@@ -238,9 +263,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--json and --out: {args.json}: name two files")
 
 
+def check_chat_arguments(args: argparse.Namespace) -> None:
+    """Raise UserError for options that a conversation does not have."""
+    for name in ("prompt", "prompts", "json", "embed"):
+        if getattr(args, name):
+            raise UserError(f"{option_name(name)} does not go with --chat")
+    if args.system is not None:
+        check_unicode(args.system, "--system", "holds bytes that are not UTF-8")
+
+
 def check_use(args: argparse.Namespace, use: str) -> None:
     """Raise UserError for an option that does not apply to this use of the model."""
-    context = "--embed" if args.embed else f"{args.model}, which {use}"
+    context = "--chat" if args.chat else "--embed" if args.embed else f"{args.model}, which {use}"
     for name in sorted(name for names in OPTIONS_BY_USE.values() for name in names):
         if name not in OPTIONS_BY_USE[use] and getattr(args, name) not in (None, False):
             raise UserError(f"{option_name(name)} is not used with {context}")

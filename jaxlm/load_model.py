@@ -1,6 +1,7 @@
 """Load a trained model with its tokenizer, from a run directory or a Hugging Face directory."""
 
 import dataclasses
+import shlex
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
@@ -64,6 +65,14 @@ class LoadedModel(NamedTuple):
     config: Config | None  # None for a Hugging Face directory
     step: int | None  # of the checkpoint; None for a Hugging Face directory
 
+    def require_tokens(self) -> None:
+        """Raise UserError if the model gives labels in place of tokens."""
+        if self.model.config.classifier.kind != "none":
+            raise UserError(
+                f"{self.path}: is a classifier, which gives labels in place of tokens: "
+                f"python -m jaxlm.predict {shlex.quote(str(self.path))} --texts FILE"
+            )
+
     def mask_filler(self) -> models.Model:
         """Return the model that fills masks: ELECTRA's generator, else the model itself.
 
@@ -87,13 +96,15 @@ def load_model(
     compute: str | None = "float32",
     devices: int = 1,
     rounded: bool = True,
+    merged: bool = True,
 ) -> LoadedModel:
     """Return the model of a run, of a Hugging Face directory or of one of rounded weights.
 
     A run's newest checkpoint is taken unless `step` is given, and with `ema` the average of its
     weights. `compute` is the dtype of the computation; None is that of the training for a run and
     float32 for others. With several `devices` heads, MLP and vocabulary are split over them. A run
-    that was trained with rounded weights has these, unless `rounded` is False.
+    that was trained with rounded weights has these, unless `rounded` is False. The adapters of a
+    run are merged into its weights, unless `merged` is False.
 
     Raises UserError where the directory can't be read, NoCheckpointError where a run has no such
     checkpoint.
@@ -101,7 +112,8 @@ def load_model(
     path = Path(path)
     check_directory(path)
     if is_run(path):
-        return load_run_model(path, step, compute, devices, ema=ema, rounded=rounded)
+        options = {"ema": ema, "rounded": rounded, "merged": merged}
+        return load_run_model(path, step, compute, devices, **options)
     if step is not None or ema:
         asked = "--ema: only a run has averages" if ema else f"step {step}: only a run has steps"
         raise UserError(f"{path}: {asked}, and this directory has no checkpoints")
@@ -124,8 +136,25 @@ def load_model(
     )
 
 
+def find_best_step(run: Path) -> int:
+    """Return the step of a run's best checkpoint, by `checkpoint.best`.
+
+    Raises NoCheckpointError if no checkpoint has the figure.
+    """
+    run_config, _ = checkpoint.read_run_config(run)
+    with checkpoint.Checkpoints.of_run(run, run_config.checkpoint) as checkpoints:
+        return checkpoints.require_best()
+
+
 def load_run_model(
-    path: Path, step: int | None, compute: str | None, devices: int, *, ema: bool, rounded: bool
+    path: Path,
+    step: int | None,
+    compute: str | None,
+    devices: int,
+    *,
+    ema: bool,
+    rounded: bool,
+    merged: bool,
 ) -> LoadedModel:
     """Return the model of a run directory; the parameters are as in `load_model`."""
     run_config, _ = checkpoint.read_run_config(path)
@@ -147,7 +176,7 @@ def load_run_model(
         if step is None:
             raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
         params = restore_weights(checkpoints, step, model, run_config, target, ema=ema)
-    if run_config.adapter.rank:
+    if run_config.adapter.rank and merged:
         plain, shardings = place_model(run_config.model, precision, devices)
         merge_params = partial(merge_adapters, run_config.adapter, model.axes)
         params = jax.jit(merge_params, out_shardings=shardings)(params)

@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     runtime.configure(config.RuntimeConfig(devices=args.devices))
     from jaxlm.classification import report
     from jaxlm.classification.classifier import TextClassifier
-    from jaxlm.load_model import best_step, load_model
+    from jaxlm.load_model import find_best_step, load_model
 
     path = Path(args.model)
-    step = best_step(path) if args.best else args.step
+    step = find_best_step(path) if args.best else args.step
     loaded = load_model(path, step=step, compute=args.compute, devices=args.devices or 1)
     classifier = TextClassifier(loaded, batch_size=args.batch_size, length=args.length)
     keys = inputs.InputKeys(args.text_key, args.pair_key, args.tokens_key)

@@ -269,7 +269,8 @@ def show(argv: Sequence[str]) -> int:
     else:
         store = prepare_store(run_config)
         batch, place = read_sample(run_config, store, args.split, args.sample)
-        sides = samples.describe_batch(samples.TokenNames(store.tokenizer), batch)
+        names, labels = samples.TokenNames(store.tokenizer), run_config.model.classifier.labels
+        sides = samples.describe_batch(names, batch, labels)
 
     print(f"sample {args.sample:,}: {samples.format_place(place)}")
     for name, rows in sides.items():
@@ -293,7 +294,7 @@ def read_sample(
 
     from jaxlm import objectives
     from jaxlm.data.mixture_plan import batch_schedule, plan_mixture
-    from jaxlm.data.show import locate_row, locate_window
+    from jaxlm.data.show import locate_examples, locate_row, locate_window
     from jaxlm.data.stream import open_stream, source_sizes
     from jaxlm.evaluation.validation import EvaluationWindows
 
@@ -311,6 +312,9 @@ def read_sample(
         if stream.packed is not None:
             starts = stream.row_arrays[source].packing.row_starts(start)
             return batch, locate_row(store, split, source, start, starts)
+        if objective.examples is not None:
+            numbers = stream.sample_examples(source, start)
+            return batch, locate_examples(store, split, source, numbers, objective)
         return batch, locate_window(store, split, source, start, objective.window)
 
     draws = run_config.evaluation.draws
@@ -320,6 +324,8 @@ def read_sample(
     number = sample % windows.windows
     source = int(np.searchsorted(windows.ends, number, side="right"))
     start = (number - [0, *windows.ends.tolist()][source]) * objective.stride
+    if objective.examples is not None:
+        return windows[sample], locate_examples(store, split, source, [start], objective)
     return windows[sample], locate_window(store, split, source, start, objective.window)
 
 

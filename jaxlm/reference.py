@@ -36,7 +36,7 @@ class Pairs:
         self.array, self.objective, self.batch_size = array, objective, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.array) // self.batch_size)
+        return -(-self.array.start_count(self.objective) // self.batch_size)
 
     def size(self, index: int) -> int:
         """Return the number of rows of batch `index`."""
@@ -45,7 +45,7 @@ class Pairs:
     def rows(self, index: int, start: int, stop: int) -> Batch:
         """Return the rows from `start` up to `stop` of batch `index`."""
         numbers = index * self.batch_size + np.arange(start, stop)
-        numbers = np.minimum(numbers, len(self.array) - 1)
+        numbers = np.minimum(numbers, self.array.start_count(self.objective) - 1)
         return self.objective.make_batch(
             self.array.read_samples(numbers, self.objective), numbers, 0
         )
@@ -74,7 +74,8 @@ def use_reference(
     }
     path = directory / REFERENCE_FILE
     if params is None:
-        values = read_reference(path, {name: len(array) for name, array in arrays.items()})
+        sizes = {name: array.start_count(objective) for name, array in arrays.items()}
+        values = read_reference(path, sizes)
     else:
         values = score_all(run, list(arrays.items()), objective, params)
         if is_leader:
@@ -139,7 +140,7 @@ def score_all(
     batch_size = evaluation_batch_size(run.config)
     batch_size += -batch_size % placement.batch_shards
 
-    progress = Progress(sum(len(array) for _, array in arrays))
+    progress = Progress(sum(array.start_count(objective) for _, array in arrays))
     done, values = 0, {}
     for name, array in arrays:
         batches = LocalBatches(Pairs(array, objective, batch_size), placement.rows)
@@ -149,6 +150,6 @@ def score_all(
             parts.append(jax.device_get(score(params, placement.put(batches[index]))))
             done = min(done + batch_size, progress.total)
             progress.update(done, f"reference: {done:,} of {progress.total:,} pairs")
-        values[name] = np.concatenate(parts)[: len(array)]
+        values[name] = np.concatenate(parts)[: array.start_count(objective)]
     progress.close()
     return values

@@ -92,12 +92,14 @@ def check_sample(config: Config) -> Batch:
     model = config.model
     if model.positions != "learned":
         return example
+    # Two answers stand side by side: the positions of each begin at 0.
+    answers = 2 if config.objective.kind == "preference" else 1
     for name, tokens in (("source", example.source), ("target", example.tokens)):
-        if tokens is not None and tokens.shape[1] > model.context_length:
+        if tokens is not None and tokens.shape[1] // answers > model.context_length:
             raise ConfigError(
                 "model.context_length",
                 f"{model.context_length} rows of learned positions, but a {name} of "
-                f"objective.kind={config.objective.kind!r} has {tokens.shape[1]} tokens",
+                f"objective.kind={config.objective.kind!r} has {tokens.shape[1] // answers} tokens",
             )
     return example
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import enum
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ from jaxlm import checkpoint, models
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.load_model import restore_weights
-from jaxlm.models.adapters import attach_adapters
+from jaxlm.models.adapters import attach_adapters, base_part, merge_adapters
 from jaxlm.parameter_names import drop, merge, name_of
 from jaxlm.run import Run
 from jaxlm.sharding import Placement
@@ -18,7 +20,9 @@ from jaxlm.state import TrainState, abstract_state, create_state, state_from_par
 from jaxlm.types import Tree
 
 # Parts of a model's parameters that a base may lack, or that may be left out of those of a base.
-HEADS = ("head", "classifier")
+HEADS = ("head", "pooler", "classifier")
+# Whole stacks that a classifier may do without.
+STACKS = ("decoder", "generator")
 SHOWN = 3  # names in a message
 
 
@@ -96,7 +100,7 @@ def read_base(run: Run) -> Tree:
     directory = Path(run.config.base)
     config, _ = checkpoint.read_run_config(directory)
     precision = dataclasses.replace(run.config.precision, params=config.precision.params)
-    model = models.build(config.model, precision, run.execution)
+    model = models.build(config.model, precision, run.execution, config.adapter)
     placement = Placement(run.placement.mesh, model.axes, run.placement.zero)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -105,12 +109,20 @@ def read_base(run: Run) -> Tree:
         shapes,
         placement.tree("parameters", shapes),
     )
-    with Checkpoints(directory / "checkpoints", config.checkpoint.keep) as checkpoints:
+    with Checkpoints.of_run(directory, config.checkpoint) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise NoCheckpointError(f"base: {directory / 'checkpoints'}: there is no checkpoint")
         print(f"base: {directory} after step {step}", flush=True)
-        return restore_weights(checkpoints, step, model, config, target, ema=False)
+        params = restore_weights(checkpoints, step, model, config, target, ema=False)
+    if not config.adapter.rank:
+        return params
+
+    # The adapters of the base become a part of its weights.
+    merge_params = partial(merge_adapters, config.adapter, model.axes)
+    plain = placement._replace(axes=base_part(model.axes))
+    shardings = plain.tree("parameters", jax.eval_shape(merge_params, shapes))
+    return jax.jit(merge_params, out_shardings=shardings)(params)
 
 
 def complete(run: Run, base: Tree) -> Tree:
@@ -128,7 +140,7 @@ def complete(run: Run, base: Tree) -> Tree:
         for name in names
         if not (name in wanted and name in there and wanted[name].shape == there[name].shape)
     ]
-    wrong = [name for name in unlike if not is_head(name)]
+    wrong = [name for name in unlike if not is_head(name) and not is_left_out(name, wanted)]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         shown = ", ".join(wrong[:SHOWN]) + more
@@ -149,6 +161,13 @@ def complete(run: Run, base: Tree) -> Tree:
 
     added = jax.jit(fresh, out_shardings=drop(shardings, lambda name: name not in unlike))
     return merge(merge(abstract, params), added(jax.random.key(run.config.seed)))
+
+
+def is_left_out(name: str, wanted: Iterable[str]) -> bool:
+    """Return whether a parameter of a base is in a stack of which the run has nothing."""
+    stack = name.partition(".")[0]
+    has_stack = any(other.startswith(f"{stack}.") for other in wanted)
+    return stack in STACKS and not has_stack
 
 
 def is_head(name: str) -> bool:

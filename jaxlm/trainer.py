@@ -79,15 +79,10 @@ def train(
         config = data.record_mixture(config, stream.mixture.schedule)
         run = run._replace(config=config)
 
-        # 4. The state: fresh, imported or resumed.
+        # 4. The state: fresh, of a base, imported or resumed.
         state = build_state(run, start, checkpoints)
-
         if config.objective.kind == "preference":
-            is_new = start.origin is not Origin.RESUMED
-            reference = state.params if is_new else None
-            use_reference(
-                run, store, stream.objective, directory, reference, is_leader=group.is_leader
-            )
+            prepare_reference(run, store, stream, start, state, group)
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
@@ -342,6 +337,24 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
     return stream
 
 
+def prepare_reference(
+    run: Run,
+    store: data.Store,
+    stream: Stream,
+    start: Start,
+    state: TrainState,
+    group: runtime.ProcessGroup,
+) -> None:
+    """Give the pairs of answers their log-probabilities by the weights that the run started from.
+
+    A run that is resumed has them on file.
+    """
+    params = None if start.origin is Origin.RESUMED else state.params
+    use_reference(
+        run, store, stream.objective, group.run_directory, params, is_leader=group.is_leader
+    )
+
+
 def show_samples(
     run: Run,
     store: data.Store,
@@ -351,7 +364,7 @@ def show_samples(
 ) -> None:
     """Print what the model writes, or how it fills what is hidden in the first evaluation texts."""
     config = run.config
-    if not config.evaluation.samples:
+    if not config.evaluation.samples or config.model.is_classifier:
         return
     params = build_evaluation_params(run)(state)
     if run.model.rounding is not None:

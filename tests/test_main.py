@@ -39,7 +39,7 @@ def test_a_misspelt_command_names_the_nearest(capsys, name):
 def test_an_unknown_command_lists_those_that_there_are(capsys):
     assert runtime.command(main, ["xyzzy"]) == 2
     assert (
-        "prepare, train, generate, evaluate, convert, plan, bench, harness"
+        "prepare, train, generate, predict, evaluate, convert, plan, bench, harness"
         in capsys.readouterr().err
     )
 
@@ -92,6 +92,11 @@ MISTAKES = (
     "generate docs --prompt x",
     "generate docs --prompt x --temperature -1",
     "generate docs",
+    "predict no/such --texts README.md",
+    "predict docs --texts README.md",
+    "predict docs",
+    "predict docs --texts README.md --best",
+    "predict docs --texts README.md --batch-size 0",
     "evaluate no/such",
     "evaluate docs",
     "evaluate docs --stride 3",

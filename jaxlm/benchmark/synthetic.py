@@ -71,6 +71,8 @@ def batch(config: Config, number: int) -> Batch:
     samples = np.arange(rows, dtype=np.int64) + rows * number
     if built.examples is not None:
         windows = np.stack([objectives.make_window(built, text) for text in windows])
+        if config.data.sequences == "packed" and built.examples.pack is not None:
+            return built.examples.pack(windows, np.arange(rows), rows)
     if packed is None:
         return built.make_batch(windows, samples, config.seed)
     previous = np.concatenate([np.zeros((rows, 1), np.int32), windows[:, :-1]], axis=1)

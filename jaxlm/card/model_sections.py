@@ -31,6 +31,9 @@ OBJECTIVES = {
     "pairs": "source-target pairs: a target from its source",
     "mixture_of_denoisers": "mixture of denoisers (UL2): spans that were cut out of the text in "
     "one of seven ways",
+    "instruction": "instruction tuning: the assistant's turns of conversations",
+    "classify": "classification: labels of a text, of a pair of texts, or of its tokens",
+    "preference": "preferences: the better one of two answers to a prompt",
 }
 NOT_TRAINED = (
     "No training is on record here: the directory holds the weights and their shape alone."

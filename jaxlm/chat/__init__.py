@@ -7,6 +7,7 @@
 Imports no jax.
 """
 
+from jaxlm.chat.conversations import FIELD_NAMES as FIELD_NAMES
 from jaxlm.chat.conversations import Message as Message
 from jaxlm.chat.conversations import read_conversation as read_conversation
 from jaxlm.chat.conversations import read_messages as read_messages

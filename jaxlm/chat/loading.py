@@ -10,7 +10,7 @@ from jaxlm.chat.named_templates import NAMED_TEMPLATES
 from jaxlm.chat.template import ChatTemplate
 from jaxlm.config import ConfigError, TokenizerConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.directories import CONFIG_FILE, is_run
+from jaxlm.directories import CONFIG_FILE
 from jaxlm.files import expand_home, read_utf8, write_atomically
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -186,7 +186,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_template_tokens(folder: Path) -> dict[str, str]:
     """Return the special tokens of a run or a Hugging Face directory by keys like "eos_token"."""
     tokens = read_token_files(folder)
-    if not is_run(folder):
+    if "run_directory" not in read_object(folder / CONFIG_FILE):
         return tokens
     run_config = config.load(folder / CONFIG_FILE)
     return config_tokens(run_config.tokenizer, run_config.model.family, tokens)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm import card, checkpoint, interop
-from jaxlm.checkpoint import Checkpoints
-from jaxlm.config import Config, NoCheckpointError, UserError
+from jaxlm.config import NoCheckpointError, UserError
 from jaxlm.conversion.import_model import check_is_empty, nonfinite_warnings
 from jaxlm.directories import is_run
 from jaxlm.interop.archive import write_archive
@@ -33,7 +32,7 @@ from jaxlm.interop.tokenizer import (
     run_tokenizer_frame,
 )
 from jaxlm.interop.write_tokenizer import write_tokenizer
-from jaxlm.load_model import load_model
+from jaxlm.load_model import find_best_step, load_model
 
 
 class ExportedModel(NamedTuple):
@@ -86,7 +85,7 @@ def export_run(
     tokens = token_ids(frame, architecture, kept_generation)
     interop.add_token_ids(architecture, model_config, values, tokens)
 
-    step = find_best_step(run, run_config) if best else step
+    step = find_best_step(run) if best else step
     loaded = load_model(run, step=step, ema=ema)
     parameter_count = loaded.model.parameter_count()
     with new_directory(out) as folder:
@@ -125,12 +124,6 @@ def export_run(
         names = interop.nonfinite_tensors(folder, loaded.params)
     warnings = nonfinite_warnings(out, names)
     return ExportedModel(architecture.model_type, loaded.step, parameter_count, warnings)
-
-
-def find_best_step(run: Path, run_config: Config) -> int:
-    """Return the step of the best checkpoint, by `checkpoint.best`."""
-    with Checkpoints.of_run(run, run_config.checkpoint) as checkpoints:
-        return checkpoints.require_best()
 
 
 def token_ids(

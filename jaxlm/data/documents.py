@@ -28,19 +28,20 @@ class RecordShape(NamedTuple):
 
     texts: int = 1
     has_facts: bool = False
+    parts: int = 1  # documents of a store that make a record (examples.py)
 
     @property
-    def parts(self) -> int:
-        """Texts and facts: as many documents of a store make a record."""
+    def strings(self) -> int:
+        """Texts and facts: what the first pass keeps."""
         return self.texts + self.has_facts
 
 
 # Formats whose records are more than a text.
 RECORD_SHAPES = {
-    "pairs": RecordShape(2),
-    "messages": RecordShape(1, has_facts=True),
-    "labelled": RecordShape(2, has_facts=True),
-    "preferences": RecordShape(3),
+    "pairs": RecordShape(2, parts=2),
+    "messages": RecordShape(1, has_facts=True, parts=4),
+    "labelled": RecordShape(2, has_facts=True, parts=3),
+    "preferences": RecordShape(3, has_facts=True, parts=3),
 }
 EXAMPLE_FORMATS = ("messages", "labelled", "preferences")
 

@@ -76,7 +76,9 @@ class ExampleArray:
 
     def __init__(self, parts: ExampleParts):
         self.parts = parts
-        self.measured: tuple[ExampleLayout, np.ndarray, int] | None = None
+        # Pairs of answers: log-probabilities by a reference, float32 [starts, 2]
+        self.reference: np.ndarray | None = None
+        self.measured: tuple[ExampleLayout, np.ndarray, np.ndarray, int] | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -85,19 +87,27 @@ class ExampleArray:
         """Return the number of examples that the objective keeps: a sample starts at each."""
         return len(self.measure(objective)[0])
 
-    def measure(self, objective: Objective) -> tuple[np.ndarray, int]:
-        """Return which examples an objective keeps, int64 [n], and how many of them are cut."""
+    def sizes(self, objective: Objective) -> np.ndarray:
+        """Return the positions of each example that the objective keeps, int64 [n]."""
+        return self.measure(objective)[1]
+
+    def measure(self, objective: Objective) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return which examples an objective keeps, int64 [n], their sizes, and how many are cut.
+
+        It is computed once for an objective.
+        """
         layout = objective.examples
         assert layout is not None, "an objective of examples"
         if self.measured is None or self.measured[0] is not layout:
             sizes, is_cut = layout.measure(self.parts.lengths())
             kept = np.flatnonzero(sizes)
-            self.measured = layout, kept, int(np.count_nonzero(is_cut[kept]))
+            cut = int(np.count_nonzero(is_cut[kept]))
+            self.measured = layout, kept, sizes[kept], cut
         return self.measured[1:]
 
     def describe(self, objective: Objective) -> str:
         """Return how many examples are cut and left out; "" for none."""
-        kept, cut = self.measure(objective)
+        kept, _, cut = self.measure(objective)
         left_out = len(self) - len(kept)
         found = []
         if cut:
@@ -114,4 +124,6 @@ class ExampleArray:
         rows = np.zeros((len(starts), objective.window), np.int32)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             layout.fill(row, self.parts.read(number))
+        if self.reference is not None:
+            rows[:, -2:] = self.reference[starts].view(np.int32)
         return rows

@@ -6,7 +6,8 @@ keeps beside the texts. The second pass turns both into the parts that a store h
 labelled      text, second text, numbers: 1 where there is a second text, then the ids of the labels
               (regression: each target as the two halves of its float32)
               of tokens: text, nothing, a number for each token: 1 + the id of its label; 0: none
-messages      text, numbers: runs of tokens that don't count and that do, in turn
+messages      ids before the last turn of the assistant, of that turn, after it; numbers: runs of
+              tokens before it that don't count and that do, in turn
 preferences   prompt, chosen answer, rejected answer
 """
 
@@ -17,12 +18,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.config import Config, SourceConfig, UserError
+from jaxlm.chat import FIELD_NAMES, ChatTemplate, has_template, load_config_template
+from jaxlm.config import Config, SourceConfig, TokenizerConfig, UserError
 from jaxlm.config.fields import list_names, suggestion
-from jaxlm.data.documents import Columns, Document, Record, SourceKeys, check_unicode
-from jaxlm.data.tokenizer import Tokenizer
-
-LARGEST = (1 << 16) - 1  # number in a store of uint16
+from jaxlm.data.conversations import encode_chat, read_chat, read_preference
+from jaxlm.data.documents import Columns, Document
+from jaxlm.data.example_record import ExampleRecord
+from jaxlm.data.tokenizer import Tokenizer, check_length
+from jaxlm.files import expand_home
 
 
 class ExampleSpec(NamedTuple):
@@ -31,25 +34,52 @@ class ExampleSpec(NamedTuple):
     labels: tuple[str, ...] = ()
     problem: str = "single_label"
     of_tokens: bool = False  # labels of tokens, not of texts
+    template: ChatTemplate | None = None  # of conversations
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the examples, as JSON data, for the name of a store."""
+        if not self.labels:
+            return {"template": self.template and self.template.hash}
         return {"labels": list(self.labels), "problem": self.problem, "of_tokens": self.of_tokens}
 
 
 def example_spec(config: Config) -> ExampleSpec | None:
-    """Return how the records of a run become examples; None where they don't."""
-    classifier = config.model.classifier
-    if config.objective.kind != "classify":
+    """Return how the records of a run become examples; None where they don't.
+
+    Raises UserError for a chat template that is missing or can't be read.
+    """
+    kind, classifier = config.objective.kind, config.model.classifier
+    if kind == "preference" and not names_template(config.tokenizer):
+        return ExampleSpec()
+    if kind in ("instruction", "preference"):
+        return ExampleSpec(template=load_config_template(config.tokenizer, config.model.family))
+    if kind != "classify":
         return None
     return ExampleSpec(classifier.labels, classifier.problem, classifier.kind == "token")
+
+
+def names_template(tokenizer: TokenizerConfig) -> bool:
+    """Return whether a config, or the folder of its tokenizer, has a chat template."""
+    if tokenizer.chat_template is not None:
+        return True
+    if tokenizer.path is None:
+        return False
+    path = expand_home(tokenizer.path)
+    return has_template(path if path.is_dir() else path.parent)
 
 
 # Keys
 
 
 def example_columns(source: SourceConfig, spec: ExampleSpec | None) -> Columns:
-    """Return the keys that the examples of a source are read from."""
+    """Return the keys that the examples of a source are read from.
+
+    Conversations have one of several forms, each with keys of its own.
+    """
+    if source.format != "labelled":
+        mapped = dict(source.keys)
+        names = FIELD_NAMES if source.format == "messages" else ("prompt", "chosen", "rejected")
+        return Columns((), tuple(mapped.get(name, name) for name in names))
     text = "tokens" if spec is not None and spec.of_tokens else "text"
     required = [text, "label"]
     mapped = dict(source.keys)
@@ -59,58 +89,18 @@ def example_columns(source: SourceConfig, spec: ExampleSpec | None) -> Columns:
     return Columns(tuple(mapped.get(name, name) for name in required), optional)
 
 
-class ExampleRecord:
-    """A record whose fields go by the names of the format, whatever its keys are."""
-
-    def __init__(self, record: Record, place: str, source: SourceConfig, keys: SourceKeys):
-        self.fields, self.place, self.keys = record.fields, place, keys
-        self.mapped = dict(source.keys)
-
-    def key(self, name: str) -> str:
-        """Return the key of a field."""
-        return self.mapped.get(name, name)
-
-    def has(self, name: str) -> bool:
-        """Return whether the record has a field, or must have it since the config names its key."""
-        return name in self.mapped or self.fields.get(name) is not None
-
-    def get(self, name: str) -> Any:
-        """Return the value of a field. Raises UserError if there is none, or null."""
-        key = self.key(name)
-        if key not in self.fields:
-            names = list(self.fields)
-            near = suggestion(key, names) or f" (it has {list_names(names)})"
-            hint = f'{self.keys.field("keys")}=[["{name}", KEY]] names the key of the {name}'
-            raise UserError(f"{self.place}: no key {key!r}{near}; {hint}")
-        if self.fields[key] is None:
-            raise self.wrong(name, "is null")
-        return self.fields[key]
-
-    def text(self, name: str) -> str:
-        """Return a field that is a string."""
-        value = self.get(name)
-        if not isinstance(value, str):
-            raise self.wrong(name, f"must be a string, got {type(value).__name__}")
-        return self.checked(name, value)
-
-    def checked(self, name: str, text: str) -> str:
-        """Return a text that is Unicode. Raises UserError for half of a surrogate pair."""
-        if not text.isascii():
-            check_unicode(text, f"{self.place}: {self.key(name)!r}")
-        return text
-
-    def wrong(self, name: str, reason: str) -> UserError:
-        """Return what is wrong with a field, as an error."""
-        return UserError(f"{self.place}: {self.key(name)!r}: {reason}")
-
-
 def read_example(
     number: str, record: ExampleRecord, source: SourceConfig, spec: ExampleSpec | None
 ) -> Document:
     """Return the example of a record. Raises UserError naming file, line and key."""
     if spec is None:
         raise UserError(f"{record.place}: format {source.format!r} is read for training alone")
-    return read_labelled(number, record, spec)
+    if source.format == "labelled":
+        return read_labelled(number, record, spec)
+    if source.format == "preferences":
+        return read_preference(number, record, spec.template)
+    assert spec.template is not None, "conversations have a template"
+    return read_chat(number, record, spec.template)
 
 
 # Texts with labels
@@ -220,12 +210,13 @@ class TextFacts(Protocol):
 
 
 def encode_examples(examples: Sequence[TextFacts], tokenizer: Tokenizer) -> list[list[np.ndarray]]:
-    """Return the parts of each example: arrays of ids, and of numbers up to LARGEST.
+    """Return the parts of each example: arrays of ids, and of numbers below 2^16.
 
     Raises UserError, naming the example, where a text is too long for the tokenizer.
     """
     facts = [json.loads(example.facts or "{}") for example in examples]
-    plain = [number for number, each in enumerate(facts) if "words" not in each]
+    apart = ("words", "spans", "chat")  # encoded in ways of their own
+    plain = [number for number, each in enumerate(facts) if not each.keys() & {*apart}]
     encoded = encode_texts([examples[number] for number in plain], tokenizer)
 
     parts: list[list[np.ndarray]] = [[] for _ in examples]
@@ -237,12 +228,33 @@ def encode_examples(examples: Sequence[TextFacts], tokenizer: Tokenizer) -> list
             parts[number].append(np.concatenate([[each["pair"]], halves]).astype(np.int32))
         elif "labels" in each:
             parts[number].append(np.array([each["pair"], *each["labels"]], np.int32))
+        elif "end" in each:
+            end = np.array([tokenizer.end_of_text], np.int32)
+            parts[number][1:] = [np.concatenate([answer, end]) for answer in parts[number][1:]]
+
+    for number, each in enumerate(facts):
+        texts = examples[number].texts
+        if "spans" in each or "chat" in each:
+            check_text_length(examples[number])
+        if "spans" in each:
+            parts[number] = encode_chat(texts[0], each["spans"], tokenizer)
+        elif "chat" in each:
+            encoding = tokenizer.with_special_tokens.encode_batch(texts, add_special_tokens=False)
+            parts[number] = [np.array(text.ids, np.int32) for text in encoding]
 
     of_words = [number for number, each in enumerate(facts) if "words" in each]
     words = [split_words(examples[number].texts[0], facts[number]["words"]) for number in of_words]
     for number, (ids, places) in zip(of_words, encode_words(words, tokenizer), strict=True):
         parts[number] = [ids, ids[:0], label_tokens(places, facts[number]["labels"])]
     return parts
+
+
+def check_text_length(example: TextFacts) -> None:
+    """Raise UserError for texts that can't be encoded at once."""
+    try:
+        check_length(max(map(len, example.texts)))
+    except UserError as error:
+        raise UserError(f"{example.name}: {error}") from error
 
 
 def encode_texts(examples: Sequence[TextFacts], tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.config import UserError
+from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.pairs import PairArray
 from jaxlm.data.shards import TokenArray
+from jaxlm.data.show_examples import add_labels, read_texts
 from jaxlm.data.split import SPLITS
-from jaxlm.data.store import Store
+from jaxlm.data.store import Store, count_records
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.verification import how_to_rebuild
 from jaxlm.data.visible_text import display_width, escape_text, fit_width
 from jaxlm.data.vocabulary import BYTES, REPLACEMENT, choose_spelling, spell_byte_level
+from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
 COLUMNS = 100  # of the output
@@ -37,7 +40,7 @@ class Place(NamedTuple):
     split: str
     start: int  # in `unit`
     length: int
-    unit: str  # "tokens", "pairs" or "rows"
+    unit: str  # "tokens", "pairs", "examples" or "rows"
     # Numbers in the split of the source: of the first and of the last, or of all in a row
     documents: tuple[int, ...]
 
@@ -58,6 +61,22 @@ def locate_window(store: Store, split: str, array: int, start: int, length: int)
     return Place(entry["source"], split, start, length, "tokens", documents)
 
 
+def locate_examples(
+    store: Store, split: str, array: int, numbers: Sequence[int], objective: Objective
+) -> Place:
+    """Return the place of some of the examples of an array that an objective keeps."""
+    examples = open_array(store, split, array)
+    assert isinstance(examples, ExampleArray), "checked by the caller"
+    kept = examples.measure(objective)[0][np.asarray(numbers)].tolist()
+    source = split_entries(store, split)[array]["source"]
+    return Place(source, split, kept[0], len(kept), "examples", tuple(kept))
+
+
+def open_array(store: Store, split: str, array: int) -> object:
+    """Return an array of a split."""
+    return (store.train if split == SPLITS[0] else store.validation)[array]
+
+
 def locate_row(store: Store, split: str, array: int, row: int, starts: np.ndarray) -> Place:
     """Return the place of a row of documents, whose pieces begin at the tokens `starts`."""
     entry = split_entries(store, split)[array]
@@ -73,11 +92,12 @@ def locate_document(store: Store, split: str, number: int) -> tuple[int, Place]:
     """
     first = 0
     for array, entry in enumerate(split_entries(store, split)):
-        count = entry.get("pairs", entry["documents"])
+        count = count_records(entry)
         if number < first + count:
             within = number - first
-            if "pairs" in entry:
-                return array, Place(entry["source"], split, within, 1, "pairs", (within, within))
+            for unit in ("pairs", "examples"):
+                if unit in entry:
+                    return array, Place(entry["source"], split, within, 1, unit, (within, within))
             start, end = open_offsets(store, entry)[within : within + 2].tolist()
             span = (within, within)
             return array, Place(entry["source"], split, start, end - start, "tokens", span)
@@ -107,8 +127,11 @@ def open_offsets(store: Store, entry: dict[str, Any]) -> np.ndarray:
 
 
 def read_document(store: Store, split: str, array: int, place: Place) -> dict[str, np.ndarray]:
-    """Return the tokens of a document, at most MOST_TOKENS; of a pair both texts, by name."""
-    tokens = (store.train if split == SPLITS[0] else store.validation)[array]
+    """Return the tokens of a document, at most MOST_TOKENS; of a record its texts, by name."""
+    tokens = open_array(store, split, array)
+    if isinstance(tokens, ExampleArray):
+        form = split_entries(store, split)[array]["format"]
+        return read_texts(tokens, place.start, form, MOST_TOKENS)
     if isinstance(tokens, PairArray):
         bounds = tokens.offsets[2 * place.start : 2 * place.start + 3].tolist()
         spans = {"source": bounds[:2], "target": bounds[1:]}
@@ -127,6 +150,10 @@ def format_place(place: Place) -> str:
     first, last = place.documents[0], place.documents[-1]
     if place.unit == "pairs":
         return f"source {escape_text(place.source)}, {place.split}: pair {first:,}"
+    if place.unit == "examples":
+        numbers = ", ".join(f"{number:,}" for number in dict.fromkeys(place.documents))
+        several = "s" if "," in numbers else ""
+        return f"source {escape_text(place.source)}, {place.split}: example{several} {numbers}"
     if place.unit == "rows":
         numbers = ", ".join(f"{number:,}" for number in place.documents)
         where = f"row {place.start:,}, of the documents {numbers}"
@@ -175,8 +202,12 @@ def describe_tokens(names: TokenNames, ids: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def describe_batch(names: TokenNames, batch: Batch) -> dict[str, list[dict[str, Any]]]:
+def describe_batch(
+    names: TokenNames, batch: Batch, labels: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
     """Return what the model sees of a batch of one sample, by side and position, as JSON data.
+
+    The targets are tokens, or `labels`.
 
     The sides are `tokens`, or for an encoder-decoder `source` and `target`. A position has
     `position`, `token` and `id`; as far as the objective has them `target`, `target_id` and
@@ -190,9 +221,13 @@ def describe_batch(names: TokenNames, batch: Batch) -> dict[str, list[dict[str, 
         add_column(source, "place", batch.source_positions)
         add_note(source, batch.source_lengths, "padding", after=True)
         sides["source"] = source
+        if labels:
+            add_labels(source, batch, labels)
 
     rows = describe_tokens(names, batch.tokens[0])
-    if batch.targets is not None:
+    if labels and batch.source is None:
+        add_labels(rows, batch, labels)
+    elif batch.targets is not None and not labels:
         add_targets(names, rows, batch)
     add_column(rows, "segment", batch.segments)
     add_column(rows, "place", batch.positions)

@@ -20,12 +20,8 @@ from jaxlm.data.documents import (
     SourceKeys,
     check_unicode,
 )
-from jaxlm.data.examples import (
-    ExampleRecord,
-    ExampleSpec,
-    example_columns,
-    read_example,
-)
+from jaxlm.data.example_record import ExampleRecord
+from jaxlm.data.examples import ExampleSpec, example_columns, read_example
 from jaxlm.data.formats import find_format, find_json, format_by_name
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines

@@ -22,6 +22,7 @@ import numpy as np
 from jaxlm import counter_rng, objectives
 from jaxlm.config import ConfigError, DataConfig
 from jaxlm.data.example_array import ExampleArray
+from jaxlm.data.example_rows import ExampleRows, make_rows
 from jaxlm.data.growing import ALL_TOKENS, GrowingArray
 from jaxlm.data.mixture import MixtureStages
 from jaxlm.data.mixture_plan import SourceSize
@@ -64,9 +65,12 @@ class Stream:
         """
         self.packed = objectives.packed_rows(objective, sequences)
         self.row_arrays: list[RowArray] = []
+        self.example_rows: list[ExampleRows] = []  # where examples share rows
         self.block_samples = shuffle_block and max(shuffle_block // objective.tokens, 1)
         for name, array in zip(names, arrays, strict=True):
-            if self.packed is not None:
+            if isinstance(array, ExampleArray):
+                self.open_examples(name, array, objective, sequences, log)
+            elif self.packed is not None:
                 assert isinstance(array, TokenArray), "an objective of pairs has no packed rows"
                 rows = open_rows(array, self.packed, shares_rows=sequences == "packed", log=log)
                 if not len(rows):
@@ -74,8 +78,6 @@ class Stream:
                     raise ConfigError("data.sequences", reason)
                 self.row_arrays.append(rows)
                 log(f"source {name!r}: {rows.describe()}")
-            elif isinstance(array, ExampleArray):
-                self.check_examples(name, array, objective, log)
             elif isinstance(array, GrowingArray) and not array.wait(objective.window):
                 continue  # there is a window
             elif not array.start_count(objective):
@@ -94,15 +96,26 @@ class Stream:
         self.schedule, self.seed = schedule, seed
         self.set_mixture(MixtureSchedule(tuple(weights)))
 
-    def check_examples(
-        self, name: str, array: ExampleArray, objective: Objective, log: Callable[[str], None]
+    def open_examples(
+        self,
+        name: str,
+        array: ExampleArray,
+        objective: Objective,
+        sequences: str,
+        log: Callable[[str], None],
     ) -> None:
-        """Report what is left out of a source. Raises `ConfigError` where nothing is left."""
+        """Pack the examples of a source where they share rows, and report what is left out.
+
+        Raises `ConfigError` where nothing is left.
+        """
         if found := array.describe(objective):
             log(f"source {name!r}: {found}")
         if not array.start_count(objective):
             reason = f"no example of the training split of source {name!r} fits into a sample"
             raise ConfigError("data.sequence_length", reason)
+        if sequences == "packed":
+            self.example_rows.append(ExampleRows(array, objective))
+            log(f"source {name!r}: {self.example_rows[-1].describe()}")
 
     def set_mixture(self, mixture: MixtureSchedule) -> None:
         """Take the weights of the sources by step. No batch has been read yet."""
@@ -115,6 +128,8 @@ class Stream:
         """Return how many samples an epoch of a source has."""
         if self.packed is not None:
             return len(self.row_arrays[source])
+        if self.example_rows:
+            return len(self.example_rows[source])
         return window_count(self.arrays[source], self.objective)
 
     def __len__(self) -> int:
@@ -139,8 +154,16 @@ class Stream:
         batch = self.make_batch(samples)
         return batch.weights is None or bool(np.any(batch.weights))
 
+    def sample_examples(self, source: int, start: int) -> list[int]:
+        """Return the numbers of the examples of a sample, among those that are kept."""
+        if self.example_rows:
+            return self.example_rows[source].row_examples(start).tolist()
+        return [start]
+
     def make_batch(self, samples: np.ndarray) -> Batch:
         """Return the batch of consecutive samples (int64 [n])."""
+        if self.example_rows:
+            return make_rows(self.example_rows, *self.locate(samples), self.objective)
         if self.packed is None:
             return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
         sources, numbers = self.locate(samples)
@@ -184,7 +207,7 @@ class Stream:
             places = permute(index, count, self.seed, source, epochs)
         else:
             places = permute_blocks(index, count, self.block_samples, self.seed, source, epochs)
-        if self.packed is not None:
+        if self.packed is not None or self.example_rows:
             return places
 
         array, stride = self.arrays[source], self.objective.stride

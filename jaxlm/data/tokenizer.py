@@ -86,6 +86,13 @@ class Tokenizer:
             )
         return find_boundary(json.loads(self.inner.to_str()), separators, self.special.names)
 
+    @cached_property
+    def with_special_tokens(self) -> tokenizers.Tokenizer:
+        """A copy of `inner` that reads special tokens from a text, as chat templates write them."""
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        inner.encode_special_tokens = False
+        return inner
+
     @property
     def spells_spaces(self) -> bool:
         """Whether a token begins with the space before its word, as in GPT-2."""

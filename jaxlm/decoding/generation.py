@@ -103,6 +103,18 @@ class TextGenerator:
         for first in range(0, len(requests), size):
             yield from self.complete_batch(requests[first : first + size], first, size, stream)
 
+    def complete_prompt(
+        self, ids: np.ndarray, limit: int, number: int, stream: Callable[[str], None]
+    ) -> Completion:
+        """Return the completion of a prompt that is encoded: at most `limit` new tokens.
+
+        `number` is that of the prompt, for its random draws. `stream` receives the text piece by
+        piece.
+        """
+        start = self.decoder_start() if self.has_source else ids
+        request = GenerationRequest(number, 0, ids, start, limit)
+        return next(self.complete_batch([request], number, 1, stream))
+
     def build_requests(self, prompts: Sequence[str]) -> list[GenerationRequest]:
         """Encode the prompts; raise UserError if one does not fit into the model."""
         model_config, requests = self.model.config, []

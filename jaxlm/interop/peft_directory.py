@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm import models
 from jaxlm.config import AdapterConfig, ConfigError, ModelConfig, UserError
-from jaxlm.directories import check_directory
+from jaxlm.directories import ADAPTER_FILE, check_directory
 from jaxlm.interop.adapter_rules import (
     PREFIX,
     AdaptedModule,
@@ -32,7 +32,7 @@ from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 from jaxlm.models.adapters import adapter_part
 from jaxlm.types import Tree
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CHECKPOINTS = ("adapter_model.bin", "adapter_model.pt")  # pickles, which are never read
 
 TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM", "encoder": None}
@@ -68,14 +68,6 @@ class PeftAdapter(NamedTuple):
     config: AdapterConfig
     params: Tree  # what is trained: adapters, and a classifier where there is one
     base: str | None  # the name or path of the base that the file gives
-
-
-def is_peft(directory: Path) -> bool:
-    """Return whether a directory holds an adapter of PEFT."""
-    try:
-        return (directory / ADAPTER_CONFIG).is_file()
-    except OSError:
-        return False
 
 
 # Writing
@@ -115,7 +107,7 @@ def save_adapter(
     config_values = adapter_values(model, adapter, modules, [spec.name for spec in specs], base)
     with staged_files(Path(path)) as files:
         write_safetensors_file(files.add(ADAPTER_WEIGHTS), specs, arrays)
-        files.write_json(ADAPTER_CONFIG, config_values)
+        files.write_json(ADAPTER_FILE, config_values)
     return architecture
 
 
@@ -222,7 +214,7 @@ def load_adapter(path: str | Path, model: ModelConfig) -> PeftAdapter:
 
 def read_adapter_config(directory: Path) -> HFConfig:
     """Return adapter_config.json; UserError for what changes a LoRA in ways that have no place."""
-    path = directory / ADAPTER_CONFIG
+    path = directory / ADAPTER_FILE
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a JSON object")

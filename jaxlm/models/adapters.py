@@ -18,12 +18,13 @@ from jaxlm.parameter_names import drop, merge, name_of
 from jaxlm.quantization import QuantizedWeight, input_axes, quantize
 from jaxlm.types import Array, Axes, Tree, is_axes
 
-KERNEL, CLASSIFIER = "_kernel", "classifier"  # the latter: the part of the tree that is trained too
+KERNEL = "_kernel"
+CLASSIFIER = {"classifier", "pooler"}  # parts of the tree that are trained too
 
 
 def is_trained(name: str) -> bool:
     """Return whether a parameter of this dotted name is trained in a model with adapters."""
-    return is_adapter(name) or CLASSIFIER in name.split(".")
+    return is_adapter(name) or not CLASSIFIER.isdisjoint(name.split("."))
 
 
 def adapter_part(params: Tree) -> Tree:

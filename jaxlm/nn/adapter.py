@@ -144,7 +144,8 @@ def adapted(product: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         y = y.astype(jnp.float32) + weight.config.scale * change.astype(jnp.float32)
 
         if weight.magnitude is not None:
-            y *= weight.magnitude.astype(jnp.float32) / output_norms(weight)
+            ratio = weight.magnitude.astype(jnp.float32) / output_norms(weight)
+            y *= ratio.reshape((1,) * (y.ndim - ratio.ndim) + ratio.shape)
         return y.astype(x.dtype)
 
     return adapted_product

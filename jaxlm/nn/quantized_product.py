@@ -163,7 +163,13 @@ def product_at_once(spec: str, x: jax.Array, weight: QuantizedWeight) -> jax.Arr
     The levels, which are exact in bfloat16, are multiplied; the sums are scaled in float32.
     """
     y = jnp.einsum(spec, x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y * weight.scales).astype(x.dtype)
+    return scale_outputs(y, weight.scales).astype(x.dtype)
+
+
+def scale_outputs(y: jax.Array, scales: jax.Array) -> jax.Array:
+    """Return float32 y, whose last axes are those of the scales, times the scales."""
+    scales = scales.reshape((1,) * (y.ndim - scales.ndim) + scales.shape)
+    return y.astype(jnp.float32) * scales
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -188,7 +194,7 @@ def quantized_backward(
     """Return the gradient of x, in its dtype."""
     inputs, out = spec.split("->")
     left, right = inputs.split(",")
-    scaled = (gradient.astype(jnp.float32) * weight.scales).astype(gradient.dtype)
+    scaled = scale_outputs(gradient, weight.scales).astype(gradient.dtype)
     values = weight.values.astype(gradient.dtype)
     spec = f"{out},{right}->{left}"
     dx = jnp.einsum(spec, scaled, values, preferred_element_type=jnp.float32)

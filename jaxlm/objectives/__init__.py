@@ -12,10 +12,12 @@ from jaxlm.objectives import (
     denoisers,
     fill_in_the_middle,
     infilling,
+    instruction,
     layout,
     masked,
     objective_mixture,
     pairs,
+    preference,
     prefix,
     replaced_tokens,
     span,
@@ -37,7 +39,9 @@ BUILDERS = {
 
 # Of examples, which depend on the model that they are for.
 EXAMPLE_BUILDERS = {
+    "instruction": instruction.build,
     "classify": classify.build,
+    "preference": preference.build,
 }
 
 
@@ -71,6 +75,10 @@ def packed_rows(objective: Objective, sequences: str) -> PackedRows | None:
     """
     if sequences == "windows":
         return None
+    if objective.examples is not None and (
+        sequences == "documents" or objective.examples.pack is not None
+    ):
+        return None  # examples have a way of their own
     if objective.packed is None:
         reason = f"{sequences!r} does not exist for this objective.kind: use 'windows'"
         raise ConfigError("data.sequences", reason)
@@ -119,6 +127,8 @@ def example(
     text = np.full((1, objective.window), len(special) - 1, np.int32)
     if objective.examples is not None:
         text = make_window(objective, text[0, :sequence_length])[None]
+        if sequences == "packed" and objective.examples.pack is not None:
+            return objective.examples.pack(text, np.zeros(1, np.int64), 1)
     return objective.make_batch(text, np.zeros(1, np.int64), 0)
 
 

@@ -302,7 +302,7 @@ def test_documents_are_found_behind_blocks_that_are_passed_over(tmp_path, monkey
         writer.add(f"name {number}", [f"text {number}".encode()])
     writer.close()
 
-    sizes = extracts.read_sizes(tmp_path, "0", parts=1)
+    sizes = extracts.read_sizes(tmp_path, "0", strings=1)
     wanted = np.isin(np.arange(20), [7, 8, 19])
     assert list(extracts.read_extract(tmp_path, "0", sizes, wanted)) == [
         (number, [f"name {number}", f"text {number}"]) for number in (7, 8, 19)

@@ -108,7 +108,7 @@ def read_kept(
     """
     codes = np.fromfile(folder / f"splits-{unit.name}", np.uint8)
     wanted = choose_kept(codes, split)
-    sizes = read_sizes(folder, unit.name, shape.parts)
+    sizes = read_sizes(folder, unit.name, shape.strings)
     for number, (name, *strings) in read_extract(folder, unit.name, sizes, wanted):
         if codes[number] != CUT:
             where = TRAIN if codes[number] == IN_TRAIN else VALIDATION

@@ -52,8 +52,8 @@ class Extract(NamedTuple):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of the name, of each text and of the facts; int64 [documents, 1 + parts]."""
-        return read_sizes(self.folder, self.unit.name, self.shape.parts)
+        """Bytes of the name, of each text and of the facts; int64 [documents, 1 + strings]."""
+        return read_sizes(self.folder, self.unit.name, self.shape.strings)
 
     @property
     def digests(self) -> np.ndarray:

@@ -59,9 +59,9 @@ class ExtractWriter:
             file.close()
 
 
-def read_sizes(folder: Path, unit: str, parts: int) -> np.ndarray:
-    """Return the bytes of the name and the parts of each document, int64 [documents, 1 + parts]."""
-    return np.fromfile(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + parts)
+def read_sizes(folder: Path, unit: str, strings: int) -> np.ndarray:
+    """Return the bytes of each document's name and strings, int64 [documents, 1 + strings]."""
+    return np.fromfile(folder / f"extract-{unit}.sizes", "<i8").reshape(-1, 1 + strings)
 
 
 def read_extract(

@@ -87,7 +87,11 @@ def describe_text(data: DataConfig, source: int, size: SplitSize) -> dict[str, A
     if config.format == "pairs":
         entry["pairs"] = size.documents
     elif config.format in EXAMPLE_FORMATS:
-        entry |= {"examples": size.documents, "parts": record_shape(config).parts}
+        entry |= {
+            "examples": size.documents,
+            "parts": record_shape(config).parts,
+            "format": config.format,
+        }
     return entry
 
 

@@ -1,0 +1,137 @@
+"""Adapters of PEFT: write those of a run, and make a run of a directory with one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxlm import card, checkpoint, config, models, runtime
+from jaxlm.config import Config, NoCheckpointError, UserError
+from jaxlm.config.base import adopt_base
+from jaxlm.conversion.export_run import ExportedModel, find_best_step, new_directory
+from jaxlm.conversion.import_model import (
+    ImportedRun,
+    check_is_empty,
+    nonfinite_warnings,
+    removed_after_error,
+)
+from jaxlm.directories import is_run
+from jaxlm.interop.generation_config import GENERATION_CONFIG_FILE
+from jaxlm.interop.match_architecture import differences, match_architecture
+from jaxlm.interop.nonfinite import all_finite
+from jaxlm.interop.peft_directory import load_adapter, save_adapter
+from jaxlm.interop.tensor_mapping import leaves_by_path
+from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
+from jaxlm.interop.tokenizer import TOKENIZER_FILE
+from jaxlm.load_model import load_model
+from jaxlm.models.adapters import attach_adapters
+from jaxlm.parameter_names import merge
+from jaxlm.types import Tree
+
+BASE_KEY = "base="  # of the edit that names the base
+KEPT_FILES = (TOKENIZER_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE)
+
+
+def export_adapter(
+    run: Path, out: Path, *, step: int | None = None, best: bool = False, ema: bool = False
+) -> ExportedModel:
+    """Write the adapters of a run into `out`, for PEFT and the exported base of the run.
+
+    The checkpoint is chosen as in `export_run`. UserError where the run has no adapters, where PEFT
+    can't say them, or where `out` is not empty; then there is no `out`.
+    """
+    run_config, _ = checkpoint.read_run_config(run)
+    if not is_run(run):
+        raise NoCheckpointError(f"{run}: there is no checkpoint")
+    if not run_config.adapter.rank:
+        raise UserError(f"{run}: --adapter: the run has no adapters (adapter.rank=0)")
+    check_is_empty(out)
+    match_architecture(run_config.model)
+
+    step = find_best_step(run, run_config) if best else step
+    loaded = load_model(run, step=step, ema=ema, merged=False)
+    with new_directory(out) as folder:
+        architecture = save_adapter(folder, run_config.model, run_config.adapter, loaded.params)
+    count = loaded.model.adapter_parameter_count()
+    return ExportedModel(architecture.model_type, loaded.step, count, [])
+
+
+def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> ImportedRun:
+    """Make the run directory `run` of an adapter of PEFT and of the run that `base=` names.
+
+    The other edits are changes to the run's config. UserError where the adapter can't be read or is
+    none of the base, or where `run` is not empty; then there is no `run`.
+    """
+    check_is_empty(run)
+    base, edits = find_base(directory, edits)
+    base_config, _ = checkpoint.read_run_config(base)
+    architecture, _ = match_architecture(base_config.model)
+    adapter = load_adapter(directory, base_config.model)
+    run_config = adapter_run_config(base_config, base, adapter.config, run, edits)
+
+    plain = load_model(base).params
+    model = models.build(run_config.model, run_config.precision, adapter=run_config.adapter)
+    params = attach(run_config, model, plain, adapter.params)
+    leaves = leaves_by_path(adapter.params)
+    names = [name for name, leaf in leaves.items() if not all_finite(leaf)]
+    with runtime.lock_run_directory(run):
+        check_is_empty(run)  # again: another process may have been quicker
+        with removed_after_error(run):
+            for name in KEPT_FILES:
+                if (base / name).exists():
+                    (run / name).write_bytes((base / name).read_bytes())
+            keep = run_config.checkpoint.keep
+            with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
+                checkpoints.save_params(params)
+            card.record_import(run, architecture.model_type)
+            # The last file: it turns the folder into a run.
+            checkpoint.write_run_config(run, run_config, None, runtime.versions())
+    return ImportedRun(
+        architecture.model_type, run_config, [], nonfinite_warnings(directory, names)
+    )
+
+
+def attach(run_config: Config, model: models.Model, plain: Tree, trained: Tree) -> Tree:
+    """Return the parameters of a plain model with the trained ones of an adapter beside them."""
+
+    def attached(plain: Tree, trained: Tree) -> Tree:
+        fresh = model.init(jax.random.key(run_config.seed))
+        return merge(attach_adapters(run_config.adapter, model.axes, plain, fresh), trained)
+
+    return jax.jit(attached)(plain, trained)
+
+
+def find_base(directory: Path, edits: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the run that an adapter is of, as the edit `base=` says, and the other edits."""
+    bases = [edit.removeprefix(BASE_KEY) for edit in edits if edit.startswith(BASE_KEY)]
+    if not bases:
+        raise UserError(f"{directory}: is an adapter of PEFT: say of which run, such as base=RUN")
+    base = Path(bases[-1])
+    if not is_run(base):
+        raise UserError(
+            f"base: {base} is no run; for a Hugging Face directory make one first: "
+            f"python -m jaxlm.convert import {base} runs/{base.name}"
+        )
+    return base, [edit for edit in edits if not edit.startswith(BASE_KEY)]
+
+
+def adapter_run_config(
+    base_config: Config, base: Path, adapter: config.AdapterConfig, run: Path, edits: Sequence[str]
+) -> Config:
+    """Return the config of a run that goes on with an adapter.
+
+    UserError where the edits make another model or another adapter of it, or move the run.
+    """
+    start = replace(base_config, run_directory=str(run), base=str(base), adapter=adapter)
+    start = adopt_base(start, base_config)
+    edited = config.apply_edits(start, edits)
+    if edited.run_directory != start.run_directory:
+        raise UserError(f"run_directory: is that of RUN ({run}); choose another RUN instead")
+    if replace(edited.adapter, base=adapter.base, dropout=adapter.dropout) != adapter:
+        raise UserError("adapter: is that of the directory; its base and dropout alone can change")
+    differing = differences(edited.model, start.model)
+    if differing:
+        key = differing[0].partition(" ")[0]
+        raise UserError(f"{key}: the base has another model: {differing[0]}")
+    return edited
