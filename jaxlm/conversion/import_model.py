@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm import card, checkpoint, config, data, interop, models, objectives, runtime
+from jaxlm import card, chat, checkpoint, config, data, interop, models, objectives, runtime
 from jaxlm.config import Config, ModelConfig, ObjectiveConfig, TokenizerConfig, UserError
 from jaxlm.data.new_tokens import NewToken, add_new_tokens
 from jaxlm.data.vocabulary import special_tokens
@@ -92,6 +92,8 @@ def import_model(
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
             keep_files(directory, run, hf_config, inner)
+            if run_config.tokenizer.chat_template is not None:
+                chat.keep_template(run_config.tokenizer, run)
             card.record_import(run, architecture.model_type)
             write_first_step(run, run_config, tokenizer, params)
     return ImportedRun(architecture.model_type, run_config, notes, warnings)
