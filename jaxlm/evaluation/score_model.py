@@ -18,6 +18,7 @@ from jaxlm.config import (
     TrainingConfig,
     UserError,
 )
+from jaxlm.config.objective import SOURCE_FORMATS
 from jaxlm.data import Document, Store, identify_store
 from jaxlm.data.documents import COMMAND_OPTIONS
 from jaxlm.data.sources import read_documents as read_source
@@ -26,7 +27,14 @@ from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
-from jaxlm.evaluation.texts import TokenizedPairs, TokenizedTexts, read_pairs, read_texts
+from jaxlm.evaluation.texts import (
+    TokenizedExamples,
+    TokenizedPairs,
+    TokenizedTexts,
+    read_examples,
+    read_pairs,
+    read_texts,
+)
 from jaxlm.evaluation.validation import (
     EvaluationWindows,
     count_bytes,
@@ -121,7 +129,7 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
 
     store = open_run_store(loaded.path, config)
     objective = objectives.build(
-        config.objective, config.data.sequence_length, store.tokenizer.vocabulary
+        config.objective, config.data.sequence_length, store.tokenizer.vocabulary, config.model
     )
     batch_size, most = evaluation_batch_size(config), most_samples(config, objective)
     windows = EvaluationWindows(
@@ -300,7 +308,10 @@ def score_objective(
     """Score what an objective hides from the model, in whole windows, or the targets of pairs."""
     try:
         objective = objectives.build(
-            objective_config, options.context or 0, loaded.tokenizer.vocabulary
+            objective_config,
+            options.context or 0,
+            loaded.tokenizer.vocabulary,
+            loaded.model.config,
         )
     except ConfigError as error:
         raise UserError(f"--context {options.context}: {error.reason} ({error.path})") from error
@@ -316,7 +327,9 @@ def score_objective(
 
 
 def source_scores(
-    source: SourceConfig, texts: TokenizedTexts | TokenizedPairs, sums: ScoreSums
+    source: SourceConfig,
+    texts: TokenizedTexts | TokenizedPairs | TokenizedExamples,
+    sums: ScoreSums,
 ) -> SourceScores:
     return SourceScores(
         name=source.name,
@@ -330,8 +343,14 @@ def source_scores(
 
 def read_samples(
     loaded: LoadedModel, options: EvaluationOptions, source: SourceConfig, objective: Objective
-) -> TokenizedTexts | TokenizedPairs:
-    """Read a source as the objective does: documents joined as in training, or pairs."""
+) -> TokenizedTexts | TokenizedPairs | TokenizedExamples:
+    """Read a source as the objective does: documents joined as in training, pairs or examples."""
+    if loaded.config is not None and objective.examples is not None:
+        form = SOURCE_FORMATS[loaded.config.objective.kind]
+        source = replace(source, format=form, keys=loaded.config.data.sources[0].keys)
+        spec = data.example_spec(loaded.config)
+        documents = read_source(source, COMMAND_OPTIONS, examples=spec)
+        return read_examples(documents, loaded.tokenizer, options.limit)
     if loaded.config is not None and loaded.config.objective.kind == "pairs":
         trained_on = loaded.config.data.sources[0]
         source = replace(
