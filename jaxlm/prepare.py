@@ -294,7 +294,7 @@ def read_sample(
 
     from jaxlm import objectives
     from jaxlm.data.mixture_plan import batch_schedule, plan_mixture
-    from jaxlm.data.show import locate_examples, locate_row, locate_window
+    from jaxlm.data.show import locate_sample
     from jaxlm.data.stream import open_stream, source_sizes
     from jaxlm.evaluation.validation import EvaluationWindows
 
@@ -309,13 +309,7 @@ def read_sample(
         stream.set_mixture(plan_mixture(run_config, sizes))
         samples = np.array([sample])
         batch, (source, start) = stream.make_batch(samples), stream.locate(samples)[:, 0].tolist()
-        if stream.packed is not None:
-            starts = stream.row_arrays[source].packing.row_starts(start)
-            return batch, locate_row(store, split, source, start, starts)
-        if objective.examples is not None:
-            numbers = stream.sample_examples(source, start)
-            return batch, locate_examples(store, split, source, numbers, objective)
-        return batch, locate_window(store, split, source, start, objective.window)
+        return batch, locate_sample(store, split, source, start, objective, stream)
 
     draws = run_config.evaluation.draws
     windows = EvaluationWindows(store.validation, objective, 1, draws, run_config.seed)
@@ -324,9 +318,7 @@ def read_sample(
     number = sample % windows.windows
     source = int(np.searchsorted(windows.ends, number, side="right"))
     start = (number - [0, *windows.ends.tolist()][source]) * objective.stride
-    if objective.examples is not None:
-        return windows[sample], locate_examples(store, split, source, [start], objective)
-    return windows[sample], locate_window(store, split, source, start, objective.window)
+    return windows[sample], locate_sample(store, split, source, start, objective)
 
 
 def check_show_arguments(args: Any) -> None:
