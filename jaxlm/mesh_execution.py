@@ -269,8 +269,13 @@ def keep_manual(mesh: Mesh, specs: Tree) -> Tree:
     """Return PartitionSpecs without the axes that are left to the partitioner."""
     names = step_axes(mesh)
 
+    def keep_entry(entry: Any) -> Any:
+        if isinstance(entry, tuple):
+            return tuple(name for name in entry if name in names) or None
+        return entry if entry in names else None
+
     def keep(spec: P) -> P:
-        return P(*(entry if entry is None or entry in names else None for entry in spec))
+        return P(*map(keep_entry, spec))
 
     return jax.tree.map(keep, specs, is_leaf=lambda x: isinstance(x, P))
 
