@@ -269,13 +269,11 @@ def keep_manual(mesh: Mesh, specs: Tree) -> Tree:
     """Return PartitionSpecs without the axes that are left to the partitioner."""
     names = step_axes(mesh)
 
-    def keep_entry(entry: Any) -> Any:
-        if isinstance(entry, tuple):
-            return tuple(name for name in entry if name in names) or None
-        return entry if entry in names else None
+    def is_manual(entry: Any) -> bool:
+        return names.issuperset(entry if isinstance(entry, tuple) else (entry,))
 
     def keep(spec: P) -> P:
-        return P(*map(keep_entry, spec))
+        return P(*(entry if is_manual(entry) else None for entry in spec))
 
     return jax.tree.map(keep, specs, is_leaf=lambda x: isinstance(x, P))
 

@@ -11,7 +11,6 @@ from jaxlm.card.readme import write_card
 from jaxlm.card.training_record import (
     TrainingStart,
     new_start,
-    record_base,
     record_import,
     record_progress,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "code",
     "gather_facts",
     "new_start",
-    "record_base",
     "record_import",
     "record_progress",
     "write_card",

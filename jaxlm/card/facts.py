@@ -13,8 +13,8 @@ from jaxlm import flops, objectives
 from jaxlm.card.training_record import (
     TrainingStart,
     data_counts,
+    read_base,
     read_record,
-    recorded_base,
     recorded_starts,
 )
 from jaxlm.config import Config, SourceConfig
@@ -215,7 +215,7 @@ def gather_facts(
         or counts_or_nothing(read_store_manifest(config, store)),
         store=store,
         versions=saved.get("versions") or {},
-        base=recorded_base(record),
+        base=read_base(run_directory),
         imported=record.get("imported") or "",
         exported=exported,
     )

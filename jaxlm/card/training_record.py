@@ -3,14 +3,12 @@
     {"starts": [{"began", "first_step", "step", "seconds", "devices", "device_kind",
                  "processes"}, ...],
      "data": what the store's manifest says of documents, tokens and bytes,
-     "base": {"name", "step", "hash"},     the run whose weights it started from
      "imported": "llama"}       where the first weights came from a Hugging Face directory
 
 Every start of the trainer has an entry, which is rewritten at each save.
 """
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,10 @@ from typing import Any, NamedTuple
 
 from jaxlm import files
 from jaxlm.config import UserError
+from jaxlm.directories import BASE_FILE
 
 RECORD_FILE = "training.json"
-BEGINNING_BYTES = 1 << 20  # of each file of a base that its hash depends on
-HASH_DIGITS = 16
+HASH_DIGITS = 16  # of the hash of a base, in a card
 
 
 class TrainingStart(NamedTuple):
@@ -80,40 +78,16 @@ def record_import(run_directory: Path, model_type: str) -> None:
     write_record(run_directory, read_record(run_directory) | {"imported": model_type})
 
 
-def record_base(run_directory: Path, base: Path) -> None:
-    """Record the run whose newest checkpoint has the first weights: its name, step and hash."""
-    checkpoints = base / "checkpoints"
-    steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()]
-    step = max(steps)
-    entry = {
-        "name": base.absolute().name,
-        "step": step,
-        "hash": hash_beginnings(checkpoints / str(step)),
-    }
-    write_record(run_directory, read_record(run_directory) | {"base": entry})
-
-
-def hash_beginnings(folder: Path) -> str:
-    """Return a hash of the files of a folder, by their names, sizes and first bytes.
-
-    To read all of a large checkpoint would take minutes, and training changes all weights.
-    """
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            total.update(file.read(BEGINNING_BYTES))
-    return total.hexdigest()[:HASH_DIGITS]
-
-
-def recorded_base(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the undamaged entry of the base; {} where there is none."""
-    entry = document.get("base")
-    if not isinstance(entry, dict):
-        return {}
-    types = {"name": str, "step": int, "hash": str}
-    is_sound = all(isinstance(entry.get(name), kind) for name, kind in types.items())
-    return entry if is_sound else {}
+def read_base(run_directory: Path) -> dict[str, Any]:
+    """Return name, step and hash of the base of a run, from base.json; {} where it has none."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        document = json.loads(files.read_utf8(run_directory / BASE_FILE))
+        return {
+            "name": Path(document["path"]).absolute().name,
+            "step": int(document["step"]),
+            "hash": str(document["hash"])[:HASH_DIGITS],
+        }
+    return {}
 
 
 def read_record(run_directory: Path) -> dict[str, Any]:

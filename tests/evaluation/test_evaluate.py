@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support import tiny, tiny_run
 from tokenizers.processors import TemplateProcessing
 
-from jaxlm import config, evaluate, load_model, objectives, runtime
+from jaxlm import config, convert, evaluate, load_model, objectives, runtime
 from jaxlm.config import UserError
 from jaxlm.data import Document
 from jaxlm.data.tokenizer import byte_tokenizer
@@ -521,6 +521,26 @@ def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, caps
         assert found["total"]["masked_accuracy"] == pytest.approx(
             rows["eval/masked_accuracy"][-1][1], rel=1e-12
         )
+
+
+def test_runs_compare_on_the_split_that_one_of_them_held_out(folder, capsys, tmp_path):
+    """Its text, whatever the tokenizer of the other: bytes, and bytes with words among them."""
+    run, extended = run_of(folder, "decoder"), str(tmp_path / "extended")
+    (tmp_path / "tokens.txt").write_text(" river\n stone\n")
+    options = ("--tokens", str(tmp_path / "tokens.txt"))
+    assert runtime.command(convert.main, ["extend", run, extended, *options]) == 0
+    own = scored(run)["total"]
+    document = scored(run, "--against", extended, "--batch-size", "3")
+    (change,) = document["changes"]
+    before, after = (model["sources"][0] for model in document["models"])
+    assert change["value"] == pytest.approx(own["bits_per_byte"], rel=1e-6)
+    assert before["bytes"] == after["bytes"] == own["bytes"]
+    assert before["targets"] < after["targets"] and change["domain"] == "text"
+    capsys.readouterr()
+    assert command(extended, "--against", run) == 2
+    assert "has no validation split yet" in capsys.readouterr().err
+    assert command(run_of(folder, "encoder"), "--against", run, "--data", "tail.txt") == 2
+    assert "its objective is causal" in capsys.readouterr().err
 
 
 def test_a_run_on_other_texts(folder, capsys):
