@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxlm.config import UserError
 from jaxlm.parameter_names import name_of
+from jaxlm.sharding import replicated_sharding
 from jaxlm.types import Array, Tree
 
 SEEDS = (0x9E3779B9, 0x7F4A7C15)  # odd: one for each 32 bits of a parameter's sum
@@ -27,7 +28,11 @@ def hash_params(params: Tree) -> str:
     values are: integers add up to the same in any order.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    sums = jax.jit(lambda leaves: jnp.stack([sum_values(leaf) for leaf in leaves]))
+    # Each process of several can read the sums.
+    sums = jax.jit(
+        lambda leaves: jnp.stack([sum_values(leaf) for leaf in leaves]),
+        out_shardings=replicated_sharding(params),
+    )
     totals = np.asarray(sums([leaf for _, leaf in leaves])).tolist()
     lines = [
         [name_of(path), list(leaf.shape), str(leaf.dtype), *total]

@@ -9,7 +9,7 @@ finds them in compiled programs.
 from typing import NamedTuple
 
 from jaxlm.config import ModelConfig, PrecisionConfig
-from jaxlm.flops import projection_products
+from jaxlm.flops import projection_products, reads_source_alone
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -121,6 +121,8 @@ def layer_bytes(config: ModelConfig, precision: PrecisionConfig, fsdp: int) -> t
 
 def model_weights(config: ModelConfig) -> list[Weights]:
     """Return the weight matrices of a model, without norms and biases."""
+    if config.is_classifier:
+        return classifier_weights(config)
     if config.generator_share is not None:
         return electra_weights(config)
 
@@ -142,6 +144,28 @@ def model_weights(config: ModelConfig) -> list[Weights]:
     if config.head_transform:
         weights.append(Weights(config.width * config.width, config.width))
     return weights
+
+
+def classifier_weights(config: ModelConfig) -> list[Weights]:
+    """Return the weights of a classifier, which has no head over the vocabulary."""
+    tokens, width = config.vocabulary_size * config.token_width, config.width
+    if config.generator_share is not None:
+        *weights, _ = electra_weights(config)  # without the head of ELECTRA
+    else:
+        stacks = list(config.stacks.values())
+        if reads_source_alone(config):
+            stacks = [config.encoder]
+        tables = 1 if config.shared_embedding else len(stacks)
+        weights = tables * [Weights(tokens, config.token_width, uses=len(stacks) // tables)]
+        for stack in stacks:
+            weights.append(layer_weights(stack))
+            weights += position_weights(stack)
+        if config.embedding_width is not None:
+            weights += len(stacks) * [Weights(width * config.token_width, width)]
+
+    if config.label_head.transform != "none":
+        weights.append(Weights(width * width, width))
+    return [*weights, Weights(width * config.outputs, width)]
 
 
 def layer_weights(stack: ModelConfig) -> Weights:

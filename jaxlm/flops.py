@@ -15,6 +15,8 @@ def forward_flops(
     is the convention of PaLM (arXiv 2204.02311, appendix B) and of most published MFUs. Norms,
     activations and the embedding lookup are left out.
     """
+    if config.is_classifier:
+        return 2 * classifier_products(config, length, source_length, predictions)
     predicted = length if predictions is None else predictions
     if config.generator_share is not None:
         return 2 * electra_products(config, length, predicted)
@@ -29,12 +31,43 @@ def forward_flops(
         products += projected * config.width * config.embedding_width
 
     if source_length:
-        queries, keys = projection_products(config)
-        cross_scores = score_products(config, length, source_length)
-        cross = queries * length + keys * source_length + cross_scores
-        products += stack_products(config.encoder, source_length) + config.layers * cross
-
+        products += source_products(config, length, source_length)
     return 2 * products
+
+
+def source_products(config: ModelConfig, length: int, source_length: int) -> int:
+    """Count the multiplications of an encoder, and those by which a decoder reads it."""
+    queries, keys = projection_products(config)
+    cross_scores = score_products(config, length, source_length)
+    cross = queries * length + keys * source_length + cross_scores
+    return stack_products(config.encoder, source_length) + config.layers * cross
+
+
+def classifier_products(
+    config: ModelConfig, length: int, source_length: int, predictions: int | None
+) -> int:
+    """Count the multiplications of a classifier; it gives labels at `predictions` positions.
+
+    An encoder-decoder that labels tokens is its encoder alone.
+    """
+    if reads_source_alone(config):
+        read, products = source_length, stack_products(config.encoder, source_length)
+    else:
+        read, products = length + source_length, stack_products(config, length)
+        if source_length:
+            products += source_products(config, length, source_length)
+    if config.token_width != config.width:
+        products += read * config.token_width * config.width
+
+    positions = source_length if reads_source_alone(config) else length
+    transform = config.width if config.label_head.transform != "none" else 0
+    head = config.width * (transform + config.outputs)
+    return products + head * (positions if predictions is None else predictions)
+
+
+def reads_source_alone(config: ModelConfig) -> bool:
+    """Return whether the model is the encoder of an encoder-decoder, which labels its tokens."""
+    return config.family == "encoder_decoder" and config.classifier.kind == "token"
 
 
 def training_flops(
@@ -53,7 +86,7 @@ def causal_training_flops(
     that it does. An encoder has the same count in both.
     """
     flops = training_flops(config, length, source_length, predictions)
-    if config.family == "encoder":
+    if config.family == "encoder" or reads_source_alone(config):
         return flops
 
     for layer in range(config.layers):

@@ -2,31 +2,23 @@
 
 import dataclasses
 import shlex
-from functools import partial, reduce
-from operator import getitem
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxlm import (
     checkpoint,
     config,
     data,
     interop,
-    loss_scaling,
     models,
-    optim,
     runtime,
     sharding,
 )
 from jaxlm.config import (
-    AdapterConfig,
     Config,
     ModelConfig,
-    NoCheckpointError,
     PrecisionConfig,
     TokenizerConfig,
     UserError,
@@ -46,11 +38,9 @@ from jaxlm.interop.tokenizer import (
     widen_special_tokens,
 )
 from jaxlm.mesh_execution import build_execution
-from jaxlm.models.adapters import merge_adapters, with_frozen
-from jaxlm.parameter_names import merge
 from jaxlm.precision import cast_for_gather
 from jaxlm.quantization import DEFAULT_GROUP, quantize_params, round_params
-from jaxlm.run import assemble_optimizer
+from jaxlm.run_weights import Place, read_weights
 from jaxlm.types import Tree, is_axes
 
 
@@ -163,24 +153,11 @@ def load_run_model(
         raise UserError(f"{path}: --ema: {reason}")
     compute = compute or run_config.precision.compute
     precision = inference_precision(compute, run_config.precision.params)
-    model, shardings = place_model(run_config.model, precision, devices, run_config.adapter)
+    place = choose_place(run_config.model, precision, devices)
+    params, step = read_weights(path, run_config, place, step=step, ema=ema, merged=merged)
 
-    # The checkpoint is restored to where the parameters belong, shard by shard.
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(model.init, jax.random.key(0)),
-        shardings,
-    )
-    with checkpoint.Checkpoints.of_run(path, run_config.checkpoint) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise NoCheckpointError(f"{path / 'checkpoints'}: there is no checkpoint")
-        params = restore_weights(checkpoints, step, model, run_config, target, ema=ema)
-    if run_config.adapter.rank and merged:
-        plain, shardings = place_model(run_config.model, precision, devices)
-        merge_params = partial(merge_adapters, run_config.adapter, model.axes)
-        params = jax.jit(merge_params, out_shardings=shardings)(params)
-        model = plain
+    adapter = None if merged else run_config.adapter
+    model = models.build(run_config.model, precision, place.execution, adapter)
     if rounded and run_config.precision.weights is not None:
         params = round_params(model.axes, params, run_config.precision.weights)
 
@@ -196,50 +173,6 @@ def load_run_model(
     )
 
 
-def restore_weights(
-    checkpoints: checkpoint.Checkpoints,
-    step: int,
-    model: models.Model,
-    run_config: Config,
-    target: Tree,
-    *,
-    ema: bool,
-) -> Tree:
-    """Return the parameters of a checkpoint that are evaluated, placed as `target` says.
-
-    With `ema` they are the average that a run keeps. Imported weights, step 0, have no optimizer
-    state. Raises the errors of `Checkpoints.restore`.
-    """
-    optimizer_config = run_config.optimizer
-    mesh = jax.tree.leaves(target)[0].sharding.mesh
-    optimizer_config = with_frozen(optimizer_config, run_config.adapter, model.axes)
-    placement = sharding.Placement(mesh, model.axes, 0, frozen=optimizer_config.frozen)
-
-    if ema:
-        scales_loss = run_config.precision.compute == "float16"
-        path = ("optimizer", *(["inner"] if scales_loss else []), "average")
-        average = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding),
-            placement.trainable(target),
-        )
-        average = reduce(getitem, path, checkpoints.restore_parts(step, {path: average}))
-        if not optimizer_config.frozen:
-            return average
-        return merge(checkpoints.restore_params(step, target), average)
-
-    if optimizer_config.kind != "schedule_free" or step == 0:
-        return checkpoints.restore_params(step, target)
-    optimizer = assemble_optimizer(run_config, model.axes, placement)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, target),
-        placement.optimizer_state(optimizer, target),
-    )
-    parts = checkpoints.restore_parts(step, {("params",): target, ("optimizer",): state})
-    optimizer_state = loss_scaling.without_scaling(parts["optimizer"])
-    return optim.evaluation_params(optimizer_config, parts["params"], optimizer_state)
-
-
 def load_quantized_model(path: Path, compute: str | None, devices: int) -> LoadedModel:
     """Return a model whose matrices stay rounded in memory, as in `load_model`."""
     quantization = read_quantization(path)
@@ -250,7 +183,8 @@ def load_quantized_model(path: Path, compute: str | None, devices: int) -> Loade
         compute = run_config.precision.compute if run_config else "float32"
 
     precision = inference_precision(compute)
-    model, mesh = build_model(quantization.model, precision, devices)
+    place = choose_place(quantization.model, precision, devices)
+    model = models.build(quantization.model, precision, place.execution)
     group = quantization.group or DEFAULT_GROUP
     try:
         shapes = jax.eval_shape(
@@ -259,7 +193,7 @@ def load_quantized_model(path: Path, compute: str | None, devices: int) -> Loade
         )
     except ValueError as error:
         raise UserError(f"{path / QUANTIZATION_FILE}: group: {error}") from None
-    shardings = sharding.Placement(mesh, model.axes, zero=0).tree("parameters", shapes)
+    shardings = sharding.Placement(place.mesh, model.axes, zero=0).tree("parameters", shapes)
     params = read_quantized(path, shapes, shardings)
 
     if run_config is None:
@@ -308,24 +242,17 @@ def inference_precision(compute: str, params: str = "float32") -> PrecisionConfi
 
 
 def place_model(
-    model_config: ModelConfig,
-    precision: PrecisionConfig,
-    devices: int,
-    adapter: AdapterConfig | None = None,
+    model_config: ModelConfig, precision: PrecisionConfig, devices: int
 ) -> tuple[models.Model, Tree]:
     """Return the model, split over `devices` devices, and the sharding of each parameter."""
-    model, mesh = build_model(model_config, precision, devices, adapter)
+    place = choose_place(model_config, precision, devices)
+    model = models.build(model_config, precision, place.execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, sharding.Placement(mesh, model.axes, zero=0).tree("parameters", shapes)
+    return model, sharding.Placement(place.mesh, model.axes, zero=0).tree("parameters", shapes)
 
 
-def build_model(
-    model_config: ModelConfig,
-    precision: PrecisionConfig,
-    devices: int,
-    adapter: AdapterConfig | None = None,
-) -> tuple[models.Model, Mesh]:
-    """Return the model, split over `devices` devices, and their mesh."""
+def choose_place(model_config: ModelConfig, precision: PrecisionConfig, devices: int) -> Place:
+    """Return a mesh over which heads, MLP and vocabulary are split, and how a model runs on it."""
     mesh_devices = runtime.select_devices(config.RuntimeConfig(devices=devices))[:devices]
     parallel = config.ParallelConfig(data=1, fsdp=1, tensor=devices)
     mesh = sharding.make_mesh(parallel, mesh_devices)
@@ -339,7 +266,7 @@ def build_model(
         width=model_config.width,
         token_width=model_config.token_width,
     )
-    return models.build(model_config, precision, execution, adapter), mesh
+    return Place(mesh, 0, execution, precision)
 
 
 def cast_params(model: models.Model, params: Tree, compute: str | None) -> Tree:

@@ -269,8 +269,11 @@ def keep_manual(mesh: Mesh, specs: Tree) -> Tree:
     """Return PartitionSpecs without the axes that are left to the partitioner."""
     names = step_axes(mesh)
 
+    def is_manual(entry: Any) -> bool:
+        return names.issuperset(entry if isinstance(entry, tuple) else (entry,))
+
     def keep(spec: P) -> P:
-        return P(*(entry if entry is None or entry in names else None for entry in spec))
+        return P(*(entry if is_manual(entry) else None for entry in spec))
 
     return jax.tree.map(keep, specs, is_leaf=lambda x: isinstance(x, P))
 

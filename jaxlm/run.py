@@ -286,7 +286,7 @@ def describe_loss(run: Run) -> str:
     tile = losses.tile_length(
         rows=rows,
         positions=positions,
-        vocabulary_size=run.config.model.vocabulary_size,
+        vocabulary_size=run.config.model.outputs,
         requested=training.loss_tile,
         tile_bytes=run.tile_bytes,
     )

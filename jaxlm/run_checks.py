@@ -51,6 +51,15 @@ def check_best(config: Config) -> None:
     raise ConfigError("checkpoint.best", reason)
 
 
+def check_scaling_law(config: Config) -> None:
+    """Raise ConfigError for a loss that no scaling law of language models is about."""
+    if config.model.is_classifier:
+        reason = "'classify': scaling laws are of losses per token, not of labels"
+        raise ConfigError(
+            "objective.kind", f"{reason}; plan memory, plan compile and bench take it"
+        )
+
+
 def check_groups(model: ModelConfig) -> None:
     """Raise ConfigError if the groups of int4 weights don't divide the inputs of a matrix."""
     stacks = [model]

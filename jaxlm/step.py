@@ -206,9 +206,6 @@ def train_step(
     gradients overflow changes the scale and its counters alone. `seed` feeds dropout and the
     choices of a generator. Scores take at most `tile_bytes` at a time on each device.
     """
-    is_random = model.config.dropout > 0 or model.config.attention_dropout > 0
-    is_random |= model.generator is not None or model.adapter.dropout > 0
-    is_random |= model.config.is_classifier and bool(model.config.label_head.dropout)
     shardings = state_shardings(model, optimizer, placement)
     shapes = state_shapes(model, optimizer).params
     gradients = batch_gradients(model, training, placement, shapes, tile_bytes=tile_bytes)
@@ -219,7 +216,7 @@ def train_step(
         return placement.trainable(params) if model.adapter.rank else params
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random else None
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(model) else None
         scale = current_scale(state.optimizer)
         used = round_from_start(model, training, state)
         sums, grads = gradients(used, number_rows(batch), key, scale)
@@ -252,6 +249,15 @@ def train_step(
         donate_argnums=0,
         compiler_options=compiler_options,
     )
+
+
+def is_random(model: Model) -> bool:
+    """Return whether a training step needs a key: for dropout, or for what a generator chooses."""
+    config = model.config
+    rates = [config.dropout, config.attention_dropout, model.adapter.dropout]
+    if config.is_classifier:
+        rates.append(config.label_head.dropout or 0.0)
+    return any(rates) or model.generator is not None
 
 
 def round_from_start(model: Model, training: TrainingConfig, state: TrainState) -> Tree:

@@ -20,6 +20,7 @@ from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
+from jaxlm.run_weights import write_base_record
 from jaxlm.start import Origin, Start, build_state, find_start
 from jaxlm.state import TrainState
 from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
@@ -80,7 +81,7 @@ def train(
         run = run._replace(config=config)
 
         # 4. The state: fresh, of a base, imported or resumed.
-        state = build_state(run, start, checkpoints)
+        state, base_record = build_state(run, start, checkpoints, directory)
         if config.objective.kind == "preference":
             prepare_reference(run, store, stream, start, state, group)
 
@@ -89,6 +90,8 @@ def train(
         if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
             write_tokenizer(directory, config, store, start)
+            if base_record is not None:
+                write_base_record(directory, base_record)
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
             record_save = partial(record_progress, directory, card_start, store)

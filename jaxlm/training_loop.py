@@ -25,6 +25,7 @@ from jaxlm.run import (
     build_evaluation_params,
     build_update,
 )
+from jaxlm.run_weights import saved_part
 from jaxlm.runtime import PeerStop, ProcessGroup, StopSignal
 from jaxlm.state import TrainState
 from jaxlm.step import StepMetrics
@@ -229,7 +230,7 @@ class TrainingLoop:
         """Start to save the state. Unless it is `evaluated`, its evaluation has to follow."""
         # Sync: Orbax copies the state to the host by implicit transfers before it returns.
         with self.throughput.paused(state), jax.transfer_guard("allow"):
-            self.checkpoints.save(step, state, scores, evaluated=evaluated)
+            self.checkpoints.save(step, saved_part(self.config, state), scores, evaluated=evaluated)
             self.record_save(step, self.throughput.elapsed())
 
     def evaluate(

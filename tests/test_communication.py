@@ -12,7 +12,7 @@ from support import tiny
 
 from jaxlm import communication, models
 from jaxlm.communication import Transfer
-from jaxlm.config import ModelConfig, PrecisionConfig, load
+from jaxlm.config import ClassifierConfig, ModelConfig, PrecisionConfig, load
 
 LLAMA_7B = load(Path(__file__).parent.parent / "configs" / "llama2_7b.py").model
 LAYER, TABLE = 4 * 4096**2 + 3 * 4096 * 11008, 32000 * 4096
@@ -101,6 +101,15 @@ MODELS = {
         head_transform=True,
         token_types=2,
     ),
+}
+
+
+MODELS |= {
+    f"{name}, labels of {kind}s": replace(
+        MODELS[name], classifier=ClassifierConfig(kind=kind, labels=("a", "b"))
+    )
+    for name in ("narrow table", "bert", "t5", "two tables", "electra")
+    for kind in ("sequence", "token")
 }
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from support.tiny import product_flops
 
 from jaxlm import config, flops, hardware, models
+from jaxlm.plan.traced_flops import traced_pairs
 from jaxlm.types import Batch
 
 GPT2 = config.ModelConfig(vocabulary_size=50257, layers=12, width=768, heads=12)
@@ -189,3 +191,30 @@ def test_only_the_decoder_of_an_encoder_decoder_is_causal():
 def test_the_rule_of_palm_for_gpt2():
     """6N + 12 L d T with N = 124,439,808, L = 12, d = 768, T = 1024: 859,885,056 per token."""
     assert flops.rule_training_flops(GPT2, 124_439_808, 1024) == 1024 * 859_885_056
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+@pytest.mark.parametrize("name", ["encoder", "encoder_decoder", "electra", "narrow table"])
+def test_classifiers_have_the_products_of_their_program(name, kind):
+    """A sample of 128 tokens; an encoder-decoder labels tokens by its encoder alone."""
+    fields = {
+        "electra": dict(
+            family="encoder", embedding_width=64, generator_share=0.25, head_transform=True
+        ),
+        "narrow table": dict(family="encoder", embedding_width=64),
+    }.get(name, dict(family=name))
+    classifier = config.ClassifierConfig(kind=kind, labels=("a", "b", "c"))
+    model = replace(SMALL, **fields, classifier=classifier)
+    ids = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    has_source = name == "encoder_decoder"
+    built = models.build(model)
+    program = jax.make_jaxpr(built.apply)(
+        jax.eval_shape(built.init, jax.random.key(0)),
+        Batch(ids, source=ids if has_source else None),
+    )
+
+    counted = flops.forward_flops(model, 128, 128 * has_source, 1 if kind == "sequence" else 128)
+    # Half of the decoder's scores, which nobody sees, are left out of the program.
+    hidden = 2 * flops.score_products(model, 1, 128 * 128 - traced_pairs(model, 128, None))
+    is_causal = has_source and kind == "sequence"
+    assert product_flops(program.jaxpr) == counted - is_causal * model.layers * hidden

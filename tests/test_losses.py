@@ -13,6 +13,7 @@ from support import tiny
 from jaxlm.losses import (
     LARGEST_GROUP,
     LossSums,
+    label_loss,
     loss_sums,
     summed_scores,
     summed_scores_at_once,
@@ -274,3 +275,27 @@ def test_tile_length_follows_the_memory_and_is_never_zero(rows, gigabytes, expec
         tile_bytes=gigabytes * 10**9,
     )
     assert tile == expected
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_losses_of_labels_are_those_of_optax(problem):
+    """The mean over the labels, each text counted by its weight."""
+    random = np.random.default_rng(0)
+    scores_BLC = 3 * random.normal(size=(5, 1, 4)).astype(np.float32)
+    weights_BL = np.array([[1.0], [0.5], [0.0], [2.0], [1.0]], np.float32)
+    targets_BLC = random.normal(size=scores_BLC.shape).astype(np.float32)
+    is_right_B = np.zeros(5)
+    if problem == "multi_label":
+        targets_BLC = (targets_BLC > 0).astype(np.float32)
+        targets_BLC[0] = scores_BLC[0] > 0
+        losses = optax.losses.sigmoid_binary_cross_entropy(scores_BLC, targets_BLC)
+        is_right_B = ((scores_BLC > 0) == (targets_BLC > 0)).all((1, 2))
+        assert is_right_B[0] and not is_right_B.all()
+    else:
+        losses = optax.losses.squared_error(scores_BLC, targets_BLC)
+
+    loss, sums = label_loss(problem, scores_BLC, targets_BLC, weights_BL)
+    expected = float((np.asarray(losses).mean(-1) * weights_BL).sum())
+    assert float(loss) == pytest.approx(expected, rel=1e-6) == float(sums.loss)
+    assert float(sums.count) == 4.5
+    assert float(sums.correct) == (is_right_B * weights_BL[:, 0]).sum()

@@ -79,7 +79,14 @@ def test_a_channel_of_zeros_stays_zero_and_the_largest_weight_is_exact():
 
 
 def test_vectors_stay_float():
-    for axes in (("norm",), ("layers", "norm"), ("heads", "head"), ("mlp",), ("position", "heads")):
+    for axes in (
+        ("norm",),
+        ("layers", "norm"),
+        ("heads", "head"),
+        ("mlp",),
+        ("position", "heads"),
+        ("embed", "labels"),
+    ):
         assert quantization.input_axes(axes) is None
 
 

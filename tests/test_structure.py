@@ -17,6 +17,7 @@ PACKAGE = ROOT / "jaxlm"
 LEVELS = {
     "config": 0,
     "types": 0,
+    "base_identity": 2,
     "communication": 2,
     "accelerators": 0,
     "flops": 1,
@@ -54,6 +55,7 @@ LEVELS = {
     "files": 1,
     "markdown": 1,
     "progress": 1,
+    "run_weights": 3,
     "start": 3,
     "state": 3,
     "reference": 3,

@@ -18,7 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 MEMORY_BYTES = 512 << 20  # of the process
 MOST_CHARACTERS = 1 << 26  # of a rendered text
@@ -77,7 +77,7 @@ def answer_requests() -> Callable[[bytes], list[dict[str, Any]]]:
     """Return the function that answers a request."""
     try:
         version = importlib.metadata.version("jinja2")
-        import jinja2
+        import jinja2.nodes
     except ImportError:
         return lambda line: [{"error": MISSING, "reason": "is not installed", "line": None}]
     numbers = [int(part) for part in version.split(".")[:3] if part.isdigit()]
@@ -95,6 +95,7 @@ def answer_requests() -> Callable[[bytes], list[dict[str, Any]]]:
             environment.now = datetime.datetime.now()
             template = compiled.get(request["template"])
             if template is None:
+                check_names(environment.parse(request["template"]), jinja2)
                 template = environment.from_string(request["template"])
                 if len(compiled) >= CACHED_TEMPLATES:
                     compiled.clear()
@@ -118,6 +119,18 @@ def answer_requests() -> Callable[[bytes], list[dict[str, Any]]]:
         return results
 
     return answer
+
+
+def check_names(tree: Any, jinja2: Any) -> None:
+    """Refuse a template that spells an attribute which Python itself reads, in whatever branch."""
+    for node in tree.find_all((jinja2.nodes.Getattr, jinja2.nodes.Getitem)):
+        name = getattr(node, "attr", None)
+        if name is None and isinstance(node.arg, jinja2.nodes.Const):
+            name = node.arg.value
+        if isinstance(name, str) and name.startswith("__"):
+            error = jinja2.exceptions.SecurityError(f"attribute {name!r}")
+            error.lineno = node.lineno
+            raise error
 
 
 def render_template(template: Any, environment: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -182,9 +195,16 @@ def build_environment() -> Any:
         generated: list[tuple[int, str]] = []  # noqa: RUF012 (replaced for each text)
         now = datetime.datetime.now()  # the same in all texts of a request, which are compared
 
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            check_name(attribute, type(obj).__name__)
+            return super().getattr(obj, attribute)
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            check_name(argument, type(obj).__name__)
+            return super().getitem(obj, argument)
+
         def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-            kind = type(obj).__name__
-            raise jinja2.exceptions.SecurityError(f"attribute {attribute!r} of {kind!r}")
+            raise_unsafe(attribute, type(obj).__name__)
 
     class GenerationBlocks(jinja2.ext.Extension):
         """The tag {% generation %} around what a model is to learn."""
@@ -212,16 +232,19 @@ def build_environment() -> Any:
             self, others = args[0], args[1:]
             names = dict(*others, **values)
             for name in names:
-                check_name(name)
+                check_name(name, "namespace")
             jinja2.utils.Namespace.__init__(self, names)
 
         def __setitem__(self, name: str, value: Any) -> None:
-            check_name(name)
+            check_name(name, "namespace")
             super().__setitem__(name, value)
 
-    def check_name(name: Any) -> None:
-        if str(name).startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"attribute {name!r} of a namespace")
+    def check_name(name: Any, kind: str) -> None:
+        if isinstance(name, str) and name.startswith("__"):
+            raise_unsafe(name, kind)
+
+    def raise_unsafe(name: str, kind: str) -> NoReturn:
+        raise jinja2.exceptions.SecurityError(f"attribute {name!r} of {kind!r}")
 
     def raise_exception(message: str) -> None:
         raise Refusal(message)

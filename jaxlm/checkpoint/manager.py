@@ -28,7 +28,8 @@ LISTED_DIFFERENCES = 3  # in an error
 class Checkpoints:
     """The checkpoints in one directory: the newest `keep` stay, and the best by one figure.
 
-    The figure is the tag `best` of the evaluations: eval/loss, or one of which more is better. Makes the directory. One process (or one group of jax processes) saves at a time; any number may
+    The figure is the tag `best` of the evaluations: eval/loss, or one of which more is better.
+    Makes the directory. One process (or one group of jax processes) saves at a time; any number may
     read.
     """
 

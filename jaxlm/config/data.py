@@ -14,8 +14,10 @@ from jaxlm.config.fields import (
     PositiveDouble,
     Share,
     SourcePath,
+    list_names,
     refuser,
     section,
+    suggestion,
 )
 
 # The kinds of tokenizers that are trained -> their pre-tokenizations, the default first. WordPiece
@@ -25,6 +27,28 @@ SPLIT_BY: dict[str, tuple[str, ...]] = {
     "wordpiece": ("bert", "whitespace"),
     "unigram": ("whitespace", "gpt2", "gpt4", "none"),
 }
+
+# Formats of examples -> the names of their fields, of which docs/finetuning.md says more.
+KEY_NAMES: dict[str, tuple[str, ...]] = {
+    "labelled": ("text", "pair", "label", "tokens"),
+    "messages": (
+        "messages",
+        "role",
+        "content",
+        "system",
+        "conversations",
+        "from",
+        "value",
+        "instruction",
+        "input",
+        "output",
+        "prompt",
+        "response",
+    ),
+    "preferences": ("prompt", "chosen", "rejected", "role", "content"),
+}
+# Formats whose texts have ids of their own, or labels or turns by their places.
+FIXED_TEXT = ("tokens", "messages", "labelled")
 
 
 @section("tokenizer")
@@ -168,9 +192,16 @@ class SourceConfig:
             problem = "needs a path" if self.path is None else "takes no path"
             reason = f"source {self.name!r} {problem} (format {self.format!r})"
             raise ConfigError("data.sources.path", reason)
-        if self.text_keys and self.format in ("text", "pairs", "python_stdlib", "tokens"):
+        without_keys = ("text", "pairs", "python_stdlib", "tokens", *KEY_NAMES)
+        if self.text_keys and self.format in without_keys:
             reason = f"source {self.name!r} has no such keys (format {self.format!r})"
             raise ConfigError("data.sources.text_keys", reason)
+        for name, _ in self.keys:
+            known = KEY_NAMES.get(self.format, ())
+            if name not in known:
+                names = f"it has {list_names(list(known))}" if known else "it has none"
+                reason = f"source {self.name!r}, format {self.format!r}, has no {name!r}: {names}"
+                raise ConfigError("data.sources.keys", f"{reason}{suggestion(name, known)}")
 
 
 @section("data.validation")
@@ -245,8 +276,8 @@ class DataConfig:
     curation: CurationConfig = CurationConfig()
     # T: weights are the tokens of the sources to the power of 1/T. None: those of the sources
     mixture_temperature: PositiveDouble | None = None
-    # Weights are the examples of the sources, each counted up to so many (FLAN, arXiv 2109.01652).
-    # None: those of the sources
+    # Weights are the examples of the sources, each counted up to so many (FLAN, arXiv 2109.01652);
+    # with a temperature T to the power of 1/T. None: those of the sources
     mixture_cap: Positive | None = None
     # (step, weights): one weight for each source, from that step on
     mixture_schedule: tuple[tuple[Count, tuple[NonNegativeDouble, ...]], ...] = ()
@@ -267,7 +298,7 @@ class DataConfig:
         if not math.isfinite(sum(source.weight for source in self.sources)):
             weights = ", ".join(f"{source.weight:g}" for source in self.sources)
             raise ConfigError("data.sources", f"the sum of the weights is too large: {weights}")
-        self.check_tokens()
+        self.check_fixed_text()
         self.check_mixture_schedule()
         self.check_mixture()
 
@@ -275,7 +306,8 @@ class DataConfig:
     def mixes_by_size(self) -> bool:
         """Return whether the weights follow from the number of tokens of the sources."""
         limits = [limit for source in self.sources for limit in (source.tokens, source.max_epochs)]
-        return self.mixture_temperature is not None or any(limit is not None for limit in limits)
+        rules = (self.mixture_temperature, self.mixture_cap)
+        return any(value is not None for value in (*rules, *limits))
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -288,9 +320,9 @@ class DataConfig:
         starts_at_zero = bool(self.mixture_schedule) and self.mixture_schedule[0][0] == 0
         return self.mixture_schedule[0][1] if starts_at_zero else self.weights
 
-    def check_tokens(self) -> None:
-        """Refuse rules that change the text of sources whose ids are taken as they are."""
-        tokens = [source.name for source in self.sources if source.format == "tokens"]
+    def check_fixed_text(self) -> None:
+        """Refuse rules that change texts whose ids, or whose places of labels, are known."""
+        fixed = [source for source in self.sources if source.format in FIXED_TEXT]
         curation = self.curation
         changes = {
             "repair_unicode": curation.repair_unicode,
@@ -299,8 +331,9 @@ class DataConfig:
             "remove_addresses": curation.remove_addresses,
         }
         for key, is_used in changes.items():
-            if tokens and is_used:
-                reason = f"source {tokens[0]!r} has format 'tokens', whose text can't be changed"
+            if fixed and is_used:
+                source = f"source {fixed[0].name!r} has format {fixed[0].format!r}"
+                reason = f"{source}, whose text can't be changed"
                 what = "'c4' removes lines" if key == "rules" else "it changes the text"
                 raise ConfigError(f"data.curation.{key}", f"{what}, and {reason}")
 
@@ -333,14 +366,15 @@ class DataConfig:
             if source.tokens is not None and source.weight != 1:
                 reason = f"{key}.tokens says already how much is read; leave out one of the two"
                 raise ConfigError(f"{key}.weight", reason)
-            if self.mixture_temperature is not None and source.weight != 1:
-                reason = "data.mixture_temperature sets the weights; leave out one of the two"
-                raise ConfigError(f"{key}.weight", reason)
+            for rule in ("mixture_temperature", "mixture_cap"):
+                if getattr(self, rule) is not None and source.weight != 1:
+                    reason = f"data.{rule} sets the weights; leave out one of the two"
+                    raise ConfigError(f"{key}.weight", reason)
 
         if not starts_at_zero and not any(self.weights):
             raise ConfigError("data.sources", "one source needs a weight above 0")
         # The schedule of a saved config.json begins at step 0 with the weights that were found.
         if self.mixes_by_size and self.mixture_schedule and not starts_at_zero:
-            reason = "takes the weights of the sources alone: leave out tokens, max_epochs and "
-            reason += "mixture_temperature, or begin the schedule at step 0"
+            reason = "takes the weights of the sources alone: leave out tokens, max_epochs, "
+            reason += "mixture_temperature and mixture_cap, or begin the schedule at step 0"
             raise ConfigError("data.mixture_schedule", reason)

@@ -174,6 +174,11 @@ class Config:
             got = f"got {self.model.classifier.kind!r}"
             raise ConfigError("model.classifier.kind", f"{reason}, {got}")
 
+        problem = self.model.classifier.problem
+        if problem != "single_label" and self.training.z_loss:
+            reason = f"is for cross-entropy, got model.classifier.problem={problem!r}"
+            raise ConfigError("training.z_loss", reason)
+
         if self.objective.weight != 1:
             raise ConfigError("objective.weight", "is only used in objective.parts")
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
-from jaxlm import card, checkpoint, config, models, runtime
+from jaxlm import card, checkpoint, config, runtime
+from jaxlm.base_identity import hash_params
 from jaxlm.config import Config, NoCheckpointError, UserError
 from jaxlm.config.base import adopt_base
 from jaxlm.conversion.export_run import ExportedModel, find_best_step, new_directory
@@ -25,9 +24,7 @@ from jaxlm.interop.tensor_mapping import leaves_by_path
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import TOKENIZER_FILE
 from jaxlm.load_model import load_model
-from jaxlm.models.adapters import attach_adapters
-from jaxlm.parameter_names import merge
-from jaxlm.types import Tree
+from jaxlm.run_weights import BaseRecord, write_base_record
 
 BASE_KEY = "base="  # of the edit that names the base
 KEPT_FILES = (TOKENIZER_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE)
@@ -70,9 +67,7 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
     adapter = load_adapter(directory, base_config.model)
     run_config = adapter_run_config(base_config, base, adapter.config, run, edits)
 
-    plain = load_model(base).params
-    model = models.build(run_config.model, run_config.precision, adapter=run_config.adapter)
-    params = attach(run_config, model, plain, adapter.params)
+    record = describe_base(base)
     leaves = leaves_by_path(adapter.params)
     names = [name for name, leaf in leaves.items() if not all_finite(leaf)]
     with runtime.lock_run_directory(run):
@@ -83,7 +78,8 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
                     (run / name).write_bytes((base / name).read_bytes())
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
-                checkpoints.save_params(params)
+                checkpoints.save_params(adapter.params)
+            write_base_record(run, record)
             card.record_import(run, architecture.model_type)
             # The last file: it turns the folder into a run.
             checkpoint.write_run_config(run, run_config, None, runtime.versions())
@@ -92,14 +88,11 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
     )
 
 
-def attach(run_config: Config, model: models.Model, plain: Tree, trained: Tree) -> Tree:
-    """Return the parameters of a plain model with the trained ones of an adapter beside them."""
-
-    def attached(plain: Tree, trained: Tree) -> Tree:
-        fresh = model.init(jax.random.key(run_config.seed))
-        return merge(attach_adapters(run_config.adapter, model.axes, plain, fresh), trained)
-
-    return jax.jit(attached)(plain, trained)
+def describe_base(base: Path) -> BaseRecord:
+    """Return what a run has on file about its base."""
+    loaded = load_model(base, rounded=False)
+    assert loaded.step is not None
+    return BaseRecord(str(base), loaded.step, hash_params(loaded.params))
 
 
 def find_base(directory: Path, edits: Sequence[str]) -> tuple[Path, list[str]]:

@@ -1,8 +1,8 @@
 """Find the weights of a run's sources, and describe the mixture before training.
 
-Weights follow from the sizes of the sources where `tokens`, `max_epochs` or a temperature are set:
-how many samples the run shall read of each source, divided by all. A resumed run counts what it
-has read, so that the whole run meets what is asked for, and keeps the samples before.
+Weights follow from the sizes of the sources where `tokens`, `max_epochs`, a temperature or a cap
+are set: how many samples the run shall read of each source, divided by all. A resumed run counts
+what it has read, so that the whole run meets what is asked for, and keeps the samples before.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class SourceSize(NamedTuple):
     name: str
     tokens: int
     samples: int  # of an epoch
+    examples: int | None = None  # of a source of examples, which may share rows. None: samples
 
 
 def plan_mixture(
@@ -90,12 +91,13 @@ def check_weights(asked: MixtureSchedule, earlier: MixtureSchedule, step: int) -
 def record_mixture(config: Config, mixture: MixtureSchedule) -> Config:
     """Return the config that gives the mixture, whatever the sizes of the sources.
 
-    `tokens`, `max_epochs` and the temperature stay beside a schedule that begins at step 0. A run
-    that began with weights keeps these, and what it was asked for since is in the schedule.
+    `tokens`, `max_epochs`, the temperature and the cap stay beside a schedule that begins at step
+    0. A run that began with weights keeps these, and what it was asked for since is in the
+    schedule.
     """
     changed: dict[str, Any] = {"mixture_schedule": mixture.changes}
     if not mixture.begins_with_change:
-        changed["mixture_temperature"] = None
+        changed |= {"mixture_temperature": None, "mixture_cap": None}
         changed["sources"] = tuple(
             dataclasses.replace(source, weight=weight, tokens=None, max_epochs=None)
             for source, weight in zip(config.data.sources, mixture.weights, strict=True)
@@ -156,14 +158,26 @@ def divide_samples(
 
 
 def base_weight(data: DataConfig, sizes: Sequence[SourceSize], number: int) -> float:
-    """Return the weight of a source before the caps: its own, or its size^(1 / temperature).
+    """Return the weight of a source before the bounds: its own, or one that follows from its size.
 
-    Sizes are relative to the largest, so that no power is too large for a float.
+    The size is that in tokens, or min(examples, data.mixture_cap), as T5 (arXiv 1910.10683, section
+    3.5.2) and FLAN (2109.01652) mix tasks; the weight is size^(1 / temperature). Where examples
+    share rows, it is divided by the examples of a row. Sizes are relative to the largest, so that
+    no power is too large for a float.
     """
-    if data.mixture_temperature is None:
+    cap, temperature = data.mixture_cap, data.mixture_temperature or 1.0
+    if cap is None and data.mixture_temperature is None:
         return data.sources[number].weight
-    largest = max(size.tokens for size in sizes)
-    return (sizes[number].tokens / largest) ** (1 / data.mixture_temperature)
+    counts = [size.tokens if cap is None else min(count_examples(size), cap) for size in sizes]
+    weight = (counts[number] / max(counts)) ** (1 / temperature)
+    if cap is None:
+        return weight
+    return weight * sizes[number].samples / count_examples(sizes[number])
+
+
+def count_examples(size: SourceSize) -> int:
+    """Return the examples of a source; of running text, each sample is one."""
+    return size.samples if size.examples is None else size.examples
 
 
 def room_of(

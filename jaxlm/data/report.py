@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.columns import align_columns
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION
-from jaxlm.data.store import Store, count_records
+from jaxlm.data.store import Store, count_records, count_tokens
 
 UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 READ, CUT, KEPT = "read", "cut from documents", "kept"  # stages beside the reasons
@@ -44,8 +44,8 @@ def describe_store(store: Store) -> dict[str, Any]:
             source = sources.setdefault(name, {"kept": 0, "bytes": 0, "tokens": 0})
             source["kept"] += count_records(entry)
             source["bytes"] += entry["bytes"]
-            source["tokens"] += entry["tokens"]
-            tokens[split][name] = entry["tokens"]
+            source["tokens"] += count_tokens(entry)
+            tokens[split][name] = count_tokens(entry)
 
     for name, source in sources.items():
         source["dropped"] = manifest.get("dropped", {}).get(name, {})

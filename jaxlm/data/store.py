@@ -139,6 +139,11 @@ def count_records(entry: dict[str, Any]) -> int:
     return entry.get("examples", entry.get("pairs", entry["documents"]))
 
 
+def count_tokens(entry: dict[str, Any]) -> int:
+    """Return the tokens of an entry in a manifest, without the numbers and ends of examples."""
+    return entry.get("text_tokens", entry["tokens"])
+
+
 def open_tokens(
     folder: Path, entry: dict[str, Any], dtype: np.dtype, kind: type[AnyTokenArray] = TokenArray
 ) -> AnyTokenArray:
@@ -164,5 +169,5 @@ def summarize_store(store: Store) -> str:
 
     entries = store.manifest["splits"][TRAIN]
     unit = next((key for key in ("pairs", "examples") if key in entries[0]), "documents")
-    tokens, count = (sum(entry[key] for entry in entries) for key in ("tokens", unit))
+    tokens, count = sum(map(count_tokens, entries)), sum(entry[unit] for entry in entries)
     return f"store {store.path}: train {tokens:,} tokens in {count:,} {unit}, {held_out}"

@@ -31,7 +31,7 @@ from jaxlm.data.permutation import permute, permute_blocks
 from jaxlm.data.samples import SampleArray, gather_samples, window_count
 from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.data.shards import TokenArray
-from jaxlm.data.store import Store
+from jaxlm.data.store import Store, count_tokens
 from jaxlm.objectives import Objective
 from jaxlm.types import Batch
 
@@ -131,6 +131,11 @@ class Stream:
         if self.example_rows:
             return len(self.example_rows[source])
         return window_count(self.arrays[source], self.objective)
+
+    def examples(self, source: int) -> int | None:
+        """Return how many examples of a source are read; None for running text."""
+        array = self.arrays[source]
+        return array.start_count(self.objective) if isinstance(array, ExampleArray) else None
 
     def __len__(self) -> int:
         return ENDLESS
@@ -290,7 +295,9 @@ def source_sizes(stream: Stream, store: Store, data: DataConfig) -> list[SourceS
         ]
     entries = store.manifest["splits"]["train"]
     return [
-        SourceSize(source.name, entry["tokens"], stream.epoch_samples(number))
+        SourceSize(
+            source.name, count_tokens(entry), stream.epoch_samples(number), stream.examples(number)
+        )
         for number, (source, entry) in enumerate(zip(data.sources, entries, strict=True))
     ]
 

@@ -134,9 +134,16 @@ class Conversation:
         return ids, messages[first:]
 
     def encode(self, messages: list[Message]) -> np.ndarray:
-        """Return int32 [n], what the model reads: the messages, and the start of its answer."""
+        """Return int32 [n], what the model reads: the messages, and the start of its answer.
+
+        The source of an encoder-decoder ends with the end of text, as in training.
+        """
         rendered = self.template.render([*self.opening, *messages], generation_prompt=True)
-        return encode_with_special(self.tokenizer, rendered.text, special_ids(self.tokenizer))
+        ids = encode_with_special(self.tokenizer, rendered.text, special_ids(self.tokenizer))
+        end = self.tokenizer.end_of_text
+        if self.generator.has_source and not (len(ids) and ids[-1] == end):
+            ids = np.concatenate([ids, [end]]).astype(np.int32)
+        return ids
 
     def answer_limit(self, ids: np.ndarray) -> int:
         """Return how many tokens an answer may have: a decoder's ends with the context."""

@@ -19,6 +19,7 @@ OPTIONAL_BIASES = (
     "norm_bias",
     "head_transform_bias",
 )
+LABEL_BIAS = "classifier_bias"  # model.classifier.bias
 SQUARED_RELU: dict[str, Any] = {"gated": False, "activation": "relu_squared"}
 GATED_RELU: dict[str, Any] = {"gated": True, "activation": "relu"}  # how the architecture says it
 
@@ -34,12 +35,17 @@ def apply_extension(hf_config: HFConfig, base: ModelConfig) -> ModelConfig:
 
     fields: dict[str, Any] = {}
     for key in section.values:
-        if key in OPTIONAL_BIASES:
+        if key in (*OPTIONAL_BIASES, LABEL_BIAS):
             if section.scalar(key, False, bool):
                 section.refuse(key, "true is not supported, only false")
-            fields[key] = False
+            if key != LABEL_BIAS:
+                fields[key] = False
+            elif base.is_classifier:
+                fields["classifier"] = replace(base.classifier, bias=False)
+            else:
+                section.refuse(key, "is only used in classifiers")
         elif key not in SQUARED_RELU:
-            known = ", ".join((*OPTIONAL_BIASES, *SQUARED_RELU))
+            known = ", ".join((*OPTIONAL_BIASES, LABEL_BIAS, *SQUARED_RELU))
             section.refuse(key, f"is unknown; known: {known}")
 
     # The two keys of the squared ReLU stand together or not at all.
@@ -75,6 +81,8 @@ def build_extension(model: ModelConfig, base: ModelConfig) -> dict[str, Any]:
     if not model.head_transform:
         section.pop("head_transform_bias", None)
 
+    if base.is_classifier and base.label_head.bias and not model.label_head.bias:
+        section[LABEL_BIAS] = False
     if has_fields(model, SQUARED_RELU) and has_fields(base, GATED_RELU):
         section |= SQUARED_RELU
     return section

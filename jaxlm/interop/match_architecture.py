@@ -143,7 +143,19 @@ def find_match(model: ModelConfig) -> ArchitectureMatch:
     if not mismatches:
         raise UserError(f"no supported architecture of transformers is of family {model.family!r}")
     _, reason = min(mismatches, key=lambda mismatch: mismatch[0])
+    if model.is_classifier:
+        reason += f"; {describe_classes(model)}"
     raise UserError(f"no supported architecture of transformers fits this model: {reason}")
+
+
+def describe_classes(model: ModelConfig) -> str:
+    """Return which architectures of a model's family have a class of its kind of classifier."""
+    kind, names = model.classifier.kind, []
+    for architecture in OTHER_CLASSES:
+        if (architecture.family, architecture.classifier) == (model.family, kind):
+            names.append(architecture.model_type)
+    verb = "has" if len(names) == 1 else "have"
+    return f"only {', '.join(names)} {verb} a class of kind {kind!r}"
 
 
 def try_architecture(

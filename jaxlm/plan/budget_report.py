@@ -125,6 +125,8 @@ def format_chosen(plan: Plan) -> str:
         "parameters"
     )
     tables = "token table, which is the head" if config.tied_head else "token table and head"
+    if config.is_classifier:
+        tables = "token table"
     share = shape.vocabulary_parameters / shape.parameters
     lines.append(
         f"  {config.vocabulary_size:,} tokens of vocabulary: {share:.1%} of the parameters in the "

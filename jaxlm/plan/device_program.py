@@ -195,7 +195,7 @@ def trace_step(
     tile = losses.tile_length(
         rows=device_rows,
         positions=batch.targets.shape[1],
-        vocabulary_size=config.model.vocabulary_size,
+        vocabulary_size=config.model.outputs,
         requested=config.training.loss_tile,
         tile_bytes=losses.tile_bytes(device_memory),
     )
@@ -207,13 +207,15 @@ def trace_step(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = placement.tree("optimizer", shapes)
     rows = config.training.batch_size // microbatches
-    width = padded_vocabulary(local.vocabulary_size)
+    is_classifier = config.model.is_classifier
+    width = local.outputs if is_classifier else padded_vocabulary(local.vocabulary_size)
+    repeats_scores = sizes["tensor"] > 1 and not is_classifier
     return TracedStep(
         gradients=trace_gradients(config, model, placement, batch),
         weight_shapes=weight_shapes(shapes, placement.trainable(shapes), shardings),
         scores_width=width,
         # Where the vocabulary is split, the loss and its gradient each have scores of their own.
-        second_scores=4 * device_rows * tile * width if sizes["tensor"] > 1 else 0,
+        second_scores=4 * device_rows * tile * width if repeats_scores else 0,
         kernels=model.kernels(batch_shapes(check_sample(config), rows)),
     )
 
@@ -266,11 +268,9 @@ def trace_gradients(
     """Return the gradients of all parameters, as every device computes its part of them."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     gradients = step.batch_gradients(model, config.training, placement, params)
-    dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
-    is_random = dropout or model.generator is not None
 
     def run(params: Tree, batch: Batch) -> Any:
-        key = jax.random.key(0) if is_random else None
+        key = jax.random.key(0) if step.is_random(model) else None
         return gradients(params, step.number_rows(batch), key)
 
     return jax.make_jaxpr(run)(params, batch).jaxpr

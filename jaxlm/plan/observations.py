@@ -255,6 +255,8 @@ def read_final_loss(folder: Path, run_config: Config) -> tuple[float | None, str
     file, steps = folder / "metrics.jsonl", run_config.training.steps
     if not file.exists():
         return None, "it has not been trained"
+    if run_config.model.is_classifier:
+        return None, "it is a classifier, whose loss is not one per token"
     curves = read_metrics(file)
 
     loss = curves.get(FINAL_LOSS, {}).get(steps)

@@ -9,6 +9,7 @@ from jaxlm.data.schedule import BatchSchedule
 from jaxlm.plan.question import Question
 from jaxlm.plan.shapes import Sample, Shape
 from jaxlm.plan.traced_flops import traced_training_flops
+from jaxlm.run_checks import check_scaling_law
 
 
 def ask_about(config: Config, question: Question) -> tuple[Question, float]:
@@ -16,8 +17,9 @@ def ask_about(config: Config, question: Question) -> tuple[Question, float]:
 
     These are the FLOPs per token that are in the jaxpr of its training step, both passes, without
     recomputation. GPUs, days and price stay those of `question`. Raises ConfigError for an
-    objective that doesn't fit the config.
+    objective that doesn't fit the config, and for a classifier.
     """
+    check_scaling_law(config)
     objective = synthetic.objective(config)
     sample = Sample(objective.length, objective.source_length, objective.predictions)
     schedule = BatchSchedule(config.training.batch_size, config.training.batch_schedule)

@@ -51,7 +51,7 @@ class Shape(NamedTuple):
     @property
     def vocabulary_parameters(self) -> int:
         """Return the parameters of the token table, and of the head where that is another."""
-        tables = 1 if self.config.tied_head else 2
+        tables = 1 if self.config.tied_head or self.config.is_classifier else 2
         return tables * self.config.vocabulary_size * self.config.token_width
 
     @property

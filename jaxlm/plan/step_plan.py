@@ -157,7 +157,8 @@ def sample_lengths(example: Batch) -> tuple[int, int]:
 
 def sample_flops(config: Config, example: Batch) -> int:
     """Return the FLOPs of the forward and backward pass for one sample."""
-    predictions = None if example.predict is None else example.predict.shape[1]
+    assert example.targets is not None
+    predictions = example.targets.shape[1]
     return flops.training_flops(config.model, *sample_lengths(example), predictions)
 
 

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxlm import data, run_checks
     from jaxlm.plan import sweep
 
+    run_checks.check_scaling_law(run_config)
     run_checks.check_trainable(run_config)
     run_checks.check_sample(run_config)
     if args.run:

@@ -438,6 +438,22 @@ def test_data_of_an_objective_of_pairs_are_pairs(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "form", "name"),
+    [("instruction", "messages", "prompt"), ("preference", "preferences", "chosen")],
+)
+def test_the_data_option_keeps_the_format_and_keys_of_examples(tmp_path, kind, form, name):
+    start = recipe(
+        tmp_path,
+        f"config = Config(objective=ObjectiveConfig(kind={kind!r}), data=DataConfig(sources=(\n"
+        f"    SourceConfig(name='a', path='a', format={form!r}, keys=(({name!r}, 'x'),)),)))\n",
+    )
+    source = config.load(start, [], "b.jsonl").data.sources[0]
+    assert (source.path, source.format, source.keys) == ("b.jsonl", form, ((name, "x"),))
+    source = config.load(start, ["data.sources.0.keys=[]"], "b.jsonl").data.sources[0]
+    assert (source.format, source.keys) == (form, ())
+
+
 def test_a_config_json_with_a_byte_order_mark_loads(tmp_path):
     document = config.to_dict(Config(seed=7, run_directory="runs/x"))
     path = saved(tmp_path, "\ufeff" + json.dumps(document))

@@ -546,6 +546,27 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         "model.classifier.pooling",
         "is only used with kind='sequence', got 'token'",
     ),
+    (
+        [
+            "model.classifier.kind=token",
+            'model.classifier.labels=["a","b"]',
+            "model.classifier.transform=head",
+        ],
+        "model.classifier.transform",
+        "'head' needs model.head_transform=true: it is that layer",
+    ),
+    (
+        [
+            "objective.kind=classify",
+            'data.sources=[{"name":"a","path":"a","format":"labelled"}]',
+            "model.classifier.kind=sequence",
+            'model.classifier.labels=["a"]',
+            "model.classifier.problem=regression",
+            "training.z_loss=1e-4",
+        ],
+        "training.z_loss",
+        "is for cross-entropy, got model.classifier.problem='regression'",
+    ),
     (["adapter.rank=4", "adapter.targets=[]"], "adapter.targets", "names no matrix"),
     (
         ["adapter.rank=4", 'adapter.targets=["up","up"]'],
@@ -556,6 +577,42 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         ["adapter.rank=4", 'adapter.targets=["qkv","key"]'],
         "adapter.targets",
         "'qkv' has query, key and value already",
+    ),
+    (
+        ["adapter.rank=4", 'adapter.targets=["gate"]'],
+        "adapter.targets",
+        "'gate' needs model.gated=true",
+    ),
+    (
+        [
+            "adapter.rank=4",
+            'adapter.targets=["qkv"]',
+            "model.family=encoder_decoder",
+            "objective.kind=span",
+        ],
+        "adapter.targets",
+        "'qkv' has one input, and cross attention has two: use 'query', 'key', 'value'",
+    ),
+    (
+        ["adapter.rank=4", "precision.weights=int8"],
+        "precision.weights",
+        "rounds weights that are trained, and those beside adapters are frozen: "
+        "adapter.base='int8' keeps them rounded",
+    ),
+    (
+        ["adapter.rank=4", "adapter.base=int8", "precision.matmul=float8"],
+        "precision.matmul",
+        "'float8' does not go with adapter.base='int8'",
+    ),
+    (
+        ["adapter.rank=4", "model.parametrization=mup", "model.mup_base_width=128"],
+        "model.parametrization",
+        "'mup' has no learning rates for adapters: set adapter.rank=0",
+    ),
+    (
+        ["adapter.rank=4", "optimizer.kind=muon"],
+        "optimizer.kind",
+        "'muon' is for whole matrices, not for those of adapters: use 'adamw'",
     ),
     (
         ["model.family=encoder", "objective.kind=replaced_tokens"],
@@ -749,6 +806,24 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
         ["data.mixture_temperature=2", "data.sources.0.weight=2"],
         "data.sources.0.weight",
         "data.mixture_temperature sets the weights",
+    ),
+    (
+        [
+            'data.sources=[{"name": "a", "path": "x", "format": "labelled",'
+            ' "keys": [["lable", "x"]]}]',
+        ],
+        "data.sources.0.keys",
+        "has no 'lable': it has 'text', 'pair', 'label', 'tokens' (did you mean 'label'?)",
+    ),
+    (
+        ['data.sources.0.keys=[["text", "x"]]'],
+        "data.sources.0.keys",
+        "has no 'text': it has none",
+    ),
+    (
+        ["data.mixture_cap=2", "data.sources.0.weight=2"],
+        "data.sources.0.weight",
+        "data.mixture_cap sets the weights",
     ),
     (
         ["data.mixture_temperature=2", "data.mixture_schedule=[[5, [1.0]]]"],

@@ -212,6 +212,44 @@ def test_a_temperature_flattens_the_sizes(temperature, expected):
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    # T5's r = min(examples, cap)^(1/T), arXiv 1910.10683, section 3.5.2
+    [
+        ({"mixture_cap": 3000}, (3000, 3000, 200)),
+        ({"mixture_cap": 10_000_000}, (160_000, 40_000, 200)),
+        ({"mixture_cap": 1}, (1, 1, 1)),
+        ({"mixture_cap": 3200, "mixture_temperature": 2.0}, (4, 4, 1)),
+    ],
+)
+def test_a_cap_bounds_the_examples_of_large_tasks(fields, expected):
+    sizes = sized({"a": 16_000_000, "b": 4_000_000, "c": 20_000})
+    rows = rows_of(run_of({}, {}, {}, **fields), sizes)
+    assert [row["share"] for row in rows] == pytest.approx(
+        np.array(expected) / sum(expected), rel=2e-3
+    )
+
+
+def test_a_cap_counts_the_examples_of_rows():
+    """Both sources give as many examples, of which ten of the first share a row."""
+    sizes = [SourceSize("a", 50_000, 500, 5000), SourceSize("b", 500_000, 5000, 5000)]
+    first, second = rows_of(run_of({}, {}, mixture_cap=2000), sizes)
+    assert first["samples"] * 10 == pytest.approx(second["samples"], rel=2e-3)
+
+
+def test_a_resumed_run_keeps_the_mixture_of_its_cap():
+    sizes = sized({"a": 4_000_000, "b": 1_000_000})
+    run = run_of({}, {}, mixture_cap=20_000)
+    mixture = data.plan_mixture(run, sizes)
+    saved = data.record_mixture(run, mixture)
+    assert saved.data.mixture_cap == 20_000 and saved.data.mixture_schedule
+    assert data.plan_mixture(saved, sizes, saved, 500) == mixture
+    # Another cap from step 500 on: 2 to 1 until then, and equal parts of the rest.
+    edited = dataclasses.replace(saved, data=dataclasses.replace(run.data, mixture_cap=10_000))
+    counts = counts_of(edited, data.plan_mixture(edited, sizes, saved, 500))
+    assert counts == pytest.approx([50_000 * 2 / 3 + 25_000, 50_000 / 3 + 25_000], rel=2e-3)
+
+
 def test_a_large_and_a_small_language_in_the_proportion_of_xlm_r():
     """Shares go by size^0.3 (arXiv 1911.02116)."""
     sizes = sized({"a": 55_608_000_000, "b": 275_000_000})

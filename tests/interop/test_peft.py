@@ -83,13 +83,13 @@ BASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("query", "value", "output", "up"),
     ),
 }
-NO_DROPOUT = {  # under the names of all classes
-    name: 0.0
-    for name in (
+NO_DROPOUT = dict.fromkeys(
+    (
         *("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "dropout"),
         *("attention_probs_dropout_prob", "attention_dropout"),
-    )
-}
+    ),
+    0.0,
+)
 
 
 class Base(NamedTuple):
@@ -172,9 +172,7 @@ def test_peft_reads_our_adapters_and_we_read_those_of_peft(name, variant, tmp_pa
     # Those of peft, read here: other values, by the names of modules that it was given.
     values = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     fields = {name: values[name] for name in ("r", "lora_alpha", "target_modules", "use_dora")}
-    config = peft.LoraConfig(
-        **fields, use_rslora=adapter.rank_stabilised, init_lora_weights=False
-    )
+    config = peft.LoraConfig(**fields, use_rslora=adapter.rank_stabilised, init_lora_weights=False)
     theirs = peft.get_peft_model(adapted.unload(), config)
     for parameter_name, parameter in theirs.named_parameters():
         if "lora_B" in parameter_name:  # random ones saturate attention

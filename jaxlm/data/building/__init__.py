@@ -23,6 +23,7 @@ from jaxlm.data.building.judging import (
 )
 from jaxlm.data.building.label_counts import count_labels
 from jaxlm.data.building.manifest import (
+    count_text,
     describe_manifest,
     describe_parts,
     describe_text,
@@ -226,11 +227,12 @@ def assemble(
     ]
     size = sum(path.stat().st_size for split in splits for path in folder.glob(f"part-*-{split}-*"))
     pool.run(jobs, size=size, text="joined")
-    return {
+    entries = {
         (source, split): describe_text(inputs.data, source, judged.judgement.sizes[source, split])
         | read_joined(folder, source, split)
         for source, split in keys
     }
+    return {key: entry | count_text(folder, entry) for key, entry in entries.items()}
 
 
 def of_source(units: Sequence[Unit], source: int) -> list[Unit]:

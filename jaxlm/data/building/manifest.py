@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxlm.config import DataConfig, SourceConfig
 from jaxlm.data.building.extraction import Extract, merge_notes
 from jaxlm.data.building.judging import Judgement
@@ -14,6 +16,7 @@ from jaxlm.data.corpus import numbered_sources
 from jaxlm.data.documents import EXAMPLE_FORMATS, record_shape
 from jaxlm.data.reading_notes import ReadingNotes
 from jaxlm.data.split import SPLITS, TRAIN, VALIDATION, SourceSplit, SplitSize, total_size
+from jaxlm.data.store import count_tokens
 from jaxlm.data.tokenizer import Tokenizer
 
 COMPRESSED_BYTES = 16_000_000  # largest validation text that is compressed, as a yardstick
@@ -95,6 +98,16 @@ def describe_text(data: DataConfig, source: int, size: SplitSize) -> dict[str, A
     return entry
 
 
+def count_text(folder: Path, entry: dict[str, Any]) -> dict[str, int]:
+    """Return the tokens of the texts of examples, whose parts end with one more."""
+    if "examples" not in entry:
+        return {}
+    offsets = np.fromfile(folder / entry["offsets"], "<i8")
+    lengths = np.diff(offsets).reshape(-1, entry["parts"]) - 1
+    has_numbers = entry["format"] != "preferences"
+    return {"text_tokens": int(lengths[:, : entry["parts"] - has_numbers].sum())}
+
+
 def is_compressed(judgement: Judgement) -> bool:
     """Return whether the validation text is small enough to be compressed."""
     return total_size(judgement.sizes, VALIDATION).bytes <= COMPRESSED_BYTES
@@ -116,10 +129,10 @@ def measure_validation(
     """Return tokens and bytes of the validation split, and its size after common compressors."""
     size = total_size(judgement.sizes, VALIDATION)
     text = read_validation_text(folder, units, judgement)
-    tokens = sum(entry["tokens"] for (_, split), entry in entries.items() if split == VALIDATION)
+    held_out = [entry for (_, split), entry in entries.items() if split == VALIDATION]
     return {
         "bytes": size.bytes,
-        "tokens": tokens,
+        "tokens": sum(map(count_tokens, held_out)),
         "gzip_bytes": None if text is None else len(gzip.compress(text, 9, mtime=0)),
         "xz_bytes": None if text is None else len(lzma.compress(text, preset=9)),
     }
