@@ -366,7 +366,10 @@ def build_show_parser() -> runtime.Parser:
 # --- commands of the data package ---
 
 # Modules that describe a command and have its arguments, by its name.
-MODULES = {"classifier": "jaxlm.data.rules.classifier_command", "docstrings": "jaxlm.data.docstrings"}
+MODULES = {
+    "classifier": "jaxlm.data.rules.classifier_command",
+    "docstrings": "jaxlm.data.docstrings",
+}
 
 
 def run_module(name: str, argv: Sequence[str]) -> int:
