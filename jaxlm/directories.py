@@ -9,6 +9,7 @@ from jaxlm.config import UserError
 
 CONFIG_FILE = "config.json"  # of a run, and of a Hugging Face model
 ADAPTER_FILE = "adapter_config.json"  # of an adapter of PEFT
+BASE_FILE = "base.json"  # of a run: the weights that it started from
 QUANTIZATION_FILE = "quantization.json"  # of a model that `jaxlm.convert quantize` wrote
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxlm import runtime
 from jaxlm.config import ConfigError, RuntimeConfig, SourceConfig, UserError
 from jaxlm.config.urls import hide_credentials, is_url
-from jaxlm.directories import check_model_directory
+from jaxlm.directories import check_model_directory, is_run
 from jaxlm.files import output_writer
 
 PSEUDO_WINDOWS = 16  # of each source by default: each of their tokens takes a forward pass
@@ -44,7 +44,8 @@ encoder-decoders    the loss of the objective that the model was trained with: s
                     pairs
 
 --against compares the bits per byte of decoders, whatever their tokenizers, and the losses of other
-models. Its texts should be ones that no model was trained on."""
+models. Its texts should be ones that no model was trained on; without --data they are the
+validation split of the first RUN, by source."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{paths[1]}: several models are compared with one: --against {paths[0]}")
     elif args.picture is not None:
         raise UserError("--picture: is drawn with --against")
-    if not sources:
+    if not sources and args.against is None:
         refuse_without_data(args)
     runtime.check_output_file("--json", args.json)
     runtime.check_output_file("--picture", args.picture)
@@ -69,10 +70,9 @@ def main(argv: Sequence[str]) -> int:
     runtime.configure(RuntimeConfig(devices=args.devices))
 
     if args.against is not None:
-        # Models with different tokenizers read the same text: whole documents, the first ones.
-        sources = tuple(replace(source, documents=args.limit) for source in sources)
+        texts = choose_texts(args, sources)
         args.limit = None
-        compare(args, [score_path(args, path, sources) for path in paths])
+        compare(args, [score_path(args, path, texts) for path in paths])
         return 0
 
     from jaxlm.evaluation import report
@@ -96,9 +96,7 @@ class ScoredModel(NamedTuple):
     total: dict[str, Any]
 
 
-def score_path(
-    args: argparse.Namespace, path: str, sources: tuple[SourceConfig, ...]
-) -> ScoredModel:
+def score_path(args: argparse.Namespace, path: str, sources: tuple[Any, ...]) -> ScoredModel:
     """Load a model and score it on the sources, or a run on its validation split."""
     from jaxlm.evaluation import report, score_model
     from jaxlm.load_model import load_model
@@ -165,8 +163,10 @@ def check_comparison(
     args: argparse.Namespace, paths: Sequence[str], sources: Sequence[SourceConfig]
 ) -> list[str]:
     """Return the paths of all models, the base first. UserError for what doesn't go with it."""
-    if not sources:
-        raise UserError("--against: say on which texts with --data NAME=PATH, once for each domain")
+    if not sources and not is_run(Path(paths[0])):
+        raise UserError(
+            f"{paths[0]}: is no run, so it has no validation split of its own: say --data NAME=PATH"
+        )
     if args.step is not None:
         raise UserError("--step: is for one model; --against takes the newest checkpoints")
     every = [args.against, *paths]
@@ -174,6 +174,19 @@ def check_comparison(
         if every.count(path) > 1:
             raise UserError(f"{path}: is compared with itself; --against names the model before")
     return every
+
+
+def choose_texts(args: argparse.Namespace, sources: Sequence[SourceConfig]) -> tuple[Any, ...]:
+    """Return the texts on which models are compared.
+
+    Without --data they are those of the validation split of the first model, by source. Models with
+    different tokenizers read the same text, so that --limit counts documents.
+    """
+    from jaxlm.evaluation.held_out import held_out_sources
+
+    if not sources:
+        return tuple(held_out_sources(Path(args.paths[0]), args.limit))
+    return tuple(replace(source, documents=args.limit) for source in sources)
 
 
 def compare(args: argparse.Namespace, scored: Sequence[ScoredModel]) -> None:

@@ -4,9 +4,10 @@
 reports what the store holds. `prepare show` prints a sample as the model sees it.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,10 @@ LARGEST_SAMPLE = (1 << 62) - 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command, or the one of COMMANDS that is named first, and return its exit code."""
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
-    return prepare(argv)
+    """Run the command, or the one that is named first, and return its exit code."""
+    if argv and argv[0] == "show":
+        return show(argv[1:])
+    return run_module(argv[0], argv[1:]) if argv and argv[0] in MODULES else prepare(argv)
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -362,31 +363,25 @@ def build_show_parser() -> runtime.Parser:
     return parser
 
 
-# --- classifier ---
+# --- commands of the data package ---
 
-
-def train_classifier(argv: Sequence[str]) -> int:
-    """Train a quality classifier on good and bad documents."""
-    from jaxlm.data.rules.classifier_command import (
-        add_classifier_arguments,
-        run_classifier_command,
-    )
-
-    parser = runtime.Parser(
-        prog="python -m jaxlm.prepare classifier",
-        description="Train a quality classifier on good and bad documents, for "
-        "data.curation.classifier.",
-        epilog="example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors",
-    )
-    add_classifier_arguments(parser)
-    return run_classifier_command(parser.parse_args(argv))
-
-
-# The commands beside `--config FILE`, by their first argument.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "show": show,
-    "classifier": train_classifier,
+# Modules that describe a command and have its arguments, by its name.
+MODULES = {
+    "classifier": "jaxlm.data.rules.classifier_command",
+    "docstrings": "jaxlm.data.docstrings",
 }
+
+
+def run_module(name: str, argv: Sequence[str]) -> int:
+    """Run a command of MODULES."""
+    module = importlib.import_module(MODULES[name])
+    parser = runtime.Parser(
+        prog=f"python -m jaxlm.prepare {name}",
+        description=module.DESCRIPTION,
+        epilog=module.EXAMPLE,
+    )
+    module.add_arguments(parser)
+    return module.run_command(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from jaxlm import checkpoint, loss_scaling, models, optim
 from jaxlm.base_identity import check_base, hash_params
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.config import Config, NoCheckpointError, PrecisionConfig, UserError
+from jaxlm.directories import BASE_FILE
 from jaxlm.files import write_atomically
 from jaxlm.models import Model
 from jaxlm.models.adapters import (
@@ -35,8 +36,6 @@ from jaxlm.run import assemble_optimizer
 from jaxlm.sharding import Placement
 from jaxlm.state import TrainState
 from jaxlm.types import Tree
-
-BASE_FILE = "base.json"
 
 # Parts of a model's parameters that a base may lack, or that may be left out of those of a base.
 HEADS = ("head", "pooler", "classifier")

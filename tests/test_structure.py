@@ -89,6 +89,7 @@ SIDEWAYS = {
     ("classification", "data"): "texts become tokens as those of a source do",
     ("classification", "decoding"): "the shapes of batches, and the check that scores are finite",
     ("conversion", "card"): "an export has a model card",
+    ("conversion", "chat"): "the chat template that an import is told to have",
     ("conversion", "checkpoint"): "a run is read, or made",
     ("conversion", "data"): "the tokenizer of a run",
     ("conversion", "interop"): "the files of Hugging Face",

@@ -8,7 +8,12 @@ says how.
 
 from jaxlm.card.facts import Facts, gather_facts
 from jaxlm.card.readme import write_card
-from jaxlm.card.training_record import TrainingStart, new_start, record_import, record_progress
+from jaxlm.card.training_record import (
+    TrainingStart,
+    new_start,
+    record_import,
+    record_progress,
+)
 from jaxlm.markdown import code
 
 __all__ = [

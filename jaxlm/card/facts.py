@@ -13,10 +13,12 @@ from jaxlm import flops, objectives
 from jaxlm.card.training_record import (
     TrainingStart,
     data_counts,
+    read_base,
     read_record,
     recorded_starts,
 )
 from jaxlm.config import Config, SourceConfig
+from jaxlm.config.objective import SOURCE_FORMATS
 from jaxlm.data.mixture import Mixture, MixtureStages
 from jaxlm.data.schedule import BatchSchedule, MixtureSchedule
 from jaxlm.files import read_utf8
@@ -33,7 +35,7 @@ class SourceFacts(NamedTuple):
     format: str
     share: float  # of the samples, exact
     documents: int | None
-    pairs: int | None
+    examples: int | None  # pairs, texts with labels and the like
     tokens: int | None
     bytes: int | None
     samples: int  # read from it so far
@@ -62,12 +64,19 @@ class Facts(NamedTuple):
     data: Mapping[str, Any]  # training.json's
     store: str  # hash
     versions: dict[str, str]
+    base: Mapping[str, Any]  # training.json's: name, step and hash of the weights it starts from
     imported: str  # model_type of the Hugging Face directory that the first weights come from
     exported: str  # model_type, where the card is of an exported directory
 
     @property
     def library(self) -> str:
         return LIBRARIES[bool(self.exported)]
+
+    @property
+    def shown_directory(self) -> str:
+        """The run directory as the config has it, but of an absolute path the name alone."""
+        path = Path(self.config.run_directory or self.name)
+        return self.name if path.is_absolute() or ".." in path.parts else str(path)
 
     @property
     def trained(self) -> bool:
@@ -149,9 +158,10 @@ class Facts(NamedTuple):
 
     @property
     def best_step(self) -> int | None:
-        """The step of the lowest eval/loss."""
-        losses = self.curves.get("eval/loss", {})
-        return min(losses, key=losses.__getitem__) if losses else None
+        """The evaluated step of the lowest eval/loss, or the highest other `checkpoint.best`."""
+        best = self.config.checkpoint.best
+        values, sign = self.curves.get(best, {}), 1 if best == "eval/loss" else -1
+        return min(values, key=lambda step: sign * values[step]) if values else None
 
     def scores(self, step: int) -> dict[str, float]:
         """Return tag -> value of the evaluation at a step."""
@@ -205,6 +215,7 @@ def gather_facts(
         or counts_or_nothing(read_store_manifest(config, store)),
         store=store,
         versions=saved.get("versions") or {},
+        base=read_base(run_directory),
         imported=record.get("imported") or "",
         exported=exported,
     )
@@ -309,9 +320,9 @@ def source_facts(
     objective: Objective,
 ) -> SourceFacts:
     """Put together what the config and the store's `entry` say of a source."""
-    pairs, tokens = entry.get("pairs"), entry.get("tokens")
-    if source.format == "pairs":
-        epochs = samples / pairs if pairs else None
+    examples, tokens = entry.get("examples", entry.get("pairs")), entry.get("tokens")
+    if source.format in SOURCE_FORMATS.values():
+        epochs = samples / examples if examples else None
     else:
         epochs = samples * objective.stride / tokens if tokens else None
 
@@ -320,7 +331,7 @@ def source_facts(
         format=source.format,
         share=share,
         documents=entry.get("documents"),
-        pairs=pairs,
+        examples=examples,
         tokens=tokens,
         bytes=entry.get("bytes"),
         samples=samples,

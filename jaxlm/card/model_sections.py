@@ -3,12 +3,13 @@
 import json
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm import config as config_module
+from jaxlm.card import tuning_sections
 from jaxlm.card.facts import Facts
-from jaxlm.config import Config, ModelConfig, ObjectiveConfig
+from jaxlm.card.tuning_sections import EXPORT_FOLDER, TASKS, TUNED_OBJECTIVES
+from jaxlm.config import Config, ModelConfig
 from jaxlm.markdown import about, code, count, one_line, plain, properties
 
 FAMILIES = {
@@ -31,9 +32,7 @@ OBJECTIVES = {
     "pairs": "source-target pairs: a target from its source",
     "mixture_of_denoisers": "mixture of denoisers (UL2): spans that were cut out of the text in "
     "one of seven ways",
-    "instruction": "instruction tuning: the assistant's turns of conversations",
-    "classify": "classification: labels of a text, of a pair of texts, or of its tokens",
-    "preference": "preferences: the better one of two answers to a prompt",
+    **TUNED_OBJECTIVES,
 }
 NOT_TRAINED = (
     "No training is on record here: the directory holds the weights and their shape alone."
@@ -55,6 +54,8 @@ def summary(facts: Facts) -> str:
             f"{text} Its first weights were imported from another model ({plain(facts.imported)}), "
             "whose training is not counted here: see that model's card."
         )
+    if tuning := tuning_sections.summarize_tuning(facts):
+        return f"{text} {tuning}"
     if facts.config.objective.kind == "pairs":
         return text
     return (
@@ -67,12 +68,15 @@ def description(facts: Facts) -> str:
     name = similar_model(model)
     lines = [f"- **Model type:** {FAMILIES[model.family]}" + (f", like {name}" if name else "")]
     if facts.trained:
-        lines.append(f"- **Objective:** {describe_objective(facts.config.objective)}")
-    return "\n".join(lines)
+        lines.append(f"- **Objective:** {describe_objective(facts.config)}")
+    return "\n".join([*lines, *tuning_sections.describe_tuning(facts)])
 
 
-def describe_objective(objective: ObjectiveConfig) -> str:
+def describe_objective(config: Config) -> str:
     """Return what the model learned to predict; of a mixture, the parts with their shares."""
+    objective = config.objective
+    if objective.kind == "classify":
+        return tuning_sections.describe_task(config.model.classifier)
     if not objective.parts:
         return OBJECTIVES[objective.kind]
     total = sum(part.weight for part in objective.parts)
@@ -262,13 +266,6 @@ def describe_attention(model: ModelConfig) -> str:
 
 # How to use it: commands for a run directory, a snippet of `transformers` for an exported one
 
-TASKS = {
-    "decoder": "text-generation",
-    "encoder": "fill-mask",
-    "encoder_decoder": "text2text-generation",
-}
-EXPORT_FOLDER = "path/to/this/folder"
-
 PIPELINE_SNIPPET = """from transformers import pipeline
 
 run = pipeline("{task}", model="{folder}")
@@ -285,6 +282,8 @@ print(tokenizer.decode(written[0], skip_special_tokens={skip}))"""
 
 
 def usage(facts: Facts) -> str:
+    if facts.config.model.classifier.kind != "none":
+        return tuning_sections.label_usage(facts)
     return usage_of_export(facts) if facts.exported else usage_of_run(facts)
 
 
@@ -312,7 +311,7 @@ def usage_of_export(facts: Facts) -> str:
 
 
 def usage_of_run(facts: Facts) -> str:
-    folder = shlex.quote(one_line(displayed_path(facts)))
+    folder = shlex.quote(one_line(facts.shown_directory))
     prompt = shlex.quote(example_prompt(facts.config))
     export = shlex.quote(one_line(facts.name) + "-hf")
 
@@ -341,12 +340,6 @@ def example_prompt(config: Config) -> str:
     if kind in ("masked", "replaced_tokens", "infilling"):
         return f"The {one_line(config.tokenizer.mask)} in the morning."
     return "In the morning"
-
-
-def displayed_path(facts: Facts) -> str:
-    """Return the run directory as the config has it, but of an absolute path the name alone."""
-    path = Path(facts.config.run_directory or facts.name)
-    return facts.name if path.is_absolute() or ".." in path.parts else str(path)
 
 
 # The config

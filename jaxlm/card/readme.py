@@ -16,9 +16,9 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from jaxlm.card import loss_plot, model_sections, training_sections
 from jaxlm.card.facts import LIBRARIES, Facts
-from jaxlm.card.model_sections import TASKS
 from jaxlm.card.training_record import write_card_file
-from jaxlm.config import ModelConfig, UserError
+from jaxlm.card.tuning_sections import TUNED_OBJECTIVES, hub_task
+from jaxlm.config import UserError
 from jaxlm.markdown import one_line, plain
 
 CARD_FILE, PLOT_FILE = "README.md", "loss.svg"
@@ -51,7 +51,24 @@ METRICS = {
     "eval/bits_per_byte": ("bits_per_byte", "Bits per byte"),
     "eval/masked_accuracy": ("accuracy", "Masked accuracy"),
     "eval/detection_accuracy": ("accuracy", "Accuracy of replaced-token detection"),
+    "eval/accuracy": ("accuracy", "Accuracy"),
+    "eval/macro_f1": ("f1", "Macro F1"),
+    "eval/micro_f1": ("f1", "Micro F1"),
+    "eval/entity_f1": ("f1", "F1 of entities (seqeval)"),
+    "eval/matthews": ("matthews_correlation", "Matthews correlation"),
+    "eval/spearman": ("spearmanr", "Spearman correlation"),
+    "eval/pearson": ("pearsonr", "Pearson correlation"),
+    "eval/mse": ("mse", "Mean squared error"),
+    "eval/reward_accuracy": ("accuracy", "Pairs whose better answer has the higher reward"),
 }
+LISTED_METRICS = (
+    "perplexity",
+    "accuracy",
+    "f1",
+    "matthews_correlation",
+    "spearmanr",
+    "pearsonr",
+)
 DATASET_TYPE = "text"  # the loader of `datasets` for text files: the data has no public name
 
 
@@ -129,18 +146,15 @@ def generate_metadata(facts: Facts) -> ModelCardData:
     results = evaluation_results(facts)
     index = {"model_name": index_name(facts), "eval_results": results} if results else {}
     types = {result.metric_type for result in results}
+    is_tuned = facts.config.objective.kind in (*TUNED_OBJECTIVES, "classify")
+    kind = "fine-tuning" if is_tuned else "pretraining"
     return ModelCardData(
         library_name=facts.library,
         pipeline_tag=hub_task(facts.config.model),
-        tags=["jaxlm", "jax", "pretraining", *([facts.exported] if facts.exported else [])],
-        metrics=[metric for metric in ("perplexity", "accuracy") if metric in types] or None,
+        tags=["jaxlm", "jax", kind, *([facts.exported] if facts.exported else [])],
+        metrics=[metric for metric in LISTED_METRICS if metric in types] or None,
         **index,
     )
-
-
-def hub_task(model: ModelConfig) -> str:
-    """Return the task for which the Hugging Face Hub lists a model."""
-    return TASKS[model.family] if model.generator_share is None else "feature-extraction"
 
 
 def index_name(facts: Facts) -> str:
@@ -168,8 +182,9 @@ def evaluation_results(facts: Facts) -> list[EvalResult]:
             metric_value=float(f"{scores[tag]:.7g}"),
         )
         for tag, (metric, name) in METRICS.items()
-        # The loss of a detection is no mean over targets.
-        if tag in scores and (tag != "eval/loss" or "eval/detection_loss" not in scores)
+        # The loss of a detection is no mean over targets, and that of a regression no nats.
+        if tag in scores
+        and (tag != "eval/loss" or not scores.keys() & {"eval/detection_loss", "eval/mse"})
     ]
 
 

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 from jaxlm import files
 from jaxlm.config import UserError
+from jaxlm.directories import BASE_FILE
 
 RECORD_FILE = "training.json"
+HASH_DIGITS = 16  # of the hash of a base, in a card
 
 
 class TrainingStart(NamedTuple):
@@ -76,6 +78,18 @@ def record_import(run_directory: Path, model_type: str) -> None:
     write_record(run_directory, read_record(run_directory) | {"imported": model_type})
 
 
+def read_base(run_directory: Path) -> dict[str, Any]:
+    """Return name, step and hash of the base of a run, from base.json; {} where it has none."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        document = json.loads(files.read_utf8(run_directory / BASE_FILE))
+        return {
+            "name": Path(document["path"]).absolute().name,
+            "step": int(document["step"]),
+            "hash": str(document["hash"])[:HASH_DIGITS],
+        }
+    return {}
+
+
 def read_record(run_directory: Path) -> dict[str, Any]:
     """Return the document; an empty one if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
@@ -116,7 +130,7 @@ def is_start(entry: Any) -> bool:
 
 def data_counts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the counts of a store's manifest, without its files."""
-    kept = ("source", "documents", "pairs", "tokens", "bytes")
+    kept = ("source", "documents", "pairs", "examples", "tokens", "bytes")
     splits = {
         split: [{key: entry[key] for key in kept if key in entry} for entry in entries]
         for split, entries in manifest["splits"].items()

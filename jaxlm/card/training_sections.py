@@ -42,6 +42,16 @@ SCORES = {  # tag -> (name, digits)
     "eval/perplexity": ("perplexity", 5),
     "eval/bits_per_byte": ("bits per byte", 5),
     "eval/masked_accuracy": ("masked accuracy", 4),
+    "eval/accuracy": ("accuracy", 5),
+    "eval/macro_f1": ("macro F1", 5),
+    "eval/micro_f1": ("micro F1", 5),
+    "eval/matthews": ("Matthews correlation", 5),
+    "eval/entity_f1": ("F1 of entities", 5),
+    "eval/spearman": ("Spearman correlation", 5),
+    "eval/pearson": ("Pearson correlation", 5),
+    "eval/mse": ("mean squared error", 5),
+    "eval/reward_accuracy": ("share of the pairs whose better answer has the higher reward", 5),
+    "eval/reward_margin": ("margin of the rewards", 5),
     "eval/unigram_entropy": ("unigram entropy of the targets, nats", 5),
     "eval/targets": ("targets", 7),
 }
@@ -89,18 +99,20 @@ def data(facts: Facts) -> str:
     if not facts.trained:
         return NOT_TRAINED
 
-    has_pairs = any(source.pairs is not None for source in facts.sources)
+    unit = "documents"
+    if any(source.examples is not None for source in facts.sources):
+        unit = "pairs" if facts.config.objective.kind == "pairs" else "examples"
     heads = (
         "source",
         "format",
         "share of samples",
-        "pairs" if has_pairs else "documents",
+        unit,
         "tokens",
         "bytes",
         "tokens of it read",
         "times seen",
     )
-    stride = None if has_pairs else facts.objective.stride
+    stride = facts.objective.stride if unit == "documents" else None
     rows = [source_row(source, stride) for source in facts.sources]
     if split := facts.validation:
         counts = map(count, (split.documents, split.tokens, split.bytes))
@@ -126,12 +138,12 @@ def dropped_documents(facts: Facts) -> str:
 
 
 def source_row(source: SourceFacts, stride: int | None) -> tuple[str, ...]:
-    """Return the cells of a source; without a `stride` its samples are pairs."""
+    """Return the cells of a source; without a `stride` its samples are examples."""
     return (
         plain(source.name),
         source.format.replace("_", " "),
         percent(source.share),
-        count(source.documents if source.pairs is None else source.pairs),
+        count(source.documents if source.examples is None else source.examples),
         count(source.tokens),
         count(source.bytes),
         "" if stride is None else count(source.samples * stride),
@@ -317,7 +329,10 @@ def results(facts: Facts) -> str:
     last, best = facts.evaluated_steps[-1], facts.best_step
     columns = {f"step {last:,} (last)": facts.scores(last)}
     if best is not None and best != last:
-        columns[f"step {best:,} (lowest loss)"] = facts.scores(best)
+        figure, name = facts.config.checkpoint.best, "lowest loss"
+        if figure != "eval/loss":
+            name = f"best {SCORES[figure][0]}"
+        columns[f"step {best:,} ({name})"] = facts.scores(best)
 
     rows: list[tuple[Any, ...]] = []
     detects = facts.config.model.generator_share is not None

@@ -28,8 +28,9 @@ LISTED_DIFFERENCES = 3  # in an error
 class Checkpoints:
     """The checkpoints in one directory: the newest `keep` stay, and the best by one figure.
 
-    The figure is the tag `best` of the evaluations: eval/loss, or one of which more is better. Makes
-    the directory. One process (or one group of jax processes) saves at a time; any number may read.
+    The figure is the tag `best` of the evaluations: eval/loss, or one of which more is better.
+    Makes the directory. One process (or one group of jax processes) saves at a time; any number may
+    read.
     """
 
     def __init__(self, directory: Path, keep: int, best: str = LOSS):

@@ -58,7 +58,9 @@ class TextClassifier:
         order = np.argsort(-sizes, kind="stable").tolist()
         for start in range(0, len(order), self.batch_size):
             numbers = order[start : start + self.batch_size]
-            batch = self._make_batch([examples[number] for number in numbers], sizes[numbers[0]])
+            batch = self._make_batch(
+                [examples[number] for number in numbers], int(sizes[numbers[0]])
+            )
             rows = np.asarray(self._apply(self.loaded.params, batch))
             check_finite(np.isfinite(rows[: len(numbers)]).all())
             for row, number in enumerate(numbers):

@@ -58,11 +58,10 @@ def export_run(
 ) -> ExportedModel:
     """Write config.json, weights, tokenizer, generation_config.json and the card into `out`.
 
-    The newest checkpoint is taken unless `step` is given or `best` asks for the best by
-    `checkpoint.best`; with `ema` the average of its weights. `archive` adds model.tar.gz, and
-    `packing` rounds the matrices of the blocks. UserError where `transformers` has no such model or
-    `out` is not empty, NoCheckpointError where the run has no such checkpoint; then there is no
-    `out`.
+    The newest checkpoint is taken unless `step` is given or `best` asks for the run's best one;
+    with `ema` the average of its weights. `archive` adds model.tar.gz, and `packing` rounds the
+    matrices of the blocks. UserError where `transformers` has no such model or `out` is not empty,
+    NoCheckpointError where the run has no such checkpoint; then there is no `out`.
     """
     run_config, _ = checkpoint.read_run_config(run)
     if not is_run(run):
@@ -106,6 +105,7 @@ def export_run(
                 frame,
                 model_config.context_length,
                 token_types=model_config.token_types > 1,
+                words=model_config.classifier.kind == "token",
                 kept=kept_tokenizer,
                 chat_template=chat_template,
             )

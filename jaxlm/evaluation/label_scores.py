@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxlm.config import ClassifierConfig
 from jaxlm.evaluation import label_metrics
+from jaxlm.types import Array
 
 # Figures by name -> (name for people, whether it is a share).
 TITLES = {
@@ -25,9 +26,9 @@ class LabelPredictions(NamedTuple):
     """The predictions for some samples, and what was right. P is 1 for texts, else tokens."""
 
     # int32 [B, P]: the label; bool [B, 1, C]: which labels hold; float32 [B, 1, C]: the values
-    predicted: np.ndarray
-    targets: np.ndarray  # of the same shape
-    weights: np.ndarray  # float32 [B, P]; 0: not a target
+    predicted: Array
+    targets: Array  # of the same shape
+    weights: Array  # float32 [B, P]; 0: not a target
 
 
 def figure_names(classifier: ClassifierConfig) -> tuple[str, ...]:

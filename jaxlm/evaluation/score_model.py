@@ -28,6 +28,7 @@ from jaxlm.evaluation import scoring
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
 from jaxlm.evaluation.texts import (
+    HeldOutSource,
     TokenizedExamples,
     TokenizedPairs,
     TokenizedTexts,
@@ -47,11 +48,13 @@ from jaxlm.objectives import Objective
 from jaxlm.progress import Progress
 from jaxlm.types import Batch, Batches
 
+TextSource = SourceConfig | HeldOutSource
+
 
 class EvaluationOptions(NamedTuple):
     """How the texts of `--data` are cut into windows; None: by the model's context length."""
 
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[TextSource, ...]
     context: int | None
     stride: int | None
     batch_size: int
@@ -235,7 +238,7 @@ def score_sources(loaded: LoadedModel, options: EvaluationOptions, scorer: Model
 
 
 def score_decoder(
-    loaded: LoadedModel, options: EvaluationOptions, scorer: ModelScorer, source: SourceConfig
+    loaded: LoadedModel, options: EvaluationOptions, scorer: ModelScorer, source: TextSource
 ) -> SourceScores:
     """Score a decoder over sliding windows."""
     context, stride, limit = options.context, options.stride, options.limit
@@ -263,7 +266,7 @@ def score_encoder(
     loaded: LoadedModel,
     options: EvaluationOptions,
     scorer: ModelScorer,
-    source: SourceConfig,
+    source: TextSource,
     objective: ObjectiveConfig,
 ) -> SourceScores:
     """Score an encoder with some tokens hidden at random, and with each hidden alone."""
@@ -274,7 +277,7 @@ def score_encoder(
 
 
 def score_hidden_tokens(
-    loaded: LoadedModel, options: EvaluationOptions, scorer: ModelScorer, source: SourceConfig
+    loaded: LoadedModel, options: EvaluationOptions, scorer: ModelScorer, source: TextSource
 ) -> ScoreSums:
     """Score an encoder with each token of the first windows (or documents) hidden in turn."""
     vocabulary, context = loaded.tokenizer.vocabulary, options.context
@@ -302,7 +305,7 @@ def score_objective(
     loaded: LoadedModel,
     options: EvaluationOptions,
     scorer: ModelScorer,
-    source: SourceConfig,
+    source: TextSource,
     objective_config: ObjectiveConfig,
 ) -> SourceScores:
     """Score what an objective hides from the model, in whole windows, or the targets of pairs."""
@@ -327,7 +330,7 @@ def score_objective(
 
 
 def source_scores(
-    source: SourceConfig,
+    source: TextSource,
     texts: TokenizedTexts | TokenizedPairs | TokenizedExamples,
     sums: ScoreSums,
 ) -> SourceScores:
@@ -342,16 +345,18 @@ def source_scores(
 
 
 def read_samples(
-    loaded: LoadedModel, options: EvaluationOptions, source: SourceConfig, objective: Objective
+    loaded: LoadedModel, options: EvaluationOptions, source: TextSource, objective: Objective
 ) -> TokenizedTexts | TokenizedPairs | TokenizedExamples:
     """Read a source as the objective does: documents joined as in training, pairs or examples."""
     if loaded.config is not None and objective.examples is not None:
+        assert isinstance(source, SourceConfig), "examples are no running text"
         form = SOURCE_FORMATS[loaded.config.objective.kind]
         source = replace(source, format=form, keys=loaded.config.data.sources[0].keys)
         spec = data.example_spec(loaded.config)
         documents = read_source(source, COMMAND_OPTIONS, examples=spec)
         return read_examples(documents, loaded.tokenizer, options.limit)
     if loaded.config is not None and loaded.config.objective.kind == "pairs":
+        assert isinstance(source, SourceConfig), "pairs are no running text"
         trained_on = loaded.config.data.sources[0]
         source = replace(
             source,
@@ -392,6 +397,8 @@ def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
     raise UserError(f"{loaded.path}: its tokenizer has no {missing}: nothing can be hidden{remedy}")
 
 
-def read_documents(source: SourceConfig) -> Iterable[Document]:
-    """Yield the documents of `--data`, whose options the errors name."""
+def read_documents(source: TextSource) -> Iterable[Document]:
+    """Yield the documents of `--data`, whose options the errors name, or of a validation split."""
+    if isinstance(source, HeldOutSource):
+        return source.read_documents()
     return read_source(source, COMMAND_OPTIONS)

@@ -1,7 +1,7 @@
 """Texts as tokens, and their size: what the figures of an evaluation are divided by."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +9,27 @@ import numpy as np
 from jaxlm.data import Document, Tokenizer
 from jaxlm.data.example_array import ExampleArray, ListedParts
 from jaxlm.data.examples import encode_examples
+from jaxlm.data.shards import TokenArray
 from jaxlm.objectives import Objective
 
 TOKENIZER_CHARACTERS = 1 << 22  # text that is tokenised at once
+
+
+class HeldOutSource(NamedTuple):
+    """The held-out documents of a source, in the place of a source of files."""
+
+    name: str
+    tokens: TokenArray
+    tokenizer: Tokenizer
+    documents: int | None = None  # the first ones only
+    format: str = "text"
+
+    def read_documents(self) -> Iterator[Document]:
+        """Yield the documents, whose text their tokens give back byte for byte."""
+        bounds = self.tokens.read_offsets()[: (self.documents or self.tokens.documents) + 1]
+        for number, (start, end) in enumerate(pairwise(bounds.tolist())):
+            ids = self.tokens.read_windows(np.array([start]), end - start)[0]
+            yield Document(f"{self.name} {number}", self.tokenizer.decode(ids))
 
 
 class TextSize(NamedTuple):

@@ -30,6 +30,7 @@ from jaxlm.interop.safetensors_writer import staged_files, write_safetensors_fil
 from jaxlm.interop.tensor_mapping import map_tensors
 from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 from jaxlm.models.adapters import adapter_part
+from jaxlm.parameter_names import drop
 from jaxlm.types import Tree
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -178,6 +179,7 @@ def saved_module(name: str) -> str:
 def load_adapter(path: str | Path, model: ModelConfig) -> PeftAdapter:
     """Return the adapter of a PEFT directory, for a base model.
 
+    Of a classifier's head it has what was trained: BERT's pooler may be left as the base has it.
     UserError, with file and key or tensor, for what is not a LoRA of this model.
     """
     directory = Path(path)
@@ -198,14 +200,17 @@ def load_adapter(path: str | Path, model: ModelConfig) -> PeftAdapter:
         shapes = jax.eval_shape(built.init, jax.random.key(0))
     except ConfigError as error:
         raise UserError(f"{values.path}: {error}") from None
-    rules = tuple(
-        rule._replace(copies=()) for rule in adapter_rules(architecture, built.axes, shapes)
-    )
+    rules, absent = [], set()
+    for rule in adapter_rules(architecture, built.axes, shapes):
+        if ".lora_" not in rule.tensor and rule.tensor not in tensors:
+            absent |= set(rule.parameters)
+        else:
+            rules.append(rule._replace(copies=()))
     params = read_weights(
-        table._replace(rules=rules, ignored=(), aliases={}),
+        table._replace(rules=tuple(rules), ignored=(), aliases={}),
         model,
         index,
-        shapes=adapter_part(shapes),
+        shapes=drop(adapter_part(shapes), lambda name: name in absent),
         dtype=np.float32,
     )
     base = values.get("base_model_name_or_path")

@@ -48,6 +48,7 @@ class TokenizerFrame(NamedTuple):
     forced_eos_id: int | None = None  # the last one where a generation reaches its limit
     before: tuple[int, ...] = ()  # ids before a text that the model reads (Llama, BERT)
     after: tuple[int, ...] = ()  # ids after it (BERT, T5)
+    between: tuple[int, ...] = ()  # ids between two texts, where nothing stands after one
     rules: TokenRules = TokenRules()  # tokens that a generation must not have
     notes: tuple[str, ...] = ()  # what the files ask of a generation that it does not follow
 
@@ -253,7 +254,8 @@ def run_tokenizer_frame(
     default_bos_id = ids["end_of_text"] if family == "decoder" else None
     before, after = tokens_around_text(inner)
     if not before and not after:
-        before, after = objective_frame(objective.mixed[0].kind, ids)
+        before, after = objective_frame(objective.mixed[0].kind, ids, family)
+    separates = objective.kind == "classify" and family == "decoder"
     frame = TokenizerFrame(
         **names,
         sentinels=min(config.sentinels, count_sentinels(inner)),
@@ -263,6 +265,7 @@ def run_tokenizer_frame(
         decoder_start_id=ids.get(objective.start) if family == "encoder_decoder" else None,
         before=before,
         after=after,
+        between=(ids["end_of_text"],) if separates and not after else (),
     )
     if generation is None:
         return frame
@@ -305,12 +308,15 @@ def widen_special_tokens(inner: tokenizers.Tokenizer, frame: TokenizerFrame) -> 
 
 
 def objective_frame(
-    objective_kind: str, ids: Mapping[str, int]
+    objective_kind: str, ids: Mapping[str, int], family: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that an objective puts before and after the text that a model reads.
 
-    `ids` has the ids of the roles.
+    `ids` has the ids of the roles, and `family` is that of the model.
     """
+    if objective_kind == "classify":
+        begin = (ids["begin_of_text"],) if "begin_of_text" in ids else ()
+        return begin, () if family == "decoder" else (ids["end_of_text"],)
     if objective_kind in ("masked", "replaced_tokens", "infilling") and "begin_of_text" in ids:
         return (ids["begin_of_text"],), (ids["end_of_text"],)
     return (), ((ids["end_of_text"],) if objective_kind in ("span", "pairs") else ())

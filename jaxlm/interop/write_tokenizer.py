@@ -63,20 +63,22 @@ def write_tokenizer(
     token_types: bool = False,
     kept: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
+    words: bool = False,
 ) -> None:
     """Write tokenizer.json, the files about its special tokens, and its chat templates.
 
     `text` is the tokenizer.json of a run. If it puts nothing around a text, it gets the frame's
     tokens. `token_types`: the model has them as an input. `kept` is the tokenizer_config.json that
-    the run was imported with, and `chat_template` takes the place of its template. The fast
-    tokenizers of `transformers` read these files.
+    the run was imported with, and `chat_template` takes the place of its template. `words`: the
+    model labels words, each of which was encoded with a space before it. The fast tokenizers of
+    `transformers` read these files.
     """
-    inner = tokenizers.Tokenizer.from_str(text)
+    inner = tokenizers.Tokenizer.from_str(prefix_spaces(text) if words else text)
     if kept is None:
         widen_special_tokens(inner, frame)
     else:
         restore_flags(inner, kept)
-    if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after):
+    if tokens_around_text(inner) == ((), ()) and (frame.before or frame.after or frame.between):
         inner.post_processor = frame_processor(inner, frame)  # type: ignore[assignment]
     names = kept_token_names(kept or {}) | token_names(inner, frame)
     names |= extra_tokens(inner, frame, kept, set(names.values()))
@@ -97,6 +99,20 @@ def write_tokenizer(
     (directory / TOKENIZER_FILE).write_text(inner.to_str(pretty=True), encoding="utf-8")
     for file, values in ((TOKENIZER_CONFIG_FILE, tokenizer_config), (SPECIAL_TOKENS_FILE, names)):
         (directory / file).write_text(format_document(values), encoding="utf-8")
+
+
+def prefix_spaces(text: str) -> str:
+    """Return a tokenizer.json that puts a space before the first word of a text, too.
+
+    It does so where spaces belong to the word after them, as in GPT-2. Without the space a word of
+    a list of words would have other tokens than in training.
+    """
+    document = json.loads(text)
+    splitter = document["pre_tokenizer"] or {}
+    for step in splitter.get("pretokenizers", [splitter]):
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = True
+    return json.dumps(document)
 
 
 def write_templates(
@@ -193,14 +209,15 @@ def frame_processor(
 
     The second text of a pair is followed by `after` once more.
     """
+    between = frame.after or frame.between
     before = [inner.id_to_token(number) for number in frame.before]
     after = [inner.id_to_token(number) for number in frame.after]
     special_tokens = [
-        (inner.id_to_token(number), number) for number in {*frame.before, *frame.after}
+        (inner.id_to_token(number), number) for number in {*frame.before, *frame.after, *between}
     ]
 
     return processors.TemplateProcessing(
         single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, "$B", *after],
+        pair=[*before, "$A", *map(inner.id_to_token, between), "$B", *after],
         special_tokens=special_tokens,
     )

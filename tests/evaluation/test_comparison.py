@@ -110,7 +110,7 @@ def test_models_with_different_tokenizers_compare_on_the_same_text(tmp_path, cap
 
     capsys.readouterr()
     for arguments, message in (
-        ((out, "--against", hf), "--against: say on which texts"),
+        ((out, "--against", hf), "has no validation split yet"),
         ((out, out, "--against", hf, *data), "is compared with itself"),
         ((out, hf, *data), "several models are compared with one"),
         ((out, *data, "--picture", picture), "--picture: is drawn with --against"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support import tiny, tiny_run
 from tokenizers.processors import TemplateProcessing
 
-from jaxlm import config, evaluate, load_model, objectives, runtime
+from jaxlm import config, convert, evaluate, load_model, objectives, runtime
 from jaxlm.config import UserError
 from jaxlm.data import Document
 from jaxlm.data.tokenizer import byte_tokenizer
@@ -152,7 +152,7 @@ def test_no_more_documents_are_read_than_are_needed():
 
 
 def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
-    documents = [Document("a", "question", "answer"), Document("b", "q", "a")]
+    documents = [Document("a", "question", ("answer",)), Document("b", "q", ("a",))]
     pairs = texts.read_pairs(documents, BYTES, None)
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
@@ -167,7 +167,7 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
 
 def test_pairs_of_one_token_are_no_causal_windows():
     """Both have windows one token longer than their stride."""
-    documents = [Document(name, name, name) for name in "abc"]
+    documents = [Document(name, name, (name,)) for name in "abc"]
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=1), 1, BYTES.vocabulary
     )
@@ -521,6 +521,26 @@ def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, caps
         assert found["total"]["masked_accuracy"] == pytest.approx(
             rows["eval/masked_accuracy"][-1][1], rel=1e-12
         )
+
+
+def test_runs_compare_on_the_split_that_one_of_them_held_out(folder, capsys, tmp_path):
+    """Its text, whatever the tokenizer of the other: bytes, and bytes with words among them."""
+    run, extended = run_of(folder, "decoder"), str(tmp_path / "extended")
+    (tmp_path / "tokens.txt").write_text(" river\n stone\n")
+    options = ("--tokens", str(tmp_path / "tokens.txt"))
+    assert runtime.command(convert.main, ["extend", run, extended, *options]) == 0
+    own = scored(run)["total"]
+    document = scored(run, "--against", extended, "--batch-size", "3")
+    (change,) = document["changes"]
+    before, after = (model["sources"][0] for model in document["models"])
+    assert change["value"] == pytest.approx(own["bits_per_byte"], rel=1e-6)
+    assert before["bytes"] == after["bytes"] == own["bytes"]
+    assert before["targets"] < after["targets"] and change["domain"] == "text"
+    capsys.readouterr()
+    assert command(extended, "--against", run) == 2
+    assert "has no validation split yet" in capsys.readouterr().err
+    assert command(run_of(folder, "encoder"), "--against", run, "--data", "tail.txt") == 2
+    assert "its objective is causal" in capsys.readouterr().err
 
 
 def test_a_run_on_other_texts(folder, capsys):
