@@ -90,8 +90,7 @@ def train(
         if group.is_leader:
             checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
             write_tokenizer(directory, config, store, start)
-            if base_record is not None:
-                write_base_record(directory, base_record)
+            write_base_record(directory, base_record)
             monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
             card_start = card.new_start(start.step, run.devices, len(group.hosts))
             record_save = partial(record_progress, directory, card_start, store)

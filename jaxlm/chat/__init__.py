@@ -18,6 +18,7 @@ from jaxlm.chat.loading import has_template as has_template
 from jaxlm.chat.loading import keep_template as keep_template
 from jaxlm.chat.loading import load_config_template as load_config_template
 from jaxlm.chat.loading import load_template as load_template
+from jaxlm.chat.named_templates import NAMED_TEMPLATES as NAMED_TEMPLATES
 from jaxlm.chat.rendering import TemplateRefusal as TemplateRefusal
 from jaxlm.chat.template import ChatTemplate as ChatTemplate
 from jaxlm.chat.template import Rendered as Rendered

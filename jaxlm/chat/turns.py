@@ -54,6 +54,9 @@ def find_turns(
         if probed.text == whole.text:
             continue  # the template leaves the turn out
         span = compare_texts(whole.text, probed.text, probe, prompt, tail)
+        if span is None:
+            (opening,) = render([RenderingJob(messages[:place], generation_prompt=False)])
+            span = compare_texts(whole.text, probed.text, probe, opening, tail, is_opening=True)
         if span is None or (spans and span[0] < spans[-1][1]):
             raise TemplateRefusal(
                 f"{name}: does not show where the assistant's turn in message {place + 1} begins "
@@ -64,12 +67,19 @@ def find_turns(
 
 
 def compare_texts(
-    text: str, probed: str, probe: str, prompt: RenderedText | UserError, tail: str
+    text: str,
+    probed: str,
+    probe: str,
+    prompt: RenderedText | UserError,
+    tail: str,
+    *,
+    is_opening: bool = False,
 ) -> tuple[int, int] | None:
     """Return where a turn begins and ends in `text`; None where that can't be told.
 
     `probed` is the text with `probe` as content of the turn, `prompt` the text up to the turn, and
-    `tail` what follows the content of a last turn.
+    `tail` what follows the content of a last turn. `is_opening`: the prompt has no heading of the
+    turn, which is a part of what `text` and `probed` have in common.
     """
     if probed.count(probe) != 1:
         return None
@@ -80,9 +90,13 @@ def compare_texts(
 
     # The text up to the turn may differ from the start of the whole: some templates write the
     # system's message into the last of the user's. Others treat a content that begins with thoughts
-    # in another way than the probe.
+    # in another way than the probe: then what both have in common is the turn's heading.
     if isinstance(prompt, RenderedText) and text.startswith(prompt.text):
         start = len(prompt.text)
+        if is_opening and not before.startswith(prompt.text):
+            return None
+        if is_opening:
+            start = common_length(text, before)
     elif text.startswith(before):
         start = len(before)
     else:

@@ -18,6 +18,7 @@ from jaxlm.config import (
     TrainingConfig,
     UserError,
 )
+from jaxlm.config.objective import SOURCE_FORMATS
 from jaxlm.data import Document, Store, identify_store
 from jaxlm.data.documents import COMMAND_OPTIONS
 from jaxlm.data.sources import read_documents as read_source
@@ -28,8 +29,10 @@ from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
 from jaxlm.evaluation.texts import (
     HeldOutSource,
+    TokenizedExamples,
     TokenizedPairs,
     TokenizedTexts,
+    read_examples,
     read_pairs,
     read_texts,
 )
@@ -129,7 +132,7 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
 
     store = open_run_store(loaded.path, config)
     objective = objectives.build(
-        config.objective, config.data.sequence_length, store.tokenizer.vocabulary
+        config.objective, config.data.sequence_length, store.tokenizer.vocabulary, config.model
     )
     batch_size, most = evaluation_batch_size(config), most_samples(config, objective)
     windows = EvaluationWindows(
@@ -308,7 +311,10 @@ def score_objective(
     """Score what an objective hides from the model, in whole windows, or the targets of pairs."""
     try:
         objective = objectives.build(
-            objective_config, options.context or 0, loaded.tokenizer.vocabulary
+            objective_config,
+            options.context or 0,
+            loaded.tokenizer.vocabulary,
+            loaded.model.config,
         )
     except ConfigError as error:
         raise UserError(f"--context {options.context}: {error.reason} ({error.path})") from error
@@ -324,7 +330,9 @@ def score_objective(
 
 
 def source_scores(
-    source: TextSource, texts: TokenizedTexts | TokenizedPairs, sums: ScoreSums
+    source: TextSource,
+    texts: TokenizedTexts | TokenizedPairs | TokenizedExamples,
+    sums: ScoreSums,
 ) -> SourceScores:
     return SourceScores(
         name=source.name,
@@ -338,8 +346,15 @@ def source_scores(
 
 def read_samples(
     loaded: LoadedModel, options: EvaluationOptions, source: TextSource, objective: Objective
-) -> TokenizedTexts | TokenizedPairs:
-    """Read a source as the objective does: documents joined as in training, or pairs."""
+) -> TokenizedTexts | TokenizedPairs | TokenizedExamples:
+    """Read a source as the objective does: documents joined as in training, pairs or examples."""
+    if loaded.config is not None and objective.examples is not None:
+        assert isinstance(source, SourceConfig), "examples are no running text"
+        form = SOURCE_FORMATS[loaded.config.objective.kind]
+        source = replace(source, format=form, keys=loaded.config.data.sources[0].keys)
+        spec = data.example_spec(loaded.config)
+        documents = read_source(source, COMMAND_OPTIONS, examples=spec)
+        return read_examples(documents, loaded.tokenizer, options.limit)
     if loaded.config is not None and loaded.config.objective.kind == "pairs":
         assert isinstance(source, SourceConfig), "pairs are no running text"
         trained_on = loaded.config.data.sources[0]

@@ -80,6 +80,19 @@ def test_a_template_that_drops_earlier_thoughts_is_followed():
     assert said(template, talk) == ["Hi there<end>", "<think>Hm</think>Well, <end>"]
 
 
+def test_a_heading_that_depends_on_thoughts_is_none_of_the_turn():
+    """As Nemotron's: the prompt opens a thought, which is empty in turns without one."""
+    template = template_of(
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.role == 'assistant' and '<think>' not in m.content %}<think></think>{% endif %}"
+        "{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+    )
+    assert said(template) == ["Hi there<end>", "Well, <end>"]
+    talk = [*TALK[:3], Message("assistant", "<think>Hm</think>Well")]
+    assert said(template, talk) == ["Hi there<end>", "Hm</think>Well<end>"]
+
+
 def test_a_turn_without_a_mark_of_its_end_ends_with_its_text_or_line():
     bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '\\n' }}{% endfor %}"
     assert said(template_of(bare)) == ["assistant: Hi there\n", "assistant: Well, \n"]

@@ -152,7 +152,7 @@ def test_no_more_documents_are_read_than_are_needed():
 
 
 def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
-    documents = [Document("a", "question", "answer"), Document("b", "q", "a")]
+    documents = [Document("a", "question", ("answer",)), Document("b", "q", ("a",))]
     pairs = texts.read_pairs(documents, BYTES, None)
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
@@ -167,7 +167,7 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
 
 def test_pairs_of_one_token_are_no_causal_windows():
     """Both have windows one token longer than their stride."""
-    documents = [Document(name, name, name) for name in "abc"]
+    documents = [Document(name, name, (name,)) for name in "abc"]
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=1), 1, BYTES.vocabulary
     )

@@ -5,14 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+from support.chat_templates import random_conversation
 from support.conversions import converted, hf_directory
 from support.hf_directories import change_config
+from support.marks import quick_and_slow
 from tokenizers import AddedToken, Tokenizer
 
-from jaxlm import interop
+from jaxlm import chat, interop
 from jaxlm.config import UserError
 from jaxlm.interop import kept_files
 from jaxlm.interop.generation_config import write_generation_config
+from jaxlm.interop.write_tokenizer import write_templates
 from jaxlm.load_model import load_model
 
 GENERATORS = ("gpt2", "llama", "t5", "bart")  # architectures that generate
@@ -153,6 +156,81 @@ def test_templates_in_files_of_their_own_count_first(files, expected, directorie
     transformers = pytest.importorskip("transformers")
     for path in (directory, out):
         assert transformers.AutoTokenizer.from_pretrained(path).chat_template == expected
+
+
+NAMED = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
+
+
+@pytest.mark.parametrize(
+    "template, files",
+    [
+        ("a\r\nö", {"chat_template.jinja": "a\r\nö"}),
+        (NAMED, {"chat_template.jinja": "a", "additional_chat_templates/tools.jinja": "b"}),
+        ([NAMED[0], {"name": "../x", "template": "b"}], {}),  # no name of a file
+        (NAMED[1:], {"additional_chat_templates/tools.jinja": "b"}),
+        ({"default": "a"}, {}),
+    ],
+)
+def test_an_export_has_its_templates_in_files(template, files, tmp_path):
+    values = {"chat_template": template}
+    write_templates(tmp_path, values, None)
+    written = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes().decode()
+        for path in tmp_path.rglob("*.jinja")
+    }
+    assert written == files and values == {"chat_template": template}
+
+
+def test_the_template_of_a_run_takes_the_place_of_the_imported_one(directories, tmp_path):
+    directory = shutil.copytree(directories("gpt2"), tmp_path / "hf")
+    change(directory, "tokenizer_config.json", {"chat_template": NAMED})
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert converted("import", directory, run) == 0
+    (run / "chat_template.jinja").write_text("mine")
+    assert converted("export", run, out) == 0
+    assert (out / "chat_template.jinja").read_text() == "mine"
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(out).chat_template
+    assert theirs == {"default": "mine", "tools": "b"}
+
+
+@pytest.mark.parametrize(
+    ("name",), quick_and_slow([("plain",)], ((name,) for name in chat.NAMED_TEMPLATES))
+)
+def test_an_export_renders_what_its_run_renders(name, directories, tmp_path):
+    pytest.importorskip("jinja2")
+    run, out = tmp_path / "run", tmp_path / "out"
+    edit = f"tokenizer.chat_template={name}"
+    assert converted("import", directories("gpt2"), run, edit) == 0
+    assert read(run, "config.json")["tokenizer"]["chat_template"] == name
+    assert converted("export", run, out) == 0
+
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    talk = random_conversation(3)
+    values = [message.for_template() for message in talk]
+    expected = theirs.apply_chat_template(
+        values, return_dict=True, return_assistant_tokens_mask=True
+    )
+    for folder in (run, out):
+        text, spans = chat.load_template(None, folder).render(talk)
+        encoding = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert encoding["input_ids"] == expected["input_ids"]
+        assert chat.token_mask(encoding["offset_mapping"], spans) == expected["assistant_masks"]
+
+
+def test_a_run_has_what_its_base_keeps(tmp_path):
+    base, run = tmp_path / "base", tmp_path / "run"
+    base.mkdir()
+    run.mkdir()
+    (base / "generation_config.json").write_text("1")
+    (base / "tokenizer_config.json").write_text("2")
+    (run / "tokenizer_config.json").write_text("3")
+    kept_files.copy_kept_files(base, run)
+    texts = [
+        (run / name).read_text() for name in ("generation_config.json", "tokenizer_config.json")
+    ]
+    assert texts == ["1", "3"]
 
 
 def test_flags_of_added_tokens_survive_training_and_export(directories, tmp_path):
