@@ -15,6 +15,7 @@ from typing import Any
 from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
+from jaxlm.conversion.extend_command import add_extend_parser, run_extend_command
 from jaxlm.directories import (
     check_is_not_quantized,
     check_model_directory,
@@ -43,8 +44,6 @@ and merges.txt, vocab.txt, spiece.model or tokenizer.model, or an adapter of PEF
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
-MOST_WORDS = 50_000  # of a text that become tokens
-MOST_SHOWN = 8  # of them
 COMMANDS = ("import", "export", "quantize", "extend")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -135,7 +134,7 @@ def build_convert_parser() -> runtime.Parser:
         help="write the adapters alone, as PEFT loads them onto the exported base",
     )
     add_quantize_parser(commands)
-    add_extend_parser(commands)
+    add_extend_parser(commands, parse_path, EXAMPLE)
     return parser
 
 
@@ -171,45 +170,6 @@ def add_quantize_parser(commands: Any) -> None:
     )
 
 
-def add_extend_parser(commands: Any) -> None:
-    """Add the parser of `extend` to the commands."""
-    extending = commands.add_parser(
-        "extend",
-        description="Make a run directory of a model whose tokenizer has more tokens. The rows of "
-        "a new token are the mean of those of the pieces that the tokenizer made of it.",
-        epilog=EXAMPLE,
-        help="RUN|HF_DIR OUT: make a run directory whose tokenizer has more tokens",
-    )
-    add = extending.add_argument
-    add("directory", type=parse_path, metavar="RUN|HF_DIR", help="a run, or a Hugging Face model")
-    add("out", type=parse_path, metavar="OUT", help="the run directory to make")
-    add(
-        "--special",
-        nargs="+",
-        default=[],
-        metavar="TOKEN",
-        help="special tokens, such as those of a chat template; no document is read as these",
-    )
-    add(
-        "--tokens",
-        type=parse_path,
-        metavar="FILE",
-        help="a token on each line; a space before it is part of it",
-    )
-    add(
-        "--from-text",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="take the words of a file, folder or glob that save the most tokens; may be repeated",
-    )
-    add("--count", type=parse_count, default=500, metavar="N", help="words of --from-text (500)")
-    add("--text-key", default="text", metavar="KEY", help="the key, or column, of the text (text)")
-    add("--step", type=int, metavar="N", help="the checkpoint of a run to take (the newest)")
-    add("--ema", action="store_true", help="take a run's average of the weights")
-    add("--json", metavar="FILE", help="write the new tokens with their ids")
-
-
 def parse_size(text: str) -> int:
     """Return a size in bytes: 500MB is 500,000,000. argparse turns the error into ours."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B|)", text)
@@ -217,13 +177,6 @@ def parse_size(text: str) -> int:
     if not 1 <= size < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
     return int(size)
-
-
-def parse_count(text: str) -> int:
-    """Return a number of tokens. argparse turns the error into ours."""
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MOST_WORDS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_WORDS:,}, got {shorten(text)}")
-    return int(text)
 
 
 def parse_path(text: str) -> Path:
@@ -272,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     if args.command in ("export", "quantize") and args.bits != 4 and args.group is not None:
         raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
     if args.command == "extend":
-        return extend(args)
+        return run_extend_command(args)
     if args.command == "export" and args.adapter and (args.bits or args.archive):
         option = "--bits" if args.bits else "--archive"
         raise UserError(f"{option} is for whole models, which --adapter doesn't write")
@@ -343,51 +296,6 @@ def main(argv: Sequence[str]) -> int:
         f"{exported.parameter_count:,} parameters",
         flush=True,
     )
-    return 0
-
-
-def extend(args: argparse.Namespace) -> int:
-    """Run the command `extend`; return its exit code."""
-    if not (args.special or args.tokens or args.from_text):
-        raise UserError("extend needs new tokens: --special, --tokens or --from-text")
-    runtime.check_output_file("--json", args.json)
-    sources = [
-        config.SourceConfig(name=path, path=path, text_key=args.text_key) for path in args.from_text
-    ]
-    runtime.configure(config.RuntimeConfig(platform="cpu"))
-    from jaxlm.conversion.extend_model import TokenRequest, collect_tokens, extend_model
-
-    request = TokenRequest(args.special, args.tokens, sources, args.count)
-    collected = collect_tokens(args.directory, request)
-    if collected.bytes_per_token is not None:
-        old, new = collected.bytes_per_token
-        names = ", ".join(repr(token.content) for token in collected.proposed[:MOST_SHOWN])
-        print(
-            f"words: {names} ...\nbytes per token of the text: {old:.3f} -> {new:.3f}", flush=True
-        )
-    extended = extend_model(
-        args.directory, args.out, collected.tokens, step=args.step, ema=args.ema
-    )
-    for note in extended.notes:
-        print(f"note: {note}", flush=True)
-    print_warnings(extended.warnings)
-
-    size = extended.config.model.vocabulary_size
-    run_config = shlex.quote(str(args.out / "config.json"))
-    print(
-        f"{args.out}: {len(extended.ids):,} new tokens, vocabulary {extended.old_size:,} -> "
-        f"{size:,}. Train it with\n"
-        f"  python -m jaxlm.train --config {run_config} --data TEXT training.steps=N",
-        flush=True,
-    )
-    if args.json is not None:
-        proposed = {token.content: token._asdict() for token in collected.proposed}
-        rows = [
-            {"content": name, "id": number} | proposed.get(name, {})
-            for name, number in extended.ids.items()
-        ]
-        document = {"vocabulary_size": size, "tokens": rows}
-        runtime.write_json(args.json, document)
     return 0
 
 

@@ -96,6 +96,7 @@ SIDEWAYS = {
     ("conversion", "runtime"): "the lock of a run directory",
     ("data", "chat"): "conversations become text by chat templates",
     ("decoding", "chat"): "a conversation is rendered by its template",
+    ("evaluation", "card"): "the ticks and texts of a picture",
     ("evaluation", "checkpoint"): "the store that a run was trained on",
     ("evaluation", "data"): "windows of a store, documents of a source",
     ("evaluation", "decoding"): "the check that a model's scores are finite",
