@@ -4,7 +4,7 @@
         'data.sources.0.path=peps/*.rst' 'data.sources.1.path=books/*.txt'
 
 `base` is a run, trained here or made by `python -m jaxlm.convert import`; model and tokenizer are
-its own. Of the samples 70% come from the domain and 30% from the text that the base has read
+its own. Of the samples 60% come from the domain and 40% from the text that the base has read
 (`data.sources.1.weight=0` and a `mixture_schedule` turn that off; so does --data, which leaves one
 source). The rate is warmed up again and decays to a tenth, by a cosine (Ibrahim et al. 2024,
 arXiv 2403.08763): a lower peak forgets less and learns less. Documents are held out by the hash of
@@ -29,8 +29,8 @@ from jaxlm.config import (
 config = Config(
     data=DataConfig(
         sources=(
-            SourceConfig(name="domain", path="domain", weight=0.7),
-            SourceConfig(name="general", path="general", weight=0.3),
+            SourceConfig(name="domain", path="domain", weight=0.6),
+            SourceConfig(name="general", path="general", weight=0.4),
         ),
         sequence_length=128,
     ),

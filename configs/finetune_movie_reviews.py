@@ -3,10 +3,11 @@
     python -m jaxlm.train --config configs/finetune_movie_reviews.py base=runs/encoder \
         --data reviews.jsonl
 
-Each line of the file has `text` and `label` (pos or neg). Reviews are longer than the 128 tokens that
-a base of configs/quickstart_encoder.py reads: the start of each is kept (`objective.too_long=drop`
-leaves such reviews out). A base with a longer context takes data.sequence_length=512. 10% of the
-reviews are held out, and the checkpoint with the best accuracy on them is kept.
+Each line of the file has `text` and `label` (pos or neg). Reviews are longer than the 128 tokens
+that a base of configs/quickstart_encoder.py reads: the start of each is kept
+(`objective.too_long=drop` leaves such reviews out). A base with a longer context takes
+data.sequence_length=512. 10% of the reviews are held out, and the checkpoint with the best accuracy
+on them is kept.
 
 Hardware: written for two CPU cores and a base of configs/quickstart_encoder.py's size.
 """
@@ -27,6 +28,6 @@ config = replace(
         sources=(SourceConfig(name="reviews", path="reviews.jsonl", format="labelled"),),
         sequence_length=128,
     ),
-    training=TrainingConfig(steps=450, batch_size=16),
-    checkpoint=CheckpointConfig(every_steps=150, best="eval/accuracy"),
+    training=TrainingConfig(steps=300, batch_size=16),
+    checkpoint=CheckpointConfig(every_steps=100, best="eval/accuracy"),
 )

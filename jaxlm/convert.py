@@ -3,7 +3,6 @@
 python -m jaxlm.convert import HF_DIR RUN | export RUN OUT | quantize DIR OUT | extend DIR OUT
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,14 +11,13 @@ from jaxlm import config, runtime
 from jaxlm.config import UserError
 from jaxlm.config.fields import shorten, suggestion
 from jaxlm.conversion.arguments import COMMANDS, build_convert_parser
+from jaxlm.conversion.extend_command import run_extend_command
 from jaxlm.directories import (
     check_is_not_quantized,
     check_model_directory,
     check_run_directory,
     is_adapter,
 )
-
-SHOWN_TOKENS = 8  # of those that extend a vocabulary
 
 
 def check_command(argv: Sequence[str]) -> None:
@@ -51,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if args.command in ("export", "quantize") and args.bits != 4 and args.group is not None:
         raise UserError("--group is for --bits 4: at 8 bits all inputs of a channel share a scale")
     if args.command == "extend":
-        return extend(args)
+        return run_extend_command(args)
     if args.command == "export" and args.adapter and (args.bits or args.archive):
         option = "--bits" if args.bits else "--archive"
         raise UserError(f"{option} is for whole models, which --adapter doesn't write")
@@ -122,51 +120,6 @@ def main(argv: Sequence[str]) -> int:
         f"{exported.parameter_count:,} parameters",
         flush=True,
     )
-    return 0
-
-
-def extend(args: argparse.Namespace) -> int:
-    """Run the command `extend`; return its exit code."""
-    if not (args.special or args.tokens or args.from_text):
-        raise UserError("extend needs new tokens: --special, --tokens or --from-text")
-    runtime.check_output_file("--json", args.json)
-    sources = [
-        config.SourceConfig(name=path, path=path, text_key=args.text_key) for path in args.from_text
-    ]
-    runtime.configure(config.RuntimeConfig(platform="cpu"))
-    from jaxlm.conversion.extend_model import TokenRequest, collect_tokens, extend_model
-
-    request = TokenRequest(args.special, args.tokens, sources, args.count)
-    collected = collect_tokens(args.directory, request)
-    if collected.bytes_per_token is not None:
-        old, new = collected.bytes_per_token
-        names = ", ".join(repr(token.content) for token in collected.proposed[:SHOWN_TOKENS])
-        print(
-            f"words: {names} ...\nbytes per token of the text: {old:.3f} -> {new:.3f}", flush=True
-        )
-    extended = extend_model(
-        args.directory, args.out, collected.tokens, step=args.step, ema=args.ema
-    )
-    for note in extended.notes:
-        print(f"note: {note}", flush=True)
-    print_warnings(extended.warnings)
-
-    size = extended.config.model.vocabulary_size
-    run_config = shlex.quote(str(args.out / "config.json"))
-    print(
-        f"{args.out}: {len(extended.ids):,} new tokens, vocabulary {extended.old_size:,} -> "
-        f"{size:,}. Train it with\n"
-        f"  python -m jaxlm.train --config {run_config} --data TEXT training.steps=N",
-        flush=True,
-    )
-    if args.json is not None:
-        proposed = {token.content: token._asdict() for token in collected.proposed}
-        rows = [
-            {"content": name, "id": number} | proposed.get(name, {})
-            for name, number in extended.ids.items()
-        ]
-        document = {"vocabulary_size": size, "tokens": rows}
-        runtime.write_json(args.json, document)
     return 0
 
 

@@ -374,14 +374,17 @@ MODULES = {
 
 def run_module(name: str, argv: Sequence[str]) -> int:
     """Run a command of MODULES."""
+    args = build_module_parser(name).parse_args(argv)
+    return importlib.import_module(MODULES[name]).run_command(args)
+
+
+def build_module_parser(name: str) -> runtime.Parser:
+    """Return the parser of a command of MODULES."""
     module = importlib.import_module(MODULES[name])
-    parser = runtime.Parser(
-        prog=f"python -m jaxlm.prepare {name}",
-        description=module.DESCRIPTION,
-        epilog=module.EXAMPLE,
-    )
+    prog = f"python -m jaxlm.prepare {name}"
+    parser = runtime.Parser(prog=prog, description=module.PURPOSE, epilog=module.USAGE)
     module.add_arguments(parser)
-    return module.run_command(parser.parse_args(argv))
+    return parser
 
 
 if __name__ == "__main__":

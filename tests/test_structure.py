@@ -97,7 +97,7 @@ SIDEWAYS = {
     ("conversion", "runtime"): "the lock of a run directory",
     ("data", "chat"): "conversations become text by chat templates",
     ("conversion", "run_weights"): "what a run has on file about its base",
-    ("evaluation", "card"): "the ticks of a plot",
+    ("evaluation", "card"): "the ticks and texts of a picture",
     ("evaluation", "checkpoint"): "the store that a run was trained on",
     ("evaluation", "data"): "windows of a store, documents of a source",
     ("evaluation", "decoding"): "the check that a model's scores are finite",

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxlm import runtime
 from jaxlm.config.fields import shorten
+from jaxlm.conversion.extend_command import add_extend_parser
 
 CONVERT_EXAMPLES = """examples:
   python -m jaxlm.convert import gpt2/ runs/gpt2
@@ -30,7 +31,6 @@ and merges.txt, vocab.txt, spiece.model or tokenizer.model, or an adapter of PEF
 transformers loads what is exported."""
 
 MAX_LEVELS = 200  # of folders in a path; each is made by a call within the last one's
-MOST_WORDS = 50_000  # of a text that become tokens
 COMMANDS = ("import", "export", "quantize", "extend")
 BYTES_PER_UNIT = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BYTES_PER_UNIT |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -121,7 +121,7 @@ def build_convert_parser() -> runtime.Parser:
         help="write the adapters alone, as PEFT loads them onto the exported base",
     )
     add_quantize_parser(commands)
-    add_extend_parser(commands)
+    add_extend_parser(commands, parse_path, CONVERT_EXAMPLES)
     return parser
 
 
@@ -157,45 +157,6 @@ def add_quantize_parser(commands: Any) -> None:
     )
 
 
-def add_extend_parser(commands: Any) -> None:
-    """Add the parser of `extend` to the commands."""
-    extending = commands.add_parser(
-        "extend",
-        description="Make a run directory of a model whose tokenizer has more tokens. The rows of "
-        "a new token are the mean of those of the pieces that the tokenizer made of it.",
-        epilog=CONVERT_EXAMPLES,
-        help="RUN|HF_DIR OUT: make a run directory whose tokenizer has more tokens",
-    )
-    add = extending.add_argument
-    add("directory", type=parse_path, metavar="RUN|HF_DIR", help="a run, or a Hugging Face model")
-    add("out", type=parse_path, metavar="OUT", help="the run directory to make")
-    add(
-        "--special",
-        nargs="+",
-        default=[],
-        metavar="TOKEN",
-        help="special tokens, such as those of a chat template; no document is read as these",
-    )
-    add(
-        "--tokens",
-        type=parse_path,
-        metavar="FILE",
-        help="a token on each line; a space before it is part of it",
-    )
-    add(
-        "--from-text",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="take the words of a file, folder or glob that save the most tokens; may be repeated",
-    )
-    add("--count", type=parse_count, default=500, metavar="N", help="words of --from-text (500)")
-    add("--text-key", default="text", metavar="KEY", help="the key, or column, of the text (text)")
-    add("--step", type=int, metavar="N", help="the checkpoint of a run to take (the newest)")
-    add("--ema", action="store_true", help="take a run's average of the weights")
-    add("--json", metavar="FILE", help="write the new tokens with their ids")
-
-
 def parse_size(text: str) -> int:
     """Return a size in bytes: 500MB is 500,000,000. argparse turns the error into ours."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B|)", text)
@@ -203,13 +164,6 @@ def parse_size(text: str) -> int:
     if not 1 <= size < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
     return int(size)
-
-
-def parse_count(text: str) -> int:
-    """Return a number of tokens. argparse turns the error into ours."""
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MOST_WORDS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_WORDS:,}, got {shorten(text)}")
-    return int(text)
 
 
 def parse_path(text: str) -> Path:

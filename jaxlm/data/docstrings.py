@@ -1,4 +1,4 @@
-"""Write instructions with their answers, made of Python's own library: python -m jaxlm.prepare docstrings.
+"""Make instructions of Python's own library: python -m jaxlm.prepare docstrings.
 
 The question is a function, the answer the first paragraph of its docstring. The library is parsed,
 never imported.
@@ -8,7 +8,7 @@ import argparse
 import ast
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +16,16 @@ from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.listing import list_files, stdlib_folder
 from jaxlm.files import expand_home, output_writer
 
-DESCRIPTION = (
+PURPOSE = (
     "Write JSON lines of instruction, input and output: functions of Python's own library, and "
-    "what their docstrings say about them. For objective.kind=instruction."
+    "what their docstrings say about them. For objective.kind=instruction; with --preferences for "
+    "objective.kind=preference: prompt, chosen and rejected."
 )
-EXAMPLE = "example:\n  python -m jaxlm.prepare docstrings docstrings.jsonl"
+USAGE = """examples:
+  python -m jaxlm.prepare docstrings docstrings.jsonl
+  python -m jaxlm.prepare docstrings preferences.jsonl --preferences"""
 INSTRUCTION = "Write the docstring of this Python function."
-LONGEST_SOURCE, LONGEST_ANSWER, SHORTEST_ANSWER = 600, 300, 12  # characters
+LONGEST_SOURCE, LONGEST_ANSWER, SHORTEST_ANSWER = 400, 300, 12  # characters
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -44,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"characters of a function ({LONGEST_SOURCE})",
     )
+    parser.add_argument(
+        "--preferences",
+        action="store_true",
+        help="write the docstring of another function too, as the worse answer",
+    )
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -54,10 +62,11 @@ def run_command(args: argparse.Namespace) -> int:
     if args.longest < 1:
         raise UserError(f"--longest: must be at least 1, got {args.longest}")
     functions = list(read_functions(args.longest))
+    build = build_preferences if args.preferences else build_instructions
     try:
         with output_writer(out) as file:
-            for function in functions:
-                file.write(json.dumps(build_record(function), ensure_ascii=False).encode() + b"\n")
+            for record in build(functions):
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         raise UserError(f"{args.out}: {error.strerror}") from error
 
@@ -65,14 +74,33 @@ def run_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_record(function: DocumentedFunction) -> dict[str, str]:
-    """Return the record of a function, in the form of Alpaca."""
-    return {
-        "instruction": INSTRUCTION,
-        "input": function.source,
-        "output": function.answer,
-        "place": function.place,
-    }
+def build_instructions(functions: Sequence[DocumentedFunction]) -> Iterator[dict[str, str]]:
+    """Yield a record for each function, in the form of Alpaca."""
+    for function in functions:
+        yield {
+            "instruction": INSTRUCTION,
+            "input": function.source,
+            "output": function.answer,
+            "place": function.place,
+        }
+
+
+def build_preferences(functions: Sequence[DocumentedFunction]) -> Iterator[dict[str, str]]:
+    """Yield a record for each function: its docstring, and that of a function far from it.
+
+    A function without another one whose answer differs is left out.
+    """
+    half = len(functions) // 2
+    for number, function in enumerate(functions):
+        others = (functions[(number + half + step) % len(functions)] for step in range(half))
+        rejected = next((o.answer for o in others if o.answer != function.answer), None)
+        if rejected is not None:
+            yield {
+                "prompt": f"{INSTRUCTION}\n\n{function.source}",
+                "chosen": function.answer,
+                "rejected": rejected,
+                "place": function.place,
+            }
 
 
 def read_functions(longest: int) -> Iterator[DocumentedFunction]:

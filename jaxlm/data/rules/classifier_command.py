@@ -9,8 +9,8 @@ from jaxlm.data.rules.classifier import train_classifier
 from jaxlm.data.sources import read_documents
 from jaxlm.files import expand_home
 
-DESCRIPTION = "Train a quality classifier on good and bad documents, for data.curation.classifier."
-EXAMPLE = "example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors"
+PURPOSE = "Train a quality classifier on good and bad documents, for data.curation.classifier."
+USAGE = "example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
