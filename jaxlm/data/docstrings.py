@@ -1,4 +1,4 @@
-"""Write instructions with their answers, made of Python's own library: python -m jaxlm.prepare docstrings.
+"""Write instructions made of Python's own library: python -m jaxlm.prepare docstrings OUT.
 
 The question is a function, the answer the first paragraph of its docstring. The library is parsed,
 never imported.
@@ -16,11 +16,11 @@ from jaxlm.config import SourceConfig, UserError
 from jaxlm.data.listing import list_files, stdlib_folder
 from jaxlm.files import expand_home, output_writer
 
-DESCRIPTION = (
+DOCSTRINGS_DESCRIPTION = (
     "Write JSON lines of instruction, input and output: functions of Python's own library, and "
     "what their docstrings say about them. For objective.kind=instruction."
 )
-EXAMPLE = "example:\n  python -m jaxlm.prepare docstrings docstrings.jsonl"
+DOCSTRINGS_EXAMPLE = "example:\n  python -m jaxlm.prepare docstrings docstrings.jsonl"
 INSTRUCTION = "Write the docstring of this Python function."
 LONGEST_SOURCE, LONGEST_ANSWER, SHORTEST_ANSWER = 600, 300, 12  # characters
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.config import SourceConfig
 from jaxlm.data import Document, Tokenizer
 from jaxlm.data.example_array import ExampleArray, ListedParts
 from jaxlm.data.examples import encode_examples
@@ -30,6 +31,9 @@ class HeldOutSource(NamedTuple):
         for number, (start, end) in enumerate(pairwise(bounds.tolist())):
             ids = self.tokens.read_windows(np.array([start]), end - start)[0]
             yield Document(f"{self.name} {number}", self.tokenizer.decode(ids))
+
+
+TextSource = SourceConfig | HeldOutSource
 
 
 class TextSize(NamedTuple):
