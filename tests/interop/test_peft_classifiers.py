@@ -11,8 +11,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from support.marks import quick_and_slow
-
 from jaxlm import interop, models
 from jaxlm.config import AdapterConfig
 from jaxlm.interop.peft_directory import load_adapter, save_adapter
@@ -44,10 +42,8 @@ CLASSES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # values of conf
 }
 
 
-@pytest.mark.parametrize(
-    ("name",),
-    quick_and_slow([("RobertaForSequenceClassification",)], [(name,) for name in CLASSES]),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
 def test_heads_of_classifiers_go_with_the_adapters(name, tmp_path):
     values, targets = CLASSES[name]
     model_class = getattr(transformers, name)
