@@ -23,6 +23,7 @@ from jaxlm.objectives import Objective
 from jaxlm.preference import answer_log_probabilities
 from jaxlm.progress import Progress
 from jaxlm.run import Run
+from jaxlm.runtime import ProcessGroup
 from jaxlm.sharding import BATCH
 from jaxlm.types import Array, Batch, Tree
 
@@ -55,10 +56,8 @@ def use_reference(
     run: Run,
     store: Store,
     objective: Objective,
-    directory: Path,
+    group: ProcessGroup,
     params: Tree | None,
-    *,
-    is_leader: bool,
 ) -> None:
     """Give the pairs of a store the log-probabilities of the run's reference.
 
@@ -72,13 +71,13 @@ def use_reference(
         for number, array in enumerate(parts)
         if isinstance(array, PreferenceSamples)
     }
-    path = directory / REFERENCE_FILE
+    path = group.run_directory / REFERENCE_FILE
     if params is None:
         sizes = {name: array.start_count(objective) for name, array in arrays.items()}
         values = read_reference(path, sizes)
     else:
         values = score_all(run, list(arrays.items()), objective, params)
-        if is_leader:
+        if group.is_leader:
             try:
                 save_file(values, path)
             except OSError as error:

@@ -84,7 +84,8 @@ def train(
         # 4. The state: fresh, of a base, imported or resumed.
         state, base_record = build_state(run, start, checkpoints, directory)
         if config.objective.kind == "preference":
-            prepare_reference(run, store, stream, start, state, group)
+            params = None if start.origin is Origin.RESUMED else state.params
+            use_reference(run, store, stream.objective, group, params)
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
@@ -349,24 +350,6 @@ def build_stream(run: Run, store: data.Store, saved: Config | None = None, step:
         hint = "whole words must fit into objective.noise_share of data.sequence_length"
         log(f"warning: objective: nothing is predicted in the first samples; {hint}")
     return stream
-
-
-def prepare_reference(
-    run: Run,
-    store: data.Store,
-    stream: Stream,
-    start: Start,
-    state: TrainState,
-    group: runtime.ProcessGroup,
-) -> None:
-    """Give the pairs of answers their log-probabilities by the weights that the run started from.
-
-    A run that is resumed has them on file.
-    """
-    params = None if start.origin is Origin.RESUMED else state.params
-    use_reference(
-        run, store, stream.objective, group.run_directory, params, is_leader=group.is_leader
-    )
 
 
 def show_samples(

@@ -40,12 +40,13 @@ class ClassifierConfig:
                 refuse("labels", "are only used with kind='sequence' and 'token', got 'none'")
             return
 
-        if not self.labels:
+        if len(self.labels) == 0:
             refuse("labels", f"kind={self.kind!r} needs the names of the labels")
         if len(set(self.labels)) < len(self.labels):
             refuse("labels", f"a label stands there twice: {', '.join(self.labels)}")
         if self.problem == "single_label" and len(self.labels) < 2:
-            refuse("labels", f"problem='single_label' needs two at least, got {self.labels[0]!r}")
+            named = ", ".join(self.labels)
+            refuse("labels", f"problem='single_label' needs two at least, got {named}")
         if self.kind == "token" and self.problem != "single_label":
             reason = f"{self.problem!r} is only used with kind='sequence', got 'token'"
             raise ConfigError("model.classifier.problem", reason)

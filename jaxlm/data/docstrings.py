@@ -109,13 +109,14 @@ def read_functions(longest: int) -> Iterator[DocumentedFunction]:
     Functions of more than `longest` characters are left out.
     """
     seen: set[tuple[str, str]] = set()
-    for path in list_files(SourceConfig(name="python_stdlib", format="python_stdlib")):
+    for file in list_files(SourceConfig(name="python_stdlib", format="python_stdlib")):
+        path = Path(str(file))
         try:
             text = path.read_text(encoding="utf-8")
             tree = ast.parse(text)
         except (OSError, ValueError, SyntaxError):  # of a test of broken files, say
             continue
-        name = Path(path).relative_to(stdlib_folder()).as_posix()
+        name = path.relative_to(stdlib_folder()).as_posix()
         for node in ast.walk(tree):
             if not isinstance(node, FUNCTIONS):
                 continue

@@ -200,14 +200,15 @@ class Transformer(NamedTuple):
         head, layers = self.config.label_head, self.config.layers
         x_BLD = pool(self.final_norm(params, x_BLD, None), lengths_B, head.pooling)
 
+        rate = head.dropout or 0.0
         # The layers and the embedding use sites 0 to `layers`.
         first_key, second_key = site_key(dropout_key, layers + 1), site_key(dropout_key, layers + 2)
         for name in ("head", "pooler"):
             if name in self.components:
                 if head.transform_dropout:
-                    x_BLD = dropout(x_BLD, head.dropout, first_key)
+                    x_BLD = dropout(x_BLD, rate, first_key)
                 x_BLD = self.apply(params, name, x_BLD)
-        return dropout(x_BLD, head.dropout, second_key)
+        return dropout(x_BLD, rate, second_key)
 
     # Generation, chunk by chunk
 

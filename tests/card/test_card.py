@@ -161,7 +161,8 @@ def test_a_card_loads_without_a_warning(made, caplog, recwarn, family, exported)
     """Whatever the run is called, by the reader of the hub."""
     run, run_config, _ = made
     facts = card.gather_facts(run, run_config, 12345, exported=exported)
-    model = SimpleNamespace(family=family, generator_share=None)
+    classifier = config.ClassifierConfig()
+    model = SimpleNamespace(family=family, generator_share=None, classifier=classifier)
     facts = facts._replace(config=SimpleNamespace(model=model, data=run_config.data))
     for name in ODD_NAMES:
         metadata = readme.generate_metadata(facts._replace(name=name))

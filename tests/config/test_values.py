@@ -526,7 +526,7 @@ CONTRADICTIONS = [  # edits of the defaults, the key at fault, a part of the rea
     (
         ["model.classifier.kind=token", 'model.classifier.labels=["a"]'],
         "model.classifier.labels",
-        "problem='single_label' needs two at least, got 'a'",
+        "problem='single_label' needs two at least, got a",
     ),
     (
         [

@@ -15,6 +15,7 @@ from jaxlm.chat import FIELD_NAMES
 from jaxlm.chat.named_templates import NAMED_TEMPLATES
 from jaxlm.config import UserError
 from jaxlm.config.data import KEY_NAMES
+from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.data.stream import open_stream
 
@@ -194,6 +195,7 @@ def read_answers(run: config.Config, store: data.Store) -> set[tuple[str, ...]]:
     """Return prompt, chosen and rejected answer of each example as text."""
     found = set()
     for array in (*store.train, *store.validation):
+        assert isinstance(array, ExampleArray)
         for number in range(len(array)):
             found.add(tuple(map(store.tokenizer.show, array.parts.read(number))))
     return found

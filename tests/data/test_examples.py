@@ -290,6 +290,7 @@ def test_examples_in_memory_are_read_as_those_of_a_store(tmp_path):
     run = classify_config(tmp_path, path, TEXT)
     store = prepare(run)
     objective, stored = build_objective(run, store), store.train[0]
+    assert isinstance(stored, ExampleArray)
     listed = ExampleArray(ListedParts([stored.parts.read(i) for i in range(len(stored))]))
     starts = np.array([5, 0, 3])
     rows = [array.read_samples(starts, objective) for array in (stored, listed)]

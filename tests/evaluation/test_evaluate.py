@@ -19,6 +19,8 @@ from tokenizers.processors import TemplateProcessing
 from jaxlm import config, convert, evaluate, load_model, objectives, runtime
 from jaxlm.config import UserError
 from jaxlm.data import Document
+from jaxlm.data.documents import COMMAND_OPTIONS
+from jaxlm.data.sources import read_documents as read_source
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
 from jaxlm.evaluation import own_objective, score_model, texts
@@ -935,4 +937,4 @@ def test_texts_of_another_format_are_refused_with_the_option_that_reads_them(tmp
     (tmp_path / "d.json").write_text('{"body": "one"}\n')
     (source,) = evaluate.parse_sources([str(tmp_path / "d.json")], "text", "auto")
     with pytest.raises(UserError, match=r"without the key 'text' .* or set --format text to read"):
-        list(score_model.read_source(source, score_model.COMMAND_OPTIONS))
+        list(read_source(source, COMMAND_OPTIONS))

@@ -322,7 +322,9 @@ def test_bytes_of_other_tokens_are_those_of_their_source(tmp_path, monkeypatch):
 def bounded(*edits: str, tokens: int = 1024) -> int:
     objective = build("causal", tokens)
     run_config = config.apply_edits(config.Config(), ["model.context_length=4096", *edits])
-    return most_samples(run_config, objective)
+    most = most_samples(run_config, objective)
+    assert most is not None
+    return most
 
 
 def test_an_evaluation_takes_a_microbatch_at_a_time():

@@ -20,8 +20,9 @@ from support.conversions import MADE, converted, hf_directory
 from support.hf_directories import change_tensors, random_weights
 from support.tokenizer_files import LINES
 
-from jaxlm import checkpoint, config, convert, interop, models, runtime, train
+from jaxlm import checkpoint, config, interop, models, runtime, train
 from jaxlm.conversion import export_run, import_model
+from jaxlm.conversion.arguments import parse_size
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens, special_tokens
 from jaxlm.interop import hf_config, tokenizer
@@ -178,7 +179,7 @@ def test_bfloat16_and_shards(imported, tmp_path):
     ],
 )
 def test_sizes(text, expected):
-    assert convert.parse_size(text) == expected
+    assert parse_size(text) == expected
 
 
 def test_edits_of_the_run(imported, tmp_path):

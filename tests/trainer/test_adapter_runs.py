@@ -10,7 +10,7 @@ import pytest
 from support import tiny_run
 from support.trees import assert_same
 
-from jaxlm import checkpoint, models
+from jaxlm import checkpoint
 from jaxlm.load_model import load_model
 
 RECIPE = """
@@ -91,7 +91,6 @@ def test_adapters_go_on_top_of_those_of_the_base(adapted):
     assert tiny_run.run(*edits, recipe="adapted.py", directory="runs/second") == 0
     first, second = (load_model(path).params for path in ("runs/first", "runs/second"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first, second)
-    assert models.build(load_model("runs/second").config.model).adapter.rank == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

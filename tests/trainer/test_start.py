@@ -105,7 +105,7 @@ def test_a_sample_cannot_end_its_block_in_tensorboard(monkeypatch):
     monitor = SimpleNamespace(
         line=lambda text: None, text=lambda step, tag, text: shown.append(text)
     )
-    run = SimpleNamespace(config=config.Config(), model=SimpleNamespace(rounding=None))
+    run = SimpleNamespace(config=config.Config(), model=SimpleNamespace(rounding=None, axes={}))
     others: Any = SimpleNamespace(tokenizer=None, windows=None, params=None)
     trainer.show_samples(cast(Any, run), others, others, others, cast(Any, monitor))
     assert shown == [f"`````text\n{text}\n`````"]
@@ -126,7 +126,7 @@ def test_a_store_that_was_built_anew_with_another_tokenizer_is_refused(tmp_path)
     checkpoint.write_run_config(tmp_path, cfg, store.hash, {})
     trainer.check_store(tmp_path, cfg, store)  # an import may lack a tokenizer
 
-    trainer.write_tokenizer(tmp_path, store)
+    trainer.write_tokenizer(tmp_path, cfg, store, Start(Origin.FRESH, 0))
     trainer.check_store(tmp_path, cfg, store)
     path = tmp_path / "tokenizer.json"
     other = json.loads(path.read_text())
