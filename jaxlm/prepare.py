@@ -4,9 +4,10 @@
 reports what the store holds. `prepare show` prints a sample as the model sees it.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,10 @@ LARGEST_SAMPLE = (1 << 62) - 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command, or the one of COMMANDS that is named first, and return its exit code."""
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
-    return prepare(argv)
+    """Run the command, or the one that is named first, and return its exit code."""
+    if argv and argv[0] == "show":
+        return show(argv[1:])
+    return run_module(argv[0], argv[1:]) if argv and argv[0] in MODULES else prepare(argv)
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -294,7 +295,7 @@ def read_sample(
 
     from jaxlm import objectives
     from jaxlm.data.mixture_plan import batch_schedule, plan_mixture
-    from jaxlm.data.show import locate_examples, locate_row, locate_window
+    from jaxlm.data.show import locate_sample
     from jaxlm.data.stream import open_stream, source_sizes
     from jaxlm.evaluation.validation import EvaluationWindows
 
@@ -309,13 +310,7 @@ def read_sample(
         stream.set_mixture(plan_mixture(run_config, sizes))
         samples = np.array([sample])
         batch, (source, start) = stream.make_batch(samples), stream.locate(samples)[:, 0].tolist()
-        if stream.packed is not None:
-            starts = stream.row_arrays[source].packing.row_starts(start)
-            return batch, locate_row(store, split, source, start, starts)
-        if objective.examples is not None:
-            numbers = stream.sample_examples(source, start)
-            return batch, locate_examples(store, split, source, numbers, objective)
-        return batch, locate_window(store, split, source, start, objective.window)
+        return batch, locate_sample(store, split, source, start, objective, stream)
 
     draws = run_config.evaluation.draws
     windows = EvaluationWindows(store.validation, objective, 1, draws, run_config.seed)
@@ -324,9 +319,7 @@ def read_sample(
     number = sample % windows.windows
     source = int(np.searchsorted(windows.ends, number, side="right"))
     start = (number - [0, *windows.ends.tolist()][source]) * objective.stride
-    if objective.examples is not None:
-        return windows[sample], locate_examples(store, split, source, [start], objective)
-    return windows[sample], locate_window(store, split, source, start, objective.window)
+    return windows[sample], locate_sample(store, split, source, start, objective)
 
 
 def check_show_arguments(args: Any) -> None:
@@ -370,31 +363,28 @@ def build_show_parser() -> runtime.Parser:
     return parser
 
 
-# --- classifier ---
+# --- commands of the data package ---
 
-
-def train_classifier(argv: Sequence[str]) -> int:
-    """Train a quality classifier on good and bad documents."""
-    from jaxlm.data.rules.classifier_command import (
-        add_classifier_arguments,
-        run_classifier_command,
-    )
-
-    parser = runtime.Parser(
-        prog="python -m jaxlm.prepare classifier",
-        description="Train a quality classifier on good and bad documents, for "
-        "data.curation.classifier.",
-        epilog="example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors",
-    )
-    add_classifier_arguments(parser)
-    return run_classifier_command(parser.parse_args(argv))
-
-
-# The commands beside `--config FILE`, by their first argument.
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "show": show,
-    "classifier": train_classifier,
+# Modules that describe a command and have its arguments, by its name.
+MODULES = {
+    "classifier": "jaxlm.data.rules.classifier_command",
+    "docstrings": "jaxlm.data.docstrings",
 }
+
+
+def run_module(name: str, argv: Sequence[str]) -> int:
+    """Run a command of MODULES."""
+    args = build_module_parser(name).parse_args(argv)
+    return importlib.import_module(MODULES[name]).run_command(args)
+
+
+def build_module_parser(name: str) -> runtime.Parser:
+    """Return the parser of a command of MODULES."""
+    module = importlib.import_module(MODULES[name])
+    prog = f"python -m jaxlm.prepare {name}"
+    parser = runtime.Parser(prog=prog, description=module.PURPOSE, epilog=module.USAGE)
+    module.add_arguments(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ OLDEST_FLOAT8 = 8.9
 
 def check_trainable(config: Config) -> None:
     """Raise ConfigError for what can be loaded but not trained."""
+    if config.objective.kind == "replaced_tokens" and not config.model.generator_share:
+        reason = "0: the model has no generator, without which it is only the base of a classifier"
+        raise ConfigError("model.generator_share", reason)
     if config.precision.weights == "int4":
         check_groups(config.model)
     if config.parallel.tensor > 0:
@@ -49,15 +52,6 @@ def check_best(config: Config) -> None:
     else:
         reason = f"{best!r} is no figure of {whose}, which has {', '.join(map(repr, names))}"
     raise ConfigError("checkpoint.best", reason)
-
-
-def check_scaling_law(config: Config) -> None:
-    """Raise ConfigError for a loss that no scaling law of language models is about."""
-    if config.model.is_classifier:
-        reason = "'classify': scaling laws are of losses per token, not of labels"
-        raise ConfigError(
-            "objective.kind", f"{reason}; plan memory, plan compile and bench take it"
-        )
 
 
 def check_groups(model: ModelConfig) -> None:

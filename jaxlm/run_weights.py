@@ -61,8 +61,10 @@ class BaseRecord(NamedTuple):
     hash: str  # of `hash_params`
 
 
-def write_base_record(directory: Path, record: BaseRecord) -> None:
-    """Write base.json. Raises UserError if the file can't be written."""
+def write_base_record(directory: Path, record: BaseRecord | None) -> None:
+    """Write base.json, unless there is nothing new. Raises UserError if it can't be written."""
+    if record is None:
+        return
     path = directory / BASE_FILE
     try:
         write_atomically(path, json.dumps(record._asdict(), indent=2) + "\n")

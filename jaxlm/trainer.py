@@ -5,6 +5,7 @@ step before. So resuming is to load the newest checkpoint and to continue at its
 """
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.reference import use_reference
 from jaxlm.run import Run, build_evaluation_params, build_run, check_memory, describe_run
 from jaxlm.run_checks import check_trainable
-from jaxlm.run_weights import write_base_record
+from jaxlm.run_weights import BaseRecord, write_base_record
 from jaxlm.start import Origin, Start, build_state, find_start
 from jaxlm.state import TrainState
 from jaxlm.training_loop import TrainingLoop, compiled_meanwhile, is_due
@@ -87,17 +88,9 @@ def train(
 
         # 5. What is recorded.
         # Process 0 alone writes. From here on the directory is that of a run, whatever happens.
+        monitor, record_save = NullMonitor(), ignore_save
         if group.is_leader:
-            checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
-            write_tokenizer(directory, config, store, start)
-            if base_record is not None:
-                write_base_record(directory, base_record)
-            monitor = Monitor(directory, steps, start.step, config.logging.tensorboard)
-            card_start = card.new_start(start.step, run.devices, len(group.hosts))
-            record_save = partial(record_progress, directory, card_start, store)
-        else:
-            monitor = NullMonitor()
-            record_save = ignore_save
+            monitor, record_save = open_records(run, store, start, group, base_record)
 
         with monitor:
             if group.is_leader:
@@ -136,6 +129,24 @@ def log(*lines: str) -> None:
     """Print lines that belong to no step."""
     for line in lines:
         print(line, flush=True)
+
+
+def open_records(
+    run: Run,
+    store: data.Store,
+    start: Start,
+    group: runtime.ProcessGroup,
+    base_record: BaseRecord | None,
+) -> tuple[Monitor, Callable[[int, float], None]]:
+    """Write what says which run this is, and return its records and what keeps its progress."""
+    directory, config = group.run_directory, run.config
+    checkpoint.write_run_config(directory, config, store.hash, runtime.versions())
+    write_tokenizer(directory, config, store, start)
+    write_base_record(directory, base_record)
+
+    monitor = Monitor(directory, config.training.steps, start.step, config.logging.tensorboard)
+    card_start = card.new_start(start.step, run.devices, len(group.hosts))
+    return monitor, partial(record_progress, directory, card_start, store)
 
 
 def ignore_save(step: int, seconds: float) -> None:

@@ -2,13 +2,16 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 
 import pytest
+from support import tiny
 from test_structure import ROOT, tracked
 
-from jaxlm import config
+from jaxlm import config, prepare
+from jaxlm.config import UserError
 
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -19,6 +22,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 README_LINES = 200
+# Commands whose arguments are parsed; those of plan have subcommands in modules of their own.
+PARSED = ("bench", "convert", "evaluate", "generate", "predict", "prepare", "train")
 
 
 def tree_of(text):
@@ -168,18 +173,65 @@ def commands(text):
                 yield "jaxlm.train", [w for w in words[place + 1 :] if not w.isdigit()]
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Runs that stand for the base of a user's run, by family."""
+    folders = {}
+    for family, run_config in tiny.FAMILIES.items():
+        folders[family] = tmp_path_factory.mktemp("bases") / family
+        (folders[family] / "checkpoints").mkdir(parents=True)
+        text = json.dumps(config.to_dict(run_config))
+        (folders[family] / "config.json").write_text(text)
+        (folders[family] / "tokenizer.json").write_text("{}")
+    return folders
+
+
 @pytest.mark.parametrize("snippet", list(snippets("sh")))
-def test_the_configs_of_commands_load(snippet):
+def test_the_configs_of_commands_load(snippet, bases):
     """Every `--config FILE key=value` is loaded with its edits."""
     for module, arguments in commands(snippet):
         if module != "jaxlm.train":
             continue
         path = arguments[arguments.index("--config") + 1]
         edits = [word for word in arguments if re.fullmatch(r"[a-z_]+(\.\w+)*=.*", word)]
+        # A base with this word in its name is an encoder.
+        base = bases["encoder" if any("encoder" in edit for edit in edits) else "decoder"]
+        edits = [f"base={base}" if edit.startswith("base=") else edit for edit in edits]
         data = arguments[arguments.index("--data") + 1] if "--data" in arguments else None
         if FILES_OF_A_USER.search(path):
             path = "configs/quickstart.py"
         config.load(ROOT / path, edits, data)
+
+
+def parse_command(module, arguments):
+    """Parse the arguments of a command as it would; a mistake is an error or an exit."""
+    name = module.removeprefix("jaxlm.")
+    command = importlib.import_module(module)
+    if name == "prepare" and arguments[0] in prepare.MODULES:
+        return prepare.build_module_parser(arguments[0]).parse_args(arguments[1:])
+    if name == "prepare" and arguments[0] == "show":
+        return command.build_show_parser().parse_intermixed_args(arguments[1:])
+    parser = getattr(command, f"build_{name}_parser")()
+    parse = parser.parse_args if name == "convert" else parser.parse_intermixed_args
+    return parse(arguments)
+
+
+@pytest.mark.parametrize("snippet", list(snippets("sh")))
+def test_the_arguments_of_commands_are_known(snippet):
+    for module, arguments in commands(snippet):
+        if module.removeprefix("jaxlm.") in PARSED:
+            parse_command(module, arguments)
+
+
+def test_a_wrong_argument_is_noticed():
+    for text in (
+        "python -m jaxlm.evaluate runs/a --againts runs/b",
+        "python -m jaxlm.prepare docstrings",
+        "python -m jaxlm.convert extend runs/a",
+    ):
+        ((module, arguments),) = commands(text)
+        with pytest.raises((SystemExit, UserError)):
+            parse_command(module, arguments)
 
 
 INLINE_KEY = re.compile(r"`([a-z]+(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`")

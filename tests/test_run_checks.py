@@ -41,6 +41,11 @@ REFUSED = [  # edits of the defaults, the key at fault, a part of the reason; on
         "checkpoint.best",
         "needs model.classifier.labels such as B-PER, I-PER and O",
     ),
+    (
+        [*ELECTRA, "model.generator_share=0"],
+        "model.generator_share",
+        "0: the model has no generator",
+    ),
     (["precision.weights=int4", "model.width=48"], "precision.weights", "do not divide the width"),
     (["precision.compute=float16"], "precision.compute", "'tpu' have no products in 'float16'"),
     (["precision.matmul=float8"], "precision.matmul", "8.9 or newer (Ada, Hopper), got platform"),

@@ -3,6 +3,8 @@
 They need no tokenizer and no store.
 """
 
+from typing import Any
+
 import numpy as np
 
 from jaxlm import objectives
@@ -25,6 +27,7 @@ def vocabulary(config: Config) -> objectives.Vocabulary:
         reason = f"{size} ids leave no room for text beside {first_text} special tokens"
         raise ConfigError("model.vocabulary_size", reason)
     sentinels = np.arange(first_text - config.tokenizer.sentinels, first_text, dtype=np.int32)
+    roles: dict[str, Any] = {name: number for number, name in enumerate(SPECIAL)}
     return objectives.Vocabulary(
         size=size,
         special=np.arange(size) < first_text,
@@ -32,7 +35,7 @@ def vocabulary(config: Config) -> objectives.Vocabulary:
         first_class=np.zeros(size, np.int8),
         last_class=np.zeros(size, np.int8),
         ends_sentence=np.zeros(size, bool),
-        **{name: number for number, name in enumerate(SPECIAL)},
+        **roles,
     )
 
 

@@ -76,7 +76,7 @@ def describe_base(facts: Facts) -> str:
     if record.get("step") is not None:
         text += f", after step {record['step']:,}"
     if record.get("hash"):
-        text += f", files with the hash {plain(record['hash'])}"
+        text += f", weights with the hash {plain(record['hash'])}"
     return text
 
 

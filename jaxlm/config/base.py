@@ -49,7 +49,11 @@ def adopt_base(config: Config, base: Config, edited_keys: tuple[str, ...] = ()) 
     if not has_token(path, tokenizer.pad):
         # Nothing looks for the padding by its id: a length or a mask says where it is.
         tokenizer = dataclasses.replace(tokenizer, pad=tokenizer.end_of_text)
-    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+    objective = config.objective
+    if model.family == "encoder_decoder" and objective.decoder_start is None:
+        # BART's decoder starts with the end of text, whatever it is tuned for.
+        objective = dataclasses.replace(objective, decoder_start=base.objective.start)
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer, objective=objective)
 
 
 def own_values(

@@ -160,7 +160,7 @@ class Config:
             raise ConfigError("objective.kind", f"{reason} (it takes {', '.join(fitting)})")
 
         share = self.model.generator_share
-        if kind == "replaced_tokens" and not share:
+        if kind == "replaced_tokens" and share is None:
             reason = f"objective.kind={kind!r} needs a generator: 0.25 or 0.33333, got {share}"
             raise ConfigError("model.generator_share", reason)
         if kind not in ("replaced_tokens", "classify") and share is not None:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jaxlm import card, checkpoint, config, runtime
+import jax
+
+from jaxlm import card, checkpoint, config, models, runtime
 from jaxlm.base_identity import hash_params
-from jaxlm.config import Config, NoCheckpointError, UserError
+from jaxlm.config import AdapterConfig, Config, ModelConfig, NoCheckpointError, UserError
 from jaxlm.config.base import adopt_base
 from jaxlm.conversion.export_run import ExportedModel, find_best_step, new_directory
 from jaxlm.conversion.import_model import (
@@ -24,7 +26,10 @@ from jaxlm.interop.tensor_mapping import leaves_by_path
 from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import TOKENIZER_FILE
 from jaxlm.load_model import load_model
+from jaxlm.models.adapters import adapter_part
+from jaxlm.parameter_names import name_of
 from jaxlm.run_weights import BaseRecord, write_base_record
+from jaxlm.types import Tree
 
 BASE_KEY = "base="  # of the edit that names the base
 KEPT_FILES = (TOKENIZER_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE)
@@ -46,7 +51,7 @@ def export_adapter(
     check_is_empty(out)
     match_architecture(run_config.model)
 
-    step = find_best_step(run, run_config) if best else step
+    step = find_best_step(run) if best else step
     loaded = load_model(run, step=step, ema=ema, merged=False)
     with new_directory(out) as folder:
         architecture = save_adapter(folder, run_config.model, run_config.adapter, loaded.params)
@@ -63,11 +68,18 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
     check_is_empty(run)
     base, edits = find_base(directory, edits)
     base_config, _ = checkpoint.read_run_config(base)
-    architecture, _ = match_architecture(base_config.model)
-    adapter = load_adapter(directory, base_config.model)
-    run_config = adapter_run_config(base_config, base, adapter.config, run, edits)
+    start = replace(base_config, run_directory=str(run), base=str(base), adapter=AdapterConfig())
+    start = adopt_base(start, base_config)
+    model = config.apply_edits(start, edits).model
+    check_model(model, start.model)
+    architecture, _ = match_architecture(model)
+    adapter = load_adapter(directory, model)
+    run_config = adapter_run_config(replace(start, adapter=adapter.config), edits)
 
-    record = describe_base(base)
+    loaded = load_model(base, rounded=False)
+    assert loaded.step is not None
+    record = BaseRecord(str(base), loaded.step, hash_params(loaded.params))
+    trained = complete_adapter(directory, run_config, adapter.params, loaded.params)
     leaves = leaves_by_path(adapter.params)
     names = [name for name, leaf in leaves.items() if not all_finite(leaf)]
     with runtime.lock_run_directory(run):
@@ -78,7 +90,7 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
                     (run / name).write_bytes((base / name).read_bytes())
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
-                checkpoints.save_params(adapter.params)
+                checkpoints.save_params(trained)
             write_base_record(run, record)
             card.record_import(run, architecture.model_type)
             # The last file: it turns the folder into a run.
@@ -88,11 +100,18 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
     )
 
 
-def describe_base(base: Path) -> BaseRecord:
-    """Return what a run has on file about its base."""
-    loaded = load_model(base, rounded=False)
-    assert loaded.step is not None
-    return BaseRecord(str(base), loaded.step, hash_params(loaded.params))
+def complete_adapter(directory: Path, run_config: Config, adapter: Tree, base: Tree) -> Tree:
+    """Return all that is trained: an adapter, and what it leaves to the base of a head.
+
+    UserError, with a name, for a part of the head that neither has.
+    """
+    model = models.build(run_config.model, adapter=run_config.adapter)
+    wanted = adapter_part(jax.eval_shape(model.init, jax.random.key(0)))
+    there = leaves_by_path(adapter_part(base)) | leaves_by_path(adapter)
+    missing = [path for path in leaves_by_path(wanted) if path not in there]
+    if missing:
+        raise UserError(f"{directory}: has no {missing[0]}, and neither has the base")
+    return jax.tree_util.tree_map_with_path(lambda path, _: there[name_of(path)], wanted)
 
 
 def find_base(directory: Path, edits: Sequence[str]) -> tuple[Path, list[str]]:
@@ -109,22 +128,23 @@ def find_base(directory: Path, edits: Sequence[str]) -> tuple[Path, list[str]]:
     return base, [edit for edit in edits if not edit.startswith(BASE_KEY)]
 
 
-def adapter_run_config(
-    base_config: Config, base: Path, adapter: config.AdapterConfig, run: Path, edits: Sequence[str]
-) -> Config:
-    """Return the config of a run that goes on with an adapter.
+def adapter_run_config(start: Config, edits: Sequence[str]) -> Config:
+    """Return the config of a run that goes on with an adapter: `start`, changed by the edits.
 
-    UserError where the edits make another model or another adapter of it, or move the run.
+    UserError where they make another adapter of it, or move the run.
     """
-    start = replace(base_config, run_directory=str(run), base=str(base), adapter=adapter)
-    start = adopt_base(start, base_config)
-    edited = config.apply_edits(start, edits)
+    edited, adapter = config.apply_edits(start, edits), start.adapter
     if edited.run_directory != start.run_directory:
+        run = start.run_directory
         raise UserError(f"run_directory: is that of RUN ({run}); choose another RUN instead")
     if replace(edited.adapter, base=adapter.base, dropout=adapter.dropout) != adapter:
         raise UserError("adapter: is that of the directory; its base and dropout alone can change")
-    differing = differences(edited.model, start.model)
+    return edited
+
+
+def check_model(edited: ModelConfig, base: ModelConfig) -> None:
+    """Raise UserError if edits make another model of the base's; a classifier's head is its own."""
+    differing = differences(replace(edited, classifier=base.classifier), base)
     if differing:
         key = differing[0].partition(" ")[0]
         raise UserError(f"{key}: the base has another model: {differing[0]}")
-    return edited

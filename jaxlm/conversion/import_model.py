@@ -51,15 +51,19 @@ def import_model(
     check_is_empty(run)
     check_is_no_run(directory)
     architecture, model_config = interop.read_config(directory)
-    if model_config.generator_share == 0:
-        raise UserError(
-            f"{directory}: has no folder generator with an ElectraForMaskedLM, without which it "
-            "can't be trained; jaxlm.generate --embed takes the directory itself"
-        )
     tokenizer_config, frame = read_tokenizer(directory)
     objective, notes = choose_objective(model_config.family, frame, edited_objective(edits))
-    if model_config.generator_share is not None:
+    if model_config.is_classifier:
+        objective, notes = replace(objective, kind="classify"), []
+        if frame.pad_id is None:  # a length says where the padding is: any token will do
+            tokenizer_config = replace(tokenizer_config, pad=tokenizer_config.end_of_text)
+    elif model_config.generator_share is not None:
         objective = ObjectiveConfig(kind="replaced_tokens")
+    if model_config.generator_share == 0 and not model_config.is_classifier:
+        notes.append(
+            "there is no folder generator with an ElectraForMaskedLM, without which the model is "
+            "not trained any further; it can be the base of a classifier"
+        )
     run_config = build_run_config(model_config, tokenizer_config, objective, run, edits)
 
     inner = load_tokenizer_json(directory / TOKENIZER_FILE)
@@ -177,6 +181,9 @@ def build_run_config(
     if objective.kind == "pairs":
         sources = (config.SourceConfig(name="pairs", path="pairs.jsonl", format="pairs"),)
         validation = config.ValidationConfig()  # cutting off the tail would cut pairs in two
+    elif objective.kind == "classify":
+        labelled = config.SourceConfig(name="labelled", path="labelled.jsonl", format="labelled")
+        sources, validation = (labelled,), config.ValidationConfig()
     else:
         sources = config.DataConfig().sources
         # Unlike a hash it holds something out, however few the documents are.
@@ -212,7 +219,7 @@ def build_run_config(
 
 def sample_length(objective: ObjectiveConfig, length: int, sentinels: int) -> int:
     """Return `length`, halved until its spans need no more sentinels than there are."""
-    while length > MIN_SAMPLE_LENGTH:
+    while length > MIN_SAMPLE_LENGTH and objective.kind != "classify":
         try:
             objectives.example(objective, length, sentinels)
             break

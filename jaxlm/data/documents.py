@@ -24,7 +24,7 @@ class Document(NamedTuple):
 
 
 class RecordShape(NamedTuple):
-    """What a record of a source has."""
+    """The parts of a record of a source."""
 
     texts: int = 1
     has_facts: bool = False

@@ -19,6 +19,7 @@ from jaxlm.config import (
     TokenizerConfig,
     UserError,
 )
+from jaxlm.data.building.label_counts import KEY as LABELS
 from jaxlm.data.building.units import UNIT_BYTES
 from jaxlm.data.documents import RECORD_SHAPES
 from jaxlm.data.examples import ExampleSpec
@@ -141,6 +142,8 @@ def prepare_sample(
     try:
         return prepare_data(data)
     except ConfigError as error:
+        if error.path == LABELS:
+            raise UserError(f"--sample-megabytes: {error.reason}: raise it") from error
         if data.validation.method != "hash" or not error.path.startswith("data.validation"):
             raise
         if any(source.format in RECORD_SHAPES for source in data.sources):

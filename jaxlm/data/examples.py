@@ -29,7 +29,7 @@ from jaxlm.files import expand_home
 
 
 class ExampleSpec(NamedTuple):
-    """What turns a record into an example, beside its source."""
+    """The fields of a config that turn a record into an example, beside its source."""
 
     labels: tuple[str, ...] = ()
     problem: str = "single_label"

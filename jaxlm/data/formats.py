@@ -119,6 +119,15 @@ def find_json(path: SourceFile, head: bytes, text_key: str, keys: SourceKeys) ->
     return "text"
 
 
+def find_table(head: bytes) -> str:
+    """Return "jsonl", "tsv" or "csv" for records in a file whose name doesn't say it."""
+    match = FIRST_CHARACTER.search(head)
+    line = first_line(head, match.start() if match else len(head))
+    if line.startswith(b"{"):
+        return "jsonl"
+    return "tsv" if b"\t" in line else "csv" if b"," in line else "jsonl"
+
+
 def check_json_lines(path: SourceFile, head: bytes) -> None:
     """Raise UserError if a file of JSON lines begins like a file of another format."""
     binary = describe_binary(head)

@@ -14,9 +14,10 @@ from jaxlm.config import UserError
 from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.pairs import PairArray
 from jaxlm.data.shards import TokenArray
-from jaxlm.data.show_examples import add_labels, read_texts
+from jaxlm.data.show_examples import add_labels, read_example_texts
 from jaxlm.data.split import SPLITS
 from jaxlm.data.store import Store, count_records
+from jaxlm.data.stream import Stream
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.verification import how_to_rebuild
 from jaxlm.data.visible_text import display_width, escape_text, fit_width
@@ -46,6 +47,27 @@ class Place(NamedTuple):
 
 
 # --- places ---
+
+
+def locate_sample(
+    store: Store,
+    split: str,
+    array: int,
+    start: int,
+    objective: Objective,
+    stream: Stream | None = None,
+) -> Place:
+    """Return the place of the sample that starts at `start` of an array.
+
+    `stream` is that of the training split.
+    """
+    if stream is not None and stream.packed is not None:
+        starts = stream.row_arrays[array].packing.row_starts(start)
+        return locate_row(store, split, array, start, starts)
+    if objective.examples is not None:
+        numbers = [start] if stream is None else stream.sample_examples(array, start)
+        return locate_examples(store, split, array, numbers, objective)
+    return locate_window(store, split, array, start, objective.window)
 
 
 def locate_window(store: Store, split: str, array: int, start: int, length: int) -> Place:
@@ -131,7 +153,7 @@ def read_document(store: Store, split: str, array: int, place: Place) -> dict[st
     tokens = open_array(store, split, array)
     if isinstance(tokens, ExampleArray):
         form = split_entries(store, split)[array]["format"]
-        return read_texts(tokens, place.start, form, MOST_TOKENS)
+        return read_example_texts(tokens, place.start, form, MOST_TOKENS)
     if isinstance(tokens, PairArray):
         bounds = tokens.offsets[2 * place.start : 2 * place.start + 3].tolist()
         spans = {"source": bounds[:2], "target": bounds[1:]}

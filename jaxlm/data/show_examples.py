@@ -16,7 +16,9 @@ TEXTS = {
 }
 
 
-def read_texts(array: ExampleArray, example: int, form: str, most: int) -> dict[str, np.ndarray]:
+def read_example_texts(
+    array: ExampleArray, example: int, form: str, most: int
+) -> dict[str, np.ndarray]:
     """Return the texts of an example by name, at most `most` tokens of each, without empty ones."""
     parts = array.parts.read(example)
     named = zip(TEXTS[form], parts, strict=False)

@@ -22,7 +22,7 @@ from jaxlm.data.documents import (
 )
 from jaxlm.data.example_record import ExampleRecord
 from jaxlm.data.examples import ExampleSpec, example_columns, read_example
-from jaxlm.data.formats import find_format, find_json, format_by_name
+from jaxlm.data.formats import find_format, find_json, find_table, format_by_name
 from jaxlm.data.listing import base_folder, list_files
 from jaxlm.data.readers.json_lines import read_json_lines
 from jaxlm.data.readers.streams import MissingLibraryError, read_head
@@ -124,7 +124,7 @@ def choose_reader(
     head = strip_byte_order_mark(head)
     found = find_format(path, head)
     if found is None and has_parts:
-        return "jsonl"
+        return "jsonl" if source.format == "pairs" else find_table(head)
     if found is None:
         found = find_json(path, head, read_keys(source).required[0], keys)
     if found in UNPACKED and compression is not None:

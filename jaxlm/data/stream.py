@@ -168,7 +168,8 @@ class Stream:
     def make_batch(self, samples: np.ndarray) -> Batch:
         """Return the batch of consecutive samples (int64 [n])."""
         if self.example_rows:
-            return make_rows(self.example_rows, *self.locate(samples), self.objective)
+            sources, rows = self.locate(samples)
+            return make_rows(self.example_rows, sources, rows, self.objective)
         if self.packed is None:
             return self.objective.make_batch(self.read_windows(samples), samples, self.seed)
         sources, numbers = self.locate(samples)

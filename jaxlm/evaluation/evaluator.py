@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxlm.config import Config
 from jaxlm.data import Store
+from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.loader import LocalBatches
 from jaxlm.evaluation import scoring
 from jaxlm.evaluation.validation import (
@@ -121,6 +122,11 @@ class Evaluator:
                 f"evaluation: {windows.samples:,} of {windows.total:,} windows of the validation "
                 f"split, drawn evenly{how}"
             )
+        for array in self.windows.arrays:
+            if isinstance(array, ExampleArray) and (
+                found := array.describe(self.windows.objective)
+            ):
+                notes.append(f"evaluation: {found}")
         if not self.by_source:
             notes.append(
                 f"evaluation: no losses by source, since {len(windows):,} batches can't be cut by "

@@ -60,6 +60,7 @@ class HarnessModel:
         self.loaded = load_model(
             Path(path), step=step, ema=bool(ema), compute=compute, devices=devices
         )
+        self.loaded.require_tokens()
         config = self.loaded.model.config
         if config.family != "decoder":
             raise UserError(

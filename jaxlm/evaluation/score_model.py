@@ -1,8 +1,6 @@
 """Score a loaded model on texts, by family, or a run on its validation split."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +12,21 @@ from jaxlm.config import (
     Config,
     ConfigError,
     ObjectiveConfig,
-    SourceConfig,
     TrainingConfig,
     UserError,
 )
-from jaxlm.data import Document, Store, identify_store
-from jaxlm.data.documents import COMMAND_OPTIONS
-from jaxlm.data.sources import read_documents as read_source
+from jaxlm.data import Store, identify_store
 from jaxlm.data.store import count_records
 from jaxlm.decoding.engine import check_finite
 from jaxlm.evaluation import scoring
+from jaxlm.evaluation.own_objective import choose_objective, read_documents, read_samples
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
 from jaxlm.evaluation.report import ScoreSums, SourceScores
 from jaxlm.evaluation.texts import (
-    HeldOutSource,
+    TextSource,
+    TokenizedExamples,
     TokenizedPairs,
     TokenizedTexts,
-    read_pairs,
     read_texts,
 )
 from jaxlm.evaluation.validation import (
@@ -41,11 +37,8 @@ from jaxlm.evaluation.validation import (
 )
 from jaxlm.evaluation.windows import SlidingWindows, tokens_of_windows
 from jaxlm.load_model import LoadedModel
-from jaxlm.objectives import Objective
 from jaxlm.progress import Progress
 from jaxlm.types import Batch, Batches
-
-TextSource = SourceConfig | HeldOutSource
 
 
 class EvaluationOptions(NamedTuple):
@@ -129,7 +122,7 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
 
     store = open_run_store(loaded.path, config)
     objective = objectives.build(
-        config.objective, config.data.sequence_length, store.tokenizer.vocabulary
+        config.objective, config.data.sequence_length, store.tokenizer.vocabulary, config.model
     )
     batch_size, most = evaluation_batch_size(config), most_samples(config, objective)
     windows = EvaluationWindows(
@@ -308,12 +301,15 @@ def score_objective(
     """Score what an objective hides from the model, in whole windows, or the targets of pairs."""
     try:
         objective = objectives.build(
-            objective_config, options.context or 0, loaded.tokenizer.vocabulary
+            objective_config,
+            options.context or 0,
+            loaded.tokenizer.vocabulary,
+            loaded.model.config,
         )
     except ConfigError as error:
         raise UserError(f"--context {options.context}: {error.reason} ({error.path})") from error
 
-    texts = read_samples(loaded, options, source, objective)
+    texts = read_samples(loaded, options.limit, source, objective)
     if not texts.start_count(objective):
         raise UserError(
             f"--data {source.name}: a window takes {objective.window:,} tokens, but there are "
@@ -324,7 +320,9 @@ def score_objective(
 
 
 def source_scores(
-    source: TextSource, texts: TokenizedTexts | TokenizedPairs, sums: ScoreSums
+    source: TextSource,
+    texts: TokenizedTexts | TokenizedPairs | TokenizedExamples,
+    sums: ScoreSums,
 ) -> SourceScores:
     return SourceScores(
         name=source.name,
@@ -334,56 +332,3 @@ def source_scores(
         words=texts.size.words,
         sums=sums,
     )
-
-
-def read_samples(
-    loaded: LoadedModel, options: EvaluationOptions, source: TextSource, objective: Objective
-) -> TokenizedTexts | TokenizedPairs:
-    """Read a source as the objective does: documents joined as in training, or pairs."""
-    if loaded.config is not None and loaded.config.objective.kind == "pairs":
-        assert isinstance(source, SourceConfig), "pairs are no running text"
-        trained_on = loaded.config.data.sources[0]
-        source = replace(
-            source,
-            format="pairs",
-            source_key=trained_on.source_key,
-            target_key=trained_on.target_key,
-        )
-        return read_pairs(read_documents(source), loaded.tokenizer, options.limit)
-
-    most = options.limit * objective.window if options.limit else None
-    end = [loaded.tokenizer.end_of_text]
-    return read_texts(read_documents(source), loaded.tokenizer, end=end, most_tokens=most)
-
-
-def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
-    """Return a run's own objective; else one by the family and what the tokenizer has.
-
-    Raises UserError where the tokenizer lacks what is needed.
-    """
-    if loaded.config is not None:
-        return loaded.config.objective
-
-    vocabulary, family = loaded.tokenizer.vocabulary, loaded.model.config.family
-    if loaded.model.config.generator_share is not None:
-        loaded.mask_filler()
-        return ObjectiveConfig(kind="replaced_tokens")
-    if family == "encoder" and vocabulary.mask is not None:
-        return ObjectiveConfig(kind="masked")
-    if family == "encoder_decoder" and (len(vocabulary.sentinels) or vocabulary.mask is not None):
-        starts_with_pad = loaded.special.decoder_start_id == vocabulary.pad
-        return ObjectiveConfig(
-            kind="span" if len(vocabulary.sentinels) else "infilling",
-            decoder_start="pad" if starts_with_pad else "end_of_text",
-        )
-
-    missing = "mask" if family == "encoder" else "mask and no sentinels"
-    remedy = "" if family == "encoder" else "; jaxlm.convert import makes a run of it for pairs"
-    raise UserError(f"{loaded.path}: its tokenizer has no {missing}: nothing can be hidden{remedy}")
-
-
-def read_documents(source: TextSource) -> Iterable[Document]:
-    """Yield the documents of `--data`, whose options the errors name, or of a validation split."""
-    if isinstance(source, HeldOutSource):
-        return source.read_documents()
-    return read_source(source, COMMAND_OPTIONS)

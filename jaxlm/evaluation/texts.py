@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.config import SourceConfig
 from jaxlm.data import Document, Tokenizer
+from jaxlm.data.example_array import ExampleArray, ListedParts
+from jaxlm.data.examples import encode_examples
 from jaxlm.data.shards import TokenArray
 from jaxlm.objectives import Objective
 
@@ -28,6 +31,9 @@ class HeldOutSource(NamedTuple):
         for number, (start, end) in enumerate(pairwise(bounds.tolist())):
             ids = self.tokens.read_windows(np.array([start]), end - start)[0]
             yield Document(f"{self.name} {number}", self.tokenizer.decode(ids))
+
+
+TextSource = SourceConfig | HeldOutSource
 
 
 class TextSize(NamedTuple):
@@ -114,6 +120,29 @@ class TokenizedPairs(NamedTuple):
         if len(text) > width:
             row[-1] = self.end_of_text
         return row
+
+
+class TokenizedExamples(ExampleArray):
+    """Examples in memory."""
+
+    def __init__(self, examples: Sequence[Sequence[np.ndarray]], size: TextSize):
+        super().__init__(ListedParts(examples))
+        self.examples, self.size = examples, size
+
+    @property
+    def token_count(self) -> int:
+        return sum(len(part) for parts in self.examples for part in parts[:-1])
+
+
+def read_examples(
+    documents: Iterable[Document], tokenizer: Tokenizer, most: int | None
+) -> TokenizedExamples:
+    """Tokenise the first `most` examples, or all."""
+    read = list(islice(documents, most))
+    size = TextSize()
+    for document in read:
+        size = size.add_document(*document.texts)
+    return TokenizedExamples(encode_examples(read, tokenizer), size)
 
 
 def read_texts(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jaxlm.config import UserError
 from jaxlm.interop.mapping import Architecture, Rule
-from jaxlm.interop.tensor_mapping import leaves_by_path, rule_applies
+from jaxlm.interop.tensor_mapping import find_repeated_gates, leaves_by_path, rule_applies
 from jaxlm.models.adapters import KERNEL, is_trained
 from jaxlm.nn.adapter import is_adapter
 from jaxlm.quantization import input_axes
@@ -37,15 +37,21 @@ class AdaptedModule(NamedTuple):
         return "qkv" if self.roles == QUERY_KEY_VALUE else " and ".join(self.roles)
 
 
-def adapted_modules(architecture: Architecture, axes: Tree) -> Iterator[AdaptedModule]:
+def adapted_modules(
+    architecture: Architecture, axes: Tree, base_shapes: Tree
+) -> Iterator[AdaptedModule]:
     """Yield the modules of a model's blocks whose weights can have adapters.
 
-    `axes` are the logical axes of the model's parameters, with adapters or without.
+    `axes` are the logical axes of the model's parameters, with adapters or without. `base_shapes`
+    are as in `map_tensors`: a gate that the model lacks repeats the other half, adapter and all.
     """
-    axes_by_path = leaves_by_name(axes)
-    for rule in architecture.rules:
+    axes_by_path, base = leaves_by_name(axes), leaves_by_path(base_shapes)
+    gates = find_repeated_gates(architecture, axes_by_path, base)
+    repeated = {rule: rule._replace(parameters=(path,)) for path, rule in gates.items()}
+    for table_rule in architecture.rules:
+        rule = repeated.get(table_rule, table_rule)
         paths, is_block = rule.parameters, "{}" in rule.tensor
-        if not is_block or not rule_applies(rule, axes_by_path) or paths[0] not in axes_by_path:
+        if not is_block or not rule_applies(rule, base) or paths[0] not in axes_by_path:
             continue
         if not all(path.endswith(KERNEL) for path in paths):
             continue
@@ -78,15 +84,18 @@ def leaves_by_name(axes: Tree) -> dict[str, Axes]:
     return names
 
 
-def adapter_rules(architecture: Architecture, axes: Tree, shapes: Tree) -> tuple[Rule, ...]:
+def adapter_rules(
+    architecture: Architecture, axes: Tree, shapes: Tree, base_shapes: Tree
+) -> tuple[Rule, ...]:
     """Return the rules of all that is trained. Names of tensors are those without the prefix.
 
-    `axes` and `shapes` are those of a model with adapters. Raises UserError where weights that
+    `axes` and `shapes` are those of a model with adapters, `base_shapes` as in `map_tensors`.
+    Matrices of several modules have one rule, with copies. Raises UserError where weights that
     `transformers` has as one matrix don't have one adapter.
     """
     paths = leaves_by_path(shapes)
     rules = []
-    for module in adapted_modules(architecture, axes):
+    for module in adapted_modules(architecture, axes, base_shapes):
         rules += module_rules(architecture, module, set(paths))
 
     trained = {path for path in paths if is_trained(path) and not is_adapter(path)}
@@ -139,7 +148,7 @@ def module_rules(architecture: Architecture, module: AdaptedModule, paths: set[s
 
 
 def join_shared(rules: list[Rule]) -> list[Rule]:
-    """Return the rules with one for each A: an A of several modules is written for each of them."""
+    """Return the rules with one for each parameter: others of it are written as copies."""
     joined: dict[tuple[str, ...], Rule] = {}
     for rule in rules:
         first = joined.get(rule.parameters)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxlm import models
-from jaxlm.config import ModelConfig, UserError
+from jaxlm.config import ClassifierConfig, ModelConfig, UserError
 from jaxlm.interop.architectures import ARCHITECTURES, OTHER_CLASSES
 from jaxlm.interop.extension import (
     EXTENSION_KEY,
@@ -144,18 +144,20 @@ def find_match(model: ModelConfig) -> ArchitectureMatch:
         raise UserError(f"no supported architecture of transformers is of family {model.family!r}")
     _, reason = min(mismatches, key=lambda mismatch: mismatch[0])
     if model.is_classifier:
-        reason += f"; {describe_classes(model)}"
+        check_class(model)
     raise UserError(f"no supported architecture of transformers fits this model: {reason}")
 
 
-def describe_classes(model: ModelConfig) -> str:
-    """Return which architectures of a model's family have a class of its kind of classifier."""
+def check_class(model: ModelConfig) -> None:
+    """Raise UserError for a classifier whose architecture has no such class."""
     kind, names = model.classifier.kind, []
     for architecture in OTHER_CLASSES:
         if (architecture.family, architecture.classifier) == (model.family, kind):
             names.append(architecture.model_type)
-    verb = "has" if len(names) == 1 else "have"
-    return f"only {', '.join(names)} {verb} a class of kind {kind!r}"
+    name = find_match(replace(model, classifier=ClassifierConfig())).architecture.model_type
+    if name not in names:
+        known = ", ".join(names)
+        raise UserError(f"classifiers of kind {kind!r} are written as those of {known}, not {name}")
 
 
 def try_architecture(

@@ -22,14 +22,15 @@ from jaxlm.interop.adapter_rules import (
     adapter_rules,
 )
 from jaxlm.interop.hf_config import HFConfig, format_json, read_json
-from jaxlm.interop.mapping import Architecture
-from jaxlm.interop.match_architecture import find_match
+from jaxlm.interop.mapping import Architecture, Rule
+from jaxlm.interop.match_architecture import find_match, parameter_shapes
 from jaxlm.interop.read_weights import DirectoryTensors, read_weights
-from jaxlm.interop.safetensors_reader import TensorIndex, read_tensor_entries
+from jaxlm.interop.safetensors_reader import TensorIndex, equal_tensors, read_tensor_entries
 from jaxlm.interop.safetensors_writer import staged_files, write_safetensors_file
 from jaxlm.interop.tensor_mapping import map_tensors
 from jaxlm.interop.write_weights import iterate_tensors, tensor_specs
 from jaxlm.models.adapters import adapter_part
+from jaxlm.parameter_names import drop
 from jaxlm.types import Tree
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,12 +87,13 @@ def save_adapter(
     Returns the architecture. UserError where `transformers` has none for the model, or where PEFT
     can't say such an adapter.
     """
-    architecture, values, _ = find_match(model)
+    architecture, values, plain = find_match(model)
+    base_shapes = parameter_shapes(plain)
     if any(name in values for name in architecture.subfolders):
         raise UserError(f"adapter: {architecture.model_type} is two networks, but PEFT adapts one")
     built = models.build(model, adapter=adapter)
     shapes = jax.eval_shape(built.init, jax.random.key(0))
-    rules = adapter_rules(architecture, built.axes, shapes)
+    rules = adapter_rules(architecture, built.axes, shapes, base_shapes)
     rules = tuple(
         rule._replace(
             tensor=PREFIX + rule.tensor, copies=tuple(PREFIX + name for name in rule.copies)
@@ -103,7 +105,7 @@ def save_adapter(
     mapped = map_tensors(table, model, adapter_part(shapes))
     specs = tensor_specs(mapped, "F32")
     arrays = iterate_tensors(mapped, adapter_part(params), "F32")
-    modules = list(adapted_modules(architecture, built.axes))
+    modules = list(adapted_modules(architecture, built.axes, base_shapes))
     config_values = adapter_values(model, adapter, modules, [spec.name for spec in specs], base)
     with staged_files(Path(path)) as files:
         write_safetensors_file(files.add(ADAPTER_WEIGHTS), specs, arrays)
@@ -178,12 +180,14 @@ def saved_module(name: str) -> str:
 def load_adapter(path: str | Path, model: ModelConfig) -> PeftAdapter:
     """Return the adapter of a PEFT directory, for a base model.
 
+    Of a classifier's head it has what was trained: BERT's pooler may be left as the base has it.
     UserError, with file and key or tensor, for what is not a LoRA of this model.
     """
     directory = Path(path)
     check_directory(directory)
     values = read_adapter_config(directory)
-    architecture = find_match(model)[0]
+    architecture, _, plain = find_match(model)
+    base_shapes = parameter_shapes(plain)
     index = read_adapter_index(directory)
 
     # Names as the architecture has them; those of a class without a head lack its root.
@@ -191,21 +195,25 @@ def load_adapter(path: str | Path, model: ModelConfig) -> PeftAdapter:
     table = architecture._replace(renamed=renamed)
     tensors = DirectoryTensors(table, index)
 
-    modules = list(adapted_modules(architecture, models.build(model).axes))
+    modules = list(adapted_modules(architecture, models.build(model).axes, base_shapes))
     adapter = adapter_config(values, find_targets(values, modules, tensors))
     try:
         built = models.build(model, adapter=adapter)
         shapes = jax.eval_shape(built.init, jax.random.key(0))
     except ConfigError as error:
         raise UserError(f"{values.path}: {error}") from None
-    rules = tuple(
-        rule._replace(copies=()) for rule in adapter_rules(architecture, built.axes, shapes)
-    )
+    rules, absent = [], set()
+    for rule in adapter_rules(architecture, built.axes, shapes, base_shapes):
+        if ".lora_" not in rule.tensor and rule.tensor not in tensors:
+            absent |= set(rule.parameters)
+        else:
+            check_copies(tensors, rule)
+            rules.append(rule)
     params = read_weights(
-        table._replace(rules=rules, ignored=(), aliases={}),
+        table._replace(rules=tuple(rules), ignored=(), aliases={}),
         model,
         index,
-        shapes=adapter_part(shapes),
+        shapes=drop(adapter_part(shapes), lambda name: name in absent),
         dtype=np.float32,
     )
     base = values.get("base_model_name_or_path")
@@ -267,6 +275,19 @@ def find_targets(
         shown = format_json(values.get("target_modules"))
         values.refuse("target_modules", f"{shown}: the file has no adapter of a matrix in a block")
     return tuple(found)
+
+
+def check_copies(tensors: DirectoryTensors, rule: Rule) -> None:
+    """Raise UserError where matrices differ that are one in the model: those of a gate's halves."""
+    before, _, after = rule.tensor.partition("{}")
+    for name, entry in tensors.entries.items():
+        layer = name.removeprefix(before).removesuffix(after)
+        if name != f"{before}{layer}{after}" or not layer.isdigit():
+            continue
+        for copy in rule.copies:
+            other = tensors.find(copy.replace("{}", layer))
+            if other is None or not equal_tensors(entry, other[1]):
+                raise entry.error("differs from the other half of a gate, which is one matrix here")
 
 
 def adapter_config(values: HFConfig, targets: tuple[str, ...]) -> AdapterConfig:

@@ -7,9 +7,9 @@ from jaxlm.benchmark import synthetic
 from jaxlm.config import Config
 from jaxlm.data.schedule import BatchSchedule
 from jaxlm.plan.question import Question
+from jaxlm.plan.scaling_laws import check_scaling_law
 from jaxlm.plan.shapes import Sample, Shape
 from jaxlm.plan.traced_flops import traced_training_flops
-from jaxlm.run_checks import check_scaling_law
 
 
 def ask_about(config: Config, question: Question) -> tuple[Question, float]:

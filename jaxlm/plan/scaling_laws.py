@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxlm.config import Config, ConfigError
+
 FLOPS_PER_PARAMETER = 6  # of a token, forward and backward
 
 
@@ -233,3 +235,12 @@ REPEATED_DATA = DataLaw(
     tokens_decay=15.387756,
     parameters_decay=5.309743,
 )
+
+
+def check_scaling_law(config: Config) -> None:
+    """Raise ConfigError for a loss that no scaling law of language models is about."""
+    if config.model.is_classifier:
+        reason = "'classify': scaling laws are of losses per token, not of labels"
+        raise ConfigError(
+            "objective.kind", f"{reason}; plan memory, plan compile and bench take it"
+        )

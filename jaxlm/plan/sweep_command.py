@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out)
 
     from jaxlm import data, run_checks
-    from jaxlm.plan import sweep
+    from jaxlm.plan import scaling_laws, sweep
 
-    run_checks.check_scaling_law(run_config)
+    scaling_laws.check_scaling_law(run_config)
     run_checks.check_trainable(run_config)
     run_checks.check_sample(run_config)
     if args.run:

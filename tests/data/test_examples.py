@@ -117,6 +117,7 @@ NAMED = (("text", "body"), ("label", "verdict"))
     [
         ("a.csv", write_csv, NAMED),
         ("a.tsv", write_headerless, (("text", "2"), ("label", "1"))),
+        ("SMSSpamCollection", write_headerless, (("text", "2"), ("label", "1"))),
         ("a.jsonl.gz", write_gzip, NAMED),
         ("a.parquet", write_parquet, NAMED),
     ],

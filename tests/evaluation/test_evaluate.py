@@ -21,7 +21,7 @@ from jaxlm.config import UserError
 from jaxlm.data import Document
 from jaxlm.data.tokenizer import byte_tokenizer
 from jaxlm.data.vocabulary import SpecialTokens
-from jaxlm.evaluation import score_model, texts
+from jaxlm.evaluation import own_objective, score_model, texts
 from jaxlm.evaluation.likelihood import LikelihoodScorer as LikelihoodScorer
 from jaxlm.evaluation.likelihood import Request, padded_length, rolling_requests
 from jaxlm.evaluation.pseudo_likelihood import HiddenTokens, frame_texts
@@ -68,7 +68,8 @@ def source(documents):
 @pytest.fixture(autouse=True)
 def from_memory(monkeypatch, request):
     if "folder" not in request.fixturenames:
-        monkeypatch.setattr(score_model, "read_documents", lambda source: source)
+        for module in (score_model, own_objective):
+            monkeypatch.setattr(module, "read_documents", lambda source: source)
 
 
 def untrained(run_config, devices=1):
@@ -152,7 +153,7 @@ def test_no_more_documents_are_read_than_are_needed():
 
 
 def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
-    documents = [Document("a", "question", "answer"), Document("b", "q", "a")]
+    documents = [Document("a", "question", ("answer",)), Document("b", "q", ("a",))]
     pairs = texts.read_pairs(documents, BYTES, None)
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=3), 5, BYTES.vocabulary
@@ -167,7 +168,7 @@ def test_pairs_end_with_the_end_of_text_also_where_they_are_cut():
 
 def test_pairs_of_one_token_are_no_causal_windows():
     """Both have windows one token longer than their stride."""
-    documents = [Document(name, name, name) for name in "abc"]
+    documents = [Document(name, name, (name,)) for name in "abc"]
     objective = objectives.build(
         config.ObjectiveConfig(kind="pairs", target_length=1), 1, BYTES.vocabulary
     )
@@ -688,7 +689,7 @@ def test_a_model_in_which_nothing_can_be_hidden_is_told_what_it_lacks(family, re
     tokenizer = byte_tokenizer(SpecialTokens("</s>", pad="<pad>"))
     loaded = load_model.LoadedModel(Path("marian"), model, {}, tokenizer, frame, None, None)
     with pytest.raises(UserError, match=f"^marian: its tokenizer has {reason}"):
-        score_model.choose_objective(loaded)
+        own_objective.choose_objective(loaded)
 
 
 def test_mistakes_take_one_line(folder, capsys):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support import tokenizer_files
 from support.hf_directories import (
     assert_same_model,
     change_config,
@@ -20,8 +21,11 @@ from support.interop_models import GPT2, ROBERTA, T5
 from support.marks import quick_and_slow
 
 from jaxlm import interop, models
-from jaxlm.config import ClassifierConfig, ModelConfig, UserError
+from jaxlm.config import ClassifierConfig, ConfigError, ModelConfig, UserError
+from jaxlm.conversion.import_model import import_model
 from jaxlm.interop.architectures import OTHER_CLASSES
+from jaxlm.load_model import load_model
+from jaxlm.run_checks import check_trainable
 from jaxlm.types import Batch
 
 LABELS = ("spam", "ham", 'naïve, or "not"')
@@ -193,7 +197,7 @@ def test_bart_has_no_class_for_tokens():
         tied_head=True,
     )
     assert interop.match_architecture(classifier(bart))[0].model_type == "bart"
-    with pytest.raises(UserError, match=r"only t5 has a class of kind 'token'$"):
+    with pytest.raises(UserError, match=r"kind 'token' are written as those of t5, not bart$"):
         interop.match_architecture(classifier(bart, "token"))
 
 
@@ -227,3 +231,34 @@ def test_every_class_has_names_of_its_own():
     assert len(set(names)) == len(names) >= 24
     shapes = jax.eval_shape(models.build(classifier(GPT2)).init, jax.random.key(0))
     assert "head" not in shapes and set(shapes["classifier"]) == {"kernel"}
+
+
+def test_an_import_is_a_run_that_classifies(tmp_path):
+    """Its head and labels are those of the directory."""
+    folder = tokenizer_files.write(tmp_path / "hf", "gpt2")
+    export(replace(classifier(GPT2, "token"), vocabulary_size=512), folder)
+    imported = import_model(folder, tmp_path / "run", ())
+    assert imported.config.objective.kind == "classify"
+    assert imported.config.model.classifier.labels == LABELS
+    loaded = load_model(tmp_path / "run")
+    assert_same_model(interop.load(folder), (loaded.model.config, loaded.params))
+
+
+@pytest.mark.slow
+def test_a_discriminator_without_a_generator_is_the_base_of_a_classifier(tmp_path):
+    """It is imported, and refused for training as it is."""
+    electra = replace(
+        ROBERTA, position_offset=0, token_types=2, generator_share=0.0, embedding_width=24
+    )
+    folder = tokenizer_files.write(tmp_path / "hf", "bert")
+    export(electra, folder)
+    imported = import_model(folder, tmp_path / "run", ())
+    assert any("the base of a classifier" in note for note in imported.notes)
+    with pytest.raises(ConfigError, match="the model has no generator"):
+        check_trainable(imported.config)
+
+    tuned = replace(imported.config.model, classifier=classifier(ROBERTA).classifier)
+    assert tuned.label_head.transform == "gelu"
+    shapes = jax.eval_shape(models.build(tuned).init, jax.random.key(0))
+    assert set(shapes["discriminator"]) >= {"pooler", "classifier", "projection"}
+    assert interop.match_architecture(tuned)[0].classes == ("ElectraForSequenceClassification",)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from support import tiny_run
 from support.conversions import converted
 from support.interop_models import GPT2
+from support.marks import quick_and_slow
 from support.trees import assert_same
 
 from jaxlm import config, interop, models
@@ -40,7 +41,7 @@ def write_adapter(
     return params
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_is_written_is_read_again_bit_for_bit(dora, tmp_path):
     adapter = replace(ADAPTER, dora=dora, dropout=0.25, alpha=3.0, rank_stabilised=dora)
     params = write_adapter(tmp_path / "a", adapter=adapter)
@@ -52,6 +53,7 @@ def test_what_is_written_is_read_again_bit_for_bit(dora, tmp_path):
     assert len(tensors) == GPT2.layers * 2 * (3 if dora else 2)
 
 
+@pytest.mark.slow
 def test_names_of_a_class_without_a_head_are_read(tmp_path):
     """PEFT on a GPT2Model leaves `transformer.` out."""
     params = write_adapter(tmp_path)
@@ -135,7 +137,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+QUICK = ("a pickle", "biases", "a missing layer", "another rank")
+
+
+@pytest.mark.parametrize(
+    ("name",), quick_and_slow([(name,) for name in QUICK], [(name,) for name in MISTAKES])
+)
 def test_a_directory_that_is_no_lora_is_refused_in_one_line(name, tmp_path):
     change, message = MISTAKES[name]
     write_adapter(tmp_path / "a")
@@ -164,6 +171,7 @@ def test_weights_that_are_one_matrix_elsewhere_have_one_adapter(tmp_path):
     assert len(load_file(tmp_path / "llama" / WEIGHTS)) == GPT2.layers * 4
 
 
+@pytest.mark.slow
 def test_ends_of_names_that_mean_other_modules_are_given_whole(tmp_path):
     bert = replace(
         GPT2,

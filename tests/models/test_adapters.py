@@ -177,7 +177,7 @@ def test_frozen_weights_have_no_gradients_on_the_network():
 @pytest.mark.parametrize(
     ("family", "adapter"),
     quick_and_slow(
-        [("decoder", DORA)],
+        [],  # test_peft.py has one
         [
             (family, replace(adapter, base=kept))
             for family in tiny.FAMILIES

@@ -6,7 +6,16 @@ import pytest
 from support import tiny_run
 
 from jaxlm import checkpoint
-from jaxlm.config import ConfigError, load
+from jaxlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SourceConfig,
+    load,
+)
+from jaxlm.config.base import adopt_base
 
 RECIPE = """
 from jaxlm.config import *
@@ -65,6 +74,20 @@ def test_a_recipe_has_the_model_of_its_base_and_its_own_dropout(tuned):
         load("tuned.py", ["data.sequence_length=2000"])
     assert load("tuned.py", ["model.dropout=0.0"]).model.dropout == 0  # though it is the default
     assert cfg.tokenizer.pad == cfg.tokenizer.end_of_text  # the tokenizer has no token for it
+
+
+def test_the_decoder_starts_as_that_of_the_base_does(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"added_tokens": []}')
+    tuned = Config(
+        base=str(tmp_path),
+        model=ModelConfig(family="encoder_decoder"),
+        objective=ObjectiveConfig(kind="instruction"),
+        data=DataConfig(sources=(SourceConfig(name="a", path="a", format="messages"),)),
+    )
+    model = ModelConfig(family="encoder_decoder")
+    for kind, start in (("infilling", "end_of_text"), ("span", "pad")):
+        base = Config(model=model, objective=ObjectiveConfig(kind=kind))
+        assert adopt_base(tuned, base).objective.start == start
 
 
 def test_what_does_not_fit_the_base_is_refused_in_one_line(tuned):

@@ -9,15 +9,18 @@ from jaxlm.data.rules.classifier import train_classifier
 from jaxlm.data.sources import read_documents
 from jaxlm.files import expand_home
 
+PURPOSE = "Train a quality classifier on good and bad documents, for data.curation.classifier."
+USAGE = "example:\n  python -m jaxlm.prepare classifier good/ bad/ quality.safetensors"
 
-def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     parser.add_argument("good", metavar="GOOD", help="file, folder or glob of good documents")
     parser.add_argument("bad", metavar="BAD", help="file, folder or glob of bad documents")
     parser.add_argument("out", metavar="OUT.safetensors", help="the file to write")
 
 
-def run_classifier_command(args: argparse.Namespace) -> int:
+def run_command(args: argparse.Namespace) -> int:
     """Train on two sources, write the classifier and print its accuracy; return the exit code."""
     out = expand_home(args.out)
     if not out.parent.is_dir():
