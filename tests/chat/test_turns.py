@@ -120,8 +120,9 @@ def test_a_mark_in_a_macro_is_found_by_its_place():
         "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
         "{{ messages[1].content | length }}{% for m in messages %}{{ m.content }};{% endfor %}",
         "{% for m in messages %}{{ m.content }} ({{ m.content | length }} letters);{% endfor %}",
+        "{% for m in messages %}{{ m.role }}{{ m.content | length }};{% endfor %}",
     ],
-    ids=["twice", "length before", "length behind"],
+    ids=["twice", "length before", "length behind", "length alone"],
 )
 def test_a_turn_that_can_not_be_told_apart_is_refused(source):
     with pytest.raises(TemplateRefusal, match=r"^t.jinja: does not show .* in message 2 begins"):
