@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 from support import tiny
@@ -180,7 +181,8 @@ def bases(tmp_path_factory):
     for family, run_config in tiny.FAMILIES.items():
         folders[family] = tmp_path_factory.mktemp("bases") / family
         (folders[family] / "checkpoints").mkdir(parents=True)
-        text = json.dumps(config.to_dict(run_config))
+        model = replace(run_config.model, context_length=1024)
+        text = json.dumps(config.to_dict(replace(run_config, model=model)))
         (folders[family] / "config.json").write_text(text)
         (folders[family] / "tokenizer.json").write_text("{}")
     return folders

@@ -95,7 +95,9 @@ def find_boundary(tokenizer: dict[str, Any], separators: str, names: list[str]) 
     words = [token["content"] for token in added]
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
         return None
-    if any(re.search(rf"[\s{WIDE_PUNCTUATION}]", word) for word in [*words, *names]):
+    # A token that is looked for in the text as it is may have spaces: none is near a cut.
+    seen = [token["content"] for token in added if token["normalized"]]
+    if any(re.search(rf"[\s{WIDE_PUNCTUATION}]", word) for word in [*seen, *names]):
         return None
 
     step = find_step(tokenizer)
