@@ -82,7 +82,9 @@ def build_predict_parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="write the results as JSON too")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="a run's best checkpoint, by its figure")
-    which.add_argument("--step", metavar="N", type=count, help="this one (default: the newest)")
+    which.add_argument(
+        "--step", metavar="N", type=parse_step, help="its step (the newest)"
+    )
     add("--batch-size", metavar="N", type=positive, default=32, help="texts at once (default 32)")
     add("--length", metavar="N", type=positive, help="tokens that are read (default: as trained)")
     add("--compute", choices=("float32", "bfloat16"), default="float32", help="number format")
@@ -92,15 +94,15 @@ def build_predict_parser() -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     """Return a whole number from 1 to 2**20; argparse turns the error into ours."""
-    return whole_number(text, least=1)
+    return parse_whole(text, least=1)
 
 
-def count(text: str) -> int:
+def parse_step(text: str) -> int:
     """Return a whole number from 0 on; argparse turns the error into ours."""
-    return whole_number(text, least=0)
+    return parse_whole(text, least=0)
 
 
-def whole_number(text: str, *, least: int) -> int:
+def parse_whole(text: str, *, least: int) -> int:
     """Return a whole number within bounds."""
     if not (text.isascii() and text.isdigit() and least <= int(text) <= 1 << 20):
         reason = f"must be an integer from {least} to {1 << 20}, got {text[:40]!r}"

@@ -45,7 +45,7 @@ SHOWN = 3  # names in a message
 
 
 class Place(NamedTuple):
-    """Where weights are put: the mesh, the ZeRO stage, and how a model runs there."""
+    """The place of weights: a mesh, the ZeRO stage, and how a model runs there."""
 
     mesh: Mesh
     zero: int

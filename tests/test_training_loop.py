@@ -86,7 +86,7 @@ def test_better_models_are_saved_as_long_as_there_is_time(saves, seconds, elapse
     assert (saves < best_saves_allowed(seconds, elapsed)) == allowed
     lines: list[str] = []
     loop = SimpleNamespace(
-        checkpoints=SimpleNamespace(save_seconds=lambda: seconds),
+        checkpoints=SimpleNamespace(save_seconds=lambda: seconds, ranked_by="eval/loss"),
         throughput=SimpleNamespace(elapsed=lambda: elapsed),
         group=SimpleNamespace(share=lambda topic, value: value),
         monitor=SimpleNamespace(line=lines.append),

@@ -21,7 +21,7 @@ from jaxlm.types import Batch
 
 
 class LabelScores(NamedTuple):
-    """What a model says of a text."""
+    """The scores of a text, and how it was read."""
 
     # float32 [C]; of words [W, C], nan where a word was cut off, or has no token
     scores: np.ndarray

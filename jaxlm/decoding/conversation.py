@@ -43,7 +43,7 @@ def run_chat(loaded: LoadedModel, template: ChatTemplate, args: argparse.Namespa
 
 
 class TurnStop(NamedTuple):
-    """What ends an answer, beside the end of text."""
+    """The ends of an answer, beside the end of text."""
 
     ids: tuple[int, ...]  # of special tokens
     strings: tuple[str, ...]

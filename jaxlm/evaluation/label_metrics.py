@@ -15,7 +15,7 @@ OUTSIDE = "O"
 
 
 class Counts(NamedTuple):
-    """What each label was predicted as, by label: int64 arrays of one length."""
+    """The counts of predictions by label: int64 arrays of one length."""
 
     hits: np.ndarray  # predicted and true
     predicted: np.ndarray

@@ -163,7 +163,9 @@ def test_a_card_loads_without_a_warning(made, caplog, recwarn, family, exported)
     facts = card.gather_facts(run, run_config, 12345, exported=exported)
     classifier = config.ClassifierConfig()
     model = SimpleNamespace(family=family, generator_share=None, classifier=classifier)
-    facts = facts._replace(config=SimpleNamespace(model=model, data=run_config.data))
+    facts = facts._replace(
+        config=SimpleNamespace(model=model, data=run_config.data, objective=run_config.objective)
+    )
     for name in ODD_NAMES:
         metadata = readme.generate_metadata(facts._replace(name=name))
         (run / "README.md").write_text(f"---\n{metadata.to_yaml()}\n---\n# {name}\n")

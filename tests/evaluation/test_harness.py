@@ -319,7 +319,9 @@ def test_other_families_and_wrong_arguments_are_refused(monkeypatch):
     monkeypatch.setattr(
         harness_model,
         "load_model",
-        lambda path, **_: SimpleNamespace(model=SimpleNamespace(config=tiny.ENCODER.model)),
+        lambda path, **_: SimpleNamespace(
+            model=SimpleNamespace(config=tiny.ENCODER.model), require_tokens=lambda: None
+        ),
     )
     with pytest.raises(
         UserError, match="runs/tiny: is an encoder, but the harness asks for continuations"

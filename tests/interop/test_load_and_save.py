@@ -191,8 +191,8 @@ CONFIGS = {
     "no type": ({"model_type": None}, r"model_type: null is not supported"),
     "type is a list": ({"model_type": ["gpt2"]}, r'model_type: \["gpt2"\] is not supported'),
     "another head": (
-        {"architectures": ["GPT2ForSequenceClassification"]},
-        r"architectures: GPT2ForSequenceClassification is not supported, only GPT2",
+        {"architectures": ["GPT2ForQuestionAnswering"]},
+        r"architectures: GPT2ForQuestionAnswering is not supported, only GPT2",
     ),
     "architectures is a word": (
         {"architectures": "GPT2LMHeadModel"},
