@@ -82,9 +82,7 @@ def build_predict_parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="write the results as JSON too")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="a run's best checkpoint, by its figure")
-    which.add_argument(
-        "--step", metavar="N", type=parse_step, help="its step (the newest)"
-    )
+    which.add_argument("--step", metavar="N", type=parse_step, help="its step (the newest)")
     add("--batch-size", metavar="N", type=positive, default=32, help="texts at once (default 32)")
     add("--length", metavar="N", type=positive, help="tokens that are read (default: as trained)")
     add("--compute", choices=("float32", "bfloat16"), default="float32", help="number format")

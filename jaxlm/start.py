@@ -18,6 +18,9 @@ from jaxlm.run_weights import (
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 
 
+TUNES = ("instruction", "classify", "preference")  # objectives that are usually given a base
+
+
 class Origin(enum.Enum):
     """The source of the state from which this process trains."""
 
@@ -55,6 +58,8 @@ def build_state(
     """
     parts, config = (run.model, run.optimizer, run.placement), run.config
     if start.origin is Origin.FRESH:
+        if config.objective.kind in TUNES:
+            print("warning: base is not set: the model starts from random weights", flush=True)
         return create_state(*parts, config.seed), None
 
     place = Place(run.placement.mesh, run.placement.zero, run.execution, config.precision)
