@@ -82,6 +82,7 @@ def test_answers_have_the_log_probabilities_of_rows_of_their_own():
         np.testing.assert_allclose(together[:, answer], alone, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tiles_change_neither_loss_nor_gradient():
     model = models.build(tiny.CONFIG.model, PrecisionConfig(compute="float32"))
     model = model._replace(preference=PreferenceLoss("dpo", 0.1))

@@ -253,7 +253,8 @@ def test_either_rate_alone_turns_dropout_on(field, batch):
 
 
 @pytest.mark.parametrize(
-    "family", ["decoder", pytest.param("encoder", marks=pytest.mark.slow), "encoder_decoder"]
+    "family",
+    ["decoder", *(pytest.param(n, marks=pytest.mark.slow) for n in ("encoder", "encoder_decoder"))],
 )
 def test_a_bfloat16_step_is_near_a_float32_step(family):
     """The default precision. In three steps on one batch the losses fall; weights stay float32.

@@ -99,8 +99,15 @@ def add_new_tokens(inner: tokenizers.Tokenizer, tokens: Sequence[NewToken]) -> d
     for token, ids in zip(tokens, pieces, strict=True):
         check_is_new(inner, names, token, ids)
 
+    texts: set[str] = set()  # as the tokenizer looks for them
     for token in tokens:
         added = describe_token(inner, token)
+        text = token.content
+        if added.normalized and inner.normalizer is not None:
+            text = inner.normalizer.normalize_str(text)
+        if text in texts:
+            raise never_found(token)
+        texts.add(text)
         add = inner.add_special_tokens if token.special else inner.add_tokens
         add([added])
     inner.encode_special_tokens = False
@@ -148,15 +155,19 @@ def keeps_words_whole(inner: tokenizers.Tokenizer) -> bool:
     return type(inner.model).__name__ in ("WordPiece", "WordLevel")
 
 
+def never_found(token: NewToken) -> UserError:
+    """Return the error for a token whose text is that of another one."""
+    reason = "would never be found: another token takes its text"
+    return UserError(f"{token.place}: {shorten(token.content)} {reason}")
+
+
 def check_is_found(inner: tokenizers.Tokenizer, token: NewToken) -> int:
     """Return the id of a token that was added; UserError if its text is not read or written so."""
     number = inner.token_to_id(token.content)
     assert number is not None
     shown = shorten(token.content)
     if inner.encode(token.content, add_special_tokens=False).ids != [number]:
-        raise UserError(
-            f"{token.place}: {shown} would never be found: another token takes its text"
-        )
+        raise never_found(token)
     # Some decoders leave out the space at the start of a text; uncased ones write small letters.
     decoded = inner.decode([number], skip_special_tokens=False)
     if decoded.strip().casefold() != token.content.strip().casefold():

@@ -93,6 +93,7 @@ def test_preferences_have_the_answer_of_another_function(library, tmp_path):
     assert records[0]["prompt"].startswith(docstrings.INSTRUCTION)
 
 
+@pytest.mark.slow
 def test_records_of_the_real_library_are_its_functions(tmp_path, monkeypatch):
     modules = [inspect.getsourcefile(module) for module in (ast, inspect, json)]
     monkeypatch.setattr(

@@ -625,6 +625,7 @@ def test_an_encoder_run_on_other_texts(folder, capsys):
     assert again["loss"] != found["loss"] and "pseudo_loss" not in again
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_run_on_other_texts(folder, finished_run):
     run = str(finished_run("encoder_decoder") / "runs/tiny")
     found = scored(run, "--data", "text.txt", "--limit", "5")

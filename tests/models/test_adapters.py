@@ -203,6 +203,7 @@ def test_merged_weights_give_the_logits_of_unmerged_ones(family, adapter):
     assert np.abs(ours - theirs).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing():
     """Of DoRA neither: the magnitudes are the norms of the base that is there."""
     adapter = replace(DORA, base="float32")

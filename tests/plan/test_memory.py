@@ -64,9 +64,9 @@ def step_of(run_config: Config, gpus: int = 8) -> memory.MemoryEstimate:
     [
         (0, "adamw"),
         (1, "adamw"),
-        (1, "adafactor"),
+        pytest.param(1, "adafactor", marks=pytest.mark.slow),
         (1, "muon"),
-        (1, "shampoo"),
+        pytest.param(1, "shampoo", marks=pytest.mark.slow),
         (2, "adamw"),
         (3, "adamw"),
     ],
@@ -202,6 +202,7 @@ def test_the_first_change_that_fits_is_the_cheapest():
     assert len({change.edits[0].partition("=")[0] for change in changes}) == len(changes)
 
 
+@pytest.mark.slow
 def test_where_no_single_change_fits_several_are_tried_together():
     known = step_of(SHALLOW)
     *single, together = memory_advice.suggest_changes(SHALLOW, 8, small_gpu(1000), known)

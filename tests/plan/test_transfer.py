@@ -34,6 +34,7 @@ def recipe(tmp_path, monkeypatch):
     return "tiny.py"
 
 
+@pytest.mark.slow
 def test_a_loss_is_that_of_a_run_with_this_width_and_rate(recipe):
     edits = ["model.parametrization=mup", "model.mup_base_width=16", "model.tied_head=false"]
     arguments = ["--config", recipe, "--widths", "32", "--rates", "2", "--json", "rates.json"]

@@ -19,7 +19,7 @@ CASES = [
     ("encoder_decoder", "token", "single_label"),
     ("decoder", "sequence", "regression"),
 ]
-QUICK = [("encoder", "sequence", "single_label"), ("encoder_decoder", "token", "single_label")]
+QUICK = [("encoder", "sequence", "single_label")]
 
 
 def classifier_parts(case: tuple[str, str, str], devices: int, *, microbatches: int = 1, **mesh):

@@ -71,6 +71,7 @@ def test_checkpoints_hold_adapters_alone_and_a_resumed_run_is_the_unbroken_one(a
     assert np.abs(np.asarray(before["up_kernel"] - after["up_kernel"])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(adapted, capsys):
     """The base has been trained on meanwhile, in place of the one of the adapters."""
     assert tiny_run.run("training.steps=2", recipe="adapted.py", directory="runs/parts") == 0

@@ -54,6 +54,7 @@ def test_a_cooldown_is_a_copy_of_the_run_that_decays_from_its_step_on(folder, ca
     assert set(losses) == set(averaged) and losses[14] != averaged[14]
 
 
+@pytest.mark.slow
 def test_the_average_is_scored_and_exported_on_request(folder, capsys):
     assert tiny_run.run(*WSD, "evaluation.every_steps=0") == 0
     recorded = {tag: rows[-1][1] for tag, rows in tiny_run.rows().items() if "loss" in tag}
@@ -110,6 +111,7 @@ def test_a_run_without_an_average_says_so(copied_run, capsys):
     assert capsys.readouterr().err == f"error: runs/tiny: --ema: {reason}\n"
 
 
+@pytest.mark.slow
 def test_the_length_of_a_cooldown_is_its_share_of_all_steps(folder):
     edits = ("optimizer.schedule=constant", "optimizer.decay_share=0.2", "evaluation.every_steps=0")
     assert tiny_run.run(*edits) == 0

@@ -66,6 +66,7 @@ def test_a_run_prefers_the_chosen_answers_and_resumes_exactly(answers):
     assert tiny_run.rows("runs/parts")["eval/loss"] == rows["eval/loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_reference_is_not_resumed(answers, capsys):
     assert tiny_run.run("training.steps=2", recipe="answers.py", directory="runs/parts") == 0
     Path("runs/parts/reference.safetensors").unlink()

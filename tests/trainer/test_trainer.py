@@ -398,6 +398,7 @@ def test_the_change_of_the_rate_at_a_resume_is_told(copied_run, capsys):
     assert "learning rate: 1.34e-03 at step 12 -> 1.00e-04 at step 13" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rate_that_has_decayed_rises_again_only_if_that_is_wanted(copied_run, capsys):
     copied_run("decoder")
     assert run("training.steps=24") == 2
