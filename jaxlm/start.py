@@ -17,7 +17,6 @@ from jaxlm.run_weights import (
 )
 from jaxlm.state import TrainState, abstract_state, create_state, state_from_params
 
-
 TUNES = ("instruction", "classify", "preference")  # objectives that are usually given a base
 
 
