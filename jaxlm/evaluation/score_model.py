@@ -119,6 +119,12 @@ def score_validation_split(loaded: LoadedModel, scorer: ModelScorer) -> Scores:
         raise UserError(
             f"{loaded.path}: is no run, so it has no validation split of its own: say --data PATH"
         )
+    if config.objective.kind == "preference":
+        figures = "metrics.jsonl has eval/loss and eval/reward_accuracy of the pairs held out"
+        raise UserError(
+            f"{loaded.path}: was tuned by preferences, whose loss is relative to its base: "
+            f"{figures}; --data TEXT scores running text"
+        )
 
     store = open_run_store(loaded.path, config)
     objective = objectives.build(

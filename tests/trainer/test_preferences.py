@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny_run
 
+from jaxlm import evaluate, runtime
+
 RECIPE = """
 from jaxlm.config import *
 
@@ -45,7 +47,7 @@ def answers(copied_run):
     Path("answers.py").write_text(RECIPE)
 
 
-def test_a_run_prefers_the_chosen_answers_and_resumes_exactly(answers):
+def test_a_run_prefers_the_chosen_answers_and_resumes_exactly(answers, capsys):
     """At the start the model is its reference: each pair has the loss ln 2."""
     assert tiny_run.run("model.dropout=0.0", recipe="answers.py", directory="runs/whole") == 0
     rows = tiny_run.rows("runs/whole")
@@ -64,6 +66,10 @@ def test_a_run_prefers_the_chosen_answers_and_resumes_exactly(answers):
     assert tiny_run.run(*edits, recipe="answers.py", directory="runs/parts") == 0
     assert tiny_run.rows("runs/parts")["train/loss"] == rows["train/loss"]
     assert tiny_run.rows("runs/parts")["eval/loss"] == rows["eval/loss"]
+
+    capsys.readouterr()
+    assert runtime.command(evaluate.main, ["runs/parts"]) == 2
+    assert "tuned by preferences, whose loss is relative to its base" in capsys.readouterr().err
 
 
 @pytest.mark.slow
