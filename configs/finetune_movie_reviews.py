@@ -9,7 +9,12 @@ that a base of configs/quickstart_encoder.py reads: the start of each is kept
 data.sequence_length=512. 10% of the reviews are held out, and the checkpoint with the best accuracy
 on them is kept.
 
-Hardware: written for two CPU cores and a base of configs/quickstart_encoder.py's size.
+The mean of the tokens is read, which a base without a token for whole texts needs; the class of
+BERT in transformers reads the first one, so that such a run is exported with pooling="first" alone.
+
+Hardware: two CPU cores; 69 s of training on a base of configs/quickstart_encoder.py, November 2026.
+Reaches: 60% of the reviews right. That base has read Python's library; a bag of words (TF-IDF and
+logistic regression) has 89%, so take a base that has read English.
 """
 
 from dataclasses import replace
@@ -21,13 +26,15 @@ from jaxlm.config import CheckpointConfig, ClassifierConfig, SourceConfig, Train
 config = replace(
     messages,
     model=replace(
-        messages.model, classifier=ClassifierConfig(kind="sequence", labels=("neg", "pos"))
+        messages.model,
+        classifier=ClassifierConfig(kind="sequence", labels=("neg", "pos"), pooling="mean"),
     ),
     data=replace(
         messages.data,
         sources=(SourceConfig(name="reviews", path="reviews.jsonl", format="labelled"),),
         sequence_length=128,
     ),
+    optimizer=replace(messages.optimizer, learning_rate=1e-3),
     training=TrainingConfig(steps=300, batch_size=16),
     checkpoint=CheckpointConfig(every_steps=100, best="eval/accuracy"),
 )
