@@ -84,6 +84,7 @@ def test_schedules(name):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 80), st.floats(0, 1), st.floats(0, 1))
+@pytest.mark.slow
 def test_wsd_never_jumps_and_keeps_the_rates_of_decays_after_the_warmup(
     steps, warmup, share, final
 ):

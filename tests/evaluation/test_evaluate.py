@@ -526,6 +526,7 @@ def test_a_run_on_its_own_split_has_the_loss_of_its_last_evaluation(folder, caps
         )
 
 
+@pytest.mark.slow
 def test_runs_compare_on_the_split_that_one_of_them_held_out(folder, capsys, tmp_path):
     """Its text, whatever the tokenizer of the other: bytes, and bytes with words among them."""
     run, extended = run_of(folder, "decoder"), str(tmp_path / "extended")

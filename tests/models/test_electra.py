@@ -191,6 +191,7 @@ def computed(devices: int, compute: str = "float32", **fields):
     ],
     ids=["ZeRO 3, microbatches", "ZeRO 2, tensor"],
 )
+@pytest.mark.slow
 def test_samples_and_gradients_are_those_of_one_device(mesh):
     """The rows have unequal numbers of targets and tokens, so that a mean of means shows."""
     expected, one_device = one_device_gradients()

@@ -194,6 +194,7 @@ def test_the_largest_microbatch_fits_and_one_sequence_more_does_not():
     assert memory_advice.largest_microbatch(SHALLOW, 8, nothing, known) is None
 
 
+@pytest.mark.slow
 def test_the_first_change_that_fits_is_the_cheapest():
     known = step_of(SHALLOW)
     changes = memory_advice.suggest_changes(SHALLOW, 8, small_gpu(int(0.97 * known.total)), known)

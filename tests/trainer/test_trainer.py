@@ -221,6 +221,7 @@ def test_the_same_config_gives_the_same_bits(folder, monkeypatch, caplog):
     assert rows("runs/a") == rows("runs/b")
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_before_its_store_is_that_of_the_finished_one(folder, capsys):
     edits = ("training.steps=6", "data.shuffle_block=2000", "checkpoint.every_steps=6")
     assert run(*edits, directory="runs/early") == 0
