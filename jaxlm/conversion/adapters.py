@@ -18,12 +18,11 @@ from jaxlm.conversion.import_model import (
     removed_after_error,
 )
 from jaxlm.directories import is_run
-from jaxlm.interop.generation_config import GENERATION_CONFIG_FILE
+from jaxlm.interop.kept_files import copy_kept_files
 from jaxlm.interop.match_architecture import differences, match_architecture
 from jaxlm.interop.nonfinite import all_finite
 from jaxlm.interop.peft_directory import load_adapter, save_adapter
 from jaxlm.interop.tensor_mapping import leaves_by_path
-from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
 from jaxlm.interop.tokenizer import TOKENIZER_FILE
 from jaxlm.load_model import load_model
 from jaxlm.models.adapters import adapter_part
@@ -32,7 +31,6 @@ from jaxlm.run_weights import BaseRecord, write_base_record
 from jaxlm.types import Tree
 
 BASE_KEY = "base="  # of the edit that names the base
-KEPT_FILES = (TOKENIZER_FILE, GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE)
 
 
 def export_adapter(
@@ -85,9 +83,8 @@ def import_adapter(directory: Path, run: Path, edits: Sequence[str]) -> Imported
     with runtime.lock_run_directory(run):
         check_is_empty(run)  # again: another process may have been quicker
         with removed_after_error(run):
-            for name in KEPT_FILES:
-                if (base / name).exists():
-                    (run / name).write_bytes((base / name).read_bytes())
+            copy_kept_files(base, run)
+            (run / TOKENIZER_FILE).write_bytes((base / TOKENIZER_FILE).read_bytes())
             keep = run_config.checkpoint.keep
             with checkpoint.Checkpoints(run / "checkpoints", keep) as checkpoints:
                 checkpoints.save_params(trained)

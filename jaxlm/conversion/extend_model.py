@@ -1,6 +1,5 @@
 """Make a run directory of a model and more tokens than its tokenizer has."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,10 @@ from jaxlm.data.token_proposals import (
 )
 from jaxlm.data.vocabulary import special_tokens
 from jaxlm.directories import is_run
-from jaxlm.interop.generation_config import GENERATION_CONFIG_FILE
-from jaxlm.interop.kept_files import keep_new_tokens
-from jaxlm.interop.token_names import TOKENIZER_CONFIG_FILE
+from jaxlm.interop.kept_files import copy_kept_files, keep_new_tokens
 from jaxlm.interop.tokenizer import TOKENIZER_FILE, load_tokenizer_json
 from jaxlm.load_model import load_model
 
-# What a run keeps of the Hugging Face directory that it was imported from.
-KEPT_FILES = (GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE)
 TEXT_KEYS = SourceKeys("--from-text", None)
 
 
@@ -141,9 +136,7 @@ def extend_model(
     with runtime.lock_run_directory(out):
         check_is_empty(out)  # again: another process may have been quicker
         with removed_after_error(out):
-            for name in KEPT_FILES:
-                if (directory / name).is_file():
-                    shutil.copyfile(directory / name, out / name)
+            copy_kept_files(directory, out)
             keep_new_tokens(out, special_names(new_tokens))
             write_first_step(out, run_config, tokenizer, params)
     return ExtendedModel(run_config, old_size, find_ids(out, new_tokens), [], [])

@@ -195,7 +195,7 @@ def copy_kept_files(base: Path, run: Path) -> None:
 
     Raises OSError.
     """
-    for file in (GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE):
+    for file in (GENERATION_CONFIG_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE):
         if (base / file).is_file() and not (run / file).exists():
             shutil.copyfile(base / file, run / file)
 

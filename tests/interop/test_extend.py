@@ -28,6 +28,7 @@ def extended(tmp_path_factory):
             hf, run, out = (folder / f"{part}-{name}" for part in ("hf", "run", "out"))
             hf_directory(hf, name)
             assert converted("import", hf, run) == 0
+            (run / "chat_template.jinja").write_text("{{ messages }}")
             options = ("--tokens", folder / "tokens.txt", "--special", *NEW[2:])
             assert converted("extend", run, out, *options) == 0
             made[name] = hf, run, out
@@ -54,6 +55,7 @@ def test_old_texts_keep_their_ids_and_their_scores(name, extended):
     ]
     assert scores[0][..., :old_size].tobytes() == scores[1][..., :old_size].tobytes()
 
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
     # Words are read from texts, special tokens never.
     new = [after.tokenizer.inner.token_to_id(token) for token in NEW]
     assert set(new[:2]) <= set(after.tokenizer.encode(WITH_NEW).tolist())

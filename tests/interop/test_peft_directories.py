@@ -229,7 +229,9 @@ def test_a_run_of_adapters_is_exported_and_imported(copied_run, capsys):
     own = load_model("runs/lora").params["blocks"]
     assert_same(jax.device_get(merged["blocks"]), jax.device_get(own))
 
+    Path("runs/tiny/chat_template.jinja").write_text("{{ messages }}")
     assert converted("import", "peft", "runs/back", "base=runs/tiny", "adapter.base=int8") == 0
+    assert Path("runs/back/chat_template.jinja").exists()
     back, run_config = load_model("runs/back", merged=False), config.load("runs/back/config.json")
     own = load_model("runs/lora", merged=False)
     assert_same(jax.device_get(back.params), jax.device_get(own.params))
