@@ -64,7 +64,7 @@ class Facts(NamedTuple):
     data: Mapping[str, Any]  # training.json's
     store: str  # hash
     versions: dict[str, str]
-    base: Mapping[str, Any]  # training.json's: name, step and hash of the weights it starts from
+    base: Mapping[str, Any]  # base.json's: name, step and hash of the weights it starts from
     imported: str  # model_type of the Hugging Face directory that the first weights come from
     exported: str  # model_type, where the card is of an exported directory
 

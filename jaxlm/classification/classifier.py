@@ -73,7 +73,7 @@ class TextClassifier:
 
     def _build(self, length: int) -> Objective:
         """Return the objective that lays out samples of `length` tokens."""
-        config, vocabulary = choose_objective(self.loaded), self.loaded.tokenizer.vocabulary
+        config, vocabulary = layout_objective(self.loaded), self.loaded.tokenizer.vocabulary
         return objectives.build(config, length, vocabulary, self.loaded.model.config)
 
     def _make_batch(self, examples: Sequence[Sequence[np.ndarray]], size: int) -> Batch:
@@ -111,7 +111,7 @@ def choose_length(loaded: LoadedModel, length: int | None) -> int:
     return length
 
 
-def choose_objective(loaded: LoadedModel) -> ObjectiveConfig:
+def layout_objective(loaded: LoadedModel) -> ObjectiveConfig:
     """Return the objective by which texts are laid out, cut where they are too long."""
     if loaded.config is not None:
         return dataclasses.replace(loaded.config.objective, class_weights=(), too_long="cut")

@@ -28,7 +28,7 @@ SPLIT_BY: dict[str, tuple[str, ...]] = {
     "unigram": ("whitespace", "gpt2", "gpt4", "none"),
 }
 
-# Formats of examples -> the names of their fields, of which docs/finetuning.md says more.
+# Formats of examples -> the names of their fields, of which docs/examples.md says more.
 KEY_NAMES: dict[str, tuple[str, ...]] = {
     "labelled": ("text", "pair", "label", "tokens"),
     "messages": (
@@ -88,8 +88,8 @@ class TokenizerConfig:
     # mixture_of_denoisers: the tokens of its R-, S- and X-denoisers
     denoiser_tokens: tuple[NonEmpty, NonEmpty, NonEmpty] = ("[R]", "[S]", "[X]")
     training_megabytes: PositiveDouble = 256.0  # trained kinds: MB of text to read, at most
-    # instruction, preference: the name of a template (chatml, alpaca, plain) or a file with one in
-    # Jinja. None: that of the base
+    # instruction, preference: the name of a template (chatml, alpaca, plain, llama3) or a file with
+    # one in Jinja. None: that of the base
     chat_template: NonEmpty | None = None
 
     @property
@@ -177,7 +177,7 @@ class SourceConfig:
     source_key: str = "source"  # pairs: the key of the encoder's text
     target_key: str = "target"  # pairs: the key of the decoder's text
     # messages, labelled, preferences: (name, key in the file) where they differ, such as
-    # (("label", "sentiment"),). docs/finetuning.md lists the names
+    # (("label", "sentiment"),). docs/examples.md lists the names
     keys: tuple[tuple[NonEmpty, NonEmpty], ...] = ()
     documents: Positive | None = None  # read the first ones only. None: all
     # keep the documents in one of these, by ISO 639-1 code ("en", "de"). (): all
