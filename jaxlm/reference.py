@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm.config import UserError
 from jaxlm.data import Store
+from jaxlm.data.example_array import ExampleArray
 from jaxlm.data.loader import LocalBatches
-from jaxlm.data.samples import PreferenceSamples
 from jaxlm.evaluation.validation import evaluation_batch_size
 from jaxlm.losses import tile_length
 from jaxlm.mesh_execution import on_each_device
@@ -33,7 +33,7 @@ REFERENCE_FILE = "reference.safetensors"
 class Pairs:
     """All pairs of an array in order, in batches of `batch_size`; the last one repeats a pair."""
 
-    def __init__(self, array: PreferenceSamples, objective: Objective, batch_size: int):
+    def __init__(self, array: ExampleArray, objective: Objective, batch_size: int):
         self.array, self.objective, self.batch_size = array, objective, batch_size
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ def use_reference(
         f"{split}.{number}": array
         for split, parts in (("train", store.train), ("validation", store.validation))
         for number, array in enumerate(parts)
-        if isinstance(array, PreferenceSamples)
+        if isinstance(array, ExampleArray)
     }
     path = group.run_directory / REFERENCE_FILE
     if params is None:
@@ -132,7 +132,7 @@ def build_scorer(run: Run, params: Tree) -> Callable[[Tree, Batch], Array]:
 
 
 def score_all(
-    run: Run, arrays: Sequence[tuple[str, PreferenceSamples]], objective: Objective, params: Tree
+    run: Run, arrays: Sequence[tuple[str, ExampleArray]], objective: Objective, params: Tree
 ) -> dict[str, np.ndarray]:
     """Return the log-probabilities of the answers of all pairs, float32 [pairs, 2] by name."""
     score, placement = build_scorer(run, params), run.placement

@@ -15,7 +15,7 @@ from jaxlm.config import Config, ConfigError, ModelConfig, UserError
 from jaxlm.data.rules import Predicate
 from jaxlm.data.stream import Stream, open_stream, source_sizes
 from jaxlm.evaluation.evaluator import Evaluator
-from jaxlm.evaluation.label_evaluator import build_evaluator
+from jaxlm.evaluation.label_evaluator import evaluator_type
 from jaxlm.interop.kept_files import copy_kept_files
 from jaxlm.monitor import Monitor, NullMonitor
 from jaxlm.reference import use_reference
@@ -99,7 +99,7 @@ def train(
                 monitor.text(start.step, "config", card.code(config_json, "json"))
 
             # 6. The steps, and what the model has learned in them.
-            evaluator = build_evaluator(
+            evaluator = evaluator_type(config)(
                 config,
                 run.model,
                 run.placement,

@@ -1,7 +1,7 @@
 """Cut samples from a tokenised source, whether it holds running text or pairs."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -20,13 +20,6 @@ class SampleArray(Protocol):
     def read_samples(self, starts: np.ndarray, objective: Objective) -> np.ndarray:
         """Return the samples that start at `starts` (int64 [n]); int32 [n, window]."""
         ...
-
-
-@runtime_checkable
-class PreferenceSamples(SampleArray, Protocol):
-    """Pairs of answers to a prompt, whose samples have the log-probabilities by a reference."""
-
-    reference: np.ndarray | None  # float32 [pairs, 2], nats; None: not known yet
 
 
 def window_count(array: SampleArray, objective: Objective) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config import ClassifierConfig, Config
-from jaxlm.data import Store
+from jaxlm.evaluation import scoring
 from jaxlm.evaluation.evaluator import (
     EvaluationStopped,
     Evaluator,
@@ -17,7 +17,6 @@ from jaxlm.evaluation.evaluator import (
 from jaxlm.evaluation.label_scores import LabelPredictions, describe_figures, score_labels
 from jaxlm.losses import LABEL_LOSSES, LossSums, label_loss, loss_sums
 from jaxlm.models import Model
-from jaxlm.objectives import Objective
 from jaxlm.sharding import Placement
 from jaxlm.step import score_step
 from jaxlm.types import Array, Batch, Tree
@@ -93,20 +92,19 @@ class LabelEvaluator(Evaluator):
         batches: int | None = None,
     ) -> LabelSums:
         """Return the sums over the first `batches` of a source, or over all of them."""
-        windows = StoppableBatches(source.process_windows, stop)
-        count = min(len(windows), batches or len(windows))
-        pending: list[tuple[LossSums, LabelPredictions]] = []
         loss, weights, predictions = 0.0, 0.0, []
-
-        for index in range(count):
-            pending.append(self.step(params, self.placement.put(windows[index])))
-            last = index + 1 == count
-            while len(pending) > (0 if last else self.steps_in_flight):
-                # Sync: the sums and predictions of the oldest unread step.
-                sums, predicted = jax.device_get(pending.pop(0))
-                loss += float(sums.loss)
-                weights += float(sums.count)
-                predictions.append(predicted)
+        results = scoring.fetch_results(
+            self.step,
+            params,
+            StoppableBatches(source.process_windows, stop),
+            batches,
+            self.placement.put,
+            self.steps_in_flight,
+        )
+        for sums, predicted in results:
+            loss += float(sums.loss)
+            weights += float(sums.count)
+            predictions.append(predicted)
         return LabelSums(loss, weights, predictions)
 
 
@@ -152,26 +150,6 @@ def predict_labels(classifier: ClassifierConfig, scores_BPC: Array) -> Array:
     return jnp.argmax(scores_BPC, axis=-1).astype(jnp.int32)
 
 
-def build_evaluator(
-    config: Config,
-    model: Model,
-    placement: Placement,
-    store: Store,
-    objective: Objective,
-    params: Tree,
-    *,
-    steps_in_flight: int,
-    compiler_options: dict[str, Any] | None = None,
-) -> Evaluator:
-    """Return the evaluator of a run; `params` are read for their shapes alone."""
-    kind = Evaluator if config.model.classifier.kind == "none" else LabelEvaluator
-    return kind(
-        config,
-        model,
-        placement,
-        store,
-        objective,
-        params,
-        steps_in_flight=steps_in_flight,
-        compiler_options=compiler_options,
-    )
+def evaluator_type(config: Config) -> type[Evaluator]:
+    """Return the class of a run's evaluator."""
+    return Evaluator if config.model.classifier.kind == "none" else LabelEvaluator

@@ -1,8 +1,8 @@
 """The loss of a model over batches, and the figures that follow from it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -60,6 +60,29 @@ def detection_means(sums: DetectionSums) -> dict[str, float]:
     }
 
 
+def fetch_results(
+    step: Callable[[Tree, Batch], Any],
+    params: Tree,
+    windows: Batches,
+    batches: int | None,
+    put: Callable[[Batch], Batch],
+    in_flight: int,
+) -> Iterator[Any]:
+    """Yield the results of a step, on the host, for the first `batches` of `windows`, or for all.
+
+    `put` places a batch on the devices. Up to `in_flight` steps run while the host prepares the
+    next batch.
+    """
+    pending: list[Any] = []
+    count = min(len(windows), batches or len(windows))
+    for index in range(count):
+        pending.append(step(params, put(windows[index])))
+        last = index + 1 == count
+        while len(pending) > (0 if last else in_flight):
+            # Sync: the results of the oldest unread step.
+            yield jax.device_get(pending.pop(0))
+
+
 def evaluate(
     step: Callable[[Tree, Batch], LossSums],
     params: Tree,
@@ -70,29 +93,20 @@ def evaluate(
 ) -> Score:
     """Return the score of the first `batches` of `windows`, or of all of them.
 
-    `put` places a batch on the devices. Up to `in_flight` steps run while the host prepares the
-    next batch. Sums over batches are float64, on the host.
+    Batches are placed and steps kept running as in `fetch_results`. Sums over batches are float64,
+    on the host.
     """
     loss = correct = targets = 0.0
     detections: list[DetectionSums] = []
     rewards: list[RewardSums] = []
-    pending: list[LossSums] = []
-    count = min(len(windows), batches or len(windows))
-
-    for index in range(count):
-        pending.append(step(params, put(windows[index])))
-        last = index + 1 == count
-
-        while len(pending) > (0 if last else in_flight):
-            # Sync: three scalars of the oldest unread step.
-            sums = jax.device_get(pending.pop(0))
-            loss += float(sums.loss)
-            correct += float(sums.correct)
-            targets += float(sums.count)
-            if sums.detection is not None:
-                detections.append(sums.detection)
-            if sums.rewards is not None:
-                rewards.append(sums.rewards)
+    for sums in fetch_results(step, params, windows, batches, put, in_flight):
+        loss += float(sums.loss)
+        correct += float(sums.correct)
+        targets += float(sums.count)
+        if sums.detection is not None:
+            detections.append(sums.detection)
+        if sums.rewards is not None:
+            rewards.append(sums.rewards)
 
     detection, divisor = add_detections(detections) if detections else None, max(targets, 1.0)
     return Score(loss / divisor, correct / divisor, int(targets), detection, add_rewards(rewards))
