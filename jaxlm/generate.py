@@ -1,7 +1,6 @@
 """python -m jaxlm.generate RUN|HF_DIR --prompt TEXT: continue, fill or embed texts, or chat."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from jaxlm import config, runtime
 from jaxlm.chat import load_template
 from jaxlm.config import UserError
 from jaxlm.directories import check_model_directory
+from jaxlm.input_text import check_spelling, parse_json_line, read_input
 
 DESCRIPTION = """Run prompts through a model: a decoder continues a text, an encoder-decoder fills
 its gaps or rewrites it, an encoder says what may stand for each mask. With --embed: a vector for
@@ -253,7 +253,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.stop and "" in args.stop:
         raise UserError("--stop: an empty text would end everything at once")
     for text in args.stop or []:
-        check_unicode(text, "--stop", "holds bytes that are not UTF-8")
+        check_spelling(text, "--stop", "holds bytes that are not UTF-8")
     most = args.max_new_tokens or 128
     if (args.min_new_tokens or 0) > most:
         raise UserError(f"--min-new-tokens {args.min_new_tokens} is above --max-new-tokens {most}")
@@ -269,7 +269,7 @@ def check_chat_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name):
             raise UserError(f"{option_name(name)} does not go with --chat")
     if args.system is not None:
-        check_unicode(args.system, "--system", "holds bytes that are not UTF-8")
+        check_spelling(args.system, "--system", "holds bytes that are not UTF-8")
 
 
 def check_use(args: argparse.Namespace, use: str) -> None:
@@ -295,9 +295,9 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     prompts = []
     for prompt in args.prompt or []:
         if prompt == "-":
-            prompts.append(drop_line_end(read_text("-")))
+            prompts.append(drop_line_end(read_input("-", "--prompt", MOST_PROMPT_BYTES)))
         else:
-            check_unicode(prompt, "--prompt", "holds bytes that are not UTF-8")
+            check_spelling(prompt, "--prompt", "holds bytes that are not UTF-8")
             prompts.append(prompt)
     if args.prompts is not None:
         prompts += read_prompts_file(args.prompts)
@@ -311,7 +311,8 @@ def read_prompts_file(name: str) -> list[str]:
     out. Both are said on stderr.
     """
     is_json = Path(name).suffix.lower() in PROMPT_JSON_SUFFIXES
-    lines = [line.removesuffix("\r") for line in read_text(name).split("\n")]
+    text = read_input(name, "--prompts", MOST_PROMPT_BYTES)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     if not lines[-1]:
         del lines[-1]
     blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
@@ -331,28 +332,6 @@ def read_prompts_file(name: str) -> list[str]:
     ]
 
 
-def read_text(name: str) -> str:
-    """Return the text of a file, or of stdin for -, without a byte order mark."""
-    source = "stdin" if name == "-" else name
-    try:
-        if name == "-":
-            content = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                content = file.read(MOST_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"--prompts: {name}: {error.strerror}") from error
-    if len(content) > MOST_PROMPT_BYTES:
-        raise UserError(f"{source}: holds more than {MOST_PROMPT_BYTES:,} bytes; cut it into parts")
-
-    try:
-        return content.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source}: not UTF-8 (byte {error.start}); texts and JSON lines are read uncompressed"
-        ) from error
-
-
 def drop_line_end(text: str) -> str:
     """Return the text without the line end that `echo` adds."""
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
@@ -360,26 +339,12 @@ def drop_line_end(text: str) -> str:
 
 def parse_json_prompt(line: str, place: str) -> str:
     """Return the string at "prompt" or "text" of a JSON object; `place` is its file:line."""
-    try:
-        record = json.loads(line)
-    except RecursionError as error:
-        raise UserError(f"{place}: not JSON: nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON: {error}") from error
-
+    record = parse_json_line(line, place)
     for key in ("prompt", "text"):
         if isinstance(record, dict) and isinstance(record.get(key), str):
-            check_unicode(record[key], place, "holds half a surrogate pair, which is no character")
+            check_spelling(record[key], place)
             return record[key]
     raise UserError(f'{place}: has no "prompt" or "text" with a string')
-
-
-def check_unicode(text: str, place: str, problem: str) -> None:
-    """Raise UserError for a text that UTF-8 can't spell."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: {problem} (character {error.start + 1:,})") from error
 
 
 if __name__ == "__main__":

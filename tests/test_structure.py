@@ -53,6 +53,7 @@ LEVELS = {
     "counter_rng": 1,
     "directories": 1,
     "files": 1,
+    "input_text": 1,
     "markdown": 1,
     "progress": 1,
     "run_weights": 3,

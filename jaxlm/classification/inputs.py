@@ -3,15 +3,14 @@
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.config import UserError
 from jaxlm.config.fields import list_names, suggestion
+from jaxlm.input_text import STDIN, check_spelling, parse_json_line, read_input
 
-STDIN = "-"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 MOST_BYTES = 1 << 28  # of a file or standard input, which may have no end
@@ -48,7 +47,8 @@ def read_lines(name: str) -> list[Line]:
     Files are JSON lines or tables with a header by their names, else plain text with a text on each
     line; standard input is JSON lines if its first line is an object. Blank lines are left out.
     """
-    text, source = read_content(name), "stdin" if name == STDIN else name
+    text = read_input(name, "--texts", MOST_BYTES)
+    source = "stdin" if name == STDIN else name
     suffix = Path(name).suffix.lower()
     if suffix in TABLE_SUFFIXES:
         lines = list(read_table(text, source, TABLE_SUFFIXES[suffix]))
@@ -67,29 +67,6 @@ def read_lines(name: str) -> list[Line]:
     if not lines:
         raise UserError(f"--texts: {source}: holds no texts")
     return lines
-
-
-def read_content(name: str) -> str:
-    """Return the text of a file or of standard input, without a byte order mark."""
-    source = "stdin" if name == STDIN else name
-    try:
-        if name == STDIN:
-            content = sys.stdin.buffer.read(MOST_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                content = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"--texts: {name}: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise UserError(
-            f"--texts: {source}: holds more than {MOST_BYTES:,} bytes; cut it into parts"
-        )
-
-    try:
-        return content.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 (byte {error.start}); texts are read uncompressed"
-        raise UserError(f"--texts: {source}: {reason}") from error
 
 
 def read_table(text: str, source: str, delimiter: str) -> Iterator[Line]:
@@ -116,12 +93,7 @@ def is_object(line: str) -> bool:
 
 def parse_object(line: str, place: str) -> dict[str, Any]:
     """Return the JSON object of a line."""
-    try:
-        record = json.loads(line)
-    except RecursionError as error:
-        raise UserError(f"{place}: not JSON: nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON: {error}") from error
+    record = parse_json_line(line, place)
     if not isinstance(record, dict):
         shown = json.dumps(record)[:MOST_SHOWN]
         raise UserError(f'{place}: must be a JSON object such as {{"text": ...}}, got {shown}')
@@ -190,9 +162,5 @@ def read_value(record: dict[str, Any], key: str, option: str, place: str) -> Any
 
 def check_text(text: str, place: str) -> str:
     """Return a text that is Unicode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        reason = "holds half a surrogate pair, which is no character"
-        raise UserError(f"{place}: {reason} (character {error.start + 1:,})") from error
+    check_spelling(text, place)
     return text
