@@ -61,6 +61,33 @@ RUNS = FAMILIES | {  # and edits for other models of these families
 }
 
 
+TUNED = """
+from jaxlm.config import *
+
+config = Config(
+    base="runs/tiny",
+    {parts}
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, schedule="constant"),
+    precision=PrecisionConfig(compute="float32"),
+    training=TrainingConfig(steps=4, batch_size=8),
+    evaluation=EvaluationConfig(every_steps=2, samples=0),
+    checkpoint=CheckpointConfig(every_steps=2),
+    logging=LoggingConfig(every_steps=1),
+    runtime=RuntimeConfig(devices=1),
+)
+"""
+TEXT_DATA = """data=DataConfig(
+        sources=(SourceConfig(name="other", path="other.txt"),),
+        sequence_length={length},
+        validation=ValidationConfig(method="tail", share=0.1),
+    ),"""
+
+
+def tuned_recipe(parts: str) -> str:
+    """Return a recipe that starts from a finished run (runs/tiny), with these sections beside."""
+    return TUNED.format(parts=parts)
+
+
 def write_recipe(folder: Path) -> None:
     """Write tiny.py and text.txt to `folder`."""
     words = random.Random(0).choices(

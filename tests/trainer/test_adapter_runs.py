@@ -13,26 +13,11 @@ from support.trees import assert_same
 from jaxlm import checkpoint
 from jaxlm.load_model import load_model
 
-RECIPE = """
-from jaxlm.config import *
-
-config = Config(
-    base="runs/tiny",
-    adapter=AdapterConfig(rank=2, targets=("query", "value", "up"), base="float32"),
-    data=DataConfig(
-        sources=(SourceConfig(name="other", path="other.txt"),),
-        sequence_length=32,
-        validation=ValidationConfig(method="tail", share=0.1),
-    ),
-    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, schedule="constant"),
-    precision=PrecisionConfig(compute="float32"),
-    training=TrainingConfig(steps=4, batch_size=8),
-    evaluation=EvaluationConfig(every_steps=2, samples=0),
-    checkpoint=CheckpointConfig(every_steps=2),
-    logging=LoggingConfig(every_steps=1),
-    runtime=RuntimeConfig(devices=1),
+RECIPE = tiny_run.tuned_recipe(
+    'adapter=AdapterConfig(rank=2, targets=("query", "value", "up"), base="float32"),'
+    + tiny_run.TEXT_DATA.format(length=32)
 )
-"""
+FASTER = "optimizer.learning_rate=1e-2"
 
 
 @pytest.fixture
@@ -51,15 +36,16 @@ def saved_names(directory: str, step: int) -> list[str]:
 
 
 def test_checkpoints_hold_adapters_alone_and_a_resumed_run_is_the_unbroken_one(adapted):
-    assert tiny_run.run(recipe="adapted.py", directory="runs/whole") == 0
+    assert tiny_run.run(FASTER, recipe="adapted.py", directory="runs/whole") == 0
     rows = tiny_run.rows("runs/whole")
     names = saved_names("runs/whole", 4)
     assert len(names) == 6 and all("lora" in name for name in names)
     record = json.loads(Path("runs/whole/base.json").read_text())
     assert (record["path"], record["step"], len(record["hash"])) == ("runs/tiny", 12, 64)
 
-    assert tiny_run.run("training.steps=2", recipe="adapted.py", directory="runs/parts") == 0
-    assert tiny_run.run("training.steps=4", recipe="adapted.py", directory="runs/parts") == 0
+    half = ("training.steps=2",)
+    assert tiny_run.run(FASTER, *half, recipe="adapted.py", directory="runs/parts") == 0
+    assert tiny_run.run(FASTER, recipe="adapted.py", directory="runs/parts") == 0
     assert tiny_run.rows("runs/parts")["train/loss"] == rows["train/loss"]
     assert tiny_run.rows("runs/parts")["eval/loss"] == rows["eval/loss"]
 

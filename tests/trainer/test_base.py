@@ -1,11 +1,13 @@
 """Runs that start from the model, the tokenizer and the weights of another run."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from support import tiny_run
 
-from jaxlm import checkpoint
+from jaxlm import checkpoint, start
 from jaxlm.config import (
     Config,
     ConfigError,
@@ -17,24 +19,7 @@ from jaxlm.config import (
 )
 from jaxlm.config.base import adopt_base
 
-RECIPE = """
-from jaxlm.config import *
-
-config = Config(
-    base="runs/tiny",
-    data=DataConfig(
-        sources=(SourceConfig(name="other", path="other.txt"),),
-        sequence_length=24,
-        validation=ValidationConfig(method="tail", share=0.1),
-    ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
-    precision=PrecisionConfig(compute="float32"),
-    training=TrainingConfig(steps=2, batch_size=8),
-    evaluation=EvaluationConfig(samples=0),
-    logging=LoggingConfig(every_steps=1),
-    runtime=RuntimeConfig(devices=1),
-)
-"""
+RECIPE = tiny_run.tuned_recipe(tiny_run.TEXT_DATA.format(length=24))
 
 
 @pytest.fixture
@@ -51,7 +36,8 @@ def test_a_run_starts_from_its_base_and_resumes_without_it(tuned, capsys):
     """The first loss on the same text, and without dropout, is that of the base."""
     Path("other.txt").write_text(Path("text.txt").read_text())
     edits = ("model.dropout=0", "data.sequence_length=32")
-    assert tiny_run.run(*edits, recipe="tuned.py", directory="runs/tuned") == 0
+    first_edits = (*edits, "training.steps=2")
+    assert tiny_run.run(*first_edits, recipe="tuned.py", directory="runs/tuned") == 0
     assert "base: runs/tiny after step 12" in capsys.readouterr().out
     first = tiny_run.rows("runs/tuned")["train/loss"][0][1]
     untrained, trained = tuned["train/loss"][0][1], tuned["eval/loss"][-1][1]
@@ -85,9 +71,9 @@ def test_the_decoder_starts_as_that_of_the_base_does(tmp_path):
         data=DataConfig(sources=(SourceConfig(name="a", path="a", format="messages"),)),
     )
     model = ModelConfig(family="encoder_decoder")
-    for kind, start in (("infilling", "end_of_text"), ("span", "pad")):
+    for kind, first_token in (("infilling", "end_of_text"), ("span", "pad")):
         base = Config(model=model, objective=ObjectiveConfig(kind=kind))
-        assert adopt_base(tuned, base).objective.start == start
+        assert adopt_base(tuned, base).objective.start == first_token
 
 
 def test_what_does_not_fit_the_base_is_refused_in_one_line(tuned):
@@ -112,3 +98,13 @@ def test_a_base_with_other_parameters_is_refused(tuned, capsys):
     checkpoint.write_run_config(Path("runs/tiny"), cfg, None, {})
     assert tiny_run.run(recipe="tuned.py", directory="runs/tuned") == 2
     assert "holds another state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "warned"), [("classify", True), ("causal", False)])
+def test_tuning_of_random_weights_is_warned_of(kind, warned, monkeypatch, capsys):
+    monkeypatch.setattr(start, "create_state", lambda *_: "fresh")
+    config = SimpleNamespace(objective=SimpleNamespace(kind=kind), seed=0)
+    run: Any = SimpleNamespace(config=config, model=None, optimizer=None, placement=None)
+    fresh: Any = start.Start(start.Origin.FRESH, 0)
+    assert start.build_state(run, fresh, cast(Any, None), Path()) == ("fresh", None)
+    assert ("warning: base is not set" in capsys.readouterr().out) == warned

@@ -11,26 +11,14 @@ from support import tiny_run
 
 from jaxlm import evaluate, runtime
 
-RECIPE = """
-from jaxlm.config import *
-
-config = Config(
-    base="runs/tiny",
-    objective=ObjectiveConfig(kind="preference", beta=0.5),
+RECIPE = tiny_run.tuned_recipe(
+    """objective=ObjectiveConfig(kind="preference", beta=0.5),
     data=DataConfig(
         sources=(SourceConfig(name="answers", path="answers.jsonl", format="preferences"),),
         sequence_length=16,
         validation=ValidationConfig(share=0.2),
-    ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, schedule="constant"),
-    precision=PrecisionConfig(compute="float32"),
-    training=TrainingConfig(steps=4, batch_size=8),
-    evaluation=EvaluationConfig(every_steps=2, samples=0),
-    checkpoint=CheckpointConfig(every_steps=2),
-    logging=LoggingConfig(every_steps=1),
-    runtime=RuntimeConfig(devices=1),
+    ),"""
 )
-"""
 
 
 @pytest.fixture

@@ -8,21 +8,6 @@ import numpy as np
 import pytest
 from support import tiny_run
 
-RECIPE = """
-from jaxlm.config import *
-
-config = Config(
-    base="runs/tiny",
-    {parts}
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, schedule="constant"),
-    precision=PrecisionConfig(compute="float32"),
-    training=TrainingConfig(steps=4, batch_size=8),
-    evaluation=EvaluationConfig(every_steps=2, samples=0),
-    logging=LoggingConfig(every_steps=1),
-    runtime=RuntimeConfig(devices=1),
-)
-"""
-
 PARTS = {
     "classify": """
     model=ModelConfig(classifier=ClassifierConfig(kind="sequence", labels=("odd", "even"))),
@@ -65,7 +50,7 @@ def write_examples(kind: str) -> None:
             }[kind]
         )
     Path("tuned.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Path("tuned.py").write_text(RECIPE.format(parts=PARTS[kind]))
+    Path("tuned.py").write_text(tiny_run.tuned_recipe(PARTS[kind]))
 
 
 @pytest.mark.slow
