@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxlm import checkpoint, loss_scaling, models, optim
 from jaxlm.base_identity import check_base, hash_params
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.config import Config, NoCheckpointError, PrecisionConfig, UserError
+from jaxlm.config import Config, NoCheckpointError, PrecisionConfig, UserError, find_moved
 from jaxlm.directories import BASE_FILE
 from jaxlm.files import write_atomically
 from jaxlm.models import Model
@@ -124,7 +124,7 @@ def read_weights(
         params = restore_weights(checkpoints, step, model, config, saved, ema=ema)
 
     if saves_adapters(config):
-        record = read_base_record(directory)
+        record, config = read_base_record(directory), find_moved(config, directory)
         frozen, _ = start_from_base(config, model, target, place, record)
         params = merge(frozen, params)
     if not config.adapter.rank or not merged:
@@ -198,6 +198,8 @@ def start_from_base(
     """
     assert config.base is not None
     directory = Path(config.base)
+    if not directory.is_dir():
+        raise UserError(f"base: {directory}: there is no such directory, and the weights are there")
     base_config, _ = checkpoint.read_run_config(directory)
     step = record and record.step
     base, step = read_weights(directory, base_config, place, step=step)

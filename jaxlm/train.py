@@ -103,14 +103,11 @@ def adopt_folder(run_config: config.Config, path: Path) -> config.Config:
     if path.name != CONFIG_FILE or not is_run(folder):
         return run_config
 
+    run_config = config.find_moved(run_config, folder)
     if saved.resolve() != folder.resolve():
         print(f"{path}: the run was saved as {saved}; its folder is now {folder}", flush=True)
         run_config = dataclasses.replace(run_config, run_directory=str(folder))
-    if saved.is_absolute() or ".." in saved.parts:
-        return run_config
-
-    start = folder.resolve().joinpath(*[".."] * len(saved.parts)).resolve()
-    return config.find_paths(run_config, start)
+    return run_config
 
 
 def build_train_parser() -> runtime.Parser:

@@ -19,7 +19,7 @@ from jaxlm.config.errors import ConfigError, DivergedError, LostError, NoCheckpo
 from jaxlm.config.fields import suggestion
 from jaxlm.config.load import load
 from jaxlm.config.model import ModelConfig
-from jaxlm.config.moved import find_paths
+from jaxlm.config.moved import find_moved
 from jaxlm.config.objective import ObjectiveConfig
 from jaxlm.config.plain_data import to_dict
 from jaxlm.config.runtime import RuntimeConfig
@@ -62,7 +62,7 @@ __all__ = [
     "ValidationConfig",
     "all_keys",
     "apply_edits",
-    "find_paths",
+    "find_moved",
     "load",
     "to_dict",
 ]

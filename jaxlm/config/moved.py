@@ -8,6 +8,17 @@ from jaxlm.config.schema import Config
 from jaxlm.config.urls import is_url
 
 
+def find_moved(config: Config, folder: Path) -> Config:
+    """Return the config of the run in `folder`, with its paths as they are found from here.
+
+    Those that aren't are looked up from where the run was started, as far as its saved place tells.
+    """
+    saved = Path(config.run_directory or "runs/run")
+    if saved.is_absolute() or ".." in saved.parts:
+        return config
+    return find_paths(config, folder.resolve().joinpath(*[".."] * len(saved.parts)).resolve())
+
+
 def find_paths(config: Config, start: Path) -> Config:
     """Return the config with relative paths that are not found from here taken from `start`.
 

@@ -3,8 +3,8 @@
 import pytest
 
 from jaxlm import config, train
-from jaxlm.config import Config, find_paths
-from jaxlm.config.moved import find_path
+from jaxlm.config import Config
+from jaxlm.config.moved import find_path, find_paths
 
 
 @pytest.fixture

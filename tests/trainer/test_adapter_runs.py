@@ -1,5 +1,6 @@
 """Runs with adapters: checkpoints of these alone, beside the hash of a base that stays as it is."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_checkpoints_hold_adapters_alone_and_a_resumed_run_is_the_unbroken_one(a
     assert tiny_run.run(FASTER, recipe="adapted.py", directory="runs/parts") == 0
     assert tiny_run.rows("runs/parts")["train/loss"] == rows["train/loss"]
     assert tiny_run.rows("runs/parts")["eval/loss"] == rows["eval/loss"]
+
+    # It is found from other folders, too.
+    run = Path("runs/whole").absolute()
+    with contextlib.chdir("/"):
+        assert load_model(run).step == 4
 
     # The base has not changed, and the loaded model has the adapters in its weights.
     base, plain = load_model("runs/tiny"), load_model("runs/whole")
