@@ -193,7 +193,7 @@ def test_a_step_has_the_gradient_of_rounded_weights_from_their_start_on(start):
 
 SLOW = pytest.mark.slow
 ROUNDED_MESHES = [
-    ("decoder", "int4", dict(zero=3)),
+    pytest.param("decoder", "int4", dict(zero=3), marks=SLOW),
     pytest.param("decoder", "int8", dict(zero=1, tensor=2), marks=SLOW),
     pytest.param("decoder", "int4", dict(zero=3, tensor=2, blocks="unrolled"), marks=SLOW),
     pytest.param("decoder", "int8", dict(zero=2), marks=SLOW),

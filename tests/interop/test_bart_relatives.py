@@ -105,6 +105,7 @@ def test_as_transformers(name: str, tmp_path: Path):
     assert model_config.shared_embedding == fields.get("share_encoder_decoder_embeddings", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type", [pytest.param("blenderbot", marks=pytest.mark.slow), "mbart", "marian"]
 )

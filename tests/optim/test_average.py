@@ -40,9 +40,8 @@ def test_the_average_is_that_of_the_weights_after_each_step(dtype):
         np.testing.assert_allclose(average[name], value, rtol=1e-5)  # 39 sums in float32
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param({"zero": 0, "data": -1, "fsdp": 1}, marks=pytest.mark.slow), {"zero": 3}]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"zero": 0, "data": -1, "fsdp": 1}, {"zero": 3}])
 def test_it_changes_no_weight_and_is_split_like_the_moments(mesh):
     averaging, plain = (tiny.parts(2, config, **mesh) for config in (AVERAGING, tiny.CONFIG))
     states = {}
